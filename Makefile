@@ -1,0 +1,40 @@
+# make sweep: everything from nothing to the comparison table. make test: the whole suite. Python 3.11 to 3.13.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := dev,joblib,slurm,ray,dashboard,postgres,export
+PORT ?= 5000
+
+.PHONY: install sweep test check ui lock clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else "segsweep needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12 ..." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch $@
+
+sweep: install
+	$(BIN)/python -m segsweep -m model=unet,r2unet optim=sgd,adam
+
+test: $(VENV)/.tools
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: install
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+lock: $(VENV)/.tools
+	$(BIN)/python -m pip list --format freeze --exclude-editable | grep -v -e '^pip=' -e '^setuptools=' -e '^segsweep=' | sed 's/+cpu$$//' > constraints.txt
+
+clean:
+	rm -rf $(VENV)

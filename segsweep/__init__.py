@@ -1,0 +1,3 @@
+"""segsweep: sweeps over segmentation networks, and an honest answer to which configuration is better."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,163 @@
+"""The record on disk: names, atomic writes, checkpoints and the lock.
+
+The files are the truth and MLflow is their mirror. `result.json` is written last and means that the run is finished.
+"""
+
+import csv
+import fcntl
+import json
+import logging
+import math
+import os
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that becomes `path` when the block ends well, and is removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """NaN and infinity become null: strict JSON, readable by every tool."""
+    write_text(path, json.dumps(_finite(value), indent=1) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """The content, or None where there is no such file or it is damaged (which is said in the log)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s): taken as absent", path, error)
+        return None
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(_finite(row)) + "\n" for row in rows))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One row a mapping; NaN becomes an empty cell."""
+    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Exclusive use of `folder`; waits for its holder, and the system frees it when the holder dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("%s is being trained by another process: waiting for it", folder.name)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def held(folder: Path) -> bool:
+    """Whether a living process holds the lock of `folder`."""
+    try:
+        with (folder / "lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+class Checkpoints:
+    """The checkpoints of one trajectory: `state_0003.pt` after epoch 3 and the best weights until then beside it.
+
+    A trajectory is what runs that differ only in `epochs` have in common, so a run of 5 epochs and one of 10 share it.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def state(self, epoch: int) -> Path:
+        return self.folder / f"state_{epoch:04d}.pt"
+
+    def best(self, epoch: int) -> Path:
+        return self.folder / f"best_{epoch:04d}.pt"
+
+    def epochs(self) -> list[int]:
+        return sorted(int(path.stem.split("_")[1]) for path in self.folder.glob("state_*.pt"))
+
+    def save(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:
+        """`best`: weights to write if this epoch is the best so far, else None to go on with the previous ones."""
+        import torch
+
+        epoch = state["epoch"]
+        if best is not None:
+            with atomic(self.best(epoch)) as partial:
+                torch.save(best, partial)
+        elif (previous := self._best_before(epoch)) is not None:
+            self.best(epoch).unlink(missing_ok=True)
+            os.link(previous, self.best(epoch))
+        with atomic(self.state(epoch)) as partial:
+            torch.save(state, partial)
+
+    def _best_before(self, epoch: int) -> Path | None:
+        earlier = [path for path in sorted(self.folder.glob("best_*.pt")) if path < self.best(epoch)]
+        return earlier[-1] if earlier else None
+
+    def load(self, until: int) -> dict[str, Any] | None:
+        """The latest readable state at or before epoch `until`; a damaged one is reported and the one before used."""
+        import torch
+
+        for epoch in reversed([e for e in self.epochs() if e <= until]):
+            try:
+                return torch.load(self.state(epoch), map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                log.warning("checkpoint %s is damaged (%s): using the one before", self.state(epoch), reason)
+                self.state(epoch).rename(self.state(epoch).with_suffix(".damaged"))
+        return None
+
+    def prune(self, keep: int, milestones: set[int]) -> None:
+        """Keep the `keep` latest and the milestones (ends of runs)."""
+        for epoch in self.epochs()[:-keep]:
+            if epoch not in milestones:
+                self.state(epoch).unlink(missing_ok=True)
+                self.best(epoch).unlink(missing_ok=True)

@@ -1,0 +1,107 @@
+"""`python -m segsweep`: check the command line, let Hydra compose and launch, close the sweep's record.
+
+Imports neither torch nor mlflow nor optuna, so that `--help` and `--cfg job` answer at once.
+"""
+
+import os
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from segsweep import artifacts, plugins, progress, sweep
+from segsweep.config import conf_dir
+from segsweep.errors import SegsweepError
+from segsweep.preflight import preflight
+
+plugins.register()
+OmegaConf.register_new_resolver(
+    "sweep_name", lambda: f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}", use_cache=True, replace=True
+)
+_ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
+
+
+def job(cfg: DictConfig) -> float:
+    """One job of a sweep, wherever it was launched: run it, record it, give its objective (NaN where it has none)."""
+    from segsweep.run import run
+
+    settings = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
+    record = artifacts.read_json(folder.parent / "sweep.json") or {}
+    overrides = list(settings.overrides.task)
+    number = OmegaConf.select(settings, "job.num", throw_on_missing=False) or 0
+    name = job_name(overrides, record.get("overrides", []))
+    entry = sweep.open_job(folder, number, overrides)
+    progress.emit("start", name=name)
+    began = time.perf_counter()
+    outcome = run(
+        cfg,
+        choices={k: v for k, v in OmegaConf.to_container(settings.runtime.choices).items() if not k.startswith("hydra/")},  # type: ignore[union-attr]
+        name=name,
+        command=f"python -m segsweep {' '.join(overrides)}".strip(),
+        sweep=record,
+        milestones=set(record.get("milestones", [])),
+    )
+    sweep.close_job(folder, entry, outcome, time.perf_counter() - began)
+    progress.emit("end", status=outcome.status, error=outcome.error, dice=outcome.metrics.get("test/dice"))
+    if outcome.status == "interrupted":
+        raise KeyboardInterrupt
+    return outcome.objective if outcome.objective is not None else float("nan")
+
+
+def job_name(overrides: list[str], asked: list[str]) -> str:
+    """What varies in a sweep; all overrides where nothing does."""
+    fixed = set(asked)
+    shown = [o for o in overrides if o not in fixed] or overrides
+    return " ".join(o for o in shown if not o.startswith(("paths.", "tracking", "data.root", "device"))) or "default"
+
+
+def main() -> int:
+    """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped."""
+    if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
+        _hydra()
+        return 0
+    try:
+        total = preflight(sys.argv[1:])
+    except SegsweepError as error:
+        print(error, file=sys.stderr)
+        return 1
+    from segsweep.display import Display
+
+    stopped = False
+    with Display(total) as display:
+        progress.send_to(display.handle)
+        signal.signal(signal.SIGINT, _on_signal)
+        signal.signal(signal.SIGTERM, _on_signal)
+        try:
+            _hydra()
+        except KeyboardInterrupt:
+            stopped = True
+        except SystemExit as error:
+            if sweep.current is None:
+                return int(error.code or 0)
+    return sweep.finish(sweep.current, stopped) if sweep.current else 1
+
+
+def _hydra() -> Any:
+    from segsweep.components import whitelist
+
+    entry = hydra.main(
+        config_path=str(conf_dir()), config_name="config", version_base="1.4", execution_whitelist=whitelist()
+    )(job)
+    return entry()
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT and not progress.stopping():
+        progress.stop()
+        os.write(2, b"\nFinishing the epoch, then stopping. Ctrl-C again stops now.\n")
+    else:
+        raise KeyboardInterrupt

@@ -1,0 +1,145 @@
+"""The only reader of `_target_`: holds every group against its target's signature, and builds it.
+
+conf/ is the registry: a component is any class or function that the whitelist allows, and its keyword arguments are its
+schema. A configuration from elsewhere therefore cannot call anything but what is listed here.
+"""
+
+import difflib
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from segsweep.config import GROUPS, range_problem, ranges
+from segsweep.errors import SegsweepError
+
+ALLOW = "SEGSWEEP_ALLOW"
+GIVEN = {"model": {"in_channels"}, "optim": {"params"}, "scheduler": {"optimizer"}}
+"""Arguments that the run itself passes."""
+
+
+def whitelist() -> list[str]:
+    """Targets that a configuration may call. One's own package: SEGSWEEP_ALLOW=mypackage.* in the environment, which a
+    configuration from elsewhere cannot set."""
+    own = [entry.strip() for entry in os.environ.get(ALLOW, "").split(",") if entry.strip()]
+    return [
+        *("segsweep.models.*", "segsweep.losses.*", "segsweep.data.*", "segsweep.sweep.SweepCallback"),
+        *("torch.nn.*", "torch.optim.*", "logging.*"),
+        *own,
+    ]
+
+
+def allowed(target: str) -> bool:
+    return any(target == entry or (entry.endswith(".*") and target.startswith(entry[:-1])) for entry in whitelist())
+
+
+def build(node: DictConfig, **given: Any) -> Any:
+    """The component of a group; ValueError and TypeError of its constructor keep their message."""
+    try:
+        return instantiate(node, **given, _execution_whitelist_=whitelist())
+    except InstantiationException as error:
+        raise error.__cause__ or error from None
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the most similar of `names`, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """Every mistake of a composed configuration, one sentence each; reads no data and trains nothing."""
+    missing = [f"{key}: a value is needed, {key}=..." for key in sorted(OmegaConf.missing_keys(cfg))]
+    if missing:
+        return missing
+    problems = []
+    for key, rule in ranges().items():
+        try:
+            problems.append(range_problem(key, OmegaConf.select(cfg, key, throw_on_missing=True), rule))
+        except OmegaConfBaseException as error:
+            problems.append(f"{key}: {str(error).splitlines()[0]}")
+    found = [problem for problem in problems if problem]
+    optimizer = None
+    for group in GROUPS:
+        mistakes, component = _check_group(cfg, group, optimizer)
+        found += mistakes
+        if group == "optim" and component is not None:
+            optimizer = component
+    return found
+
+
+def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str], Any]:
+    """The group's mistakes, and the component built on nothing: the network without memory, the optimizer of a dummy."""
+    import torch
+
+    try:
+        node = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        return [f"{group}: {str(error).splitlines()[0]}"], None
+    assert isinstance(node, dict)
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        return [f"{group}: no _target_; choose an option, such as {group}={_default(group)}"], None
+    if not allowed(target):
+        return [
+            f"{group}._target_={target}: not allowed to be called; allowed are {', '.join(whitelist())}; "
+            f"for your own package set {ALLOW}=package.* in the environment"
+        ], None
+    try:
+        signature = inspect.signature(get_method(target) if _is_function(target) else _locate(target))
+    except Exception as error:  # importing somebody's module can raise anything
+        return [f"{group}._target_={target}: cannot be imported: {error}"], None
+    mistakes = _check_keys(group, node, signature)
+    if mistakes or (group == "scheduler" and optimizer is None):
+        return mistakes, None
+    given: dict[str, Any] = {}
+    dummy = {"params": [torch.nn.Parameter(torch.zeros(1))]} if group == "optim" else {}
+    if group == "scheduler":
+        dummy = {"optimizer": optimizer}
+    if group == "model":
+        given = {"in_channels": 3}
+    try:
+        with torch.device("meta") if group == "model" else torch.device("cpu"):
+            component = build(cfg[group], **given)
+            return [], component(**dummy) if dummy else component
+    except SegsweepError as error:
+        return [str(error)], None
+    except Exception as error:  # a constructor says in its own way what it does not take
+        return [f"{group}: {error}"], None
+
+
+def _check_keys(group: str, node: Mapping[str, Any], signature: inspect.Signature) -> list[str]:
+    parameters = signature.parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return []
+    takes = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+    settable = takes - GIVEN.get(group, set())
+    keys = {key for key in node if key not in ("_target_", "_partial_", "_convert_", "_recursive_")}
+    unknown = [
+        f"{group}.{key}: {node['_target_']} takes no such argument{nearest(key, settable)}; "
+        f"it takes {', '.join(sorted(settable))}"
+        for key in sorted(keys - settable)
+    ]
+    needed = {p.name for p in parameters if p.default is p.empty and p.name in settable}
+    return unknown + [f"{group}.{key}: a value is needed" for key in sorted(needed - keys)]
+
+
+def _default(group: str) -> str:
+    return {"model": "unet", "loss": "bce_dice", "optim": "adam", "data": "phantom", "split": "patient"}.get(
+        group, "constant" if group == "scheduler" else "none"
+    )
+
+
+def _is_function(target: str) -> bool:
+    return target.rpartition(".")[2][:1].islower()
+
+
+def _locate(target: str) -> Any:
+    from hydra.utils import get_class
+
+    return get_class(target)

@@ -1,0 +1,102 @@
+"""The schema of the configuration and the place of conf/.
+
+Types and ranges live here, values live in conf/: a dataclass has no defaults, so a value is never kept in two places.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+def conf_dir() -> Path:
+    """conf/ inside the installed package, or beside it in a checkout or an editable install."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def value(*, least: float | None = None, above: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A value that conf/ must give, with the range that `range_problem` checks."""
+    return field(default=MISSING, metadata={"least": least, "above": above, "choices": choices})
+
+
+@dataclass
+class Paths:
+    runs: str = MISSING
+    cache: str = MISSING
+
+
+@dataclass
+class Tracking:
+    uri: str | None = MISSING
+    experiment: str = MISSING
+
+
+@dataclass
+class Checkpoint:
+    every: int = value(least=1)
+    keep: int = value(least=1)
+
+
+@dataclass
+class Config:
+    """All that a run can be told. Groups are free-form here: `components.check` holds them against their targets."""
+
+    model: dict[str, Any] = MISSING
+    loss: dict[str, Any] = MISSING
+    optim: dict[str, Any] = MISSING
+    scheduler: dict[str, Any] = MISSING
+    data: dict[str, Any] = MISSING
+    split: dict[str, Any] = MISSING
+    augment: dict[str, Any] = MISSING
+    epochs: int = value(least=1)
+    batch_size: int = value(least=1)
+    eval_batch_size: int = value(least=1)
+    seed: int = value(least=0)
+    clip_norm: float | None = value(above=0)
+    precision: str = value(choices=("auto", "fp32", "bf16"))
+    device: str = value(choices=("auto", "cpu", "cuda", "cuda:N"))
+    compile: bool = MISSING
+    workers: int = value(least=0)
+    reuse: bool = MISSING
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    tracking: Tracking = field(default_factory=Tracking)
+    paths: Paths = field(default_factory=Paths)
+
+
+GROUPS = ("model", "loss", "optim", "scheduler", "data", "split", "augment")
+
+
+def ranges(schema: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Flat key -> metadata (least, above, choices) of every plain value of the schema."""
+    found: dict[str, Any] = {}
+    for f in fields(schema):
+        if is_dataclass(f.type):
+            found |= ranges(f.type, f"{prefix}{f.name}.")  # type: ignore[arg-type]
+        elif f.metadata:
+            found[prefix + f.name] = f.metadata
+    return found
+
+
+def range_problem(key: str, found: Any, rule: Any) -> str | None:
+    """One sentence if `found` is outside its range, else None."""
+    if found is None:
+        return None
+    choices = rule["choices"]
+    if choices:
+        pattern = [c for c in choices if c == found or (c.endswith(":N") and _numbered(str(found), c))]
+        return None if pattern else f"{key}={found}: allowed are {', '.join(choices)}"
+    if rule["least"] is not None and not found >= rule["least"]:
+        return f"{key}={found}: must be at least {rule['least']}"
+    if rule["above"] is not None and not found > rule["above"]:
+        return f"{key}={found}: must be above {rule['above']}"
+    return None
+
+
+def _numbered(found: str, choice: str) -> bool:
+    return found.startswith(choice[:-1]) and found[len(choice) - 1 :].isdigit()
+
+
+ConfigStore.instance().store(name="schema", node=Config, provider="segsweep")

@@ -1,0 +1,1 @@
+"""Data sets, splits, the decoded cache, and batches on the device."""

@@ -1,0 +1,97 @@
+"""Facts of the machine and the program that a record carries, and this job's peak memory."""
+
+import datetime
+import importlib.metadata
+import platform
+import re
+import resource
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("segsweep", "torch", "numpy", "hydra-core", "omegaconf", "optuna", "mlflow")
+
+
+def now() -> str:
+    """Local time with its offset, ISO 8601, to the second."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """device, versions and git commit (None outside a checkout; `+` marks uncommitted changes)."""
+    return {"device": device_name(device), "versions": versions(), "commit": commit()}
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+@lru_cache
+def commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"],
+            capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None
+
+
+@lru_cache
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return f"cpu: {_cpuinfo('model name') or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+@lru_cache
+def _cpuinfo(field: str) -> str | None:
+    try:
+        found = re.search(rf"^{field}\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return found.group(1).strip() if found else None
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself (AVX512-BF16 or AMX); emulated bf16 is slower than fp32."""
+    flags = (_cpuinfo("flags") or "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def reset_peak_memory() -> None:
+    """Start this job's own peak: jobs share a process, and the largest before would hide it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # not Linux: the peak is that of the process
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of tensors on a CUDA device; on a CPU the process's largest resident set since `reset_peak_memory`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if found:
+            return int(found.group(1)) * 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

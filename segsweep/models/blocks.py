@@ -1,0 +1,104 @@
+"""The convolution blocks of the U-Net and the R2U-Net, and the U-shaped encoder-decoder that both are.
+
+The networks differ in their block alone, so the path down, the path up, and what happens to sizes that do not divide are here once.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DoubleConv(nn.Sequential):
+    """Twice (3x3 convolution, BatchNorm, ReLU): (B, in_channels, H, W) -> (B, out_channels, H, W).
+
+    BatchNorm and the zero padding are the usual additions to Ronneberger et al. 2015 (arXiv 1505.04597), whose convolutions crop.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        layers: list[nn.Module] = []
+        for before, after in pairwise((in_channels, out_channels, out_channels)):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+class RecurrentResidual(nn.Module):
+    """Recurrent residual block of Alom et al. 2018 (arXiv 1802.06955): (B, in_channels, H, W) -> (B, out_channels, H, W).
+
+    A 1x1 projection gives x; one shared 3x3 convolution and one shared BatchNorm refine a state s, `t` times, from s = x by
+    s <- relu(bn(conv(s)) + x); the block's result is s plus a 1x1 shortcut of its input. `t` costs time, and no parameters.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, t: int) -> None:
+        super().__init__()
+        self.t = t
+        self.project = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
+        )
+        self.conv = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = state = self.project(x)
+        for _ in range(self.t):
+            # In place where autograd keeps no copy: BatchNorm's result is not saved, ReLU's is (and is read by the next step).
+            state = self.norm(self.conv(state)).add_(start).relu_()
+        return self.shortcut(x).add_(state)
+
+
+class EncoderDecoder(nn.Module):
+    """U-shaped network: (B, in_channels, H, W) -> logits (B, out_channels, H, W), for any H and W of at least 1.
+
+    `depth` times 2x2 max-pooling with the channels doubling from `width`; as often up by a 2x2 transposed convolution, whose result is
+    joined to the encoder's at that level. A size that is no multiple of 2**depth, or that would leave a single pixel at the
+    bottom (no statistics for BatchNorm), is padded by repeating the border, and the logits are cropped back.
+    """
+
+    def __init__(
+        self, block: Callable[[int, int], nn.Module], in_channels: int, out_channels: int, width: int, depth: int
+    ) -> None:
+        check_range(in_channels=(in_channels, 1, None), out_channels=(out_channels, 1, None))
+        check_range(width=(width, 1, None), depth=(depth, 1, 8))
+        super().__init__()
+        channels = [width * 2**level for level in range(depth + 1)]
+        self.multiple = 2**depth
+        self.encoder = nn.ModuleList(block(before, after) for before, after in pairwise([in_channels, *channels]))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * c, c, 2, stride=2) for c in reversed(channels[:-1]))
+        self.decoder = nn.ModuleList(block(2 * c, c) for c in reversed(channels[:-1]))
+        self.head = nn.Conv2d(width, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        top, bottom = _padding(height, self.multiple)
+        left, right = _padding(width, self.multiple)
+        if top or bottom or left or right:
+            x = F.pad(x, (left, right, top, bottom), mode="replicate")
+
+        x = self.encoder[0](x)
+        skips = []
+        for block in self.encoder[1:]:
+            skips.append(x)  # (B, width * 2**level, H / 2**level, W / 2**level)
+            x = block(F.max_pool2d(x, 2))
+        for up, block in zip(self.up, self.decoder, strict=True):
+            x = block(torch.cat((skips.pop(), up(x)), dim=1))
+        return self.head(x)[..., top : top + height, left : left + width]
+
+
+def _padding(size: int, multiple: int) -> tuple[int, int]:
+    """Pixels to add (before, after) so that `size` becomes a multiple of `multiple`, and at least two of them."""
+    missing = max(-size % multiple, 2 * multiple - size)
+    return missing // 2, missing - missing // 2
+
+
+def check_range(**arguments: tuple[int, int, int | None]) -> None:
+    """Raises ValueError for the first argument, given as name=(value, least, most), that is no whole number in its range."""
+    for name, (value, least, most) in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+        if most is not None and value > most:
+            raise ValueError(f"{name} must be at most {most}, got {value}")

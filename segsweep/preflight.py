@@ -1,0 +1,193 @@
+"""All mistakes of a command line at once, before any data is read or any job starts.
+
+Hydra reports the first mistake that it meets, job by job; here the overrides are taken one at a time, held against what
+conf/ and the components allow, and answered with the nearest right name.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from segsweep import components
+from segsweep.config import conf_dir
+from segsweep.errors import ConfigError, SegsweepError
+
+COMBINATIONS = 64
+"""Most combinations of swept groups that are composed here; the rest is checked job by job."""
+
+
+def preflight(argv: list[str]) -> int | None:
+    """Raise ConfigError with one line for every mistake; else the number of jobs, None where a search decides."""
+    args = get_args_parser().parse_args(argv)
+    with initialize_config_dir(str(args.config_dir or conf_dir()), version_base="1.4"):
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            overrides = OverridesParser.create(config_loader=loader).parse_overrides(args.overrides)
+            groups = {o.key_or_group: loader.get_group_options(o.key_or_group) for o in overrides}
+        except HydraException as error:
+            raise ConfigError(str(error).strip()) from None
+        problems = [] if args.multirun else _needs_multirun(overrides)
+        chosen = [o for o in overrides if groups[o.key_or_group]]
+        values = [o for o in overrides if not groups[o.key_or_group]]
+        for override in chosen:
+            problems += _wrong_options(override, groups[override.key_or_group])
+        _stop(problems)
+        bases = list(_compositions(chosen, values))
+    searching = "Optuna" in str(OmegaConf.select(bases[0], "hydra.sweeper._target_"))
+    tasks = [o for o in values if not o.key_or_group.startswith("hydra.")]
+    for override in tasks:
+        problems += _wrong_key(override, bases) or _wrong_values(override, bases)
+    _stop(problems)
+    for cfg in _variants(bases, tasks):
+        problems += components.check(cfg)
+    _stop(problems)
+    _check_data(bases, tasks)
+    if not args.multirun:
+        return 1
+    swept = [o for o in overrides if o.is_sweep_override()]
+    return None if searching else math.prod(len(_values(o)) for o in swept)
+
+
+def _stop(problems: Iterable[str]) -> None:
+    if unique := list(dict.fromkeys(problems)):
+        raise ConfigError("\n".join(unique))
+
+
+def _needs_multirun(overrides: list[Override]) -> list[str]:
+    return [f"{o.input_line}: several values are a sweep; add -m" for o in overrides if o.is_sweep_override()]
+
+
+def _wrong_options(override: Override, options: list[str]) -> list[str]:
+    group = override.key_or_group
+    return [
+        f"{group}={value}: no such option{components.nearest(str(value), options)}; {group} is one of {', '.join(options)}"
+        for value in _values(override)
+        if not override.is_delete() and value is not None and not {str(value), str(value).removesuffix(".yaml")} & set(options)
+    ]
+
+
+def _values(override: Override) -> list[Any]:
+    """All values of a discrete sweep, the two ends of an interval, or the one value."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    if override.is_discrete_sweep():
+        return list(override.sweep_iterator())
+    sweep = override.value()
+    if isinstance(sweep, IntervalSweep | RangeSweep):
+        return [v for v in (getattr(sweep, "start", None), getattr(sweep, "end", None), getattr(sweep, "stop", None)) if v is not None]
+    return []
+
+
+def _compositions(chosen: list[Override], values: list[Override]) -> Iterable[DictConfig]:
+    """The configuration of every combination of swept groups, without the overrides of single values."""
+    added = [o.input_line for o in values if o.key_or_group.startswith("hydra.") and not o.is_sweep_override()]
+    choices = [[_line(o, v) for v in _values(o)] if o.is_sweep_override() else [o.input_line] for o in chosen]
+    for lines in itertools.islice(itertools.product(*choices), COMBINATIONS):
+        try:
+            yield compose("config", overrides=[*lines, *added], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(str(error).strip()) from None
+
+
+def _line(override: Override, value: Any) -> str:
+    return f"{override.input_line.split('=')[0]}={value}"
+
+
+def _wrong_key(override: Override, bases: list[DictConfig]) -> list[str]:
+    key = override.key_or_group
+    if override.is_add() or override.is_force_add():
+        return []
+    without = [cfg for cfg in bases if not _has(cfg, key)]
+    if not without:
+        return []
+    if len(without) < len(bases):
+        group = key.split(".")[0]
+        names = sorted({str(OmegaConf.select(cfg, f"hydra.runtime.choices.{group}")) for cfg in without})
+        return [f"{key}: not a key of {', '.join(f'{group}={n}' for n in names)}; sweep those options apart"]
+    keys = sorted({k for cfg in bases for k in _keys(cfg) if not k.startswith("hydra")})
+    group = key.split(".")[0]
+    own = [k for k in keys if k.startswith(f"{group}.")]
+    hint = components.nearest(key, keys)
+    return [f"{key}: no such key{hint}" + (f"; {group} has {', '.join(own)}" if own and not hint else "")]
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node.keys():
+            return False
+        node = node._get_node(part)
+    return True
+
+
+def _keys(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
+    for key in cfg:
+        name = f"{prefix}{key}"
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from _keys(node, f"{name}.")
+        elif not str(key).startswith("_"):
+            yield name
+
+
+def _wrong_values(override: Override, bases: list[DictConfig]) -> list[str]:
+    if override.is_delete():
+        return []
+    problems = []
+    for cfg, value in itertools.product(bases[:1], _values(override)):
+        try:
+            _apply(copy.deepcopy(cfg), override, value)
+        except OmegaConfBaseException as error:
+            problems.append(f"{override.key_or_group}={value}: {str(error).splitlines()[0]}")
+    return problems
+
+
+def _apply(cfg: DictConfig, override: Override, value: Any) -> None:
+    with open_dict(cfg):
+        if override.is_delete():
+            return
+        plain = OmegaConf.create(value) if isinstance(value, dict | list) else value
+        OmegaConf.update(cfg, override.key_or_group, plain, merge=not isinstance(plain, ListConfig))
+
+
+def _variants(bases: list[DictConfig], tasks: list[Override]) -> Iterable[DictConfig]:
+    """Each base with the first value of everything, then with every other swept value once."""
+    for base in bases:
+        whole = copy.deepcopy(base)
+        with open_dict(whole):
+            del whole["hydra"]
+        for override in tasks:
+            if values := _values(override):
+                _apply(whole, override, values[0])
+        yield whole
+        for override in tasks:
+            for value in _values(override)[1:]:
+                variant = copy.deepcopy(whole)
+                _apply(variant, override, value)
+                yield variant
+
+
+def _check_data(bases: list[DictConfig], tasks: list[Override]) -> None:
+    """Every data set and split that the jobs will use: scanned and divided, not decoded."""
+    seen: dict[str, Any] = {}
+    for cfg in _variants(bases, tasks):
+        keys = [str(OmegaConf.to_container(cfg[group], resolve=True)) for group in ("data", "split")]
+        try:
+            if keys[0] not in seen:
+                seen[keys[0]] = components.build(cfg.data).scan(Path(cfg.paths.cache))
+            if "\n".join(keys) not in seen:
+                seen["\n".join(keys)] = components.build(cfg.split)(seen[keys[0]].patients)
+        except SegsweepError as error:
+            raise ConfigError(str(error)) from None

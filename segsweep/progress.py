@@ -1,0 +1,40 @@
+"""What a run tells while it works, and how it is asked to stop.
+
+Events are plain dicts sent to one sink: the terminal of this process, or the pipe of a launcher's worker.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+Sink = Callable[[dict[str, Any]], None]
+
+_sink: Sink = lambda event: None  # noqa: E731
+_stop = threading.Event()
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state after `epoch` complete epochs is saved."""
+
+    def __init__(self, epoch: int):
+        super().__init__(f"interrupted after epoch {epoch}")
+        self.epoch = epoch
+
+
+def send_to(sink: Sink) -> None:
+    global _sink
+    _sink = sink
+
+
+def emit(kind: str, **facts: Any) -> None:
+    """kind: `start`, `note`, `step`, `epoch` or `end`; the facts that the display shows."""
+    _sink({"kind": kind} | facts)
+
+
+def stop(now: bool = True) -> None:
+    """Ask the run of this process to stop at the end of its epoch; `now=False` takes that back."""
+    _stop.set() if now else _stop.clear()
+
+
+def stopping() -> bool:
+    return _stop.is_set()

@@ -1,0 +1,126 @@
+"""Intervals and tests over patients: pure functions of numbers, knowing nothing of runs or files.
+
+A patient is the unit throughout: the slices of one patient are not independent, so they are never counted as separate evidence.
+
+Which interval, measured on 1500 simulated samples of 20 patients from nine skewed Dice and difference distributions (nominal 95 %): the usual BCa
+covers 87 to 94 %, Student's t 91 to 96 %, the studentised bootstrap used here 93.5 to 96.7 % (equal-tailed for a mean, symmetric for a difference).
+Where 5 to 10 % of the patients are missed outright (Dice 0) no method can do well with 20 of them: BCa 85 to 89 %, this one 90 to 91 %.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES, FLIPS, EXACT_UP_TO, FEWEST = 4000, 20_000, 15, 5
+
+
+class Interval(NamedTuple):
+    """A 95 % interval of a mean; `p` is the two-sided test of a mean of zero where one belongs to the method, else NaN."""
+
+    mean: float
+    low: float
+    high: float
+    p: float = float("nan")
+
+
+@lru_cache(maxsize=16)
+def _resamples(n: int) -> np.ndarray:
+    """How often each of `n` patients is drawn, (RESAMPLES, n); the same for every sample of `n`, so that a report can be repeated."""
+    return np.random.default_rng([20, n]).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
+
+
+def mean_interval(values: np.ndarray, *, symmetric: bool = False, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval | None:
+    """95 % interval of the mean of `values` (n,), by a studentised bootstrap over patients; NaN is left out.
+
+    Equal-tailed (Efron and Tibshirani 1993, chapter 12.5), or `symmetric` (Hall 1988, doi:10.1214/aos/1176350933), which suits differences: their
+    tails are heavy on both sides. The result is cut off at `bounds`. None below FEWEST patients: that little says nothing of a spread.
+    """
+    x = np.asarray(values, float)
+    x = x[~np.isnan(x)]
+    n = len(x)
+    if n < FEWEST:
+        return None
+    mean, error = x.mean(), x.std(ddof=1) / np.sqrt(n)
+    if error < 1e-12:
+        return Interval(mean, mean, mean)
+    weights, centred = _resamples(n), x - mean
+    shift = weights @ centred / n
+    errors = np.sqrt(np.maximum(weights @ centred**2 / n - shift**2, 0) / (n - 1))
+    flat = errors < 1e-9 * error  # one patient drawn n times: infinitely far out, unless it is no shift at all
+    t = np.where(flat, np.copysign(np.inf, shift), shift / np.where(flat, 1, errors))
+    if symmetric:
+        low = high = np.quantile(np.abs(t), 0.95, method="inverted_cdf")
+    else:
+        low, high = np.quantile(t, [0.975, 0.025], method="inverted_cdf") * [1, -1]
+    return Interval(mean, max(mean - low * error, bounds[0]), min(mean + high * error, bounds[1]))
+
+
+@lru_cache(maxsize=16)
+def _signs(n: int) -> tuple[np.ndarray, bool]:
+    """Sign vectors (flips, n) and whether they are all that there are; the first sign is fixed in the full list, by symmetry."""
+    if n <= EXACT_UP_TO:
+        bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n)[None] & 1
+        return 1.0 - 2.0 * bits, True
+    return np.random.default_rng([30, n]).choice([-1.0, 1.0], size=(FLIPS, n)), False
+
+
+def sign_flip(differences: np.ndarray) -> np.ndarray:
+    """Two-sided sign-flip permutation test of the mean of paired differences (n,) or (n, tests): the p values, one a test.
+
+    Exact up to EXACT_UP_TO patients, else FLIPS random flips with the observed one counted (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585).
+    NaN (a patient that one of the two lacks) takes no part.
+    """
+    d = np.nan_to_num(np.asarray(differences, float).reshape(len(differences), -1))
+    signs, exact = _signs(len(d))
+    observed = np.abs(d.sum(0)) * (1 - 1e-9) - 1e-12  # equal sums must count as equal in spite of rounding
+    parts = [np.abs(signs @ d[:, i : i + 64]) for i in range(0, d.shape[1], 64)]
+    hits = np.concatenate([(part >= observed[i * 64 : i * 64 + 64]).sum(0) for i, part in enumerate(parts)])
+    return hits / len(signs) if exact else (hits + 1) / (len(signs) + 1)
+
+
+def signed_rank(differences: np.ndarray) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test (scipy's; zero differences dropped); 1 where nothing differs, NaN without patients."""
+    d = np.asarray(differences, float)
+    d = d[~np.isnan(d)]
+    if len(d) == 0:
+        return float("nan")
+    return float(stats.wilcoxon(d).pvalue) if np.any(d != 0) else 1.0
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p values adjusted over their family, (n,) (Holm 1979, Scandinavian Journal of Statistics 6:65-70); a NaN is no test and stays NaN."""
+    p = np.asarray(p, float)
+    order = np.argsort(p)[: int((~np.isnan(p)).sum())]
+    adjusted = np.full(len(p), np.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
+    return adjusted
+
+
+def crossed_interval(differences: np.ndarray) -> Interval | None:
+    """Mean, 95 % interval and p over patients *and* repeats, from `differences` (repeats, patients).
+
+    Both are random and crossed, as readers and cases are in radiology: the variance of the mean is (MS_patients + max(MS_repeats - MS_rest, 0)) /
+    (repeats x patients), with Satterthwaite's degrees of freedom (Dorfman, Berbaum and Metz 1992, doi:10.1097/00004424-199209000-00015; Hillis,
+    Berbaum and Metz 2008, doi:10.1016/j.acra.2007.12.015). Only patients with every repeat are used; None below 2 repeats or FEWEST patients.
+    """
+    d = np.asarray(differences, float)
+    d = d[:, ~np.isnan(d).any(0)]
+    repeats, patients = d.shape
+    if repeats < 2 or patients < FEWEST:
+        return None
+    mean, by_patient, by_repeat = d.mean(), d.mean(0), d.mean(1)
+    ms_patients, ms_repeats = repeats * by_patient.var(ddof=1), patients * by_repeat.var(ddof=1)
+    df_rest = (repeats - 1) * (patients - 1)
+    ms_rest = ((d - by_patient - by_repeat[:, None] + mean) ** 2).sum() / df_rest
+    if ms_repeats > ms_rest:
+        total = ms_patients + ms_repeats - ms_rest
+        df = total**2 / (ms_patients**2 / (patients - 1) + ms_repeats**2 / (repeats - 1) + ms_rest**2 / df_rest)
+    else:
+        total, df = ms_patients, patients - 1.0
+    error = np.sqrt(total / d.size)
+    if error < 1e-12:
+        return Interval(mean, mean, mean, float(abs(mean) < 1e-12))
+    half = stats.t.ppf(0.975, df) * error
+    return Interval(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, df)))

@@ -1,0 +1,271 @@
+"""One run, top to bottom: reuse or resume, build, fit, test, record.
+
+A run is a function of its signature: whoever asks for it, in whatever sweep, gets the one record of it.
+"""
+
+import dataclasses
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from segsweep import artifacts, components, environment, figures, progress
+from segsweep.artifacts import Checkpoints
+from segsweep.config import GROUPS
+from segsweep.data import cache
+from segsweep.data.batches import Batches
+from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
+from segsweep.evaluate import evaluate, flops, patient_table
+from segsweep.metrics import summarise
+from segsweep.signature import IGNORED, signatures, without
+from segsweep.tracking import Mirror
+from segsweep.train import SELECT_BY, fit
+
+OBJECTIVE = "dice"
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a job ended. `status`: finished, continued, reused, failed or interrupted."""
+
+    status: str
+    signature: str | None = None
+    folder: Path | None = None
+    objective: float | None = None
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training_seconds: float | None = None
+    parameters: int | None = None
+    failure: str | None = None
+    error: str | None = None
+    epoch: int | None = None
+
+
+def run(
+    cfg: DictConfig, *, choices: dict[str, Any], name: str, command: str, sweep: dict[str, Any], milestones: set[int]
+) -> Outcome:
+    """Train and test one composed configuration, or answer from its record; failures are recorded, never raised.
+
+    `choices`: the option chosen in each group; `milestones`: other values of `epochs` that the sweep asks for, whose
+    states are kept on the way. Raises KeyboardInterrupt only.
+    """
+    outcome = Outcome("failed")
+    with ExitStack() as stack:
+        try:
+            return _run(cfg, choices, name, command, sweep, milestones, outcome, stack)
+        except progress.Interrupted as stop:
+            outcome.status, outcome.epoch, outcome.error = "interrupted", stop.epoch, str(stop)
+        except Exception as error:  # whatever a job dies of, the sweep goes on
+            outcome.status, outcome.failure = "failed", classify(error)
+            outcome.error = str(error) if isinstance(error, SegsweepError) else f"{type(error).__name__}: {error}"
+            if outcome.folder:
+                artifacts.write_json(
+                    outcome.folder / "failure.json",
+                    {"status": "failed", "class": outcome.failure, "error": outcome.error}
+                    | {"traceback": traceback.format_exc()},
+                )
+        return outcome
+
+
+def classify(error: BaseException) -> str:
+    """The class of a failure: `nan`, `oom` or `error`; a launcher adds `killed` and `timeout`."""
+    if isinstance(error, NotFiniteError):
+        return "nan"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+        return "oom"
+    return "error"
+
+
+def _run(
+    cfg: DictConfig,
+    choices: dict[str, Any],
+    name: str,
+    command: str,
+    sweep: dict[str, Any],
+    milestones: set[int],
+    outcome: Outcome,
+    stack: ExitStack,
+) -> Outcome:
+    began = time.perf_counter()
+    environment.reset_peak_memory()
+    if problems := components.check(cfg):
+        raise ConfigError("\n".join(problems))
+    device = pick_device(cfg.device)
+    precision = pick_precision(cfg.precision, device)
+    runs, decoded = Path(cfg.paths.runs), Path(cfg.paths.cache)
+
+    progress.emit("note", text="reading the data set")
+    dataset, splitter = components.build(cfg.data), components.build(cfg.split)
+    manifest = dataset.scan(decoded)
+    split = splitter(manifest.patients)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    ids = signatures(config, manifest.digest, split.digest)  # type: ignore[arg-type]
+    folder = outcome.folder = runs / "runs" / ids["signature"]
+    outcome.signature = ids["signature"]
+
+    stack.enter_context(artifacts.lock(folder))
+    if cfg.reuse and (record := artifacts.read_json(folder / "result.json")):
+        mirror = stack.enter_context(Mirror(folder, cfg.tracking, sweep))
+        return _answer(outcome, record, "reused")
+    checkpoints = Checkpoints(runs / "trajectories" / ids["trajectory"])
+    stack.enter_context(artifacts.lock(checkpoints.folder))
+    if not cfg.reuse:
+        for old in (*checkpoints.folder.glob("*.pt"), folder / "result.json", folder / "mlflow.json"):
+            old.unlink(missing_ok=True)
+    (folder / "failure.json").unlink(missing_ok=True)
+
+    volumes = cache.load(dataset, manifest, decoded, cfg.workers or os.cpu_count() or 1)
+    batches = partial(Batches, volumes, device=device)
+    train = batches(split.train, batch_size=cfg.batch_size, augment=components.build(cfg.augment), shuffle=True)
+    test = batches(split.test, batch_size=cfg.eval_batch_size)
+    part = "val" if len(split.val) else "test"
+    held_out = batches(split.val, batch_size=cfg.eval_batch_size) if part == "val" else test
+    height, width, channels = volumes.images.shape[1:]
+
+    torch.manual_seed(cfg.seed)
+    model = components.build(cfg.model, in_channels=channels).to(device, memory_format=torch.channels_last)
+    loss = components.build(cfg.loss).to(device)
+    optimizer = components.build(cfg.optim)(model.parameters())
+    scheduler = components.build(cfg.scheduler)(optimizer)
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    gflops = flops(partial(components.build, cfg.model, in_channels=channels), channels, height, width)
+    autocast = _autocast(device, precision)
+
+    artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    artifacts.write_json(folder / "split.json", split.to_json())
+    artifacts.write_json(
+        folder / "run.json",
+        ids
+        | {"name": name, "command": command, "created": environment.now(), "choices": choices}
+        | {"factors": factors(config, choices), "evaluated_on": part}  # type: ignore[arg-type]
+        | {
+            "data": {
+                "name": choices.get("data"),
+                "digest": manifest.digest,
+                "patients": len(volumes.patients),
+                "slices": len(volumes.slices),
+                "image_shape": [height, width, channels],
+            },
+            "split": {
+                "kind": choices.get("split"),
+                "digest": split.digest,
+                "leaks": split.leaks,
+                "train": len(split.train),
+                "val": len(split.val),
+                "test": len(split.test),
+            },
+            "parameters": parameters,
+            "gflops": gflops,
+            "precision": precision,
+        }
+        | environment.facts(device),
+    )
+    mirror = stack.enter_context(Mirror(folder, cfg.tracking, sweep))
+
+    def on_epoch(history: list[dict[str, Any]]) -> None:
+        artifacts.write_lines(folder / "history.jsonl", history)
+        mirror.update()
+
+    history, done = fit(
+        model,
+        loss,
+        optimizer,
+        scheduler,
+        train,
+        held_out,
+        part=part,
+        patients=len(volumes.patients),
+        epochs=cfg.epochs,
+        seed=cfg.seed,
+        autocast=autocast,
+        clip_norm=cfg.clip_norm,
+        checkpoints=checkpoints,
+        every=cfg.checkpoint.every,
+        keep=cfg.checkpoint.keep,
+        milestones=milestones,
+        forward=torch.compile(model) if cfg.compile else None,
+        on_epoch=on_epoch,
+    )
+
+    progress.emit("note", text="testing")
+    final = evaluate(model, loss, test, patients=len(volumes.patients), autocast=autocast, keep=True)
+    patients = patient_table(final, volumes, split.test)
+    metrics: dict[str, Any] = {key: value for key, value in history[-1].items() if "/" in key}
+    metrics |= {"test/loss": final.loss} | {f"test/{k}": v for k, v in summarise(final.counts).items()}
+    metrics |= {f"test/{key}": value for key, value in patients.summary.items()}
+    objective = max((row[SELECT_BY] for row in history), default=None) if part == "val" else metrics["test/dice"]
+    with artifacts.atomic(folder / "last.pt") as file:
+        torch.save({"epoch": cfg.epochs, "model": model.state_dict()}, file)
+    if part == "val" and checkpoints.best(cfg.epochs).exists():
+        shutil.copyfile(checkpoints.best(cfg.epochs), folder / "best.pt")
+    artifacts.write_csv(folder / "patients.csv", patients.rows)
+    figures.draw(folder, history, part, patients, volumes, split.test, final.masks)
+    training = sum(row["seconds"] for row in history)
+    record = {
+        "status": "finished",
+        "epochs": cfg.epochs,
+        "metrics": metrics,
+        "training_seconds": training,
+        "evaluation_seconds": sum(row["eval_seconds"] for row in history),
+        "total_seconds": time.perf_counter() - began,
+        "images_per_second": train.images * len(history) / training,
+        "peak_memory_bytes": environment.peak_memory(device),
+        "parameters": parameters,
+        "gflops": gflops,
+        "objective": objective,
+    }
+    artifacts.write_json(folder / "result.json", record)
+    return _answer(outcome, record, "finished" if done == 0 else "continued" if done < cfg.epochs else "shared")
+
+
+def _answer(outcome: Outcome, record: dict[str, Any], status: str) -> Outcome:
+    outcome.status, outcome.metrics, outcome.objective = status, record["metrics"], record["objective"]
+    outcome.training_seconds, outcome.parameters = record["training_seconds"], record["parameters"]
+    outcome.epoch = record["epochs"]
+    return outcome
+
+
+def pick_device(asked: str) -> torch.device:
+    """`auto` is the CUDA device of this process where there is one."""
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device={asked}: torch finds no CUDA device; use device=cpu or device=auto")
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"device={asked}: there are {torch.cuda.device_count()} CUDA devices, cuda:0 is the first")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    return device
+
+
+def pick_precision(asked: str, device: torch.device) -> str:
+    """`auto` is bf16 where the device computes in it, else fp32."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if environment.cpu_has_bf16() else "fp32"
+
+
+def _autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
+    return partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def factors(config: dict[str, Any], choices: dict[str, Any]) -> dict[str, Any]:
+    """What identifies a run, flat and under the keys of the command line: `model`, `model.width`, `optim.lr`, ..."""
+    flat: dict[str, Any] = {}
+    for key, item in without(config, IGNORED).items():
+        if key in GROUPS:
+            flat[key] = choices.get(key) or item.get("_target_")
+            flat |= {f"{key}.{k}": v for k, v in item.items() if not k.startswith("_")}
+        else:
+            flat[key] = item
+    return flat

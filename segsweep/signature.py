@@ -1,0 +1,84 @@
+"""What makes two runs the same run: a hash of everything that decides the numbers.
+
+The full resolved configuration counts, less a short list of keys that decide where and how fast but not what; a delta
+against defaults would call two runs the same after a default has changed.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+IGNORED = (
+    "device", "workers", "compile", "reuse", "checkpoint", "paths", "tracking",
+    "data.root", "data.model_width",
+)  # fmt: skip
+"""Keys that do not change a result: `data.root` is covered by the manifest's hash, `data.model_width` by `model.width`."""
+REPEATS = ("seed", "split.fold")
+"""Keys in which the repeats of one configuration differ."""
+CODE = ("models", "data", "losses.py", "metrics.py", "train.py", "evaluate.py")
+"""What computes results, inside the package."""
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the SHA-256 of `value` as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def without(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """A copy less the dotted `keys`."""
+    kept: dict[str, Any] = {}
+    for key, item in config.items():
+        if key in keys:
+            continue
+        inner = tuple(k.removeprefix(f"{key}.") for k in keys if k.startswith(f"{key}."))
+        kept[key] = without(item, inner) if inner and isinstance(item, Mapping) else item
+    return kept
+
+
+def signatures(config: Mapping[str, Any], data: str, split: str) -> dict[str, str]:
+    """`signature`, `group` (less seed and fold) and `trajectory` (less epochs) of a resolved configuration.
+
+    A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`), so that runs of different
+    length share a trajectory exactly when their epochs are the same computation.
+    """
+    identity = {"config": without(config, IGNORED), "code": code_fingerprint(*_foreign(config))}
+    whole = identity | {"data": data, "split": split}
+    return {
+        "signature": digest(whole),
+        "group": digest(identity | {"data": data, "config": without(identity["config"], REPEATS)}),
+        "trajectory": digest(whole | {"config": without(identity["config"], ("epochs",))}),
+    }
+
+
+def _foreign(config: Any) -> Iterator[str]:
+    """Modules outside segsweep and torch that the configuration's targets live in."""
+    if isinstance(config, Mapping):
+        target = config.get("_target_")
+        if isinstance(target, str) and target.split(".")[0] not in ("segsweep", "torch"):
+            yield target.rpartition(".")[0]
+        for item in config.values():
+            yield from _foreign(item)
+
+
+@lru_cache
+def code_fingerprint(*modules: str) -> str:
+    """Hash of the code that computes results, without comments, docstrings and layout: those retrain nothing."""
+    package = Path(__file__).parent
+    files = [f for name in CODE for f in ([package / name] if name.endswith(".py") else (package / name).glob("*.py"))]
+    specs = [importlib.util.find_spec(module) for module in sorted(set(modules))]
+    files += [Path(spec.origin) for spec in specs if spec and spec.origin]
+    return digest({file.name: _code(file) for file in sorted(files)})
+
+
+def _code(file: Path) -> str:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body[0].value.value = ""
+    return ast.dump(tree)

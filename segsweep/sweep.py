@@ -1,0 +1,130 @@
+"""A sweep's own record: what was asked, its MLflow parent run, and the table at its end.
+
+Hydra turns an exception in a callback into a warning, so the callback only opens the record; it is closed by `finish`,
+which the command calls itself.
+"""
+
+import dataclasses
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from segsweep import artifacts, display
+
+current: Path | None = None
+"""The sweep that this process leads."""
+
+
+class SweepCallback(Callback):
+    """Opens the record before the first job."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _open(Path(config.hydra.sweep.dir), config, parent=True)
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _open(Path(config.hydra.run.dir).parent, config, parent=False)
+
+
+def _open(folder: Path, config: DictConfig, parent: bool) -> None:
+    global current
+    current = folder
+    tracking, overrides = config.tracking, list(config.hydra.overrides.task)
+    record: dict[str, Any] = {"name": folder.name, "command": command(), "overrides": overrides, "finished": None}
+    record |= {"started": _now(), "jobs": None, "milestones": milestones(overrides), "mlflow": None}
+    if tracking.uri and parent:
+        from segsweep.tracking import start_parent
+
+        try:
+            run_id = start_parent(tracking.uri, tracking.experiment, folder.name, record["command"])
+            record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": run_id}
+        except Exception as error:  # MLflow is a mirror: the sweep runs without it
+            print(f"MLflow is out of reach at {tracking.uri}: {str(error).splitlines()[0]}", file=sys.stderr)
+    artifacts.write_json(folder / "sweep.json", record)
+
+
+def command() -> str:
+    """The command line that started this process, as one would type it."""
+    return shlex.join(["python", "-m", "segsweep", *sys.argv[1:]])
+
+
+def milestones(overrides: list[str]) -> list[int]:
+    """Every value of `epochs` that a command line asks for: the states to keep on the way to the longest."""
+    found: set[int] = set()
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.key_or_group == "epochs":
+            values = override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]
+            found |= {int(v) for v in values if str(v).isdigit()}
+    return sorted(found)
+
+
+def open_job(folder: Path, number: int, overrides: list[str]) -> dict[str, Any]:
+    job = {"number": number, "overrides": overrides, "status": "running", "started": _now(), "pid": os.getpid()}
+    artifacts.write_json(folder / "job.json", job)
+    return job
+
+
+def close_job(folder: Path, job: dict[str, Any], outcome: Any, seconds: float) -> None:
+    """`outcome`: a `run.Outcome`."""
+    facts = {f.name: getattr(outcome, f.name) for f in dataclasses.fields(outcome)}
+    run = facts.pop("folder")
+    job |= facts | {"seconds": seconds, "class": facts.pop("failure")}
+    job["run"] = os.path.relpath(run, folder.parent) if run else None
+    artifacts.write_json(folder / "job.json", job)
+
+
+def jobs(folder: Path) -> list[dict[str, Any]]:
+    found = [artifacts.read_json(path) for path in folder.glob("*/job.json")]
+    return sorted((job for job in found if job), key=lambda job: job["number"])
+
+
+def finish(folder: Path, stopped: bool) -> int:
+    """Close the record, print the table and where everything is; 0 if every job has an answer, else 1, 130 if stopped."""
+    from segsweep.report.table import table
+
+    record = artifacts.read_json(folder / "sweep.json") or {"name": folder.name}
+    ended = jobs(folder)
+    bad = [job for job in ended if job["status"] not in display.DONE]
+    record["finished"] = None if stopped else _now()
+    artifacts.write_json(folder / "sweep.json", record)
+    text = table(folder)
+    artifacts.write_text(folder / "table.txt", text)
+    print(text)
+    print(f"Sweep: {folder}   runs: {folder.parent / 'runs'}")
+    _finish_mlflow(folder, record, stopped, bool(bad))
+    if stopped:
+        print(f"Stopped; everything up to the last complete epoch is saved. To go on: {record.get('command')}")
+        return 130
+    return 1 if bad or not ended else 0
+
+
+def _finish_mlflow(folder: Path, record: dict[str, Any], stopped: bool, bad: bool) -> None:
+    if "segsweep.tracking" not in sys.modules:
+        return
+    from segsweep import tracking
+
+    tracking.flush()
+    behind = len(tracking.behind)
+    mlflow = record.get("mlflow")
+    if mlflow:
+        status = "KILLED" if stopped else "FAILED" if bad else "FINISHED"
+        try:
+            files = [folder / name for name in ("table.txt", "sweep.json", "report.html")]
+            tracking.end_parent(mlflow["uri"], mlflow["run_id"], status, files)
+            print(f"MLflow: {mlflow['uri']}   to look at it: make ui")
+        except Exception as error:  # the files are the record
+            print(f"MLflow is out of reach: {str(error).splitlines()[0]}", file=sys.stderr)
+            behind = max(behind, 1)
+    if behind:
+        print(f"MLflow lacks {behind} runs; nothing is lost. To bring it up to date: python -m segsweep.sync {folder}")
+
+
+def _now() -> str:
+    import datetime
+
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

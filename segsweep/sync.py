@@ -1,0 +1,53 @@
+"""`python -m segsweep.sync FOLDER...`: brings MLflow up to date with run folders after it was out of reach or off."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from segsweep import artifacts, tracking
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The run folders of a run folder, a sweep folder, or the folder of all runs."""
+    if (folder / "run.json").exists():
+        return [folder]
+    jobs = [artifacts.read_json(job) or {} for job in sorted(folder.glob("*/job.json"))]
+    found = [folder / job["run"] for job in jobs if job.get("run")]
+    found = found or [path.parent for path in sorted([*folder.glob("*/run.json"), *folder.glob("runs/*/run.json")])]
+    return list(dict.fromkeys(path.resolve() for path in found if (path / "run.json").exists()))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m segsweep.sync", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="sweep or run folders under multirun/")
+    parser.add_argument("--uri", help="MLflow's store; default: the one in each run's config.yaml")
+    parser.add_argument("--experiment", help="MLflow's experiment; default: the one in each run's config.yaml")
+    args = parser.parse_args()
+    failed = 0
+    for folder in args.folders:
+        runs = run_folders(folder)
+        if not runs:
+            print(f"{folder}: no run folder here (a run folder holds run.json)", file=sys.stderr)
+            failed += 1
+        sweep = artifacts.read_json(folder / "sweep.json") or {}
+        for run in runs:
+            settings = OmegaConf.load(run / "config.yaml").tracking
+            uri, experiment = args.uri or settings.uri, args.experiment or settings.experiment
+            if uri is None:
+                print(f"{run}: it ran with tracking=none; say where to: --uri sqlite:///mlruns/mlflow.db", file=sys.stderr)
+                failed += 1
+            elif artifacts.held(run):
+                print(f"{run.name}: still running, left alone")
+            else:
+                try:
+                    print(f"{run.name}: MLflow run {tracking.push(run, uri, experiment, sweep, final=True)}")
+                except Exception as error:  # whatever the store raises: the other runs are still copied
+                    print(f"{run}: {uri} did not take it: {str(error).splitlines()[0]}", file=sys.stderr)
+                    failed += 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,255 @@
+"""The only importer of mlflow: copies run folders to it.
+
+`push` is idempotent and knows from `mlflow.json` in the folder what is already there, so that live logging, catching up
+after an outage (`python -m segsweep.sync`) and resuming an interrupted run are one piece of code.
+"""
+
+import contextlib
+import fcntl
+import getpass
+import json
+import logging
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segsweep import artifacts
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+FILES = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json", "failure.json")
+FIGURES = ("curves.png", "overlays.png")
+WEIGHTS = ("last.pt", "best.pt")
+TIMES = ("training_seconds", "evaluation_seconds", "total_seconds", "images_per_second", "parameters", "gflops")
+
+_queue: "queue.Queue[Mirror | None]" = queue.Queue()
+_thread: threading.Thread | None = None
+behind: dict[Path, str] = {}
+"""Folders whose latest copy failed, with the reason."""
+
+
+class Mirror:
+    """Copies one run folder in the background: at the start, after each epoch and, in the end, whole."""
+
+    def __init__(self, folder: Path, tracking: Any, sweep: dict[str, Any]):
+        self.folder, self.uri, self.experiment, self.sweep = folder, tracking.uri, tracking.experiment, sweep
+        self.final = False
+
+    def __enter__(self) -> "Mirror":
+        self.update()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.final = True
+        self.update()
+
+    def update(self) -> None:
+        global _thread
+        if self.uri is None:
+            return
+        if _thread is None or not _thread.is_alive():
+            _thread = threading.Thread(target=_work, name="mlflow", daemon=True)
+            _thread.start()
+        _queue.put(self)
+
+
+def _work() -> None:
+    while (mirror := _queue.get()) is not None:
+        try:
+            if mirror.final or mirror.folder not in behind:  # while out of reach, only the end is tried again
+                push(mirror.folder, mirror.uri, mirror.experiment, mirror.sweep, final=mirror.final)
+                behind.pop(mirror.folder, None)
+        except Exception as error:  # MLflow raises what its back end raises; none of it may cost a run
+            behind[mirror.folder] = (str(error) or type(error).__name__).splitlines()[0]
+            log.info("MLflow: %s", error)
+        finally:
+            _queue.task_done()
+
+
+def flush() -> None:
+    """Wait until everything is copied, or known to be out of reach."""
+    _queue.join()
+
+
+def push(folder: Path, uri: str, experiment: str, sweep: dict[str, Any], *, final: bool) -> str:
+    """Bring MLflow's record of `folder` up to date and return its run id.
+
+    `final`: nobody works on the folder now, so the run is closed: FINISHED, FAILED, or KILLED when it was interrupted.
+    """
+    from mlflow.entities import Metric
+
+    run = artifacts.read_json(folder / "run.json") or {}
+    state = artifacts.read_json(folder / "mlflow.json") or {}
+    client = connect(uri)
+    if state.get("uri") != uri or state.get("experiment") != experiment:
+        state = {"uri": uri, "experiment": experiment, "epochs": 0, "status": None, "sweeps": []}
+        state["run_id"] = _find(client, experiment, folder.name) or _create(client, experiment, run, folder, sweep)
+    run_id = state["run_id"]
+    if sweep.get("name") and sweep["name"] not in state["sweeps"]:
+        state["sweeps"].append(sweep["name"])
+        client.set_tag(run_id, "sweeps", ", ".join(state["sweeps"]))
+
+    history = artifacts.read_lines(folder / "history.jsonl")
+    now = int(time.time() * 1000)
+    new = history[state["epochs"] :]
+    values = [
+        Metric(key, value, now, row["epoch"])
+        for row in new
+        for key, value in row.items()
+        if key != "epoch" and value is not None
+    ]
+    result = artifacts.read_json(folder / "result.json")
+    failure = artifacts.read_json(folder / "failure.json")
+    status = result["status"] if result else "failed" if failure else "interrupted" if final else "running"
+    if result and state["status"] != status:
+        values += [Metric(k, float(v), now, result["epochs"]) for k, v in _final_metrics(result, history).items()]
+    for start in range(0, len(values), 1000):
+        client.log_batch(run_id, metrics=values[start : start + 1000])
+    state["epochs"] = len(history)
+
+    if status != state["status"]:
+        client.set_tag(run_id, "status", status)
+        if failure and not result:
+            client.set_tag(run_id, "failure", failure["class"])
+            client.set_tag(run_id, "error", failure["error"][:4000])
+        if status == "running":
+            client.update_run(run_id, status="RUNNING")
+        else:
+            for names, place in ((FILES, None), (FIGURES, "figures"), (WEIGHTS, "weights")):
+                for file in (folder / name for name in names):
+                    if file.exists():
+                        client.log_artifact(run_id, str(file), place)
+            closed = {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
+            client.set_terminated(run_id, closed)
+        state["status"] = status
+    artifacts.write_json(folder / "mlflow.json", state)
+    return run_id
+
+
+def _final_metrics(result: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, float]:
+    logged = set(history[-1]) if history else set()
+    found = {key: value for key, value in result["metrics"].items() if key not in logged}
+    found |= {key: result[key] for key in TIMES}
+    found |= {"peak_memory_mib": result["peak_memory_bytes"] / 2**20, "objective": result["objective"]}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _find(client: "MlflowClient", experiment: str, signature: str) -> str | None:
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    runs = client.search_runs([found.experiment_id], f"tags.signature = '{signature}'", max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder: Path, sweep: dict[str, Any]) -> str:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+    tags = {"signature": folder.name, "group": run["group"], "trajectory": run["trajectory"], "device": run["device"]}
+    tags |= {"mlflow.source.name": "segsweep", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+    tags |= {"mlflow.note.content": f"`{run['command']}`\n\nFolder: `{folder}`", "evaluated_on": run["evaluated_on"]}
+    tags |= {"split.leaks": str(run["split"]["leaks"]).lower(), "versions": json.dumps(run["versions"])}
+    if run.get("commit"):
+        tags["mlflow.source.git.commit"] = run["commit"]
+    if (parent := (sweep.get("mlflow") or {}).get("run_id")) and sweep["mlflow"]["experiment"] == experiment:
+        tags["mlflow.parentRunId"] = parent
+    made = client.create_run(experiment_id(client, experiment), tags=tags, run_name=run["name"])
+    client.log_batch(made.info.run_id, params=[Param(k, str(v)) for k, v in run["factors"].items()])
+    data = run["data"]
+    dataset = Dataset(
+        data["name"],
+        data["digest"][:32],
+        "local",
+        json.dumps({"patients": data["patients"], "slices": data["slices"]}),
+        profile=json.dumps({key: run["split"][key] for key in ("train", "val", "test")}),
+    )
+    client.log_inputs(made.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    return made.info.run_id
+
+
+def start_parent(uri: str, experiment: str, name: str, command: str) -> str:
+    """The parent run of a sweep, under which MLflow's UI groups its jobs."""
+    client = connect(uri)
+    tags = {"mlflow.source.name": "segsweep", "mlflow.source.type": "LOCAL", "mlflow.user": _user(), "sweep": name}
+    tags |= {"mlflow.note.content": f"`{command}`"}
+    return client.create_run(experiment_id(client, experiment), tags=tags, run_name=name).info.run_id
+
+
+def end_parent(uri: str, run_id: str, status: str, files: list[Path]) -> None:
+    client = connect(uri)
+    for file in files:
+        if file.exists():
+            client.log_artifact(run_id, str(file))
+    client.set_terminated(run_id, status)
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client whose store exists. A database file is made by one process only: two at once would lock each other out."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    file = database(uri)
+    if file is None:
+        return MlflowClient(uri)
+    with _making(file):
+        client = MlflowClient(f"{uri}?timeout=60" if "?" not in uri else uri)
+        client.search_experiments(max_results=1)
+        return client
+
+
+def database(uri: str) -> Path | None:
+    """The file of an SQLite store, None for a server."""
+    return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+@contextlib.contextmanager
+def _making(file: Path) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (file.parent / f".{file.name}.lock").open("a") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if not file.exists():
+            with contextlib.closing(sqlite3.connect(file)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")  # readers (the UI) and writers do not wait for each other
+        yield
+
+
+def experiment_id(client: "MlflowClient", name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    file = database(client.tracking_uri)
+    place = (file.parent.resolve() / "artifacts" / name).as_uri() if file else None
+    try:
+        return client.create_experiment(name, artifact_location=place)
+    except Exception:  # another process was quicker
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+def find_runs(reference: str, uri: str) -> list[Path]:
+    """Run folders of an MLflow experiment's name or a run's id, as their descriptions give them."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name(reference)
+    runs = client.search_runs([experiment.experiment_id]) if experiment else [client.get_run(reference)]
+    notes = [run.data.tags.get("mlflow.note.content", "") for run in runs]
+    return [Path(note.split("Folder: `")[1].rstrip("`")) for note in notes if "Folder: `" in note]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
