@@ -150,7 +150,7 @@ class Checkpoints:
             try:
                 return torch.load(self.state(epoch), map_location="cpu", weights_only=True)
             except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = (str(error) or type(error).__name__).split(". ")[0]
                 log.warning("checkpoint %s is damaged (%s): using the one before", self.state(epoch), reason)
                 self.state(epoch).rename(self.state(epoch).with_suffix(".damaged"))
         return None

@@ -16,13 +16,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import artifacts, plugins, progress, sweep
+from segsweep import artifacts, plugins, progress, sweep, worker
 from segsweep.config import conf_dir
 from segsweep.errors import SegsweepError
 from segsweep.preflight import preflight
 
 plugins.register()
-OmegaConf.register_new_resolver(
+OmegaConf.register_resolver(
     "sweep_name", lambda: f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}", use_cache=True, replace=True
 )
 _ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
@@ -36,21 +36,23 @@ def job(cfg: DictConfig) -> float:
     folder = Path(settings.runtime.output_dir)
     record = artifacts.read_json(folder.parent / "sweep.json") or {}
     overrides = list(settings.overrides.task)
-    number = OmegaConf.select(settings, "job.num", throw_on_missing=False) or 0
+    number = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num
     name = job_name(overrides, record.get("overrides", []))
     entry = sweep.open_job(folder, number, overrides)
+    progress.begin(number)
     progress.emit("start", name=name)
     began = time.perf_counter()
     outcome = run(
         cfg,
-        choices={k: v for k, v in OmegaConf.to_container(settings.runtime.choices).items() if not k.startswith("hydra/")},  # type: ignore[union-attr]
+        choices={group: option for group, option in settings.runtime.choices.items() if "/" not in group},
         name=name,
         command=f"python -m segsweep {' '.join(overrides)}".strip(),
-        sweep=record,
+        sweep=folder.parent,
         milestones=set(record.get("milestones", [])),
     )
     sweep.close_job(folder, entry, outcome, time.perf_counter() - began)
-    progress.emit("end", status=outcome.status, error=outcome.error, dice=outcome.metrics.get("test/dice"))
+    facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
+    progress.emit("end", **facts, dice=outcome.metrics.get("test/dice"))
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
     return outcome.objective if outcome.objective is not None else float("nan")
@@ -68,6 +70,8 @@ def main() -> int:
     if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
         _hydra()
         return 0
+    if _in_workers(sys.argv[1:]):
+        worker.start_early()
     try:
         total = preflight(sys.argv[1:])
     except SegsweepError as error:
@@ -87,16 +91,21 @@ def main() -> int:
         except SystemExit as error:
             if sweep.current is None:
                 return int(error.code or 0)
-    return sweep.finish(sweep.current, stopped) if sweep.current else 1
+        finally:
+            worker.close()
+    return sweep.finish(sweep.current, stopped) if sweep.current else 130 if stopped else 0
+
+
+def _in_workers(argv: list[str]) -> bool:
+    """Whether a command line looks as if it will need a worker; if it does not after all, one was started in vain."""
+    launchers = [argument.partition("=")[2] for argument in argv if argument.startswith("hydra/launcher=")]
+    return bool({"-m", "--multirun"} & set(argv)) and (launchers or ["basic"])[-1] == "local"
 
 
 def _hydra() -> Any:
     from segsweep.components import whitelist
 
-    entry = hydra.main(
-        config_path=str(conf_dir()), config_name="config", version_base="1.4", execution_whitelist=whitelist()
-    )(job)
-    return entry()
+    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=whitelist())(job)()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

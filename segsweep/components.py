@@ -5,13 +5,14 @@ schema. A configuration from elsewhere therefore cannot call anything but what i
 """
 
 import difflib
+import importlib
 import inspect
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -74,7 +75,9 @@ def check(cfg: DictConfig) -> list[str]:
 
 
 def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str], Any]:
-    """The group's mistakes, and the component built on nothing: the network without memory, the optimizer of a dummy."""
+    """The group's mistakes, and the component built on nothing: the network without memory, the optimizer of a dummy.
+
+    A range is held by the constructor that it belongs to, so building is the check."""
     import torch
 
     try:
@@ -91,7 +94,8 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
             f"for your own package set {ALLOW}=package.* in the environment"
         ], None
     try:
-        signature = inspect.signature(get_method(target) if _is_function(target) else _locate(target))
+        module, _, name = target.rpartition(".")
+        signature = inspect.signature(getattr(importlib.import_module(module), name))
     except Exception as error:  # importing somebody's module can raise anything
         return [f"{group}._target_={target}: cannot be imported: {error}"], None
     mistakes = _check_keys(group, node, signature)
@@ -113,7 +117,7 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
         return [f"{group}: {error}"], None
 
 
-def _check_keys(group: str, node: Mapping[str, Any], signature: inspect.Signature) -> list[str]:
+def _check_keys(group: str, node: Mapping[Any, Any], signature: inspect.Signature) -> list[str]:
     parameters = signature.parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return []
@@ -134,12 +138,3 @@ def _default(group: str) -> str:
         group, "constant" if group == "scheduler" else "none"
     )
 
-
-def _is_function(target: str) -> bool:
-    return target.rpartition(".")[2][:1].islower()
-
-
-def _locate(target: str) -> Any:
-    from hydra.utils import get_class
-
-    return get_class(target)

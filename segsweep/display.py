@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-DONE = ("finished", "continued", "shared", "reused", "pruned")
+DONE = ("finished", "continued", "reused", "pruned")
 
 
 class Display:
@@ -57,6 +57,22 @@ class Display:
             self.tasks[job] = self.live.add_task(f"{self._label(job)} {event['name']}", total=1.0, facts="")
         else:
             self._say(f"{self._label(job)} {event['name']}")
+
+    def _total(self, job: int, event: dict[str, Any]) -> None:
+        self.total = event["jobs"]
+        if self.live:
+            self.live.update(self.sweep, total=self.total)
+
+    def _slots(self, job: int, event: dict[str, Any]) -> None:
+        self.slots = event["slots"]
+
+    def _text(self, job: int, event: dict[str, Any]) -> None:
+        self._say(event["text"])
+
+    def _retry(self, job: int, event: dict[str, Any]) -> None:
+        if self.live and job in self.tasks:
+            self.live.remove_task(self.tasks.pop(job))
+        self._say(f"{self._label(job)} {self.names.get(job, '')}: {event['text'].splitlines()[0]}; trying again")
 
     def _note(self, job: int, event: dict[str, Any]) -> None:
         if self.live and job in self.tasks:

@@ -1,5 +1,6 @@
 """Facts of the machine and the program that a record carries, and this job's peak memory."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import platform
@@ -56,7 +57,7 @@ def commit() -> str | None:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"cpu: {_cpuinfo('model name') or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"cpu: {_cpuinfo('model name') or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 @lru_cache
@@ -78,10 +79,8 @@ def reset_peak_memory() -> None:
     """Start this job's own peak: jobs share a process, and the largest before would hide it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with contextlib.suppress(OSError):  # not Linux: the peak is that of the process
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # not Linux: the peak is that of the process
 
 
 def peak_memory(device: torch.device) -> int:

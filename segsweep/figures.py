@@ -55,7 +55,7 @@ def overlays(shown: dict[str, np.ndarray], dice: dict[str, float]) -> Figure:
             if mask is not None and mask.any():
                 axes.contour(mask, levels=[0.5], colors="#ffb000" if title == "truth" else "#00d0ff", linewidths=1.5)
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{title}" if title != "image" else f"{rank}: {patient}, Dice {dice[patient]:.3f}", fontsize=8)
+            axes.set_title(f"{rank}: {patient}, Dice {dice[patient]:.3f}" if mask is None else title, fontsize=8)
     return figure
 
 

@@ -31,7 +31,7 @@ COMBINATIONS = 64
 def preflight(argv: list[str]) -> int | None:
     """Raise ConfigError with one line for every mistake; else the number of jobs, None where a search decides."""
     args = get_args_parser().parse_args(argv)
-    with initialize_config_dir(str(args.config_dir or conf_dir()), version_base="1.4"):
+    with initialize_config_dir(str(args.config_dir or conf_dir())):
         loader = GlobalHydra.instance().config_loader()
         try:
             overrides = OverridesParser.create(config_loader=loader).parse_overrides(args.overrides)
@@ -47,10 +47,10 @@ def preflight(argv: list[str]) -> int | None:
         bases = list(_compositions(chosen, values))
     searching = "Optuna" in str(OmegaConf.select(bases[0], "hydra.sweeper._target_"))
     tasks = [o for o in values if not o.key_or_group.startswith("hydra.")]
-    for override in tasks:
-        problems += _wrong_key(override, bases) or _wrong_values(override, bases)
-    _stop(problems)
-    for cfg in _variants(bases, tasks):
+    wrong = {o.input_line: _wrong_key(o, bases) or _wrong_values(o, bases) for o in tasks}
+    for mistakes in wrong.values():
+        problems += mistakes
+    for cfg in _variants(bases, [o for o in tasks if not wrong[o.input_line]]):
         problems += components.check(cfg)
     _stop(problems)
     _check_data(bases, tasks)
@@ -72,9 +72,9 @@ def _needs_multirun(overrides: list[Override]) -> list[str]:
 def _wrong_options(override: Override, options: list[str]) -> list[str]:
     group = override.key_or_group
     return [
-        f"{group}={value}: no such option{components.nearest(str(value), options)}; {group} is one of {', '.join(options)}"
+        f"{group}={value}: no such option{components.nearest(str(value), options)}; allowed are {', '.join(options)}"
         for value in _values(override)
-        if not override.is_delete() and value is not None and not {str(value), str(value).removesuffix(".yaml")} & set(options)
+        if not override.is_delete() and value is not None and str(value).removesuffix(".yaml") not in options
     ]
 
 
@@ -86,14 +86,14 @@ def _values(override: Override) -> list[Any]:
         return list(override.sweep_iterator())
     sweep = override.value()
     if isinstance(sweep, IntervalSweep | RangeSweep):
-        return [v for v in (getattr(sweep, "start", None), getattr(sweep, "end", None), getattr(sweep, "stop", None)) if v is not None]
+        return [sweep.start, sweep.end if isinstance(sweep, IntervalSweep) else sweep.stop]
     return []
 
 
 def _compositions(chosen: list[Override], values: list[Override]) -> Iterable[DictConfig]:
     """The configuration of every combination of swept groups, without the overrides of single values."""
-    added = [o.input_line for o in values if o.key_or_group.startswith("hydra.") and not o.is_sweep_override()]
-    choices = [[_line(o, v) for v in _values(o)] if o.is_sweep_override() else [o.input_line] for o in chosen]
+    added = [str(o.input_line) for o in values if o.key_or_group.startswith("hydra.") and not o.is_sweep_override()]
+    choices = [[_line(o, v) for v in _values(o)] if o.is_sweep_override() else [str(o.input_line)] for o in chosen]
     for lines in itertools.islice(itertools.product(*choices), COMBINATIONS):
         try:
             yield compose("config", overrides=[*lines, *added], return_hydra_config=True)
@@ -102,7 +102,7 @@ def _compositions(chosen: list[Override], values: list[Override]) -> Iterable[Di
 
 
 def _line(override: Override, value: Any) -> str:
-    return f"{override.input_line.split('=')[0]}={value}"
+    return f"{str(override.input_line).split('=')[0]}={value}"
 
 
 def _wrong_key(override: Override, bases: list[DictConfig]) -> list[str]:
@@ -119,14 +119,14 @@ def _wrong_key(override: Override, bases: list[DictConfig]) -> list[str]:
     keys = sorted({k for cfg in bases for k in _keys(cfg) if not k.startswith("hydra")})
     group = key.split(".")[0]
     own = [k for k in keys if k.startswith(f"{group}.")]
-    hint = components.nearest(key, keys)
+    hint = components.nearest(key, [*keys, *{k.split(".")[0] for k in keys}])
     return [f"{key}: no such key{hint}" + (f"; {group} has {', '.join(own)}" if own and not hint else "")]
 
 
 def _has(cfg: DictConfig, key: str) -> bool:
     node: Any = cfg
     for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node.keys():
+        if not isinstance(node, DictConfig) or part not in node:
             return False
         node = node._get_node(part)
     return True
@@ -134,7 +134,7 @@ def _has(cfg: DictConfig, key: str) -> bool:
 
 def _keys(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
     for key in cfg:
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
         node = cfg._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
             yield from _keys(node, f"{name}.")

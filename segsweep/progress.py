@@ -10,6 +10,7 @@ from typing import Any
 Sink = Callable[[dict[str, Any]], None]
 
 _sink: Sink = lambda event: None  # noqa: E731
+_job = 0
 _stop = threading.Event()
 
 
@@ -26,9 +27,15 @@ def send_to(sink: Sink) -> None:
     _sink = sink
 
 
+def begin(job: int) -> None:
+    """All that follows is about the job of this number."""
+    global _job
+    _job = job
+
+
 def emit(kind: str, **facts: Any) -> None:
-    """kind: `start`, `note`, `step`, `epoch` or `end`; the facts that the display shows."""
-    _sink({"kind": kind} | facts)
+    """kind: a method of `Display` less its underscore, such as `start`, `epoch` or `end`; the facts that it shows."""
+    _sink({"kind": kind, "job": _job} | facts)
 
 
 def stop(now: bool = True) -> None:

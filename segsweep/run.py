@@ -49,7 +49,7 @@ class Outcome:
 
 
 def run(
-    cfg: DictConfig, *, choices: dict[str, Any], name: str, command: str, sweep: dict[str, Any], milestones: set[int]
+    cfg: DictConfig, *, choices: dict[str, Any], name: str, command: str, sweep: Path | None, milestones: set[int]
 ) -> Outcome:
     """Train and test one composed configuration, or answer from its record; failures are recorded, never raised.
 
@@ -88,7 +88,7 @@ def _run(
     choices: dict[str, Any],
     name: str,
     command: str,
-    sweep: dict[str, Any],
+    sweep: Path | None,
     milestones: set[int],
     outcome: Outcome,
     stack: ExitStack,
@@ -223,7 +223,7 @@ def _run(
         "objective": objective,
     }
     artifacts.write_json(folder / "result.json", record)
-    return _answer(outcome, record, "finished" if done == 0 else "continued" if done < cfg.epochs else "shared")
+    return _answer(outcome, record, "finished" if done == 0 else "continued" if done < cfg.epochs else "reused")
 
 
 def _answer(outcome: Outcome, record: dict[str, Any], status: str) -> Outcome:

@@ -17,7 +17,7 @@ IGNORED = (
     "device", "workers", "compile", "reuse", "checkpoint", "paths", "tracking",
     "data.root", "data.model_width",
 )  # fmt: skip
-"""Keys that do not change a result: `data.root` is covered by the manifest's hash, `data.model_width` by `model.width`."""
+"""Keys that do not change a result; the manifest's hash covers `data.root`, and `model.width` `data.model_width`."""
 REPEATS = ("seed", "split.fold")
 """Keys in which the repeats of one configuration differ."""
 CODE = ("models", "data", "losses.py", "metrics.py", "train.py", "evaluate.py")
@@ -46,7 +46,7 @@ def signatures(config: Mapping[str, Any], data: str, split: str) -> dict[str, st
     A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`), so that runs of different
     length share a trajectory exactly when their epochs are the same computation.
     """
-    identity = {"config": without(config, IGNORED), "code": code_fingerprint(*_foreign(config))}
+    identity: dict[str, Any] = {"config": without(config, IGNORED), "code": code_fingerprint(*_foreign(config))}
     whole = identity | {"data": data, "split": split}
     return {
         "signature": digest(whole),
@@ -78,7 +78,9 @@ def code_fingerprint(*modules: str) -> str:
 def _code(file: Path) -> str:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            body[0].value.value = ""
+        match node:
+            case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node, clean=False) is not None:
+                del node.body[0]
+            case ast.Expr(value=ast.Constant()):
+                node.value = ast.Constant(None)  # the description below a constant
     return ast.dump(tree)

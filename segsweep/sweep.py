@@ -8,6 +8,7 @@ import dataclasses
 import os
 import shlex
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +20,51 @@ from segsweep import artifacts, display
 
 current: Path | None = None
 """The sweep that this process leads."""
+_opening: threading.Thread | None = None
+_noting = threading.Lock()
 
 
 class SweepCallback(Callback):
     """Opens the record before the first job."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _open(Path(config.hydra.sweep.dir), config, parent=True)
+        if config.hydra.runtime.choices["hydra/launcher"] != "plan":  # a plan leaves nothing behind
+            _open(Path(config.hydra.sweep.dir), config, parent=True)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _open(Path(config.hydra.run.dir).parent, config, parent=False)
 
 
 def _open(folder: Path, config: DictConfig, parent: bool) -> None:
-    global current
+    global current, _opening
     current = folder
     tracking, overrides = config.tracking, list(config.hydra.overrides.task)
     record: dict[str, Any] = {"name": folder.name, "command": command(), "overrides": overrides, "finished": None}
     record |= {"started": _now(), "jobs": None, "milestones": milestones(overrides), "mlflow": None}
-    if tracking.uri and parent:
-        from segsweep.tracking import start_parent
-
-        try:
-            run_id = start_parent(tracking.uri, tracking.experiment, folder.name, record["command"])
-            record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": run_id}
-        except Exception as error:  # MLflow is a mirror: the sweep runs without it
-            print(f"MLflow is out of reach at {tracking.uri}: {str(error).splitlines()[0]}", file=sys.stderr)
+    if tracking.uri:
+        record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": None, "error": None}
+        record["mlflow"]["parent"] = parent
     artifacts.write_json(folder / "sweep.json", record)
+    if tracking.uri and parent:
+        _opening = threading.Thread(target=_open_parent, args=(folder, record), name="mlflow parent", daemon=True)
+        _opening.start()  # the first job need not wait for a new database
+
+
+def _open_parent(folder: Path, record: dict[str, Any]) -> None:
+    from segsweep.tracking import start_parent
+
+    place = record["mlflow"]
+    try:
+        place["run_id"] = start_parent(place["uri"], place["experiment"], record["name"], record["command"])
+    except Exception as error:  # MLflow is a mirror: the sweep runs without it
+        place["error"] = (str(error) or type(error).__name__).splitlines()[0]
+    note(folder, mlflow=place)
+
+
+def note(folder: Path, **facts: Any) -> None:
+    """Add to a sweep's record."""
+    with _noting:
+        artifacts.write_json(folder / "sweep.json", (artifacts.read_json(folder / "sweep.json") or {}) | facts)
 
 
 def command() -> str:
@@ -59,7 +78,7 @@ def milestones(overrides: list[str]) -> list[int]:
     for override in OverridesParser.create().parse_overrides(overrides):
         if override.key_or_group == "epochs":
             values = override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]
-            found |= {int(v) for v in values if str(v).isdigit()}
+            found |= {int(str(v)) for v in values if str(v).isdigit()}
     return sorted(found)
 
 
@@ -84,44 +103,46 @@ def jobs(folder: Path) -> list[dict[str, Any]]:
 
 
 def finish(folder: Path, stopped: bool) -> int:
-    """Close the record, print the table and where everything is; 0 if every job has an answer, else 1, 130 if stopped."""
+    """Close the record, print the table and where everything is; the exit code: 0, 1 for a failed job, 130 stopped."""
     from segsweep.report.table import table
 
-    record = artifacts.read_json(folder / "sweep.json") or {"name": folder.name}
     ended = jobs(folder)
     bad = [job for job in ended if job["status"] not in display.DONE]
+    if _opening:
+        _opening.join()
+    record = artifacts.read_json(folder / "sweep.json") or {"name": folder.name}
     record["finished"] = None if stopped else _now()
     artifacts.write_json(folder / "sweep.json", record)
     text = table(folder)
     artifacts.write_text(folder / "table.txt", text)
     print(text)
     print(f"Sweep: {folder}   runs: {folder.parent / 'runs'}")
-    _finish_mlflow(folder, record, stopped, bool(bad))
+    _finish_mlflow(folder, stopped, bool(bad))
     if stopped:
         print(f"Stopped; everything up to the last complete epoch is saved. To go on: {record.get('command')}")
         return 130
     return 1 if bad or not ended else 0
 
 
-def _finish_mlflow(folder: Path, record: dict[str, Any], stopped: bool, bad: bool) -> None:
-    if "segsweep.tracking" not in sys.modules:
-        return
+def _finish_mlflow(folder: Path, stopped: bool, bad: bool) -> None:
     from segsweep import tracking
 
     tracking.flush()
-    behind = len(tracking.behind)
-    mlflow = record.get("mlflow")
-    if mlflow:
+    place = (artifacts.read_json(folder / "sweep.json") or {}).get("mlflow")
+    error = (place or {}).get("error")
+    if place and place["run_id"]:
         status = "KILLED" if stopped else "FAILED" if bad else "FINISHED"
         try:
             files = [folder / name for name in ("table.txt", "sweep.json", "report.html")]
-            tracking.end_parent(mlflow["uri"], mlflow["run_id"], status, files)
-            print(f"MLflow: {mlflow['uri']}   to look at it: make ui")
-        except Exception as error:  # the files are the record
-            print(f"MLflow is out of reach: {str(error).splitlines()[0]}", file=sys.stderr)
-            behind = max(behind, 1)
-    if behind:
-        print(f"MLflow lacks {behind} runs; nothing is lost. To bring it up to date: python -m segsweep.sync {folder}")
+            tracking.end_parent(place["uri"], place["run_id"], status, files)
+        except Exception as problem:  # the files are the record
+            error = str(problem).splitlines()[0]
+    if error is None and place:
+        print(f"MLflow: {place['uri']}   to look at it: make ui")
+    reasons = [tracking.lacking(folder / job["run"]) for job in jobs(folder) if job.get("run")]
+    error = error or next((reason for reason in reasons if reason), None)
+    if error:
+        print(f"MLflow was out of reach ({error}); nothing is lost: python -m segsweep.sync {folder}", file=sys.stderr)
 
 
 def _now() -> str:

@@ -31,12 +31,12 @@ def main() -> int:
         if not runs:
             print(f"{folder}: no run folder here (a run folder holds run.json)", file=sys.stderr)
             failed += 1
-        sweep = artifacts.read_json(folder / "sweep.json") or {}
+        sweep = folder if (folder / "sweep.json").exists() else None
         for run in runs:
             settings = OmegaConf.load(run / "config.yaml").tracking
             uri, experiment = args.uri or settings.uri, args.experiment or settings.experiment
             if uri is None:
-                print(f"{run}: it ran with tracking=none; say where to: --uri sqlite:///mlruns/mlflow.db", file=sys.stderr)
+                print(f"{run}: ran with tracking=none; say where to: --uri sqlite:///mlruns/mlflow.db", file=sys.stderr)
                 failed += 1
             elif artifacts.held(run):
                 print(f"{run.name}: still running, left alone")

@@ -25,21 +25,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STATE = "mlflow.json"
 FILES = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json", "failure.json")
 FIGURES = ("curves.png", "overlays.png")
 WEIGHTS = ("last.pt", "best.pt")
 TIMES = ("training_seconds", "evaluation_seconds", "total_seconds", "images_per_second", "parameters", "gflops")
 
+QUERY = "?timeout=60"
+"""Seconds that SQLite waits for another writer."""
+
 _queue: "queue.Queue[Mirror | None]" = queue.Queue()
 _thread: threading.Thread | None = None
-behind: dict[Path, str] = {}
-"""Folders whose latest copy failed, with the reason."""
 
 
 class Mirror:
     """Copies one run folder in the background: at the start, after each epoch and, in the end, whole."""
 
-    def __init__(self, folder: Path, tracking: Any, sweep: dict[str, Any]):
+    def __init__(self, folder: Path, tracking: Any, sweep: Path | None):
         self.folder, self.uri, self.experiment, self.sweep = folder, tracking.uri, tracking.experiment, sweep
         self.final = False
 
@@ -62,16 +64,24 @@ class Mirror:
 
 
 def _work() -> None:
+    unreachable: set[Path] = set()
     while (mirror := _queue.get()) is not None:
+        folder = mirror.folder
         try:
-            if mirror.final or mirror.folder not in behind:  # while out of reach, only the end is tried again
-                push(mirror.folder, mirror.uri, mirror.experiment, mirror.sweep, final=mirror.final)
-                behind.pop(mirror.folder, None)
+            if mirror.final or folder not in unreachable:  # while out of reach, only the end is tried again
+                push(folder, mirror.uri, mirror.experiment, mirror.sweep, final=mirror.final)
         except Exception as error:  # MLflow raises what its back end raises; none of it may cost a run
-            behind[mirror.folder] = (str(error) or type(error).__name__).splitlines()[0]
+            unreachable.add(folder)
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             log.info("MLflow: %s", error)
+            artifacts.write_json(folder / STATE, (artifacts.read_json(folder / STATE) or {}) | {"error": reason})
         finally:
             _queue.task_done()
+
+
+def lacking(folder: Path) -> str | None:
+    """Why MLflow does not have all of a run folder; None where it does, or was never asked to."""
+    return (artifacts.read_json(folder / STATE) or {}).get("error")
 
 
 def flush() -> None:
@@ -79,22 +89,23 @@ def flush() -> None:
     _queue.join()
 
 
-def push(folder: Path, uri: str, experiment: str, sweep: dict[str, Any], *, final: bool) -> str:
+def push(folder: Path, uri: str, experiment: str, sweep: Path | None, *, final: bool) -> str:
     """Bring MLflow's record of `folder` up to date and return its run id.
 
+    `sweep`: the folder of the sweep that asks, whose parent run a new run goes under.
     `final`: nobody works on the folder now, so the run is closed: FINISHED, FAILED, or KILLED when it was interrupted.
     """
     from mlflow.entities import Metric
 
     run = artifacts.read_json(folder / "run.json") or {}
-    state = artifacts.read_json(folder / "mlflow.json") or {}
+    state = artifacts.read_json(folder / STATE) or {}
     client = connect(uri)
     if state.get("uri") != uri or state.get("experiment") != experiment:
         state = {"uri": uri, "experiment": experiment, "epochs": 0, "status": None, "sweeps": []}
         state["run_id"] = _find(client, experiment, folder.name) or _create(client, experiment, run, folder, sweep)
     run_id = state["run_id"]
-    if sweep.get("name") and sweep["name"] not in state["sweeps"]:
-        state["sweeps"].append(sweep["name"])
+    if sweep and sweep.name not in state["sweeps"]:
+        state["sweeps"].append(sweep.name)
         client.set_tag(run_id, "sweeps", ", ".join(state["sweeps"]))
 
     history = artifacts.read_lines(folder / "history.jsonl")
@@ -130,7 +141,7 @@ def push(folder: Path, uri: str, experiment: str, sweep: dict[str, Any], *, fina
             closed = {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
             client.set_terminated(run_id, closed)
         state["status"] = status
-    artifacts.write_json(folder / "mlflow.json", state)
+    artifacts.write_json(folder / STATE, {key: value for key, value in state.items() if key != "error"})
     return run_id
 
 
@@ -150,7 +161,7 @@ def _find(client: "MlflowClient", experiment: str, signature: str) -> str | None
     return runs[0].info.run_id if runs else None
 
 
-def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder: Path, sweep: dict[str, Any]) -> str:
+def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder: Path, sweep: Path | None) -> str:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     tags = {"signature": folder.name, "group": run["group"], "trajectory": run["trajectory"], "device": run["device"]}
@@ -159,7 +170,7 @@ def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder
     tags |= {"split.leaks": str(run["split"]["leaks"]).lower(), "versions": json.dumps(run["versions"])}
     if run.get("commit"):
         tags["mlflow.source.git.commit"] = run["commit"]
-    if (parent := (sweep.get("mlflow") or {}).get("run_id")) and sweep["mlflow"]["experiment"] == experiment:
+    if parent := _parent(sweep, uri=client.tracking_uri):
         tags["mlflow.parentRunId"] = parent
     made = client.create_run(experiment_id(client, experiment), tags=tags, run_name=run["name"])
     client.log_batch(made.info.run_id, params=[Param(k, str(v)) for k, v in run["factors"].items()])
@@ -173,6 +184,19 @@ def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder
     )
     client.log_inputs(made.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
     return made.info.run_id
+
+
+def _parent(sweep: Path | None, uri: str, patience: float = 60) -> str | None:
+    """The parent run's id; it is made while the first job already reads its data, so it may have to be waited for."""
+    until = time.monotonic() + patience
+    while sweep and time.monotonic() < until:
+        mlflow = (artifacts.read_json(sweep / "sweep.json") or {}).get("mlflow")
+        if not mlflow or not mlflow["parent"] or mlflow["error"] or mlflow["uri"] != uri.removesuffix(QUERY):
+            return None
+        if mlflow["run_id"]:
+            return mlflow["run_id"]
+        time.sleep(0.1)
+    return None
 
 
 def start_parent(uri: str, experiment: str, name: str, command: str) -> str:
@@ -192,7 +216,7 @@ def end_parent(uri: str, run_id: str, status: str, files: list[Path]) -> None:
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client whose store exists. A database file is made by one process only: two at once would lock each other out."""
+    """A client whose store exists. One process alone makes a database file: two at once would lock each other out."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -203,7 +227,7 @@ def connect(uri: str) -> "MlflowClient":
     if file is None:
         return MlflowClient(uri)
     with _making(file):
-        client = MlflowClient(f"{uri}?timeout=60" if "?" not in uri else uri)
+        client = MlflowClient(uri if "?" in uri else uri + QUERY)
         client.search_experiments(max_results=1)
         return client
 

@@ -5,6 +5,7 @@ main module for no one, and may be started from inside any worker of a launcher.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,12 +13,11 @@ import pickle
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -73,10 +73,10 @@ def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Vol
     if opened is None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with _locked(cache / f"{key}.lock"):
+            with _locked(cache / f"{key}.lock") as alone:
                 opened = _open(place, manifest)
                 if opened is None:
-                    _build(dataset, manifest, place, workers)
+                    _build(dataset, manifest, place, workers, alone)
                     opened = _open(place, manifest)
         except OSError as error:
             free = shutil.disk_usage(next(p for p in (cache, *cache.absolute().parents) if p.exists())).free
@@ -85,7 +85,9 @@ def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Vol
                 "free there. Make room, or set paths.cache to another folder"
             ) from error
         if opened is None:
-            raise DataError(f"{place}: the decoded data set was written and cannot be read again; set paths.cache elsewhere")
+            raise DataError(
+                f"{place}: the decoded data set was written and cannot be read again; set paths.cache elsewhere"
+            )
     images, masks, statistics = opened
     shift, scale, clip = normalisation(statistics, dataset.normalise, images.dtype)
     names = list(manifest.patients)
@@ -148,33 +150,170 @@ def normalisation(
 
 
 def _open(place: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """The memory maps and the statistics, or None where something is missing or not as it was written.
-
-    Sizes cannot show pages that a crash of the machine lost: the first reader after a restart looks at the pixels."""
+    """The memory maps and the statistics, or None where something is missing or not as it was written."""
+    counts = [len(slices) for slices in manifest.patients.values()]
     try:
-        arrays = [np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("images", "masks")]
-        images, masks = (np.asarray(array) for array in arrays)  # plain arrays over the maps: cheaper to index
-        known = np.load(place / "statistics.npy", allow_pickle=False)
-        count = sum(map(len, manifest.patients.values()))
-        whole = (
-            images.ndim == 4
-            and images.dtype in (np.uint8, np.uint16)
-            and masks.dtype == np.uint8
-            and len(images) == count
-            and masks.shape == images.shape[:3]
-            and known.shape == (len(manifest.patients), images.shape[3], 5)
+        # plain arrays over the maps, which are cheaper to index than np.memmap
+        images, masks = (
+            np.asarray(np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+            for name in ("images", "masks")
         )
-        if not whole:
+        known = np.load(place / "statistics.npy", allow_pickle=False)
+        if (
+            (images.ndim, len(images), masks.shape) != (4, sum(counts), images.shape[:3])
+            or (images.dtype not in (np.uint8, np.uint16) or masks.dtype != np.uint8)
+            or known.shape != (len(counts), images.shape[3], 5)
+        ):
             return None
-        boot = place / f"checked-{_boot()}"
-        if not boot.exists():
-            stops = np.cumsum([len(slices) for slices in manifest.patients.values()])
-            for index, stop in enumerate(stops):
-                part = slice(stop - len(list(manifest.patients.values())[index]), stop)
+        # A file's size cannot show the pages that a power cut lost: whoever is first after a restart looks at the pixels.
+        checked = place / f"checked-{_boot()}"
+        if not checked.exists():
+            for index, stop in enumerate(np.cumsum(counts)):
+                part = slice(stop - counts[index], stop)
                 if not np.array_equal(_summary(images[part], masks[part]), known[index]):
                     return None
             with contextlib.suppress(OSError):
-                boot.touch()
+                checked.touch()
         return images, masks, known[..., :4]
     except (OSError, ValueError, EOFError):
         return None
+
+
+def _summary(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """(C, 5): the statistics of a patient and, beside each channel's, how many pixels the mask has."""
+    count = np.full((images.shape[3], 1), np.count_nonzero(masks))
+    return np.concatenate([statistics(images), count], axis=1)
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "once"
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[bool]:
+    """Hold an exclusive lock; False where the system or the file system has none, and two may then do the same work."""
+    with open(file, "a") as stream:
+        try:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            yield False
+        else:
+            yield True
+
+
+@dataclass
+class _Task:
+    """What a decoding process is told."""
+
+    dataset: DataSet
+    manifest: Manifest
+    folder: Path
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    starts: dict[str, int]
+    """Where the pixels begin in images.npy and masks.npy, bytes."""
+
+
+def _build(dataset: DataSet, manifest: Manifest, place: Path, workers: int, alone: bool) -> None:
+    """Decode into a folder beside `place`, then rename: a reader sees all of it or nothing."""
+    if alone:  # what killed processes left
+        for left in place.parent.glob(f"{place.name}.tmp-*"):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = place.with_name(f"{place.name}.tmp-{os.getpid()}-{time.time_ns()}")
+    (folder / "work").mkdir(parents=True)
+    try:
+        _decode(dataset, manifest, folder, workers)
+        shutil.rmtree(folder / "work")
+        (folder / f"checked-{_boot()}").touch()
+        if place.exists():  # damaged
+            shutil.rmtree(place)
+        with contextlib.suppress(FileExistsError):  # without a lock another may have been faster
+            folder.rename(place)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _decode(dataset: DataSet, manifest: Manifest, folder: Path, workers: int) -> None:
+    began = time.perf_counter()
+    patients = list(manifest.patients)
+    images, masks = dataset.decode(manifest, patients[0])
+    shape, count = images.shape[1:], sum(map(len, manifest.patients.values()))
+    if (need := count * (images[0].nbytes + masks[0].nbytes)) > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: it takes {need / 1e6:.0f} MB")
+    starts = {}
+    for name, array in (("images", images), ("masks", masks)):
+        with open(folder / f"{name}.npy", "wb") as stream:
+            header = {"descr": array.dtype.str, "fortran_order": False, "shape": (count, *array.shape[1:])}
+            np.lib.format.write_array_header_1_0(stream, header)
+            starts[name] = stream.tell()
+            stream.truncate(starts[name] + count * array[0].nbytes)
+    task = _Task(dataset, manifest, folder, shape, images.dtype, starts)
+    (folder / "work" / "0").touch()
+    done = {0: _store(task, 0, images, masks)}
+
+    expected = (time.perf_counter() - began) * (len(patients) - 1)
+    helpers = []
+    if workers > 1 and expected > WORTH_A_PROCESS and sys.executable:
+        (folder / "work" / "task").write_bytes(pickle.dumps(task))
+        code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from segsweep.data import cache; cache._help()"
+        command = [sys.executable, "-c", code, json.dumps(sys.path), str(folder / "work")]
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        for _ in range(min(workers, len(patients)) - 1):
+            helpers.append(
+                subprocess.Popen(command, env=one_thread, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            )
+    try:
+        done |= _work(task)
+        for helper in helpers:
+            helper.wait()
+    finally:
+        for helper in helpers:
+            helper.kill()
+            helper.wait()
+    for result in (folder / "work").glob("done-*"):
+        done |= pickle.loads(result.read_bytes())
+    for index, patient in enumerate(patients):
+        if index not in done:  # a helper failed on it or was killed; here the error reaches the user
+            done[index] = _store(task, index, *dataset.decode(manifest, patient))
+    with open(folder / "statistics.npy", "wb") as stream:
+        np.save(stream, np.stack([done[index] for index in range(len(patients))]), allow_pickle=False)
+
+
+def _work(task: _Task) -> dict[int, np.ndarray]:
+    """Decode the patients that no other process has claimed, until all are: index -> summary."""
+    done = {}
+    for index, patient in enumerate(task.manifest.patients):
+        try:
+            os.close(os.open(task.folder / "work" / str(index), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            continue
+        done[index] = _store(task, index, *task.dataset.decode(task.manifest, patient))
+    return done
+
+
+def _help() -> None:
+    """A helping process: the folder of work is its last argument."""
+    work = Path(sys.argv[-1])
+    done = _work(pickle.loads((work / "task").read_bytes()))
+    (work / f"done-{os.getpid()}").write_bytes(pickle.dumps(done))
+
+
+def _store(task: _Task, index: int, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Write one patient's slices to their place in the files; return its summary."""
+    counts = [len(slices) for slices in task.manifest.patients.values()]
+    if (images.shape[1:], images.dtype) != (task.shape, task.dtype):
+        first, patient = (list(task.manifest.patients)[i] for i in (0, index))
+        raise DataError(
+            f"patient {patient}: slices of {images.shape[1:]} {images.dtype}, patient {first}: {task.shape} {task.dtype}; "
+            "expected one shape (height, width, channels) and type: data.image_size=256, say, gives all one size"
+        )
+    for name, array in (("images", images), ("masks", masks)):
+        with open(task.folder / f"{name}.npy", "r+b") as stream:
+            stream.seek(task.starts[name] + sum(counts[:index]) * array[0].nbytes)
+            stream.write(np.ascontiguousarray(array).data)
+    return _summary(images, masks)

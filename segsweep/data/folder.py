@@ -36,7 +36,9 @@ class Folder:
         for key in ("images", "masks"):
             pattern = getattr(self, key)
             if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-                raise DataError(f"data.{key}={pattern}: expected a pattern of paths under data.root, such as {key}/**/*.png")
+                raise DataError(
+                    f"data.{key}={pattern}: expected a pattern of paths under data.root, such as {key}/**/*.png"
+                )
         try:
             groups = re.compile(self.patient).groupindex
         except re.error as error:

@@ -38,7 +38,7 @@ def read(file: str, mask: bool = False) -> np.ndarray:
         raise DataError(f"{file}: truncated, or not an image: {error}. Copy it again from the original") from error
     if frames != 1:
         raise DataError(f"{file}: {frames} images in one file; expected one slice a file")
-    if pixels.dtype == np.int32 and 0 <= pixels.min() and pixels.max() < 1 << 16:  # some Pillows read 16 bit as 32
+    if pixels.dtype == np.int32 and pixels.min() >= 0 and pixels.max() < 1 << 16:  # some Pillows read 16 bit as 32
         pixels = pixels.astype(np.uint16)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{file}: pixels of type {pixels.dtype}; expected 8 or 16 bit whole numbers")
@@ -101,47 +101,52 @@ def decode(
 
     channels: how many the images must have; None: as many as the patient's first.
     Raises DataError naming the file: unreadable, another shape, or a mask that is none."""
-    images, masks = [], []
-    first: tuple[np.ndarray, str] | None = None
-    inside = 0  # the mask's value in the structure, 1 or 255
-    for image_file, mask_file in files:
+    first = read(files[0][0])
+    shape = (len(files), size or first.shape[0], size or first.shape[1])
+    images, masks = np.empty((*shape, first.shape[2]), first.dtype), np.zeros(shape, np.uint8)
+    inside = 0  # the masks' value in the structure
+    for index, (image_file, mask_file) in enumerate(files):
         image, mask = read(image_file), read(mask_file, mask=True)
         if channels and image.shape[2] != channels:
+            hint = " (is it a mask?)" if len(np.unique(image)) <= 2 else ""
+            raise DataError(f"{image_file}: found {_shape(image)}; expected images of {channels} channels{hint}")
+        if (image.shape, image.dtype) != (first.shape, first.dtype):
             raise DataError(
-                f"{image_file}: an image of {image.shape[2]} channel{'s'[: image.shape[2] > 1]}; expected {channels}"
-                + (" (is it a mask?)" if len(np.unique(image)) <= 2 else "")
-            )
-        first = first or (image, image_file)
-        if (image.shape, image.dtype) != (first[0].shape, first[0].dtype):
-            raise DataError(
-                f"patient {patient}: {image_file} is {_shape(image)}, {first[1]} is {_shape(first[0])}; "
-                "the slices of a patient must have one shape"
+                f"patient {patient}: {image_file} is {_shape(image)}, {files[0][0]} is {_shape(first)}; "
+                "expected one shape for all slices of a patient"
             )
         if mask.shape != image.shape[:2]:
-            raise DataError(f"{mask_file} is {_shape(mask)}, its image {image_file} is {_shape(image)}; expected the same")
-        inside = _check_mask(mask, mask_file, inside)
-        if inside and mask.any() and (image.astype(bool) == mask.astype(bool)[..., None]).all():
-            raise DataError(f"{image_file}: its pixels are those of its mask {mask_file}; a mask was given as the image")
-        images.append(resize(image, size))
-        masks.append(resize_mask(mask > 0, size))
-    return np.stack(images), np.stack(masks)
+            raise DataError(
+                f"{mask_file} is {_shape(mask)}, its image {image_file} is {_shape(image)}; expected the same size"
+            )
+        images[index] = resize(image, size)
+        if value := _check_mask(mask, mask_file, inside):
+            inside = value
+            masks[index] = resize_mask(mask > 0, size)
+            filled = np.count_nonzero(image) == np.count_nonzero(mask) * image.shape[2]
+            if filled and np.array_equal(image.any(axis=2), mask > 0):
+                raise DataError(
+                    f"{image_file}: only where its mask {mask_file} is, it is not 0; a mask was given as the image"
+                )
+    return images, masks
 
 
 def _check_mask(mask: np.ndarray, file: str, inside: int) -> int:
-    """Raise DataError unless the mask has 0 and at most one of 1, 255 (or 65535), the same in all of a patient's."""
+    """The mask's value beside 0, or 0. Raise DataError unless that is one of 1, 255 and 65535, and `inside` if not 0."""
     top = int(mask.max())
     if top == 0:
-        return inside
+        return 0
     if top not in (1, 255, 65535) or np.count_nonzero(mask) != np.count_nonzero(mask == top):
         values = np.unique(mask)
-        raise DataError(
-            f"{file}: a mask with {len(values)} values ({listed(map(str, values), 4)}); expected 0 and 255, or 0 and 1"
-            + (" (is it an image, or compressed with loss as JPEG is?)" if len(values) > 8 else "")
-        )
+        hint = " (is it an image, or compressed with loss as JPEG is?)" if len(values) > 8 else ""
+        found = listed(map(str, values), 4)
+        raise DataError(f"{file}: a mask with the values {found}; expected 0 and 255, or 0 and 1{hint}")
     if inside not in (0, top):
-        raise DataError(f"{file}: the mask's value is {top}, in the patient's other masks {inside}; expected one of them")
+        raise DataError(
+            f"{file}: a mask with the value {top} where the patient's other masks have {inside}; expected one of them"
+        )
     return top
 
 
 def _shape(pixels: np.ndarray) -> str:
-    return " x ".join(map(str, pixels.shape)) + (" 16 bit" if pixels.dtype == np.uint16 else "")
+    return " x ".join(map(str, pixels.shape)) + (" of 16 bit" if pixels.dtype == np.uint16 else "")

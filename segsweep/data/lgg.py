@@ -43,7 +43,9 @@ class LGG:
             if found or masks:
                 break
         else:
-            inside = " (this is one patient's folder: give the one above)" if _patients(root.absolute().parent)[0] else ""
+            inside = (
+                " (this is one patient's folder: give the one above)" if _patients(root.absolute().parent)[0] else ""
+            )
             raise DataError(
                 f"data.root={self.root}: no patients found{inside}; expected folders such as TCGA_CS_4941_19960909 with "
                 f"files <folder>_<k>.tif and <folder>_<k>_mask.tif, in it or in {' or '.join(PLACES[1:])}"

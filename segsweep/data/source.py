@@ -50,7 +50,9 @@ def check_common(image_size: int | None, normalise: str, model_width: int) -> No
     if image_size is not None:
         check_range("data.image_size", image_size, 8, 4096, "pixels")
     if normalise not in NORMALISE:
-        raise DataError(f"data.normalise={normalise}: allowed are {', '.join(NORMALISE)}{nearest(normalise, NORMALISE)}")
+        raise DataError(
+            f"data.normalise={normalise}: allowed are {', '.join(NORMALISE)}{nearest(normalise, NORMALISE)}"
+        )
     check_range("data.model_width", model_width, 1, 1024, "channels")
 
 

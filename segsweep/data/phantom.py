@@ -1,0 +1,154 @@
+"""A made-up brain MRI data set from a seed: heads with a tumour in three sequences, learnable in seconds and not trivial.
+
+The tumour is bright in FLAIR, but so are fat, the edges of the ventricles and lesions of small vessels; bias field, noise
+and a gain that differs from patient to patient leave no single threshold that finds it. A patient is one function of
+space, so that `image_size` and `slices` change the sampling and not the anatomy.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from segsweep.data import source
+from segsweep.data.source import Manifest
+
+VERSION = 1
+"""Changes whenever the same parameters give other pixels."""
+
+# Signal in pre-contrast T1, FLAIR and post-contrast T1; the brightest is about 1.
+AIR = (0.0, 0.0, 0.0)
+FAT = (0.85, 0.75, 0.88)
+BONE = (0.08, 0.06, 0.08)
+FLUID = (0.16, 0.10, 0.17)
+GREY = (0.44, 0.52, 0.47)
+WHITE = (0.60, 0.42, 0.62)
+GLIOSIS = (0.50, 0.72, 0.52)  # ventricles' edges and small-vessel lesions: bright in FLAIR, and no tumour
+VESSEL = (0.25, 0.15, 0.95)
+TUMOUR = (0.36, 0.82, 0.38)
+CORE = (0.34, 0.70, 0.90)  # takes up contrast, in some patients
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phantom:
+    """Axial slices of `patients` heads, (D, H, W, 3) uint8, every one with a tumour.
+
+    seed: of everything. slices: a patient. noise: standard deviation, of the brightest tissue's 1. bias: standard
+    deviation of the logarithm of the bias field. image_size: pixels a side. normalise, model_width: as in `lgg.LGG`."""
+
+    seed: int
+    patients: int
+    slices: int
+    noise: float
+    bias: float
+    image_size: int
+    normalise: str
+    model_width: int
+
+    def __post_init__(self) -> None:
+        source.check_range("data.seed", self.seed, 0, 2**31)
+        source.check_range("data.patients", self.patients, 2, 9999)
+        source.check_range("data.slices", self.slices, 4, 256)
+        source.check_range("data.noise", self.noise, 0.0, 1.0)
+        source.check_range("data.bias", self.bias, 0.0, 1.0)
+        source.check_range("data.image_size", self.image_size, 16, 1024, "pixels")
+        source.check_common(self.image_size, self.normalise, self.model_width)
+
+    def scan(self, cache: Path) -> Manifest:
+        """The manifest: its digest is of the parameters, for there are no files."""
+        own = {key: value for key, value in asdict(self).items() if key not in ("normalise", "model_width")}
+        digest = hashlib.sha256(json.dumps([VERSION, own]).encode()).hexdigest()
+        names = [f"phantom_{index:04}" for index in range(self.patients)]
+        return Manifest(digest, {name: [f"{name}_{k}" for k in range(1, self.slices + 1)] for name in names})
+
+    def decode(self, manifest: Manifest, patient: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images (D, H, W, 3) uint8 and masks (D, H, W) uint8 of {0, 1} of one patient."""
+        rng = np.random.default_rng([self.seed, list(manifest.patients).index(patient)])
+        shape = (self.slices, self.image_size, self.image_size)
+        signal, tumour = _anatomy(rng, shape)
+        signal *= (rng.uniform(0.75, 1.0) * rng.uniform(0.85, 1.0, 3)).astype(np.float32)
+        for channel in range(3):
+            signal[..., channel] *= np.exp(self.bias * _field(rng, shape, 2))
+        # Magnitude of a complex signal: Rician noise, so that air is not 0.
+        real, imaginary = (self.noise * rng.standard_normal(signal.shape, np.float32) for _ in range(2))
+        raw = np.hypot(signal + real, imaginary) * 230
+        return np.clip(raw, 0, 255).round().astype(np.uint8), tumour.astype(np.uint8)
+
+
+def _anatomy(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Signal (D, H, W, 3) float32 and tumour (D, H, W) bool; x to the left, y to the back, z up, the head about 1."""
+    z, y, x = np.meshgrid(
+        *(np.linspace(low, high, 2 * n + 1, dtype=np.float32)[1::2] for n, low, high in zip(shape, (-0.8, -1, -1), (0.85, 1, 1))),
+        indexing="ij",
+        sparse=True,
+    )
+    turn = rng.normal(0, 0.08)
+    x, y = x - rng.normal(0, 0.03), y - rng.normal(0, 0.03)
+    x, y = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
+    rz, ry, rx = rng.uniform((0.95, 0.84, 0.68), (1.10, 0.94, 0.78))
+    # Distance from the centre, 1 on the skin; brain's the same with the cortex' folds.
+    skin = _norm(z / rz, y / ry, x / rx) * (1 + 0.03 * _field(rng, shape, 3))
+    folds = _field(rng, shape, 18, least=8)
+    brain = skin + 0.025 * folds
+    signal = np.zeros((*shape, 3), np.float32)
+    for distance, edge, tissue in (
+        (skin, 1.0, FAT),
+        (skin, 0.93, BONE),
+        (skin, 0.87, FLUID),
+        (brain, 0.82, GREY),
+        (skin + 0.05 * folds, 0.72, WHITE),
+    ):
+        _fill(signal, edge - distance, 0.04, tissue)
+    side = np.abs(x)
+    _fill(signal, 1 - _norm(z / 0.22, (y - 0.02) / 0.22, (side - 0.22) / 0.10), 0.3, GREY)
+    # Lateral ventricles, with a bright rim in FLAIR.
+    large = rng.uniform(0.8, 1.4)
+    ventricle = _norm((z - 0.1) / 0.26, y / 0.36, (side - 0.11) / 0.075) / large * (1 + 0.1 * _field(rng, shape, 4))
+    _fill(signal, 1 + rng.uniform(0.1, 0.6) * np.abs(_field(rng, shape, 4)) - ventricle, 0.3, GLIOSIS)
+    for _ in range(rng.integers(2, 8)):
+        centre, radius = rng.uniform((-0.3, -0.5, -0.4), (0.5, 0.5, 0.4)), rng.uniform(0.04, 0.09)
+        _fill(signal, 1 - _norm(z - centre[0], y - centre[1], x - centre[2]) / radius, 0.5, GLIOSIS)
+
+    tumour = np.zeros(shape, bool)
+    for _ in range(rng.choice((1, 2), p=(0.85, 0.15))):
+        centre = rng.uniform((-0.35, -0.45, 0.18), (0.45, 0.45, 0.45)) * (1, 1, rng.choice((-1, 1)))
+        radii = rng.uniform(0.23, 0.35) * rng.uniform((0.75, 0.8, 0.8), (1.0, 1.2, 1.2))
+        distance = _norm(*((a - c) / r for a, c, r in zip((z, y, x), centre, radii, strict=True)))
+        distance *= 1 + 0.2 * _field(rng, shape, 5)
+        outside = np.maximum(distance - 1, np.maximum((brain - 0.83) / 0.2, 1 - ventricle))
+        _fill(signal, -outside, 0.25, np.array(TUMOUR) + (0, rng.uniform(-0.06, 0.08), 0))
+        if rng.random() < 0.4:
+            _fill(signal, np.minimum(rng.uniform(0.3, 0.6) - distance, -outside), 0.25, CORE)
+        tumour |= outside < 0
+    signal *= (1 + 0.06 * _field(rng, shape, 10, least=3))[..., None]
+    _fill(signal, 1 - ventricle, 0.2, FLUID)
+    for _ in range(rng.integers(3, 7)):
+        at, lean = rng.uniform(-0.6, 0.6, 2), rng.normal(0, 0.5, 2)
+        tube = np.hypot(y - at[0] - lean[0] * z, x - at[1] - lean[1] * z) + 0.03 * _field(rng, shape, 4)
+        _fill(signal, np.minimum(rng.uniform(0.03, 0.05) - tube, 0.84 - brain), 0.03, VESSEL)
+    _fill(signal, np.minimum(0.015 - side, np.minimum(0.85 - brain, z)), 0.03, VESSEL)  # falx
+    return signal, tumour
+
+
+def _norm(*axes: np.ndarray) -> np.ndarray:
+    return np.sqrt(sum(axis * axis for axis in axes))
+
+
+def _fill(signal: np.ndarray, depth: np.ndarray, width: float, tissue: tuple[float, float, float] | np.ndarray) -> None:
+    """Blend `tissue` in where depth > 0, over an edge of `width`: a voxel may hold two tissues."""
+    share = np.clip(depth / width + 0.5, 0, 1, dtype=np.float32)
+    signal += (np.float32(tissue) - signal) * share[..., None]
+
+
+def _field(rng: np.random.Generator, shape: tuple[int, int, int], order: int, least: int = 1) -> np.ndarray:
+    """A smooth random field of standard deviation about 1: cosines of `least` to `order` half periods along an axis."""
+    k = np.arange(order + 1)
+    size = np.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + k[None, None, :] ** 2)
+    weights = rng.standard_normal(size.shape) * ((size >= least) & (size <= order)) / np.maximum(size, 1)
+    weights /= np.sqrt((weights**2 / 2 ** (np.indices(size.shape) > 0).sum(0)).sum())
+    for n in reversed(shape):  # the last axis is taken up and the new one put first, three times
+        waves = np.cos(np.pi * np.outer((np.arange(n) + 0.5) / n, k)).astype(np.float32)
+        weights = np.moveaxis(weights.astype(np.float32) @ waves.T, -1, 0)
+    return weights

@@ -1,0 +1,372 @@
+"""`hydra/launcher=local`: persistent worker processes on this machine's devices.
+
+What a process needs once (torch, the CUDA context, decoded data, compiled code) is paid once a worker. A job that takes
+its process down with it costs the sweep that job alone.
+"""
+
+import contextlib
+import heapq
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from segsweep import artifacts, progress, sweep, worker
+from segsweep.worker import Worker
+
+from .plan import bare
+
+log = logging.getLogger(__name__)
+
+CLASSES = ("error", "nan", "oom", "killed", "timeout")
+LOOK = 0.2
+"""Seconds between two looks at the clock, the workers' health and a request to stop."""
+
+
+@dataclass
+class Job:
+    """`failure` is the class of its last failure; `tries` counts them."""
+
+    number: int
+    overrides: list[str]
+    config: DictConfig | None = None
+    point: Any = None
+    rank: tuple[Any, ...] = ()
+    failure: str | None = None
+    tries: Counter[str] = field(default_factory=Counter)
+    began: float = 0.0
+
+    def __lt__(self, other: "Job") -> bool:
+        return self.rank < other.rank
+
+    @property
+    def folder(self) -> Path:
+        assert self.config is not None
+        hydra = self.config.hydra
+        return Path(str(hydra.sweep.dir)) / str(hydra.sweep.subdir)
+
+    @property
+    def finished(self) -> bool:
+        return self.point is not None and self.point.state == "finished"
+
+
+class LocalLauncher(Launcher):
+    """Its values and their meanings are in conf/hydra/launcher/local.yaml.
+
+    `launch` is Hydra's interface. `submit` and `wait` are for a sweeper that wants each result as it comes.
+    """
+
+    def __init__(
+        self,
+        devices: Any,
+        jobs_per_device: int,
+        timeout_min: float | None,
+        budget_min: float | None,
+        retries: dict[str, int],
+    ):
+        problems = [
+            f"hydra.launcher.{key}={value}: {rule}"
+            for key, value, rule, good in (
+                ("jobs_per_device", jobs_per_device, "must be at least 1", jobs_per_device >= 1),
+                ("timeout_min", timeout_min, "must be above 0", timeout_min is None or timeout_min > 0),
+                ("budget_min", budget_min, "must be above 0", budget_min is None or budget_min > 0),
+                ("retries", retries, f"classes are {', '.join(CLASSES)}", set(retries) <= set(CLASSES)),
+                ("devices", devices, "auto, or a list such as [0,1] or [cpu]", devices == "auto" or _is_list(devices)),
+            )
+            if not good
+        ]
+        if problems:
+            raise HydraException("\n".join(problems))
+        self.devices, self.jobs_per_device = devices, jobs_per_device
+        self.timeout = timeout_min * 60 if timeout_min else float("inf")
+        self.budget = budget_min * 60 if budget_min else float("inf")
+        self.retries = dict(retries)
+        self.asked: deque[Job] = deque()
+        self.waiting: list[Job] = []
+        self.running: dict[Worker, Job] = {}
+        self.ended: deque[tuple[int, JobReturn]] = deque()
+        self.workers: dict[Worker, int] = {}
+        self.did: dict[Worker, list[Job]] = {}
+        self.stopping = False
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from segsweep.plan import Planner
+
+        setup_globals()
+        configure_log(config.hydra.hydra_logging, config.hydra.verbose, hydra_context.execution_whitelist)
+        self.context, self.task, self.config = hydra_context, task_function, config
+        self.planner = Planner(Path(config.paths.runs))
+        self.began = time.monotonic()
+        visible = _devices(self.devices, config.device)
+        self.slots = [device for _ in range(self.jobs_per_device) for device in visible]
+        progress.emit("slots", slots=len(self.slots))
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            self.submit(overrides, number)
+        results = dict(self.wait() for _ in job_overrides)
+        return [results[number] for number in sorted(results)]
+
+    def submit(self, overrides: Sequence[str], number: int) -> None:
+        """Ask for a job; `number` is its place in the sweep and the name of its folder."""
+        self.asked.append(Job(number, list(overrides)))
+        self._staff()
+
+    def wait(self) -> tuple[int, JobReturn]:
+        """The next job that ends, in whatever order: its number and Hydra's record of it.
+
+        Raises KeyboardInterrupt when the sweep was asked to stop and every running job has saved its state."""
+        try:
+            while not self.ended:
+                self._look_after()
+                self._hand_out()
+                composed = self._compose_next()
+                busy = {w.connection: w for w in self.workers}
+                for ready in connection.wait(list(busy), 0 if composed or self.ended else LOOK):
+                    self._receive(busy[ready])  # type: ignore[index]
+            return self.ended.popleft()
+        except BaseException:
+            self._abort()
+            raise
+
+    # Workers
+
+    def _staff(self) -> None:
+        """As many workers as there are slots, or jobs."""
+        jobs = len(self.asked) + len(self.waiting) + len(self.running)
+        while len(self.workers) < min(len(self.slots), jobs):
+            new = worker.take()
+            self.workers[new] = min(set(range(len(self.slots))) - set(self.workers.values()))
+            self.did[new] = []
+
+    def _set_up(self, new: Worker) -> None:
+        import torch
+
+        slots = len(self.slots)
+        new.ready = True
+        setup = {
+            "task": self.task,
+            "callbacks": self.context.callbacks,
+            "whitelist": self.context.execution_whitelist,
+            "visible": self.slots[self.workers[new]],
+            "threads": max(1, torch.get_num_threads() // slots) if slots > 1 else None,
+        }
+        new.send(("setup", setup))
+
+    def _look_after(self) -> None:
+        """Notice what no message tells: a request to stop, a job over its time, a worker that is gone."""
+        if progress.stopping() and not self.stopping:
+            self.stopping = True
+            self.asked.clear()
+            self.waiting.clear()
+            for each in self.workers:
+                each.send(worker.STOP)
+        if self.stopping and not self.running:
+            raise KeyboardInterrupt
+        for each in list(self.workers):
+            job = self.running.get(each)
+            if job and time.monotonic() - job.began > self.timeout:
+                self._lose(each, "timeout", f"stopped after timeout_min={self.timeout / 60:g} minutes")
+            elif each.process.poll() is not None and not each.connection.poll():
+                self._lose(each, "killed")
+        self._staff()
+
+    def _receive(self, sender: Worker) -> None:
+        try:
+            kind, *content = sender.receive()
+        except (EOFError, OSError):
+            self._lose(sender, "killed")
+            return
+        if kind == "ready":
+            self._set_up(sender)
+        elif kind == "event":
+            (event,) = content
+            job = self.running.get(sender)
+            if job and event["kind"] == "end":
+                job.failure = event.get("failure")
+                if self._left(job):
+                    event = {"kind": "retry", "text": event["error"]}
+            progress.emit(**event, job=job.number if job else 0)
+        elif kind == "done":
+            job = self.running.pop(sender)
+            self.did[sender].append(job)
+            self._end(job, content[1])
+            if job.failure and self.slots[self.workers[sender]]:  # an error may leave a CUDA context unusable
+                self._dismiss(sender)
+
+    def _dismiss(self, each: Worker) -> None:
+        """Let it bring MLflow up to date and end, and have a fresh one."""
+        each.send(("exit",))
+        del self.workers[each], self.did[each]
+
+    def _lose(self, lost: Worker, failure: str, reason: str | None = None) -> None:
+        """A worker is gone, or has to go: its job failed, a fresh one takes its slot."""
+        if failure == "timeout":
+            lost.kill()
+        reason = reason or lost.death()
+        lost.kill()
+        del self.workers[lost]
+        if not lost.ready:
+            raise HydraException(f"A worker could not start: {reason}")
+        for job in self.did.pop(lost):
+            self._mirror(job)
+        if lost in self.running:
+            self._fail(self.running.pop(lost), failure, reason)
+
+    # Jobs
+
+    def _compose_next(self) -> bool:
+        """Compose one job that was asked for: the others can run meanwhile."""
+        if not self.asked:
+            return False
+        job = self.asked.popleft()
+        from segsweep.errors import SegsweepError
+
+        job.config = self.context.config_loader.load_sweep_config(self.config, job.overrides)
+        with open_dict(job.config):
+            job.config.hydra.job.id = str(job.number)
+            job.config.hydra.job.num = job.number
+        with contextlib.suppress(SegsweepError):  # the job itself will say so
+            job.point = self.planner.point(*bare(job.config))
+        job.rank = self._rank(job)
+        heapq.heappush(self.waiting, job)
+        return True
+
+    def _rank(self, job: Job) -> tuple[Any, ...]:
+        """Answers first, then what has never run, the longest first, then what failed before."""
+        if job.point is None:
+            return 1, 0.0, job.number
+        return {"finished": 0, "failed": 2}.get(job.point.state, 1), -self.planner.cost(job.point), job.number
+
+    def _hand_out(self) -> None:
+        over = time.monotonic() - self.began > self.budget
+        for each in [w for w in self.workers if w.ready and w not in self.running]:
+            job = self._next(over)
+            if job is None:
+                return
+            job.began, job.failure = time.monotonic(), None
+            self.running[each] = job
+            each.send(("job", job.number, job.config))
+
+    def _next(self, over: bool) -> Job | None:
+        """The first that waits for no other: jobs of one trajectory run after one another and share its epochs."""
+        taken = {job.point.trajectory for job in self.running.values() if job.point}
+        later = []
+        found = None
+        while self.waiting and found is None:
+            job = heapq.heappop(self.waiting)
+            if over and not job.finished:
+                self._leave(job)
+            elif job.point and job.point.trajectory in taken:
+                later.append(job)
+            else:
+                found = job
+        for job in later:
+            heapq.heappush(self.waiting, job)
+        return found
+
+    def _left(self, job: Job) -> bool:
+        """Whether a job that failed may be tried again."""
+        if job.failure is None or self.stopping:
+            return False
+        return job.tries[job.failure] < self.retries.get(job.failure, 0)
+
+    def _end(self, job: Job, result: JobReturn | None) -> None:
+        if result is None and self.stopping:
+            return  # interrupted, and recorded as that
+        if self._left(job):
+            assert job.failure is not None
+            job.tries[job.failure] += 1
+            heapq.heappush(self.waiting, job)
+        else:
+            self.ended.append((job.number, result or _without_value(job)))
+
+    def _leave(self, job: Job) -> None:
+        """Out of the sweep's time before it was started."""
+        error = f"budget_min={self.budget / 60:g} minutes were over"
+        self._close(job, "not started", None, error)
+        progress.emit("end", job=job.number, status="not started", error=error)
+        self.ended.append((job.number, _without_value(job)))
+
+    def _fail(self, job: Job, failure: str, reason: str) -> None:
+        """What a job does when it fails, done for one that no longer can."""
+        job.failure = failure
+        first = reason.splitlines()[0]
+        again = self._left(job)
+        if job.point and not artifacts.held(job.point.folder):
+            history = artifacts.read_lines(job.point.folder / "history.jsonl")
+            record = {"status": "failed", "class": failure, "error": first, "traceback": reason, "epoch": len(history)}
+            if not (job.point.folder / "result.json").exists():
+                artifacts.write_json(job.point.folder / "failure.json", record)
+        self._close(job, "failed", failure, first)
+        if again:
+            progress.emit("retry", job=job.number, text=first)
+        else:
+            self._mirror(job)
+            progress.emit("end", job=job.number, status="failed", error=first, failure=failure)
+        self._end(job, _without_value(job))
+
+    def _close(self, job: Job, status: str, failure: str | None, error: str) -> None:
+        from segsweep.run import Outcome
+
+        entry = artifacts.read_json(job.folder / "job.json") or {"number": job.number, "overrides": job.overrides}
+        facts = {"signature": job.point.signature, "folder": job.point.folder} if job.point and job.began else {}
+        outcome = Outcome(status, **facts, failure=failure, error=error)
+        sweep.close_job(job.folder, entry, outcome, time.monotonic() - job.began if job.began else 0.0)
+
+    def _mirror(self, job: Job) -> None:
+        """Bring MLflow up to date with a run whose worker may not have."""
+        if not job.config or not job.point or not (job.point.folder / "run.json").exists():
+            return
+        if artifacts.held(job.point.folder):
+            return  # another process has taken it over, and tells MLflow itself
+        from segsweep.tracking import Mirror
+
+        Mirror(job.point.folder, job.config.tracking, job.folder.parent).__exit__()
+
+    def _abort(self) -> None:
+        """End every worker now; the state after each run's last complete epoch is on disk."""
+        for each, job in self.running.items():
+            each.kill()
+            self._close(job, "interrupted", None, "stopped")
+            self._mirror(job)
+        for each in list(self.workers):
+            if each in self.running:
+                del self.workers[each]
+        self.running.clear()
+
+
+def _without_value(job: Job) -> JobReturn:
+    result = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
+    result.return_value = float("nan")
+    return result
+
+
+def _is_list(devices: Any) -> bool:
+    return not isinstance(devices, str) and len(devices) > 0
+
+
+def _devices(asked: Any, device: str) -> list[str | None]:
+    """For each device what CUDA_VISIBLE_DEVICES is to be: empty for the CPU, None to leave it as it is."""
+    import torch
+
+    if asked != "auto":
+        return ["" if str(name) == "cpu" else str(name) for name in asked]
+    if device == "cpu" or not torch.cuda.device_count():
+        return [""]
+    if ":" in device:
+        return [None]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return [*(given.split(",") if given else map(str, range(count)))][:count]

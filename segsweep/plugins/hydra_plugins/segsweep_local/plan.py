@@ -1,0 +1,53 @@
+"""`hydra/launcher=plan`: shows every job of a sweep and what it should cost; runs and records nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from segsweep.errors import SegsweepError
+
+
+class PlanLauncher(Launcher):
+    """A search has no plan: its points depend on results."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if "Optuna" in str(config.hydra.sweeper._target_):
+            raise HydraException("hydra/launcher=plan: a search chooses its jobs as results come; a grid has a plan")
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from segsweep.cli import job_name
+        from segsweep.plan import Planner, Point, table
+
+        planner = Planner(Path(self.config.paths.runs))
+        points: list[Point | SegsweepError] = []
+        for overrides in job_overrides:
+            try:
+                config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+                points.append(planner.point(*bare(config)))
+            except SegsweepError as error:
+                points.append(error)
+        asked = list(self.config.hydra.overrides.task)
+        print(table([job_name(list(overrides), asked) for overrides in job_overrides], points, planner))
+        return [_nothing(overrides) for overrides in job_overrides]
+
+
+def bare(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
+    """A composed job's own configuration without Hydra's part, and the option chosen in each group."""
+    choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
+    own = config.copy()
+    with open_dict(own):
+        del own["hydra"]
+    return own, choices
+
+
+def _nothing(overrides: Sequence[str]) -> JobReturn:
+    result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+    result.return_value = float("nan")
+    return result

@@ -1,0 +1,73 @@
+"""What a section is made of; `render.py` turns it into HTML and Markdown.
+
+Text is plain, with `code` in backticks and **weight** in asterisks, the same in both forms.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: the text shown, what it sorts by (default: the text), a mark ("best", "tied", "bad"), and a picture as inline SVG (page only)."""
+
+    text: str
+    sort: float | str | None = None
+    mark: str = ""
+    svg: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are Cell or text; `notes` explain columns by their heading; `folded` starts closed in the page."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[Cell | str]]
+    notes: dict[str, str] = field(default_factory=dict)
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with the words that stand for it: `png` for files and Markdown, `svg` (where there is one) for the page."""
+
+    name: str
+    alt: str
+    caption: str
+    png: bytes
+    svg: str = ""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to paste into a terminal."""
+
+    text: str
+
+
+Block = str | list[str] | Table | list[Figure] | Code
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading of the report; `anchor` is its id in the page."""
+
+    anchor: str
+    title: str
+    blocks: list[Block]
+
+
+def number(value: float | None, spec: str = ".3f", mark: str = "") -> Cell:
+    """A number that sorts as one; a dash where it is undefined or not recorded."""
+    if value is None or value != value:
+        return Cell("–", "")
+    return Cell(format(value, spec), float(value), mark)
+
+
+def joined(words: list[str], last: str = "and") -> str:
+    """Words in a sentence: a, b and c."""
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun[:-1]}ies" if noun.endswith("y") else f"{count} {noun}s"

@@ -1,0 +1,248 @@
+"""Contrasts: what one factor does, from all pairs of configurations that differ in it alone; and the pairs that can say nothing, with the missing run.
+
+A key that only one option of a group has (`optim.momentum` under SGD) is part of that option, not a second difference. A key that both have
+(`optim.lr`) is a factor of its own. Differing data or split files behind equal settings count as a difference too.
+"""
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from segsweep.report import statistics
+from segsweep.report.comparison import Comparison, Configuration, digest, key, show
+from segsweep.report.statistics import LEVEL, Interval
+
+CONTINUUM = 20
+PSEUDO = ("content of the data", "content of the split", "seed", "split.fold")  # differences that no setting shows
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two configurations (rows of the comparison) that differ in one factor; `values` (patients,) is b minus a, the mean over their common seeds."""
+
+    a: int
+    b: int
+    seeds: int
+    values: np.ndarray
+
+
+@dataclass
+class Contrast:
+    """Level `b` of a factor minus level `a`, in Dice, over all matched pairs; `repeats` says what the second interval runs over."""
+
+    factor: str
+    a: str
+    b: str
+    pairs: list[Pair]
+    values: np.ndarray  # (patients,) mean over pairs and seeds
+    interval: Interval | None
+    p: float
+    signed_rank: float
+    over_repeats: Interval | None
+    repeats: str
+    p_holm: float = float("nan")
+    p_repeats_holm: float = float("nan")
+
+    @property
+    def patients(self) -> int:
+        return int((~np.isnan(self.values)).sum())
+
+    @property
+    def mean(self) -> float:
+        return float(statistics.nanmean(self.values))
+
+    @property
+    def seeds(self) -> int:
+        return max(pair.seeds for pair in self.pairs)
+
+    @property
+    def verdict(self) -> str:
+        """none: not shown; trained: these trained networks differ, repeats unknown; chance: no more than repeats differ; shown: beyond both."""
+        if self.interval is None or not (self.p_holm < LEVEL and (self.interval.low > 0 or self.interval.high < 0)):
+            return "none"
+        if self.over_repeats is None:
+            return "trained"
+        return "shown" if self.p_repeats_holm < LEVEL else "chance"
+
+
+@dataclass(frozen=True)
+class Confounded:
+    """Two configurations that differ in several things at once, and the run that would settle `factor`; None where no setting can."""
+
+    a: int
+    b: int
+    differs: list[str]
+    factor: str
+    command: str | None
+
+
+@dataclass
+class Analysis:
+    contrasts: list[Contrast]
+    confounded: list[Confounded]  # one for each two levels of a factor that no matched pair compares, at most `limit`
+    unsettled: int  # how many there are in all
+    unpaired: int  # pairs that differ in one factor but share no patient
+    continuous: list[str]  # factors with too many levels to list what is confounded
+
+
+def analyse(comparison: Comparison, limit: int = 12) -> Analysis:
+    """All contrasts with Holm's correction over them all, by factor, and what stays confounded."""
+    rows = comparison.rows
+    names, differs = differences(rows)
+    count = differs.sum(-1)
+    pooled: dict[tuple[str, str, str], list[Pair]] = {}
+    unpaired = 0
+    scores = comparison.scores["dice"]
+    for i, j in zip(*np.nonzero(np.triu(count == 1, 1)), strict=True):
+        factor = names[int(np.argmax(differs[i, j]))]
+        if factor in PSEUDO:
+            continue
+        a, b = sorted((int(i), int(j)), key=lambda row: _order(level(rows[row], factor)))
+        both = scores[b] - scores[a]  # (seeds, patients): NaN unless both have this patient at this seed
+        if np.isnan(both).all():
+            unpaired += 1
+            continue
+        pair = Pair(a, b, int((~np.isnan(both)).any(1).sum()), statistics.nanmean(both, 0))
+        pooled.setdefault((factor, key(level(rows[a], factor)), key(level(rows[b], factor))), []).append(pair)
+    contrasts = [_contrast(factor, pairs, comparison) for (factor, _, _), pairs in pooled.items()]
+    for contrast, p, again in zip(
+        contrasts,
+        statistics.holm(np.array([c.p for c in contrasts])),
+        statistics.holm(np.array([c.over_repeats.p if c.over_repeats else np.nan for c in contrasts])),
+        strict=True,
+    ):
+        contrast.p_holm, contrast.p_repeats_holm = float(p), float(again)
+    contrasts.sort(key=lambda c: (names.index(c.factor), c.p_holm, -abs(c.mean)))
+    confounded, continuous = _confounded(rows, names, differs, set(pooled))
+    return Analysis(contrasts, confounded[:limit], len(confounded), unpaired, continuous)
+
+
+def _contrast(factor: str, pairs: list[Pair], comparison: Comparison) -> Contrast:
+    rows, scores = comparison.rows, comparison.scores["dice"]
+    values = statistics.nanmean(np.array([pair.values for pair in pairs]), 0)
+    named = isinstance(level(rows[pairs[0].a], factor), str)
+    if named and statistics.nanmean(values) < 0:  # options have no order: the better one is `b`, so that the sign reads well
+        pairs, values = [Pair(p.b, p.a, p.seeds, -p.values) for p in pairs], -values
+    matched = np.array([scores[p.b] - scores[p.a] for p in pairs if p.seeds == max(q.seeds for q in pairs)])  # (pairs, seeds, patients)
+    seeds = statistics.nanmean(matched, 0)
+    seeds = seeds[~np.isnan(seeds).all(1)]
+    over, repeats = statistics.crossed_interval(seeds), "seeds"
+    if over is None and len(pairs) >= statistics.FEWEST_REPEATS:
+        over, repeats = statistics.crossed_interval(np.array([p.values for p in pairs])), "pairs"
+    interval = statistics.mean_interval(values, symmetric=True, bounds=(-1, 1))
+    a, b = (show(level(rows[row], factor)) for row in (pairs[0].a, pairs[0].b))
+    p, rank = float(statistics.sign_flip(values)[0]), statistics.signed_rank(values)
+    return Contrast(factor, a, b, pairs, values, interval, p, rank, over, repeats)
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    return (0, float(value)) if isinstance(value, int | float) else (1, key(value))
+
+
+def differences(rows: list[Configuration]) -> tuple[list[str], np.ndarray]:
+    """(names of factors, (rows, rows, factors) whether two rows differ in it), the PSEUDO differences last."""
+    names = list(dict.fromkeys(name for row in rows for name in row.factors))
+    levels: dict[str, int] = {}
+    codes = np.array([[levels.setdefault(key(r.factors[n]), len(levels)) if n in r.factors else -1 for n in names] for r in rows])
+    codes = codes.reshape(len(rows), len(names))
+    differs = codes[:, None] != codes[None]
+    one_sided = (codes[:, None] < 0) != (codes[None] < 0)
+    for f, name in enumerate(names):
+        group = name.split(".")[0]
+        if "." in name and group in names:
+            differs[..., f] &= ~(one_sided[..., f] & differs[..., names.index(group)])
+
+    def any_of(*groups: str) -> np.ndarray:
+        return differs[..., [n.split(".")[0] in groups for n in names]].any(-1)
+
+    seeds = _shared(rows, lambda run: run.seed)
+    folds = _shared(rows, lambda run: (run.seed, run.fold))
+    splits = np.zeros((len(rows), len(rows)), bool)
+    for repeat in {(run.seed, run.fold) for row in rows for run in row.runs}:
+        splits |= _unequal([digest(r, "split") if (r := _at(row, repeat)) else "" for row in rows])
+    pseudo = [
+        _unequal([digest(row.runs[0], "data") for row in rows]) & ~any_of("data"),
+        splits & ~any_of("data", "split"),
+        ~seeds,
+        seeds & ~folds & ~any_of("split"),
+    ]
+    return [*names, *PSEUDO], np.concatenate([differs, np.stack(pseudo, -1)], -1)
+
+
+def _shared(rows: list[Configuration], of: Callable[[Any], Any]) -> np.ndarray:
+    """(rows, rows) whether two rows have a repeat in common."""
+    repeats = list({of(run) for row in rows for run in row.runs})
+    present = np.array([[any(of(run) == repeat for run in row.runs) for repeat in repeats] for row in rows], int).reshape(len(rows), -1)
+    return present @ present.T > 0
+
+
+def _at(row: Configuration, repeat: tuple[Any, Any]) -> Any:
+    return next((run for run in row.runs if (run.seed, run.fold) == repeat), None)
+
+
+def _unequal(values: list[str]) -> np.ndarray:
+    """(n, n) whether two values are known and differ."""
+    known = np.array([value != "" for value in values])
+    text = np.array(values)
+    return (text[:, None] != text[None]) & known[:, None] & known[None]
+
+
+def _confounded(rows: list[Configuration], names: list[str], differs: np.ndarray, settled: set[tuple[str, str, str]]) -> tuple[list[Confounded], list[str]]:
+    """For every two levels of a factor that no matched pair compares, the two rows that come closest, those with the fewest differences first.
+
+    Second, the factors with more than CONTINUUM levels: searched over a range, no two of their values were meant as a comparison.
+    """
+    count = differs.sum(-1)
+    closest: dict[tuple[str, str, str], tuple[int, int, int]] = {}
+    continuous = []
+    for f, factor in enumerate(names):
+        if factor in PSEUDO or factor.split(".")[0] == "data":
+            continue
+        order = [_order(level(row, factor)) for row in rows]
+        keys = [key(level(row, factor)) for row in rows]
+        if len(set(keys)) > CONTINUUM:
+            continuous.append(factor)
+            continue
+        for i, j in np.argwhere(np.triu(differs[..., f] & (count > 1), 1)).tolist():
+            a, b = (i, j) if order[i] <= order[j] else (j, i)
+            levels = (factor, keys[a], keys[b])
+            if levels not in settled and (levels not in closest or count[a, b] < closest[levels][0]):
+                closest[levels] = (int(count[a, b]), a, b)
+    merged: dict[tuple[int, int], Confounded] = {}
+    for (factor, _, _), (_, a, b) in sorted(closest.items(), key=lambda item: item[1]):
+        different = [name for name, differ in zip(names, differs[a, b], strict=True) if differ]
+        possible = not set(different) & set(PSEUDO[:2]) and factor in rows[b].factors
+        merged.setdefault((a, b), Confounded(a, b, different, factor, settling_command(rows[a], rows[b], factor) if possible else None))
+    return list(merged.values()), continuous
+
+
+def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
+    """The command of configuration `a` with `factor` as in `b` and all else kept: against `a`, the new run differs in that factor alone."""
+    words = shlex.split(a.runs[0].command)
+    start = 3 if words[1:2] == ["-m"] else 1  # `python -m segsweep` or `segsweep`
+    head, overrides = words[:start], [word for word in words[start:] if "=" in word]
+    changed = {factor: exact(b.factors[factor])}
+    lost = set()
+    if "." not in factor:  # another option brings defaults of its own: what both options have stays as it was, what only the old one has goes
+        under = [name for name in a.factors if name.startswith(factor + ".")]
+        changed |= {name: exact(a.factors[name]) for name in under if name in b.factors}
+        lost = {name for name in under if name not in b.factors}
+    for name, values in (("seed", sorted({*a.seeds} & {*b.seeds}, key=str) or a.seeds), ("split.fold", a.folds)):
+        if len(values) > 1:
+            changed[name] = ",".join(exact(value) for value in values)
+            head = [*words[:start], "-m"]
+    kept = [word for word in overrides if word.split("=")[0].lstrip("+~") not in {*changed, *lost}]
+    return shlex.join([*head, *kept, *(f"{name}={value}" for name, value in changed.items())])
+
+
+def level(row: Configuration, factor: str) -> Any:
+    return row.factors.get(factor, "not recorded")
+
+
+def exact(value: Any) -> str:
+    """A value as an override of the command line takes it."""
+    return value if isinstance(value, str) else "null" if value is None else json.dumps(value)

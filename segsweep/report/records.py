@@ -1,0 +1,242 @@
+"""Sweeps as they lie on disk, read into plain dataclasses: the one reader of run folders in the report.
+
+Nothing here refuses a damaged record: what cannot be read is left out and said in `problems`, because a sweep with failures needs its report most.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segsweep.errors import SegsweepError
+
+REPEATS = ("seed", "split.fold")  # what differs between repeats of one configuration
+SCORES = ("dice", "iou", "hd95")  # per patient, with an interval
+
+
+@dataclass
+class Run:
+    """One run folder. `status`: finished, pruned, failed or unfinished; `info` is run.json, `result` is result.json."""
+
+    folder: Path
+    signature: str
+    status: str
+    info: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    error_class: str = ""
+    history: dict[str, np.ndarray] = field(default_factory=dict)  # column -> (epochs,)
+    patients: dict[str, dict[str, float]] = field(default_factory=dict)  # patient -> column -> value, NaN = undefined
+
+    @property
+    def group(self) -> str:
+        return str(self.info.get("group") or self.signature)
+
+    @property
+    def factors(self) -> dict[str, Any]:
+        return self.info.get("factors") or {}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {**{k: v for k, v in self.result.items() if isinstance(v, int | float)}, **(self.result.get("metrics") or {})}
+
+    @property
+    def seed(self) -> Any:
+        return self.factors.get("seed", 0)
+
+    @property
+    def fold(self) -> Any:
+        return self.factors.get("split.fold")
+
+    @property
+    def command(self) -> str:
+        return str(self.info.get("command") or "not recorded")
+
+    @property
+    def leaks(self) -> bool:
+        return bool((self.info.get("split") or {}).get("leaks"))
+
+    @property
+    def evaluated_on(self) -> str:
+        return str(self.info.get("evaluated_on") or ("val" if any(k.startswith("val/") for k in self.history) else "test"))
+
+    @cached_property
+    def overlays(self) -> dict[str, dict[str, np.ndarray]]:
+        """Patient -> image (H, W, C) uint8, truth and prediction (H, W) bool, slice; empty where the file is missing or damaged."""
+        try:
+            with np.load(self.folder / "overlays.npz", allow_pickle=False) as file:
+                arrays = {name: file[name] for name in ("slice", "image", "truth", "prediction")}
+                return {str(p): {k: v[i] for k, v in arrays.items()} for i, p in enumerate(file["patient"])}
+        except (OSError, ValueError, KeyError, IndexError, EOFError):
+            return {}
+
+
+@dataclass
+class Job:
+    """One job of a sweep (job.json) with its run, where there is one; `number` is -1 for a run that was named by itself."""
+
+    sweep: str
+    number: int
+    status: str
+    overrides: list[str] = field(default_factory=list)
+    varied: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    error: str = ""
+    error_class: str = ""
+    run: Run | None = None
+
+
+@dataclass
+class Record:
+    """All that was asked for: the jobs in order, the distinct runs behind them, and what was missing or unreadable."""
+
+    names: list[str]
+    jobs: list[Job]
+    runs: list[Run]
+    problems: list[str]
+
+
+def read(sources: Sequence[Path | str]) -> Record:
+    """Read sweep folders, run folders, or (where no such folder is) MLflow experiments and run ids; several are pooled, a run counts once.
+
+    Raises SegsweepError where a source holds no runs.
+    """
+    record = Record([], [], [], [])
+    runs: dict[str, Run] = {}
+    for source in sources:
+        before = len(record.jobs)
+        for folder in _folders(source):
+            if (folder / "run.json").exists() or (folder / "result.json").exists() or (folder / "failure.json").exists():
+                run = _shared(runs, folder, record.problems)
+                record.jobs.append(Job(folder.parent.name, -1, run.status, [], {}, run.metrics.get("total_seconds"), run.error, run.error_class, run))
+            else:
+                _read_sweep(folder, runs, record)
+        if len(record.jobs) == before:
+            raise SegsweepError(f"{source}: no run in it. A sweep folder holds numbered job folders with a job.json, as in multirun/<sweep>.")
+        record.names.append(Path(source).name)
+    record.runs = list(runs.values())
+    return record
+
+
+def _folders(source: Path | str) -> list[Path]:
+    folder = Path(source)
+    if folder.is_dir():
+        if folder.name == "runs":
+            return sorted(p for p in folder.iterdir() if p.is_dir())
+        nested = sorted(p.parent for p in folder.glob("*/sweep.json")) if not any(folder.glob("*.json")) else []
+        if nested:
+            found = "\n".join(f"  {p}" for p in nested[-8:])
+            raise SegsweepError(f"{folder} holds {len(nested)} sweeps, not one. Name those to compare, for example\n{found}")
+        return [folder]
+    from segsweep.tracking import find_runs  # lazily: mlflow takes seconds to import, and folders do not need it
+
+    return find_runs(str(source))
+
+
+def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
+    """Append the sweep's jobs; a job whose record is lost, or that never started, is one too."""
+    sweep = _json(folder / "sweep.json", record.problems) or {}
+    numbers = {int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()}
+    for number in sorted(numbers | set(range(sweep.get("jobs") or 0))):
+        job = _json(folder / str(number) / "job.json", record.problems) if number in numbers else None
+        if job is None:
+            status = "unreadable" if number in numbers else "never started"
+            record.jobs.append(Job(folder.name, number, status, error="job.json is missing or damaged" if number in numbers else ""))
+            continue
+        run = None
+        if job.get("run"):
+            target = (folder / str(number) / job["run"]).resolve()
+            if target.is_dir():
+                run = _shared(runs, target, record.problems)
+        status = run.status if run and run.status in ("failed", "pruned") else str(job.get("status") or "unknown")
+        if run is None and status in ("finished", "reused", "continued"):
+            status = "run folder gone"
+        elif run and run.status == "unfinished" and status in ("finished", "reused", "continued"):
+            status = "result missing"
+        error = job.get("error") or (run.error if run else "")
+        kind = job.get("class") or (run.error_class if run else "")
+        overrides, varied = job.get("overrides") or [], job.get("varied") or {}
+        record.jobs.append(Job(folder.name, number, status, overrides, varied, job.get("seconds"), str(error or ""), str(kind or ""), run))
+
+
+def _shared(runs: dict[str, Run], folder: Path, problems: list[str]) -> Run:
+    key = str(folder.resolve())
+    if key not in runs:
+        runs[key] = _read_run(folder, problems)
+    return runs[key]
+
+
+def _read_run(folder: Path, problems: list[str]) -> Run:
+    info = _json(folder / "run.json", problems) or {}
+    result = _json(folder / "result.json", problems, needed=False)
+    failure = _json(folder / "failure.json", problems, needed=False) if result is None else None
+    status = str(result.get("status") or "finished") if result else "failed" if failure else "unfinished"
+    run = Run(folder, str(info.get("signature") or folder.name), status, info, result or {})
+    if failure:
+        run.error, run.error_class = str(failure.get("error") or "no message"), str(failure.get("class") or "error")
+    run.history = _history(folder / "history.jsonl", problems)
+    if status == "finished":
+        run.patients = _patients(folder / "patients.csv", problems)
+    return run
+
+
+def _json(path: Path, problems: list[str], needed: bool = True) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if needed:
+            problems.append(f"{_short(path)} is missing")
+        return None
+    except (OSError, ValueError) as error:
+        problems.append(f"{_short(path)} cannot be read: {error}")
+        return None
+    if not isinstance(found, dict):
+        problems.append(f"{_short(path)} holds {type(found).__name__}, not an object")
+        return None
+    return found
+
+
+def _history(path: Path, problems: list[str]) -> dict[str, np.ndarray]:
+    """Columns over the epochs; of an epoch that was written twice (after a resume) the last line counts, a torn line is left out."""
+    lines: dict[int, dict[str, Any]] = {}
+    torn = 0
+    if not path.exists():
+        return {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            lines[int(row["epoch"])] = row
+        except (ValueError, KeyError, TypeError):
+            torn += bool(line.strip())
+    if torn:
+        problems.append(f"{_short(path)}: {torn} damaged line{'s' * (torn > 1)} left out")
+    rows = [lines[epoch] for epoch in sorted(lines)]
+    return {key: np.array([_number(row.get(key)) for row in rows]) for key in dict.fromkeys(k for row in rows for k in row)}
+
+
+def _patients(path: Path, problems: list[str]) -> dict[str, dict[str, float]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {row.pop("patient"): {key: _number(value) for key, value in row.items()} for row in rows}
+    except FileNotFoundError:
+        problems.append(f"{_short(path)} is missing: the run has no interval and takes part in no contrast")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        problems.append(f"{_short(path)} cannot be read ({error!r}): the run has no interval and takes part in no contrast")
+    return {}
+
+
+def _number(value: Any) -> float:
+    """Text, number or truth value as a float; an empty cell or null is NaN."""
+    if value in (None, ""):
+        return float("nan")
+    return float(value == "True") if value in ("True", "False") else float(value)
+
+
+def _short(path: Path) -> str:
+    return "/".join(path.parts[-3:])

@@ -1,0 +1,31 @@
+"""The sections of the report, in the order in which a person asks.
+
+To add one, write a function `(Findings) -> Section | None` in a file of this folder and put it in SECTIONS; None leaves it out.
+"""
+
+from collections.abc import Callable
+
+from segsweep.report.content import Section
+from segsweep.report.findings import Findings
+from segsweep.report.sections.answer import hyperparameters, missing, results, summary
+from segsweep.report.sections.evidence import confounded, contrasts, method, repeats, tradeoffs
+from segsweep.report.sections.provenance import provenance
+from segsweep.report.sections.training import curves, importance, learning_rate, overfitting, overlays
+
+SECTIONS: list[Callable[[Findings], Section | None]] = [
+    summary,
+    missing,
+    hyperparameters,
+    results,
+    contrasts,
+    confounded,
+    repeats,
+    tradeoffs,
+    overlays,
+    curves,
+    overfitting,
+    learning_rate,
+    importance,
+    provenance,
+    method,
+]

@@ -1,0 +1,240 @@
+"""The sections that answer: what was found, what was compared, what each row scored, and what is missing."""
+
+from collections import Counter
+
+import numpy as np
+
+from segsweep.report import figures
+from segsweep.report.comparison import show
+from segsweep.report.content import Block, Cell, Section, Table, joined, number, plural
+from segsweep.report.contrasts import Contrast
+from segsweep.report.findings import DONE, Findings, p_value, ranged, shared
+from segsweep.report.statistics import FEWEST, FEWEST_REPEATS, nanmean
+
+FOREST_ROWS = 20
+
+
+def summary(found: Findings) -> Section:
+    """Sentences, each no stronger than its test."""
+    if not found.rows:
+        return Section("summary", "In short", ["No run has finished, so there is nothing to compare yet. What happened instead is below."])
+    sentences = [_scope(found), *_leaders(found), *_contrasts(found), *_cautions(found)]
+    return Section("summary", "In short", [sentences])
+
+
+def _scope(found: Findings) -> str:
+    runs = sum(len(row.runs) for row in found.rows)
+    tested = sorted({found.comparison.tested(i) for i in range(len(found.rows))})
+    patients = plural(tested[0], "test patient") if len(tested) == 1 else f"{tested[0]} to {tested[-1]} test patients"
+    text = f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, each tested on {patients} of {joined(sorted({found.data(i).split()[0] for i in range(len(found.rows))}))}."
+    lacking = sum(job.status not in DONE for job in found.record.jobs)
+    return text + (f" **{plural(lacking, 'job')} did not finish** and {'is' if lacking == 1 else 'are'} listed under What is missing." if lacking else "")
+
+
+def _leaders(found: Findings) -> list[str]:
+    sentences = []
+    for best in found.comparison.best["dice"]:
+        label, scored = found.title(best.row), ranged(found.dice[best.row], float(found.means[best.row]))
+        where = f" among the rows tested on {found.data(best.row)} with a {found.rows[best.row].factors.get('split', '')} split" if found.arenas > 1 else ""
+        trained = "" if best.repeats else f" This speaks of the networks as trained here: with fewer than {FEWEST_REPEATS} common seeds, luck in training is not part of the test."
+        if best.tied:
+            rest = f"all {best.rivals}" if len(best.tied) == best.rivals else f"{len(best.tied)} of the {best.rivals}"
+            others = "the other row" if best.rivals == 1 else f"{rest} other rows"
+            sentences.append(f"**{label}** has the highest mean Dice{where}, {scored}, but **cannot be told from {others}** (same patients, Holm, 5 %).")
+        else:
+            others = "the other row" if best.rivals == 1 else f"each of the {best.rivals} other rows"
+            sentences.append(f"**{label}** has the highest mean Dice{where}, {scored}, and scores higher than {others} (same patients, Holm, 5 %).{trained}")
+    if len(found.rows) == 1:
+        sentences.append(f"**{found.title(0)}**: mean Dice {ranged(found.dice[0], float(found.means[0]))}. One row alone compares with nothing.")
+    if found.rows and all(interval is None for interval in found.dice):
+        sentences.append(f"Fewer than {FEWEST} patients with a defined Dice: no interval and no test can be given, the figures only describe.")
+    return sentences
+
+
+def _contrasts(found: Findings, most: int = 6) -> list[str]:
+    contrasts = [c for c in found.analysis.contrasts if c.factor.split(".")[0] != "split"]
+    strong = sorted((c for c in contrasts if c.verdict != "none"), key=lambda c: -abs(c.mean))
+    sentences = [claim(found, c) for c in strong[:most]]
+    if len(strong) > most:
+        sentences.append(f"{len(strong) - most} more differences are in the table of contrasts.")
+    weak = [c for c in contrasts if c.verdict == "none"]
+    if weak:
+        named = [f"{found.setting(c.factor, c.b)} against {found.setting(c.factor, c.a)} ({signed(c)})" for c in weak[:3]]
+        more = f", and {len(weak) - 3} more" if len(weak) > 3 else ""
+        sentences.append(f"**No difference is shown** for {joined(named)}{more}. That is no proof of equality: any difference inside the interval remains possible.")
+    return sentences
+
+
+def claim(found: Findings, c: Contrast) -> str:
+    """One contrast in words, as strong as its verdict and no stronger."""
+    better, worse = (c.b, c.a) if c.mean > 0 else (c.a, c.b)
+    names = f"**{found.setting(c.factor, better)} against {found.setting(c.factor, worse)}**"
+    interval = c.interval
+    sizes = sorted((abs(interval.low), abs(interval.high))) if interval else [0, 0]
+    size = f"{abs(c.mean):.3f} [{sizes[0]:.3f}, {sizes[1]:.3f}]"
+    rests = f"{plural(len(c.pairs), 'matched pair')}, {plural(c.patients, 'patient')}, p {p_text(c.p_holm)} after Holm"
+    if c.verdict == "shown":
+        over = "seeds" if c.repeats == "seeds" else "matched pairs"
+        return f"{names}: Dice higher by {size} ({rests}); the difference holds over {over} as well as patients."
+    if c.verdict == "chance":
+        return f"{names}: Dice higher by {size} on these patients ({rests}), but **no more than {c.repeats} differ among themselves**: not shown for newly trained networks."
+    return f"{names}: the networks as trained differ in Dice by {size} ({rests}); with {plural(c.seeds, 'seed')} it stays open whether training again would agree."
+
+
+def _cautions(found: Findings) -> list[str]:
+    sentences = []
+    if found.analysis.unsettled:
+        first = found.analysis.confounded[0]
+        sentences.append(
+            f"{plural(found.analysis.unsettled, 'comparison')} of settings {'is' if found.analysis.unsettled == 1 else 'are'} **confounded**: for one, "
+            f"{found.title(first.a)} against {found.title(first.b)} differs in {joined(first.differs)}, not attributable. The runs that would settle them are listed."
+        )
+    few = [row for row in found.rows if len(row.seeds) < FEWEST_REPEATS]
+    if few:
+        which = "Every row rests" if len(few) == len(found.rows) else f"{len(few)} of {len(found.rows)} rows rest"
+        seeds = sorted({len(row.seeds) for row in few})
+        sentences.append(f"{which} on {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}: how far training again would move the figures is not measured.")
+    if any(row.leaks for row in found.rows):
+        leak = next((c for c in found.analysis.contrasts if c.factor == "split"), None)
+        effect = f" Measured on the same patients, {leak.b} scores {signed(leak)} above {leak.a}." if leak else ""
+        leaking = sum(row.leaks for row in found.rows)
+        verb = "was split by slice and leaks" if leaking == 1 else "were split by slice and leak"
+        sentences.append(f"**{plural(leaking, 'row')} {verb}**: neighbours of test slices were trained on, so their scores say little of new patients.{effect}")
+    accuracy = np.array([row.metric("test/accuracy") for row in found.rows])
+    nothing = _accuracy_of_nothing(found)
+    if nothing is not None and not np.isnan(accuracy).all():
+        sentences.append(
+            f"Pixel accuracy lies between {np.nanmin(accuracy):.4f} and {np.nanmax(accuracy):.4f} while mean Dice lies between {np.nanmin(found.means):.3f} and "
+            f"{np.nanmax(found.means):.3f}; predicting no tumour anywhere would have an accuracy of {nothing:.4f} and a Dice of 0 on every patient with a tumour."
+        )
+    return sentences
+
+
+def _accuracy_of_nothing(found: Findings) -> float | None:
+    patients = {(i, p): values for i, row in enumerate(found.rows[:1]) for run in row.runs for p, values in run.patients.items()}
+    truth = sum(v.get("truth_pixels", np.nan) for v in patients.values())
+    pixels = sum(v.get(k, np.nan) for v in patients.values() for k in ("tp", "fp", "fn", "tn"))
+    return float(1 - truth / pixels) if patients and pixels > 0 and truth == truth else None
+
+
+def signed(c: Contrast) -> str:
+    return f"{c.mean:+.3f} [{c.interval.low:+.3f}, {c.interval.high:+.3f}]" if c.interval else f"{c.mean:+.3f}, no interval"
+
+
+def p_text(p: float) -> str:
+    return p_value(p) if p < 0.001 else f"= {p_value(p)}"
+
+
+def missing(found: Findings) -> Section | None:
+    """Jobs without a finished run, incomplete repeats, and damaged records."""
+    lost = [job for job in found.record.jobs if job.status not in DONE]
+    blocks: list[Block] = []
+    if lost:
+        counts = joined([f"{many} {status}" for status, many in Counter(job.status for job in lost).items()])
+        rows: list[list[Cell | str]] = [
+            [
+                Cell(f"{job.sweep} / {job.number}" if job.number >= 0 else job.sweep, job.number),
+                Cell(job.status, mark="bad"),
+                ", ".join(f"{k}={show(v)}" for k, v in job.varied.items()) or " ".join(job.overrides) or "not recorded",
+                f"{job.error_class + ': ' if job.error_class else ''}{job.error}" or "–",
+            ]
+            for job in lost
+        ]
+        blocks.append(Table(f"Jobs without a finished run: {counts}. They take no part in any figure below.", ["job", "status", "settings", "error"], rows))
+    repeats = {(run.seed, run.fold) for row in found.rows for run in row.runs}
+    most = max((len(row.runs) for row in found.rows), default=0)
+    uneven = [found.title(i) + f" ({len(row.runs)} of {most})" for i, row in enumerate(found.rows) if len(row.runs) < most]
+    if uneven and len(repeats) > 1:
+        more = f" and {len(uneven) - 12} more" if len(uneven) > 12 else ""
+        blocks.append(f"Fewer repeats than the rest: {', '.join(uneven[:12])}{more}. Comparisons use the seeds and patients that both sides have.")
+    if found.record.problems:
+        blocks += ["Damaged or missing files, left out:", found.record.problems[:50]]
+    return Section("missing", "What is missing", blocks) if blocks else None
+
+
+def hyperparameters(found: Findings) -> Section | None:
+    """What the rows were: the settings that differ, the rest in the caption."""
+    if not found.rows:
+        return None
+    names, same = found.varied
+    repeated = len(found.comparison.seeds) > 1 or any(row.folds for row in found.rows)
+    rows = []
+    for i, row in enumerate(found.rows):
+        cells: list[Cell | str] = [Cell(found.title(i), i)]
+        for name in names:
+            value = row.factors.get(name)
+            plain = isinstance(value, int | float) and not isinstance(value, bool)
+            cells.append(Cell("–", "") if name not in row.factors else number(value, "g") if plain else show(value))  # type: ignore[arg-type]
+        if repeated:
+            cells.append(", ".join(map(str, row.seeds)) + (f"; folds {', '.join(map(str, row.folds))}" if row.folds else ""))
+        rows.append(cells)
+    caption = f"Hyperparameters. All rows share {shared(same)}." if same else "Hyperparameters."
+    return Section("hyperparameters", "What was compared", [Table(caption, ["row", *names, *(["seeds"] if repeated else [])], rows)])
+
+
+def results(found: Findings) -> Section | None:
+    """The report's training statistics, and beside them what they leave out."""
+    if not found.rows:
+        return None
+    comparison = found.comparison
+    marks: dict[str, dict[int, str]] = {metric: {} for metric in comparison.best}
+    for metric, bests in comparison.best.items():
+        for best in bests:
+            if len(best.tied) < best.rivals:
+                marks[metric] |= dict.fromkeys([best.row, *best.tied], "tied" if best.tied else "best")
+    head = ["row", "Dice", "SD of seeds", "IoU", "HD95 (px)", "missed", "train loss", "train accuracy", "test loss", "test accuracy", "training time (s)"]
+    head += ["parameters", "GFLOPs", "images/s", "peak memory (MiB)"]
+    rows: list[list[Cell | str]] = []
+    for i, row in enumerate(found.rows):
+        dice = Cell(ranged(found.dice[i], float(found.means[i])), float(found.means[i]), marks["dice"].get(i, ""))
+        by_seed = nanmean(comparison.scores["dice"][i], 1)
+        spread = float(np.nanstd(by_seed, ddof=1)) if (~np.isnan(by_seed)).sum() > 1 else None
+        cells: list[Cell | str] = [Cell(found.title(i), i), dice, number(spread)]
+        for metric, spec in (("iou", ".3f"), ("hd95", ".1f")):
+            mean = comparison.mean(i, metric)
+            cells.append(Cell(ranged(comparison.interval(i, metric), mean, spec), mean if mean == mean else "", marks[metric].get(i, "")))
+        lost = sum(run.metrics.get("test/missed") or 0 for run in row.runs) / max(len(row.seeds), 1)
+        cells.append(number(lost, "g" if lost == int(lost) else ".1f"))
+        cells += [number(row.metric(name), ".4f") for name in ("train/loss", "train/accuracy", "test/loss", "test/accuracy")]
+        cells += [number(row.metric("training_seconds"), ",.1f"), number(row.metric("parameters"), ",.0f"), number(row.metric("gflops"), ".3g")]
+        cells += [number(row.metric("images_per_second"), ",.0f"), number(row.metric("peak_memory_bytes") / 2**20, ",.0f")]
+        rows.append(cells)
+    notes = {
+        "Dice": "mean over the test patients with its 95 % interval; repeats pooled so that a patient counts once",
+        "SD of seeds": "how far the mean Dice moves from seed to seed",
+        "missed": "patients with a tumour and none predicted, a mean over the seeds",
+        "HD95 (px)": "95th percentile of the surface distance; a missed tumour counts as the volume's diagonal",
+    }
+    table = Table("Training statistics, and per-patient scores with 95 % intervals. " + _legend(found), head, rows, notes)
+    shown = list(range(min(len(found.rows), FOREST_ROWS)))
+    words = "; ".join(f"{found.title(i)}: {ranged(found.dice[i], float(found.means[i]))}" for i in shown[:8])
+    plot = figures.forest(
+        "dice",
+        f"Mean Dice with its 95 % interval by row. {words}{'; and more, as in the table' if len(shown) > 8 else ''}.",
+        f"Mean Dice and 95 % interval{f', the best {FOREST_ROWS} rows of {len(found.rows)}' if len(found.rows) > FOREST_ROWS else ''}; each tick is a patient.",
+        [found.title(i) for i in shown],
+        [[found.dice[i]] for i in shown],
+        points=[comparison.by_patient(i) for i in shown],
+    )
+    return Section("results", "How each row scored", [table, *_remarks(found), [plot]])
+
+
+def _legend(found: Findings) -> str:
+    return (
+        "★ marks a value that is better than all others of its kind by a paired test (Holm, 5 %), ≈ those that cannot be told from the best; "
+        "no mark, no claim. Loss, accuracy, time and memory carry no interval and are not marked."
+    )
+
+
+def _remarks(found: Findings) -> list[str]:
+    remarks = []
+    if len({row.factors.get("loss") for row in found.rows}) > 1:
+        remarks.append("Rows with different losses cannot be compared by their loss: each is on a scale of its own.")
+    if found.arenas > 1:
+        remarks.append("Rows were not all tested on the same data under the same kind of split. Values are marked among those that were.")
+    if len(found.devices) > 1:
+        remarks.append(f"Times are from different devices ({joined(found.devices)}) and do not compare.")
+    undefined = sum(run.metrics.get("test/undefined") or 0 for row in found.rows for run in row.runs)
+    if undefined:
+        remarks.append(f"{undefined:g} times a patient had neither tumour nor prediction: Dice is undefined there and left out of the means.")
+    return remarks

@@ -1,0 +1,58 @@
+"""Where the rows come from: versions, device, data, split and what leaks, and the command that makes each row again."""
+
+from typing import Any
+
+from segsweep.report.comparison import digest
+from segsweep.report.content import Block, Cell, Section, Table, joined
+from segsweep.report.findings import Findings
+from segsweep.report.records import Run
+from segsweep.report.sections.answer import signed
+
+MOST = 500
+
+
+def provenance(found: Findings) -> Section | None:
+    """One line a run; what all share in the caption."""
+    runs = [(i, run) for i, row in enumerate(found.rows) for run in row.runs]
+    if not runs:
+        return None
+    facts = [_facts(run) for _, run in runs]
+    same = {name: facts[0][name] for name in facts[0] if len({fact[name] for fact in facts}) == 1}
+    different = [name for name in facts[0] if name not in same]
+    rows: list[list[Cell | str]] = []
+    for (i, run), fact in zip(runs[:MOST], facts, strict=False):
+        title = found.title(i) + (f", seed {run.seed}" if len(found.rows[i].seeds) > 1 else "") + (f", fold {run.fold}" if run.fold is not None else "")
+        rows.append([Cell(title, i), *(fact[name] for name in different), f"`{run.command}`"])
+    caption = "The command that makes each run again." + (" All runs share " + ", ".join(f"{k}: {v}" for k, v in same.items()) + "." if same else "")
+    caption += f" The first {MOST} of {len(runs)}; runs.csv has them all." if len(runs) > MOST else ""
+    blocks: list[Block] = [_leaks(found), Table(caption, ["row", *different, "command"], rows, folded=len(rows) > 30)]
+    return Section("provenance", "Where it comes from", blocks)
+
+
+def _facts(run: Run) -> dict[str, str]:
+    info = run.info
+    data, split = info.get("data") or {}, info.get("split") or {}
+    versions: dict[str, Any] = info.get("versions") or {}
+    parts = "/".join(str(split.get(part, "?")) for part in ("train", "val", "test"))
+    return {
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or "not recorded",
+        "device": str(info.get("device") or "not recorded"),
+        "precision": str(info.get("precision") or "not recorded"),
+        "commit": str(info.get("commit") or "none"),
+        "data": f"{data.get('name', '?')}, manifest {digest(run, 'data')[:12] or '?'}, {data.get('patients', '?')} patients, {data.get('slices', '?')} slices",
+        "split": f"{split.get('kind', '?')} {digest(run, 'split')[:12] or '?'}, slices train/val/test {parts}",
+        "leaks": "yes: by slice" if run.leaks else "no",
+        "evaluated on": run.evaluated_on,
+    }
+
+
+def _leaks(found: Findings) -> str:
+    leaking = [found.title(i) for i, row in enumerate(found.rows) if row.leaks]
+    if not leaking:
+        return "No split leaks: no patient is in two parts."
+    text = f"**Leaks:** {joined(leaking[:12])}{f' and {len(leaking) - 12} more' if len(leaking) > 12 else ''}. Their slices were dealt out singly, so that a"
+    text += " patient's neighbouring slices lie in training and test."
+    effects = [c for c in found.analysis.contrasts if c.factor == "split"]
+    for c in effects:
+        text += f" Measured: {c.b} minus {c.a}, Dice {signed(c)} on the same {c.patients} patients, all else equal."
+    return text if effects else text + " No run with the same settings and a split by patient is among these, so the effect is not measured here."

@@ -1,0 +1,185 @@
+"""The sections that show: curves, overlays, overfitting, convergence, the learning rate, and which settings mattered."""
+
+import numpy as np
+
+from segsweep.report import figures
+from segsweep.report.comparison import Configuration
+from segsweep.report.content import Block, Cell, Figure, Section, Table, joined, number, plural
+from segsweep.report.findings import Findings, ranged
+from segsweep.report.statistics import LEVEL, holm, nanmean, sign_flip
+
+EACH, COLOURED, DRAWN, OVERLAID = 12, 8, 100, 12  # rows with curves of their own; coloured, drawn at all in the joint panels; with overlays
+PANELS = (("loss", "loss"), ("accuracy", "pixel accuracy"), ("dice", "Dice"))
+
+
+def curves(found: Findings) -> Section | None:
+    """Loss, accuracy and Dice by epoch: all rows together, then each."""
+    rows = [(i, row) for i, row in enumerate(found.rows) if row.curves("train/loss").size]
+    if not rows:
+        return None
+    part = rows[0][1].runs[0].evaluated_on
+    others = rows[COLOURED:DRAWN]
+    joint = [("", row.curves(f"{row.runs[0].evaluated_on}/{{}}"), figures.GREY, "-") for _, row in others]  # placeholder, filled below
+    blocks: list[Block] = []
+    together = []
+    for metric, title in PANELS:
+        joint = [("", row.curves(f"{row.runs[0].evaluated_on}/{metric}"), figures.GREY, "-") for _, row in others]
+        joint += [
+            (f"row {i + 1}", row.curves(f"{row.runs[0].evaluated_on}/{metric}"), figures.COLOURS[k], "-") for k, (i, row) in enumerate(rows[:COLOURED])
+        ]
+        joint = [line for line in joint if line[1].size]
+        words = _ends([(found.title(i), row, row.runs[0].evaluated_on) for i, row in rows[:COLOURED]], metric)
+        together.append(figures.curves(f"all-{metric}", f"{title} on {part} against the epoch, all rows. {words}", f"{title}, {part}", f"{title} ({part})", joint))
+    limit = f" The best {COLOURED} rows have a colour, the others are grey." if len(rows) > COLOURED else ""
+    limit += f" {len(rows) - DRAWN} more are not drawn." if len(rows) > DRAWN else ""
+    blocks += [f"All rows together, on {part}.{limit} With repeats a line is their mean and its band runs from the lowest to the highest.", together]
+    blocks.append(f"Each row, training dashed and evaluation solid{f'; the best {EACH} of {len(rows)}' if len(rows) > EACH else ''}:")
+    for i, row in rows[:EACH]:
+        blocks += [f"**{found.title(i)}**", [_each(found, i, row, metric, title) for metric, title in PANELS]]
+    return Section("curves", "How did they learn?", blocks)
+
+
+def _each(found: Findings, i: int, row: Configuration, metric: str, title: str) -> Figure:
+    part = row.runs[0].evaluated_on
+    series = [("train", row.curves(f"train/{metric}"), figures.COLOURS[1], "--"), (part, row.curves(f"{part}/{metric}"), figures.COLOURS[0], "-")]
+    series = [line for line in series if line[1].size]
+    words = " ".join(_ends([(found.title(i), row, side)], metric, side) for side in ("train", part))
+    alt = f"{title} of {found.title(i)} against the epoch. {words}"
+    return figures.curves(f"row{i + 1}-{metric}", alt, f"{title}, row {i + 1}", title, series)
+
+
+def _ends(rows: list[tuple[str, Configuration, str]], metric: str, side: str = "") -> str:
+    """First and last values of curves in words."""
+    texts = []
+    for title, row, part in rows:
+        mean = nanmean(row.curves(f"{part}/{metric}"), 0)
+        if mean.size:
+            texts.append(f"{side or title}: {mean[0]:.3f} in the first epoch, {mean[-1]:.3f} in the last")
+    return "; ".join(texts) + "." if texts else ""
+
+
+def overlays(found: Findings) -> Section | None:
+    """Best, median and worst patient, the same for all rows."""
+    shown: dict[int, dict[str, dict[str, np.ndarray]]] = {}
+    for i, row in enumerate(found.rows[: 4 * OVERLAID]):  # a few more than are shown, in case some have none
+        pictures = {patient: picture for run in row.runs for patient, picture in run.overlays.items()}
+        if pictures and len(shown) < OVERLAID:
+            shown[i] = pictures
+    if not shown:
+        return None
+    first = next(iter(shown))
+    same = [i for i in shown if shown[i].keys() & shown[first].keys() and found.data(i) == found.data(first)]
+    common = sorted(set.intersection(*(set(shown[i]) for i in same)))
+    index = {patient: k for k, (_, patient) in enumerate(found.comparison.patients)}
+    dice = {p: float(nanmean(np.array([found.comparison.by_patient(i)[index[p]] for i in same]))) for p in common if p in index}
+    ranked = sorted((p for p in dice if dice[p] == dice[p]), key=lambda p: dice[p], reverse=True)
+    if not ranked:
+        return None
+    blocks: list[Block] = [
+        "Each patient's slice with the largest tumour; truth dashed green, prediction solid orange. Best, median and worst by the mean Dice of the rows shown"
+        f" ({plural(len(ranked), 'patient')} in common)."
+    ]
+    if len(same) < len(found.rows):
+        blocks.append(f"Shown are {len(same)} of {len(found.rows)} rows: the best that kept overlays of these patients, at most {OVERLAID}.")
+    places = {0: "best", (len(ranked) - 1) // 2: "median", len(ranked) - 1: "worst"} if len(ranked) > 2 else dict(enumerate(["best", "worst"][: len(ranked)]))
+    for place, role in places.items():
+        patient = ranked[place]
+        picture = shown[same[0]][patient]
+        alt = f"Slice {picture['slice']} of the {role} patient, {patient}, with the true tumour outlined"
+        panel = [figures.overlay(f"overlay-{role}-truth", alt, "truth alone", picture["image"], picture["truth"], None)]
+        for i in same:
+            picture, score = shown[i][patient], found.comparison.by_patient(i)[index[patient]]
+            caption = f"{found.title(i)}: Dice {score:.3f}"
+            alt = f"The same slice of the {role} patient with truth and the prediction of {found.title(i)}; Dice of the whole volume {score:.3f}"
+            panel.append(figures.overlay(f"overlay-{role}-row{i + 1}", alt, caption, picture["image"], picture["truth"], picture["prediction"]))
+        blocks += [f"**{role.capitalize()} patient**: {patient}, mean Dice {dice[patient]:.3f}", panel]
+    return Section("overlays", "What does it look like?", blocks)
+
+
+def overfitting(found: Findings) -> Section | None:
+    """Gap of train to evaluation, and epochs to convergence, by row."""
+    if not any(found.overfitting) and not any(found.convergence):
+        return None
+    rows: list[list[Cell | str]] = []
+    for i, (gap, reached) in enumerate(zip(found.overfitting, found.convergence, strict=True)):
+        row = found.rows[i]
+        mean = nanmean(row.curves(f"{row.runs[0].evaluated_on}/dice"), 0)
+        line = figures.sparkline(mean, f"Dice by epoch, row {i + 1}")
+        cells: list[Cell | str] = [Cell(found.title(i), i), Cell("" if line else "–", "", svg=line)]
+        cells += [number(gap.dice if gap else None, "+.3f"), number(gap.loss if gap else None, "+.4f"), gap.trend if gap else "–"]
+        if reached:
+            span = f"{reached.epochs[0]}" if reached.epochs[0] == reached.epochs[-1] else f"{reached.epochs[0]}–{reached.epochs[-1]}"
+            cells += [Cell(f"{span} of {reached.of}", float(np.median(reached.epochs))), "yes" if reached.rising else "no"]
+        else:
+            cells += [Cell("–", ""), "–"]
+        rows.append(cells)
+    gaps = [gap for gap in found.overfitting if gap]
+    wide = [found.title(i) for i, gap in enumerate(found.overfitting) if gap and gap.trend == "widening" and gap.dice > 0]
+    rising = sum(bool(reached and reached.rising) for reached in found.convergence)
+    sentences = []
+    if gaps:
+        listed = ", ".join(wide[:6]) + (f" and {len(wide) - 6} more" if len(wide) > 6 else "")
+        told = f"In {plural(len(wide), 'row')} training Dice is ahead of evaluation and the gap widens with the epochs: {listed}." if wide else ""
+        sentences.append(told or "No row shows a gap in favour of training that widens with the epochs.")
+        sentences.append(
+            "Training figures are gathered while the weights still move, evaluation after the epoch: early on, a test loss below the training loss is no sign of"
+            " generalisation."
+        )
+    if rising:
+        sentences.append(f"{rising} of {len(found.rows)} rows gained over 1 % in their last epoch: they were stopped, not converged, and a ranking there may change.")
+    notes = {
+        "Dice gap": "train minus evaluation, last epoch; positive: better on what it was trained on",
+        "loss gap": "evaluation minus train, last epoch",
+        "trend of the gap": "Kendall's test of the Dice gap against the epoch, 5 %",
+        "95 % of final Dice": "first epoch that reached it, lowest to highest over the runs",
+    }
+    head = ["row", "Dice by epoch", "Dice gap", "loss gap", "trend of the gap", "95 % of final Dice", "still rising"]
+    return Section("overfitting", "Overfitting and convergence", [*([sentences] if sentences else []), Table("By row.", head, rows, notes)])
+
+
+def learning_rate(found: Findings) -> Section | None:
+    """Dice over the learning rates that were tried with all else equal."""
+    if not found.rates:
+        return None
+    comparison, sentences = found.comparison, []
+    for series in found.rates[:8]:
+        best = series.best(comparison)
+        means = [float(found.means[row]) for row in series.rows]
+        scores = comparison.scores["dice"]
+        paired = np.array([nanmean(scores[series.rows[best]] - scores[row], 0) for k, row in enumerate(series.rows) if k != best])
+        tied = int((holm(sign_flip(paired.T)) >= LEVEL).sum())
+        text = f"{series.label}: Dice {min(means):.3f} to {max(means):.3f} over {len(means)} learning rates, highest at {series.rates[best]:g}"
+        text += f"; cannot be told from {tied} of the others" if tied else "; each of the others is lower on these patients (sign-flip, Holm)"
+        if best in (0, len(means) - 1):
+            text += f". The best is at the {'lower' if best == 0 else 'upper'} end of what was tried, so a better one may lie beyond"
+        sentences.append(text + ".")
+    drawn = found.rates[: len(figures.COLOURS)]
+    plot = figures.rates(
+        "learning-rate",
+        f"Dice against the learning rate. {' '.join(sentences)}",
+        "Dice against the learning rate, all else equal, with 95 % intervals over patients.",
+        [(s.label, s.rates, [float(found.means[r]) for r in s.rows], [found.dice[r] for r in s.rows]) for s in drawn],
+    )
+    more = f"{len(found.rates) - 8} more series are not shown." if len(found.rates) > 8 else ""
+    return Section("learning-rate", "How much does the learning rate matter?", [sentences, [plot], *([more] if more else [])])
+
+
+def importance(found: Findings) -> Section | None:
+    """Optuna's importance of the factors, with what it rests on."""
+    weights = found.importance
+    if weights is None:
+        return None
+    text = f"Over {plural(weights.runs, 'finished run')}, how much of the spread in test Dice goes with each factor, by two of Optuna's evaluators."
+    text += " The runs fill the grid of these factors." if weights.full_grid else " The runs do not fill the grid of these factors, so factors that vary together share their weight arbitrarily."
+    if weights.runs < 10 * len(weights.factors):
+        text += f" That is few for {len(weights.factors)} factors: read it as a hint, not as a test."
+    if "seed" in weights.factors:
+        text += " The seed is among them: what weighs no more than it is chance."
+    if weights.left_out:
+        text += f" Left out, because only some runs have them: {joined(weights.left_out)}."
+    rows: list[list[Cell | str]] = [
+        [name, *(number(shares[i]) for shares in weights.shares.values())] for i, name in enumerate(weights.factors)
+    ]
+    words = ", ".join(f"{name} {weights.shares['fANOVA'][i]:.2f}" for i, name in enumerate(weights.factors))
+    plot = figures.bars("importance", f"Importance by fANOVA: {words}.", "Share of the spread in test Dice.", weights.factors, weights.shares)
+    return Section("importance", "Which settings mattered over the whole sweep?", [text, Table("Importance, as shares.", ["factor", *weights.shares], rows), [plot]])

@@ -1,0 +1,238 @@
+"""A worker: one process that runs one job after another for a launcher, and the launcher's handle on it.
+
+It is a plain subprocess in a session of its own, not a daemon of multiprocessing: a terminal's Ctrl-C does not reach
+it, it may start processes itself, and it ends with whatever becomes of its parent.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import faulthandler
+import io
+import os
+import pickle
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from segsweep import progress
+
+STOP = b"stop"
+STEPS_A_SECOND = 10
+FLUSH_SECONDS = 60
+"""How long a worker may take to bring MLflow up to date before it is ended."""
+
+_alive: "list[Worker]" = []
+_early: "list[Worker]" = []
+
+
+class Worker:
+    """The parent's end. `process`, and `connection`: readable when a message waits or the worker is gone."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115 - what the worker's libraries print, for a crash's record
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "segsweep.worker", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self.output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.connection = Connection(ours.detach())
+        self.ready = False
+        _alive.append(self)
+
+    def send(self, message: Any) -> None:
+        """A pickled message, or STOP. To a worker that is gone it is not sent: reading from it tells."""
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(message if isinstance(message, bytes) else pickle.dumps(message))
+
+    def receive(self) -> Any:
+        """The next message; EOFError or OSError where the worker is gone."""
+        return pickle.loads(self.connection.recv_bytes())
+
+    def kill(self) -> None:
+        """End it and what it started, now."""
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        if self in _alive:
+            _alive.remove(self)
+            self.connection.close()
+
+    def death(self) -> str:
+        """How a worker that is gone ended, with the last that it printed."""
+        code = self.process.wait()
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        self.output.seek(0)
+        said = self.output.read().decode(errors="replace").strip()[-2000:]
+        return f"the worker process ended with {how}" + (f"\n{said}" if said else "")
+
+
+def start_early() -> None:
+    """Start one worker before it is known what for: it imports torch while the command line is checked."""
+    _early.append(Worker())
+
+
+def take() -> Worker:
+    """The worker that was started early, or a new one."""
+    return _early.pop() if _early else Worker()
+
+
+@atexit.register
+def close() -> None:
+    """End all workers, after each has brought MLflow up to date."""
+    try:
+        for worker in list(_alive):
+            worker.send(("exit",)) if worker.ready else worker.kill()
+        deadline = time.monotonic() + FLUSH_SECONDS
+        for worker in list(_alive):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0, deadline - time.monotonic()))
+    finally:
+        kill_all()
+
+
+def kill_all() -> None:
+    for worker in list(_alive):
+        worker.kill()
+    _early.clear()
+
+
+# The worker's own end
+
+
+def main() -> None:
+    faulthandler.enable()
+    connection = Connection(int(sys.argv[1]))
+    os.set_inheritable(connection.fileno(), False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with(int(sys.argv[2]))
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    sending = threading.Lock()
+
+    def send(*message: Any) -> None:
+        with sending:
+            connection.send_bytes(pickle.dumps(message))
+
+    progress.send_to(_thinned(lambda event: send("event", event)))
+    from segsweep import cli, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
+
+    send("ready")
+    context: dict[str, Any] = {}
+    while True:
+        kind, *content = pickle.loads(inbox.get())
+        if kind == "setup":
+            context = _set_up(**content[0])
+            sys.stdout = sys.stderr = _Lines()
+        elif kind == "job":
+            number, config = content
+            send("done", number, _run(config, **context))
+            _free()
+        else:
+            break
+    tracking.flush()
+    os._exit(0)
+
+
+def _end_with(parent: int) -> None:
+    """Whatever ends the parent ends this process and what it started; on Linux the kernel sees to it."""
+    signal.signal(signal.SIGTERM, lambda number, frame: os.killpg(0, signal.SIGKILL))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _listen(connection: Connection, inbox: "queue.SimpleQueue[bytes]") -> None:
+    """Runs beside the job, so that a request to stop reaches it; the end of the parent is the end of this process."""
+    try:
+        while True:
+            message = connection.recv_bytes()
+            if message == STOP:
+                progress.stop()
+            else:
+                inbox.put(message)
+    except (EOFError, OSError):
+        os.killpg(0, signal.SIGKILL)
+
+
+def _thinned(sink: progress.Sink) -> progress.Sink:
+    last = 0.0
+
+    def send(event: dict[str, Any]) -> None:
+        nonlocal last
+        if event["kind"] == "step":
+            if time.monotonic() - last < 1 / STEPS_A_SECOND:
+                return
+            last = time.monotonic()
+        sink(event)
+
+    return send
+
+
+class _Lines(io.TextIOBase):
+    """What jobs print goes to the parent line by line, which shows it above its live table."""
+
+    rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            progress.emit("text", text=line)
+        return len(text)
+
+
+def _set_up(task: Any, callbacks: Any, whitelist: Any, visible: str | None, threads: int | None) -> dict[str, Any]:
+    """`visible`: CUDA devices of this worker, as in CUDA_VISIBLE_DEVICES; None: all."""
+    import torch
+    from hydra.core.utils import setup_globals
+    from hydra.types import HydraContext
+
+    setup_globals()
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+    context = HydraContext(config_loader=None, callbacks=callbacks, execution_whitelist=whitelist)  # type: ignore[arg-type]
+    return {"task_function": task, "hydra_context": context}
+
+
+def _run(config: Any, **context: Any) -> Any:
+    """Hydra's JobReturn; None where the job was interrupted."""
+    from hydra.core.utils import JobReturn, JobStatus, run_job
+
+    try:
+        return run_job(config=config, job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir", **context)
+    except KeyboardInterrupt:
+        return None
+    except BaseException as error:  # SystemExit in a component: its job fails, the worker lives
+        failed = JobReturn(overrides=list(config.hydra.overrides.task), status=JobStatus.FAILED)
+        failed.return_value = RuntimeError(f"{type(error).__name__}: {error}")
+        return failed
+
+
+def _free() -> None:
+    """Give the GPU's cached memory back: other workers may need it before this one has its next job."""
+    torch = sys.modules["torch"]
+    if torch.cuda.is_initialized():
+        import gc
+
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

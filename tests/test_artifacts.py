@@ -1,0 +1,121 @@
+"""The record on disk: whole or absent, never half."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from segsweep import artifacts
+from segsweep.artifacts import Checkpoints
+
+
+def state(epoch: int) -> dict:
+    return {"epoch": epoch, "model": {"w": torch.full((3,), float(epoch))}, "history": [{"epoch": epoch}]}
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    file = tmp_path / "x.json"
+    artifacts.write_json(file, {"a": 1})
+
+    def fail() -> None:
+        with artifacts.atomic(file) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_json_is_strict_where_a_number_is_not_finite(tmp_path):
+    artifacts.write_json(tmp_path / "x.json", {"a": [float("nan"), 1.5], "b": float("inf")})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": None}
+
+
+def test_damaged_json_is_taken_as_absent_and_said(tmp_path, caplog):
+    (tmp_path / "x.json").write_text('{"a": ')
+    assert artifacts.read_json(tmp_path / "x.json") is None
+    assert "x.json" in caplog.text
+    assert artifacts.read_json(tmp_path / "never.json") is None
+
+
+def test_an_undefined_number_is_an_empty_cell(tmp_path):
+    artifacts.write_csv(tmp_path / "x.csv", [{"patient": "a", "dice": float("nan")}, {"patient": "b", "dice": 0.5}])
+    assert (tmp_path / "x.csv").read_text().splitlines() == ["patient,dice", "a,", "b,0.5"]
+
+
+def test_the_latest_checkpoint_at_or_before_an_epoch_is_loaded(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for epoch in (1, 2, 4):
+        checkpoints.save(state(epoch), None)
+    assert [checkpoints.load(until)["epoch"] for until in (1, 3, 4, 9)] == [1, 2, 4, 4]
+    assert Checkpoints(tmp_path / "none").load(5) is None
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"not a checkpoint"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, caplog, damage):
+    checkpoints = Checkpoints(tmp_path)
+    for epoch in (1, 2):
+        checkpoints.save(state(epoch), None)
+    file = checkpoints.state(2)
+    file.write_bytes(damage(file.read_bytes()))
+    assert checkpoints.load(2)["epoch"] == 1
+    assert "state_0002.pt is damaged" in caplog.text
+    assert checkpoints.epochs() == [1]
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), None)
+    checkpoints.state(2).write_bytes(pickle.dumps({"epoch": 2, "x": Evil()}, protocol=2))
+    torch.save({"epoch": 3, "x": Evil()}, checkpoints.state(3))
+    assert checkpoints.load(3)["epoch"] == 1
+    assert not (tmp_path / "made").exists()
+
+
+def test_old_checkpoints_go_and_the_ends_of_runs_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for epoch in range(1, 8):
+        checkpoints.save(state(epoch), state(epoch)["model"] if epoch in (1, 3) else None)
+        checkpoints.prune(keep=2, milestones={5})
+    assert checkpoints.epochs() == [5, 6, 7]
+
+
+def test_the_best_weights_until_an_epoch_stay_with_its_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for epoch in range(1, 6):
+        checkpoints.save(state(epoch), {"epoch": epoch} if epoch in (1, 3) else None)
+        checkpoints.prune(keep=1, milestones={2})
+    assert torch.load(checkpoints.best(2))["epoch"] == 1
+    assert torch.load(checkpoints.best(5))["epoch"] == 3
+
+
+def test_a_lock_waits_for_its_holder_and_is_freed_when_the_holder_is_killed(tmp_path):
+    code = f"""
+from pathlib import Path
+from segsweep import artifacts
+with artifacts.lock(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    input()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    assert artifacts.held(tmp_path)
+    holder.kill()
+    holder.wait()
+    holder.stdin.close()
+    holder.stdout.close()
+    with artifacts.lock(tmp_path):
+        pass
+    assert not artifacts.held(tmp_path)
+    assert not artifacts.held(tmp_path / "never")

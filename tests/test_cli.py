@@ -1,0 +1,109 @@
+"""The command as a person meets it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "epochs=2"]
+
+
+def segsweep(cwd: Path, *arguments: str, module: str = "segsweep") -> subprocess.CompletedProcess:
+    places = ["paths.runs=multirun", f"paths.cache={cwd.parent / 'cache'}"] if module == "segsweep" else []
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments, *places],
+        cwd=cwd, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def jobs(cwd: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(cwd.glob("multirun/2*/*/job.json"))]
+
+
+@pytest.mark.parametrize("ask", [["--help"], ["--cfg", "job"]])
+def test_questions_are_answered_without_the_heavy_imports(tmp_path, ask):
+    code = (
+        f"import sys; sys.argv = ['segsweep', *{ask!r}]\n"
+        "from segsweep.cli import main\n"
+        "main()\n"
+        "heavy = {'torch', 'mlflow', 'optuna', 'matplotlib', 'scipy', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = ["model: r2unet, unet", "experiment=glob(*)"] if ask == ["--help"] else ["epochs: 6", "width: 16"]
+    expected = ["width: ${data.model_width}" if e == "width: 16" else e for e in expected]
+    assert all(text in done.stdout for text in expected), done.stdout
+    assert len(done.stdout.splitlines()) < 200
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_fits_one_screen(tmp_path):
+    lines = segsweep(tmp_path, "--help").stdout.splitlines()
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 110
+
+
+@pytest.mark.slow
+def test_a_sweep_from_the_command_to_the_table_and_again(tmp_path):
+    cwd = tmp_path / "work"
+    cwd.mkdir()
+    command = ["-m", "model=unet,r2unet", "optim=sgd,adam", *TINY]
+    done = segsweep(cwd, *command)
+    assert done.returncode == 0, done.stderr
+    assert [job["status"] for job in jobs(cwd)] == ["finished"] * 4
+    for text in ("unet", "r2unet", "sgd", "adam", "Dice", "make ui", "multirun/"):
+        assert text in done.stdout
+    (sweep,) = cwd.glob("multirun/2*")
+    assert (sweep / "table.txt").read_text() in done.stdout
+    again = segsweep(cwd, *command)
+    assert again.returncode == 0, again.stderr
+    assert [job["status"] for job in jobs(cwd)][4:] == ["reused"] * 4
+    first, second = jobs(cwd)[:4], jobs(cwd)[4:]
+    assert [job["objective"] for job in first] == [job["objective"] for job in second]
+    assert "reused" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_is_told_and_the_others_finish(tmp_path):
+    cwd = tmp_path / "work"
+    cwd.mkdir()
+    done = segsweep(cwd, "-m", "optim=sgd", "optim.lr=1e30,1e-3", *TINY, "tracking=none")
+    assert done.returncode == 1
+    assert [(job["status"], job["class"]) for job in jobs(cwd)] == [("failed", "nan"), ("finished", None)]
+    assert "at step" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    (failure,) = cwd.glob("multirun/runs/*/failure.json")
+    assert json.loads(failure.read_text())["class"] == "nan"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["model=unett"], "did you mean unet?"),
+        (["data=lgg", "data.root=nowhere"], "nowhere"),
+        (["--frobnicate"], "frobnicate"),
+    ],
+)
+def test_bad_input_is_one_message_and_an_exit_code(tmp_path, arguments, says):
+    done = segsweep(tmp_path, *arguments)
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "multirun").exists()
+
+
+def test_the_network_may_not_be_code_from_elsewhere(tmp_path):
+    """The whitelist holds in the job itself, not only in the check before it."""
+    from omegaconf import OmegaConf
+
+    from segsweep.components import build
+
+    with pytest.raises(Exception, match="whitelist|allowed"):
+        build(OmegaConf.create({"_target_": "os.system", "command": f"touch {tmp_path}/made"}))
+    with pytest.raises(Exception, match="whitelist|allowed"):
+        build(OmegaConf.create({"_target_": "segsweep.losses.math.os.system", "command": f"touch {tmp_path}/made"}))
+    assert not (tmp_path / "made").exists()

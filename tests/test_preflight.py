@@ -1,0 +1,86 @@
+"""One message for all mistakes of a command line, with the nearest right name, before any data is read."""
+
+import pytest
+
+from segsweep.errors import ConfigError
+from segsweep.preflight import preflight
+
+
+def message(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        preflight(list(argv))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "parts"),
+    [
+        ("model=unett", ["model=unett", "did you mean unet?", "r2unet"]),
+        ("modle=unet", ["modle", "did you mean model"]),
+        ("optim.lrr=0.1", ["optim.lrr", "did you mean optim.lr?"]),
+        ("model.t=3", ["model.t", "no such key", "model.width"]),
+        ("epochs=abc", ["epochs=abc", "Integer"]),
+        ("epochs=0", ["epochs=0", "at least 1"]),
+        ("batch_size=-4", ["batch_size=-4", "at least 1"]),
+        ("precision=fp8", ["precision=fp8", "auto, fp32, bf16"]),
+        ("device=gpu", ["device=gpu", "auto, cpu, cuda"]),
+        ("clip_norm=0", ["clip_norm=0", "above 0"]),
+        ("optim.lr=-1", ["optim", "-1"]),
+        ("optim.lr=fast", ["optim", "fast"]),
+        ("model.width=0", ["model", "width", "0"]),
+        ("+model.wings=2", ["model.wings", "takes no such argument", "width"]),
+        ("data=lgg", ["data.root", "data.root=..."]),
+        ("split.test=1.5", ["split.test", "1.5"]),
+        ("model=unet,r2unet", ["model=unet,r2unet", "add -m"]),
+        ("epochs=[", ["epochs=["]),
+        ("+model._target_=os.system", ["os.system", "not allowed", "SEGSWEEP_ALLOW"]),
+        ("model._target_=torch.nn.modules.module.warnings.warn", ["model"]),
+        ("loss._target_=torch.hub.load", ["torch.hub.load", "not allowed"]),
+    ],
+)
+def test_a_mistake_is_named_with_what_is_allowed(argument, parts):
+    text = message(argument)
+    assert all(part in text for part in parts), text
+    assert "Traceback" not in text
+
+
+def test_all_mistakes_are_told_at_once():
+    text = message("epochs=-1", "optim.lrr=0.1", "model.wdith=4")
+    assert [line.split("=")[0].split(":")[0] for line in text.splitlines()] == ["optim.lrr", "model.wdith"]
+    text = message("epochs=-1", "batch_size=0", "optim.lr=-1")
+    assert len(text.splitlines()) == 3
+
+
+def test_every_value_of_a_sweep_is_checked():
+    assert "epochs=0" in message("-m", "epochs=5,0")
+    assert "optim=adm" in message("-m", "optim=sgd,adm")
+    text = message("-m", "model=unet,r2unet", "model.t=2,3")
+    assert "model.t" in text
+    assert "model=unet" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "jobs"),
+    [
+        ([], 1),
+        (["-m", "model=unet,r2unet", "optim=sgd,adam"], 4),
+        (["-m", "optim.lr=1e-3,1e-4", "epochs=choice(1,2,3)"], 6),
+        (["-m", "experiment=glob(*)", "data=phantom", "epochs=1"], 6),
+    ],
+)
+def test_a_right_command_line_passes_and_its_jobs_are_counted(argv, jobs, tmp_path):
+    assert preflight([*argv, f"paths.cache={tmp_path}"]) == jobs
+
+
+def test_a_data_set_that_is_not_there_is_told_before_any_job(tmp_path):
+    text = message("data=lgg", f"data.root={tmp_path / 'none'}", f"paths.cache={tmp_path}")
+    assert str(tmp_path / "none") in text
+
+
+def test_a_component_of_ones_own_runs_once_the_environment_allows_it(tmp_path, monkeypatch):
+    (tmp_path / "mylosses_of_test.py").write_text("import torch\nclass Mine(torch.nn.BCEWithLogitsLoss):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    argv = ["loss=bce", "loss._target_=mylosses_of_test.Mine", f"paths.cache={tmp_path}"]
+    assert "not allowed" in message(*argv)
+    monkeypatch.setenv("SEGSWEEP_ALLOW", "mylosses_of_test.*")
+    assert preflight(argv) == 1
