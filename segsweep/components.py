@@ -129,12 +129,22 @@ def _check_keys(group: str, node: Mapping[Any, Any], signature: inspect.Signatur
         f"it takes {', '.join(sorted(settable))}"
         for key in sorted(keys - settable)
     ]
+    unknown += [
+        f"{group}.{p.name}={node[p.name]}: must be a number"
+        for p in parameters
+        if isinstance(node.get(p.name), str) and _is_number(p)
+    ]
     needed = {p.name for p in parameters if p.default is p.empty and p.name in settable}
     return unknown + [f"{group}.{key}: a value is needed" for key in sorted(needed - keys)]
+
+
+def _is_number(parameter: inspect.Parameter) -> bool:
+    kinds = str(parameter.annotation)
+    numeric = isinstance(parameter.default, int | float) or "int" in kinds or "float" in kinds
+    return numeric and "str" not in kinds and not isinstance(parameter.default, bool)
 
 
 def _default(group: str) -> str:
     return {"model": "unet", "loss": "bce_dice", "optim": "adam", "data": "phantom", "split": "patient"}.get(
         group, "constant" if group == "scheduler" else "none"
     )
-

@@ -14,8 +14,6 @@ from omegaconf import MISSING
 def conf_dir() -> Path:
     """conf/ inside the installed package, or beside it in a checkout or an editable install."""
     package = Path(__file__).resolve().parent
-    import os
-    if os.environ.get("TCONF"): return Path(os.environ["TCONF"])
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 

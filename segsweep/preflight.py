@@ -117,16 +117,19 @@ def _wrong_key(override: Override, bases: list[DictConfig]) -> list[str]:
         names = sorted({str(OmegaConf.select(cfg, f"hydra.runtime.choices.{group}")) for cfg in without})
         return [f"{key}: not a key of {', '.join(f'{group}={n}' for n in names)}; sweep those options apart"]
     keys = sorted({k for cfg in bases for k in _keys(cfg) if not k.startswith("hydra")})
-    group = key.split(".")[0]
-    own = [k for k in keys if k.startswith(f"{group}.")]
-    hint = components.nearest(key, [*keys, *{k.split(".")[0] for k in keys}])
-    return [f"{key}: no such key{hint}" + (f"; {group} has {', '.join(own)}" if own and not hint else "")]
+    group, _, name = key.rpartition(".")
+    own = {k.rpartition(".")[2]: k for k in keys if group and k.rpartition(".")[0] == group}
+    if not own:
+        return [f"{key}: no such key{components.nearest(key, [*keys, *{k.split('.')[0] for k in keys}])}"]
+    if hint := components.nearest(name, own):
+        return [f"{key}: no such key{hint.replace('mean ', f'mean {group}.')}"]
+    return [f"{key}: no such key; {group} has {', '.join(sorted(own.values()))}"]
 
 
 def _has(cfg: DictConfig, key: str) -> bool:
     node: Any = cfg
     for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node:
+        if not isinstance(node, DictConfig) or part not in list(node):  # `in` denies a key without a value
             return False
         node = node._get_node(part)
     return True

@@ -104,6 +104,7 @@ def jobs(folder: Path) -> list[dict[str, Any]]:
 
 def finish(folder: Path, stopped: bool) -> int:
     """Close the record, print the table and where everything is; the exit code: 0, 1 for a failed job, 130 stopped."""
+    from segsweep.report.records import read
     from segsweep.report.table import table
 
     ended = jobs(folder)
@@ -113,7 +114,7 @@ def finish(folder: Path, stopped: bool) -> int:
     record = artifacts.read_json(folder / "sweep.json") or {"name": folder.name}
     record["finished"] = None if stopped else _now()
     artifacts.write_json(folder / "sweep.json", record)
-    text = table(folder)
+    text = table(read([folder]).jobs)
     artifacts.write_text(folder / "table.txt", text)
     print(text)
     print(f"Sweep: {folder}   runs: {folder.parent / 'runs'}")

@@ -69,6 +69,7 @@ class Worker:
         if self in _alive:
             _alive.remove(self)
             self.connection.close()
+            self.output.close()
 
     def death(self) -> str:
         """How a worker that is gone ended, with the last that it printed."""

@@ -116,7 +116,5 @@ def test_two_processes_that_want_the_same_run_train_it_once(tmp_path):
     cwd.mkdir()
     both = [start(cwd, "epochs=3", *TINY, "tracking=none") for _ in range(2)]
     outputs = [finish(process) for process in both]
-    statuses = sorted(
-        json.loads(job.read_text())["status"] for job in (cwd / "runs").glob("*/*/job.json")
-    )
+    statuses = sorted(json.loads(job.read_text())["status"] for job in (cwd / "runs").glob("*/*/job.json"))
     assert statuses == ["finished", "reused"], outputs

@@ -26,7 +26,7 @@ def message(*argv: str) -> str:
         ("device=gpu", ["device=gpu", "auto, cpu, cuda"]),
         ("clip_norm=0", ["clip_norm=0", "above 0"]),
         ("optim.lr=-1", ["optim", "-1"]),
-        ("optim.lr=fast", ["optim", "fast"]),
+        ("optim.lr=fast", ["optim.lr=fast", "must be a number"]),
         ("model.width=0", ["model", "width", "0"]),
         ("+model.wings=2", ["model.wings", "takes no such argument", "width"]),
         ("data=lgg", ["data.root", "data.root=..."]),
@@ -46,7 +46,7 @@ def test_a_mistake_is_named_with_what_is_allowed(argument, parts):
 
 def test_all_mistakes_are_told_at_once():
     text = message("epochs=-1", "optim.lrr=0.1", "model.wdith=4")
-    assert [line.split("=")[0].split(":")[0] for line in text.splitlines()] == ["optim.lrr", "model.wdith"]
+    assert [line.split("=")[0].split(":")[0] for line in text.splitlines()] == ["optim.lrr", "model.wdith", "epochs"]
     text = message("epochs=-1", "batch_size=0", "optim.lr=-1")
     assert len(text.splitlines()) == 3
 

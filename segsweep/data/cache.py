@@ -118,7 +118,7 @@ def _key(dataset: DataSet, manifest: Manifest) -> str:
 def statistics(images: np.ndarray) -> np.ndarray:
     """Mean, standard deviation and the QUANTILES of each channel of (D, H, W, C): (C, 4) float64.
 
-    Of large images every k-th row and column, so that at least 128 are used a side: the volume still has 10^5 pixels."""
+    Of large images every k-th row and column, so that at least 128 a side are used."""
     step = max(1, min(images.shape[1:3]) // 128)
     found = []
     for channel in range(images.shape[3]):
@@ -165,7 +165,7 @@ def _open(place: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.n
             or known.shape != (len(counts), images.shape[3], 5)
         ):
             return None
-        # A file's size cannot show the pages that a power cut lost: whoever is first after a restart looks at the pixels.
+        # Sizes cannot show the pages that a power cut lost: whoever is first after a restart looks at the pixels.
         checked = place / f"checked-{_boot()}"
         if not checked.exists():
             for index, stop in enumerate(np.cumsum(counts)):
@@ -309,7 +309,7 @@ def _store(task: _Task, index: int, images: np.ndarray, masks: np.ndarray) -> np
     if (images.shape[1:], images.dtype) != (task.shape, task.dtype):
         first, patient = (list(task.manifest.patients)[i] for i in (0, index))
         raise DataError(
-            f"patient {patient}: slices of {images.shape[1:]} {images.dtype}, patient {first}: {task.shape} {task.dtype}; "
+            f"patient {patient}: slices {images.shape[1:]} {images.dtype}, patient {first}: {task.shape} {task.dtype}; "
             "expected one shape (height, width, channels) and type: data.image_size=256, say, gives all one size"
         )
     for name, array in (("images", images), ("masks", masks)):

@@ -19,9 +19,9 @@ class Folder:
     """PNG, TIFF or JPEG images, grey or RGB, 8 bit or 16 bit grey, and masks of two values (0 and 255, or 0 and 1).
 
     root: folder that holds both. images, masks: patterns of paths under it, as in pathlib (`**` for any depth); a file
-    that both match is a mask. patient: regular expression, searched in each path (under root, with /), with a group named
-    `patient` and, where a patient has several slices, one named `slice`: a mask belongs to the image for which both are
-    the same. Slices are sorted as numbers where they are numbers. The rest as in `lgg.LGG`."""
+    that both match is a mask. patient: regular expression, searched in each path (under root, with /), with a group
+    named `patient` and, where a patient has several slices, one named `slice`: a mask belongs to the image for which
+    both are the same. Slices are sorted as numbers where they are numbers. The rest as in `lgg.LGG`."""
 
     root: str
     images: str
@@ -57,7 +57,8 @@ class Folder:
         return source.manifest(root, source.pair(found, masks), cache)
 
     def _find(self, root: Path, key: str, taken: set[str]) -> dict[tuple[str, str], str]:
-        pattern, keyed = getattr(self, key), {}
+        pattern = getattr(self, key)
+        keyed: dict[tuple[str, str], str] = {}
         for path in sorted(root.glob(pattern)):
             if str(path) in taken or not path.is_file():
                 continue

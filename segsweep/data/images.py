@@ -74,7 +74,7 @@ def resize(image: np.ndarray, size: int | None) -> np.ndarray:
     if image.dtype == np.uint8 and channels in (1, 3):
         small = _area_mean(Image.fromarray(image[..., 0] if channels == 1 else image), size)
         return np.asarray(small).reshape(size, size, channels)
-    planes = [_area_mean(Image.fromarray(image[..., c].astype(np.float32)), size) for c in range(channels)]
+    planes = [np.asarray(_area_mean(Image.fromarray(p), size)) for p in np.moveaxis(image.astype(np.float32), -1, 0)]
     return np.stack(planes, axis=-1).round().astype(image.dtype)
 
 

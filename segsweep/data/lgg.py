@@ -1,8 +1,9 @@
 """LGG MRI Segmentation as downloaded from Kaggle: brain MRI of lower-grade glioma, three sequences and a FLAIR mask.
 
-Source: Buda, Saha, Mazurowski, "Association of genomic subtypes of lower-grade gliomas with shape features automatically
-extracted by a deep learning algorithm", 2019 (doi:10.1016/j.compbiomed.2019.05.002), on the images of TCGA-LGG, Pedano et
-al. 2016 (doi:10.7937/K9/TCIA.2016.L4LTD3TK). A missing sequence is a copy of FLAIR in the archive, and is left so.
+Source: Buda, Saha, Mazurowski, "Association of genomic subtypes of lower-grade gliomas with shape features
+automatically extracted by a deep learning algorithm", 2019 (doi:10.1016/j.compbiomed.2019.05.002), on the images of
+TCGA-LGG, Pedano et al. 2016 (doi:10.7937/K9/TCIA.2016.L4LTD3TK). The archive has a copy of FLAIR where a patient lacks a
+sequence, and it is left so.
 """
 
 import os
@@ -47,8 +48,8 @@ class LGG:
                 " (this is one patient's folder: give the one above)" if _patients(root.absolute().parent)[0] else ""
             )
             raise DataError(
-                f"data.root={self.root}: no patients found{inside}; expected folders such as TCGA_CS_4941_19960909 with "
-                f"files <folder>_<k>.tif and <folder>_<k>_mask.tif, in it or in {' or '.join(PLACES[1:])}"
+                f"data.root={self.root}: no patients found{inside}; expected folders such as TCGA_CS_4941_19960909 "
+                f"with files <folder>_<k>.tif and <folder>_<k>_mask.tif, in it or in {' or '.join(PLACES[1:])}"
             )
         if empty:
             raise DataError(f"patient {empty[0]}: {root / place / empty[0]} has no files {empty[0]}_<k>.tif")

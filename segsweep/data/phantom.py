@@ -20,15 +20,15 @@ VERSION = 1
 
 # Signal in pre-contrast T1, FLAIR and post-contrast T1; the brightest is about 1.
 AIR = (0.0, 0.0, 0.0)
-FAT = (0.85, 0.75, 0.88)
+FAT = (0.85, 0.80, 0.88)
 BONE = (0.08, 0.06, 0.08)
 FLUID = (0.16, 0.10, 0.17)
-GREY = (0.44, 0.52, 0.47)
+GREY = (0.44, 0.49, 0.47)
 WHITE = (0.60, 0.42, 0.62)
-GLIOSIS = (0.50, 0.72, 0.52)  # ventricles' edges and small-vessel lesions: bright in FLAIR, and no tumour
+GLIOSIS = (0.50, 0.64, 0.52)  # ventricles' edges and small-vessel lesions: bright in FLAIR, and no tumour
 VESSEL = (0.25, 0.15, 0.95)
-TUMOUR = (0.36, 0.82, 0.38)
-CORE = (0.34, 0.70, 0.90)  # takes up contrast, in some patients
+TUMOUR = (0.34, 0.84, 0.36)
+CORE = (0.32, 0.74, 0.92)  # takes up contrast, in some patients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,10 @@ class Phantom:
 def _anatomy(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Signal (D, H, W, 3) float32 and tumour (D, H, W) bool; x to the left, y to the back, z up, the head about 1."""
     z, y, x = np.meshgrid(
-        *(np.linspace(low, high, 2 * n + 1, dtype=np.float32)[1::2] for n, low, high in zip(shape, (-0.8, -1, -1), (0.85, 1, 1))),
+        *(
+            np.linspace(low, high, 2 * n + 1, dtype=np.float32)[1::2]
+            for n, low, high in zip(shape, (-0.8, -1, -1), (0.85, 1, 1))
+        ),
         indexing="ij",
         sparse=True,
     )
@@ -113,12 +116,14 @@ def _anatomy(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.
 
     tumour = np.zeros(shape, bool)
     for _ in range(rng.choice((1, 2), p=(0.85, 0.15))):
-        centre = rng.uniform((-0.35, -0.45, 0.18), (0.45, 0.45, 0.45)) * (1, 1, rng.choice((-1, 1)))
-        radii = rng.uniform(0.23, 0.35) * rng.uniform((0.75, 0.8, 0.8), (1.0, 1.2, 1.2))
+        half = rng.choice((-1, 1))
+        centre = rng.uniform((-0.35, -0.45, 0.2), (0.45, 0.45, 0.45)) * (1, 1, half)
+        radii = rng.uniform(0.25, 0.36) * rng.uniform((0.75, 0.8, 0.8), (1.0, 1.2, 1.2))
         distance = _norm(*((a - c) / r for a, c, r in zip((z, y, x), centre, radii, strict=True)))
         distance *= 1 + 0.2 * _field(rng, shape, 5)
-        outside = np.maximum(distance - 1, np.maximum((brain - 0.83) / 0.2, 1 - ventricle))
-        _fill(signal, -outside, 0.25, np.array(TUMOUR) + (0, rng.uniform(-0.06, 0.08), 0))
+        walls = np.maximum((brain - 0.83) / 0.2, (0.04 - half * x) / 0.2)  # in units of about its radius
+        outside = np.maximum(np.maximum(distance - 1, walls), 1 - ventricle)
+        _fill(signal, -outside, 0.12, np.array(TUMOUR) + (0, rng.uniform(-0.06, 0.08), 0))
         if rng.random() < 0.4:
             _fill(signal, np.minimum(rng.uniform(0.3, 0.6) - distance, -outside), 0.25, CORE)
         tumour |= outside < 0

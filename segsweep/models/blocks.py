@@ -1,6 +1,7 @@
 """The convolution blocks of the U-Net and the R2U-Net, and the U-shaped encoder-decoder that both are.
 
-The networks differ in their block alone, so the path down, the path up, and what happens to sizes that do not divide are here once.
+The networks differ in their block alone, so the path down, the path up, and what happens to sizes that do not divide
+are here once.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 class DoubleConv(nn.Sequential):
     """Twice (3x3 convolution, BatchNorm, ReLU): (B, in_channels, H, W) -> (B, out_channels, H, W).
 
-    BatchNorm and the zero padding are the usual additions to Ronneberger et al. 2015 (arXiv 1505.04597), whose convolutions crop.
+    BatchNorm and the zero padding are the usual additions to Ronneberger et al. 2015 (arXiv 1505.04597), whose
+    convolutions crop.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -25,10 +27,11 @@ class DoubleConv(nn.Sequential):
 
 
 class RecurrentResidual(nn.Module):
-    """Recurrent residual block of Alom et al. 2018 (arXiv 1802.06955): (B, in_channels, H, W) -> (B, out_channels, H, W).
+    """Recurrent residual block: (B, in_channels, H, W) -> (B, out_channels, H, W).
 
-    A 1x1 projection gives x; one shared 3x3 convolution and one shared BatchNorm refine a state s, `t` times, from s = x by
-    s <- relu(bn(conv(s)) + x); the block's result is s plus a 1x1 shortcut of its input. `t` costs time, and no parameters.
+    A 1x1 projection of the input gives p. One shared 3x3 convolution and one shared BatchNorm then refine a state s, from
+    s = p, `t` times: s <- relu(bn(conv(s)) + p). The result is s plus a 1x1 shortcut of the input. So `t` costs time, and
+    no parameters. Alom et al. 2018 (arXiv 1802.06955).
     """
 
     def __init__(self, in_channels: int, out_channels: int, t: int) -> None:
@@ -42,19 +45,33 @@ class RecurrentResidual(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        start = state = self.project(x)
+        projected = state = self.project(x)
         for _ in range(self.t):
-            # In place where autograd keeps no copy: BatchNorm's result is not saved, ReLU's is (and is read by the next step).
-            state = self.norm(self.conv(state)).add_(start).relu_()
+            # In place: nothing needs BatchNorm's result for the gradient, but the next step needs ReLU's as it is.
+            state = self.norm(self.conv(state)).add_(projected).relu_()
         return self.shortcut(x).add_(state)
+
+
+class UpConv(nn.ConvTranspose2d):
+    """2x2 transposed convolution of stride 2, halving the channels: (B, C, H, W) -> (B, C / 2, 2H, 2W)."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels, in_channels // 2, 2, stride=2)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        # The bias is added apart: as part of the convolution its gradient alone takes a CPU in bf16 longer than the rest.
+        x = F.conv_transpose2d(x, self.weight, stride=self.stride)
+        assert self.bias is not None
+        return x.add_(self.bias.to(x.dtype)[:, None, None])
 
 
 class EncoderDecoder(nn.Module):
     """U-shaped network: (B, in_channels, H, W) -> logits (B, out_channels, H, W), for any H and W of at least 1.
 
-    `depth` times 2x2 max-pooling with the channels doubling from `width`; as often up by a 2x2 transposed convolution, whose result is
-    joined to the encoder's at that level. A size that is no multiple of 2**depth, or that would leave a single pixel at the
-    bottom (no statistics for BatchNorm), is padded by repeating the border, and the logits are cropped back.
+    `depth` times 2x2 max-pooling with the channels doubling from `width`; as often up by a 2x2 transposed convolution,
+    whose result is joined to the encoder's at that level. A size that is no multiple of 2**depth, or that would leave a
+    single pixel at the bottom (no statistics for BatchNorm), is padded by repeating the border, and the logits are
+    cropped back.
     """
 
     def __init__(
@@ -66,7 +83,7 @@ class EncoderDecoder(nn.Module):
         channels = [width * 2**level for level in range(depth + 1)]
         self.multiple = 2**depth
         self.encoder = nn.ModuleList(block(before, after) for before, after in pairwise([in_channels, *channels]))
-        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * c, c, 2, stride=2) for c in reversed(channels[:-1]))
+        self.up = nn.ModuleList(UpConv(2 * c) for c in reversed(channels[:-1]))
         self.decoder = nn.ModuleList(block(2 * c, c) for c in reversed(channels[:-1]))
         self.head = nn.Conv2d(width, out_channels, 1)
 
@@ -76,6 +93,7 @@ class EncoderDecoder(nn.Module):
         left, right = _padding(width, self.multiple)
         if top or bottom or left or right:
             x = F.pad(x, (left, right, top, bottom), mode="replicate")
+            return self.forward(x)[..., top : top + height, left : left + width]
 
         x = self.encoder[0](x)
         skips = []
@@ -84,7 +102,7 @@ class EncoderDecoder(nn.Module):
             x = block(F.max_pool2d(x, 2))
         for up, block in zip(self.up, self.decoder, strict=True):
             x = block(torch.cat((skips.pop(), up(x)), dim=1))
-        return self.head(x)[..., top : top + height, left : left + width]
+        return self.head(x)
 
 
 def _padding(size: int, multiple: int) -> tuple[int, int]:
@@ -94,7 +112,7 @@ def _padding(size: int, multiple: int) -> tuple[int, int]:
 
 
 def check_range(**arguments: tuple[int, int, int | None]) -> None:
-    """Raises ValueError for the first argument, given as name=(value, least, most), that is no whole number in its range."""
+    """Raises ValueError for the first argument, given as name=(value, least, most), that is no whole number in range."""
     for name, (value, least, most) in arguments.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"{name} must be a whole number, got {value!r}")

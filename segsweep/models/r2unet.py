@@ -13,10 +13,11 @@ class R2UNet(EncoderDecoder):
     Args:
         in_channels: channels of the image, at least 1.
         out_channels: maps of logits, at least 1; one for a binary mask.
-        width: channels at full resolution, at least 1; each level down has twice as many. The parameters grow with its square.
+        width: channels at full resolution, at least 1; each level down has twice as many. The parameters grow with its
+            square.
         depth: number of 2x2 poolings, 1 to 8.
-        t: how often each block applies its one 3x3 convolution to its own result, at least 1. More steps see further and take
-            longer, with the same parameters; 2 in the paper.
+        t: how often each block applies its one 3x3 convolution to its own result, at least 1. More steps see further
+            and take longer, with the same parameters; 2 in the paper.
     """
 
     def __init__(

@@ -11,7 +11,8 @@ class UNet(EncoderDecoder):
     Args:
         in_channels: channels of the image, at least 1.
         out_channels: maps of logits, at least 1; one for a binary mask.
-        width: channels at full resolution, at least 1; each level down has twice as many. The parameters grow with its square.
+        width: channels at full resolution, at least 1; each level down has twice as many. The parameters grow with its
+            square.
         depth: number of 2x2 poolings, 1 to 8.
     """
 

@@ -6,6 +6,7 @@ Scores lie in one array (configurations, seeds, patients) with NaN where a patie
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ class Configuration:
     label: str = ""
     arena: int = 0  # rows of one arena were tested on the same data under the same kind of split
 
-    @property
+    @cached_property
     def factors(self) -> dict[str, Any]:
         return {k: v for k, v in self.runs[0].factors.items() if k not in REPEATS}
 
@@ -93,7 +94,7 @@ class Comparison:
 
 
 def compare(record: Record) -> Comparison:
-    """Pool the record's finished runs; rows come best Dice first."""
+    """Pool the record's finished runs; rows come best Dice first, those that leak last."""
     groups: dict[str, dict[tuple[Any, Any], Run]] = {}
     for run in sorted((r for r in record.runs if r.status == "finished"), key=lambda r: str(r.info.get("created") or "")):
         groups.setdefault(run.group, {})[run.seed, run.fold] = run  # the same repeat twice: the later one counts
@@ -104,7 +105,7 @@ def compare(record: Record) -> Comparison:
         row.arena = arenas.setdefault((digest(row.runs[0], "data"), row.leaks, key(split)), len(arenas))
     for row, label in zip(rows, labels(rows), strict=True):
         row.label = label
-    rows.sort(key=lambda row: (-np.nan_to_num(row.metric("test/dice"), nan=-1.0), row.label))
+    rows.sort(key=lambda row: (row.leaks, -np.nan_to_num(row.metric("test/dice"), nan=-1.0), row.label))
 
     seeds = sorted({run.seed for row in rows for run in row.runs}, key=str)
     patients = sorted({(digest(run, "data"), p) for row in rows for run in row.runs for p in run.patients})

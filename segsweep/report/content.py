@@ -60,7 +60,7 @@ class Section:
 def number(value: float | None, spec: str = ".3f", mark: str = "") -> Cell:
     """A number that sorts as one; a dash where it is undefined or not recorded."""
     if value is None or value != value:
-        return Cell("–", "")
+        return Cell("–", "", "n")
     return Cell(format(value, spec), float(value), mark)
 
 

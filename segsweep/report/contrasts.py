@@ -56,6 +56,12 @@ class Contrast:
         return float(statistics.nanmean(self.values))
 
     @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest mean difference of the matched pairs."""
+        means = [float(statistics.nanmean(pair.values)) for pair in self.pairs]
+        return min(means), max(means)
+
+    @property
     def seeds(self) -> int:
         return max(pair.seeds for pair in self.pairs)
 
@@ -86,7 +92,7 @@ class Analysis:
     confounded: list[Confounded]  # one for each two levels of a factor that no matched pair compares, at most `limit`
     unsettled: int  # how many there are in all
     unpaired: int  # pairs that differ in one factor but share no patient
-    continuous: list[str]  # factors with too many levels to list what is confounded
+    continuous: list[str]  # factors with more than CONTINUUM levels: searched over a range, no two of their values were meant as a comparison
 
 
 def analyse(comparison: Comparison, limit: int = 12) -> Analysis:
@@ -97,9 +103,10 @@ def analyse(comparison: Comparison, limit: int = 12) -> Analysis:
     pooled: dict[tuple[str, str, str], list[Pair]] = {}
     unpaired = 0
     scores = comparison.scores["dice"]
+    continuous = [name for name in names if len({key(row.factors[name]) for row in rows if name in row.factors}) > CONTINUUM]
     for i, j in zip(*np.nonzero(np.triu(count == 1, 1)), strict=True):
         factor = names[int(np.argmax(differs[i, j]))]
-        if factor in PSEUDO:
+        if factor in PSEUDO or factor in continuous:
             continue
         a, b = sorted((int(i), int(j)), key=lambda row: _order(level(rows[row], factor)))
         both = scores[b] - scores[a]  # (seeds, patients): NaN unless both have this patient at this seed
@@ -117,7 +124,7 @@ def analyse(comparison: Comparison, limit: int = 12) -> Analysis:
     ):
         contrast.p_holm, contrast.p_repeats_holm = float(p), float(again)
     contrasts.sort(key=lambda c: (names.index(c.factor), c.p_holm, -abs(c.mean)))
-    confounded, continuous = _confounded(rows, names, differs, set(pooled))
+    confounded = _confounded(rows, names, differs, set(pooled), set(continuous))
     return Analysis(contrasts, confounded[:limit], len(confounded), unpaired, continuous)
 
 
@@ -191,22 +198,15 @@ def _unequal(values: list[str]) -> np.ndarray:
     return (text[:, None] != text[None]) & known[:, None] & known[None]
 
 
-def _confounded(rows: list[Configuration], names: list[str], differs: np.ndarray, settled: set[tuple[str, str, str]]) -> tuple[list[Confounded], list[str]]:
-    """For every two levels of a factor that no matched pair compares, the two rows that come closest, those with the fewest differences first.
-
-    Second, the factors with more than CONTINUUM levels: searched over a range, no two of their values were meant as a comparison.
-    """
+def _confounded(rows: list[Configuration], names: list[str], differs: np.ndarray, settled: set[tuple[str, str, str]], without: set[str]) -> list[Confounded]:
+    """For every two levels of a factor that no matched pair compares, the two rows that come closest, those with the fewest differences first."""
     count = differs.sum(-1)
     closest: dict[tuple[str, str, str], tuple[int, int, int]] = {}
-    continuous = []
     for f, factor in enumerate(names):
-        if factor in PSEUDO or factor.split(".")[0] == "data":
+        if factor in PSEUDO or factor in without or factor.split(".")[0] == "data":
             continue
         order = [_order(level(row, factor)) for row in rows]
         keys = [key(level(row, factor)) for row in rows]
-        if len(set(keys)) > CONTINUUM:
-            continuous.append(factor)
-            continue
         for i, j in np.argwhere(np.triu(differs[..., f] & (count > 1), 1)).tolist():
             a, b = (i, j) if order[i] <= order[j] else (j, i)
             levels = (factor, keys[a], keys[b])
@@ -217,7 +217,7 @@ def _confounded(rows: list[Configuration], names: list[str], differs: np.ndarray
         different = [name for name, differ in zip(names, differs[a, b], strict=True) if differ]
         possible = not set(different) & set(PSEUDO[:2]) and factor in rows[b].factors
         merged.setdefault((a, b), Confounded(a, b, different, factor, settling_command(rows[a], rows[b], factor) if possible else None))
-    return list(merged.values()), continuous
+    return list(merged.values())
 
 
 def settling_command(a: Configuration, b: Configuration, factor: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 from scipy import ndimage
 
@@ -20,7 +20,7 @@ from segsweep.report.content import Figure, joined
 from segsweep.report.statistics import Interval, nanmean
 
 INK = "#010203"  # stands for the text colour: black in the PNG, `currentColor` in the page
-COLOURS = ["#2f7fd0", "#e0602e", "#1f9d6b", "#b65fc0", "#b8860b", "#d6457a", "#3aa0a8", "#8a6d5a"]  # all legible on white and on near-black
+COLOURS = ["#2f7fd0", "#e0602e", "#1f9d6b", "#b65fc0", "#b8860b", "#d6457a"]  # all legible on white and on near-black
 GREY = "#8c8c8c"
 STYLE = {
     "svg.fonttype": "none",
@@ -42,12 +42,12 @@ PANEL = (4.2, 2.9)  # inches
 WIDE = 5.0
 
 
-def _plot(name: str, alt: str, caption: str, size: tuple[float, float], draw: Callable[[Any], None]) -> Figure:
-    """Draw on one axes of `size` inches and save both forms."""
+def _plot(name: str, alt: str, caption: str, size: tuple[float, float], draw: Callable[[Any], None], left: float = 0.62) -> Figure:
+    """Draw on one axes of `size` inches, `left` of them for the labels of y, and save both forms."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         canvas = Canvas(figsize=size)
         width, height = size
-        axes = canvas.add_axes((0.62 / width, 0.46 / height, 1 - 0.76 / width, 1 - 0.76 / height))
+        axes = canvas.add_axes((left / width, 0.46 / height, 1 - (left + 0.14) / width, 1 - 0.76 / height))
         draw(axes)
         png, svg = BytesIO(), BytesIO()
         canvas.savefig(png, format="png", dpi=120, facecolor="white")
@@ -73,7 +73,7 @@ def forest(name: str, alt: str, caption: str, labels: Sequence[str], lines: Sequ
 
     def draw(axes: Any) -> None:
         for i, (label, intervals) in enumerate(zip(labels, lines, strict=True)):
-            axes.annotate(label, (0, i - 0.42), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+            axes.annotate(label, (0, i - 0.42), xycoords=("axes fraction", "data"), fontsize=9, va="center")
             if points:
                 values = points[i][~np.isnan(points[i])]
                 axes.plot(values, np.full(len(values), float(i)), "|", color=GREY, markersize=7, alpha=0.8)
@@ -90,7 +90,7 @@ def forest(name: str, alt: str, caption: str, labels: Sequence[str], lines: Sequ
         axes.set_xlabel(xlabel)
         axes.grid(axis="x")
 
-    return _plot(name, alt, caption, (WIDE, 0.9 + 0.44 * len(labels)), draw)
+    return _plot(name, alt, caption, (WIDE, 0.9 + 0.44 * len(labels)), draw, left=0.12)
 
 
 def curves(name: str, alt: str, caption: str, title: str, series: Sequence[tuple[str, np.ndarray, str, str]]) -> Figure:
@@ -110,7 +110,7 @@ def curves(name: str, alt: str, caption: str, title: str, series: Sequence[tuple
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
         axes.grid()
         if any(label for label, *_ in series):
-            axes.legend(loc="best", handlelength=1.6)
+            axes.legend(loc="upper right" if title.startswith("loss") else "lower right", handlelength=1.6)
 
     return _plot(name, alt, caption, PANEL, draw)
 
@@ -120,26 +120,38 @@ def tradeoff(name: str, what: str, cost: np.ndarray, intervals: Sequence[Interva
     many = len(value) > 20
 
     def draw(axes: Any) -> None:
-        for i, (x, y) in enumerate(zip(cost, value, strict=True)):
-            on = i in front
-            interval = intervals[i]
+        for x, interval in zip(cost, intervals, strict=True):
             if interval and not many:
-                axes.plot([x, x], [interval.low, interval.high], color=COLOURS[0] if on else GREY, linewidth=1, alpha=0.7)
-            axes.plot([x], [y], "o", color=COLOURS[0] if on else GREY, markersize=6 if on else 4, zorder=3 + on)
-            if on or not many:
-                axes.annotate(str(i + 1), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
+                axes.plot([x, x], [interval.low, interval.high], color=GREY, linewidth=1, alpha=0.7)
+        axes.plot(cost, value, "o", color=GREY, markersize=4)
+        axes.plot(cost[front], value[front], "o", color=COLOURS[0], markersize=6)
         axes.plot(cost[front], value[front], drawstyle="steps-post", color=COLOURS[0], linewidth=1, linestyle=":")
         known = cost[~np.isnan(cost)]
         if known.size and known.min() > 0 and known.max() > 10 * known.min():
             axes.set_xscale("log")
+        if known.size and known.max() > 1e4:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel(what)
         axes.set_title("mean Dice of the patients")
         axes.grid()
+        _numbers(axes, cost, value, [*front, *(() if many else range(len(value)))])
 
     steps = [f"row {i + 1} ({labels[i]}: {cost[i]:,.4g}, Dice {value[i]:.3f})" for i in front[:8]]
     more = f" and {len(front) - 8} more" if len(front) > 8 else ""
     alt = f"Dice against {what} for {len(value)} rows. On the Pareto front, cheapest first: {joined(steps)}{more}."
     return _plot(name, alt, f"Dice against {what}; numbers are rows, the dotted line is the Pareto front.", PANEL, draw)
+
+
+def _numbers(axes: Any, cost: np.ndarray, value: np.ndarray, rows: list[int]) -> None:
+    """Write the row's number at its point, the first in `rows` first; one that would lie upon another is left out."""
+    placed: list[np.ndarray] = []
+    for i in dict.fromkeys(rows):
+        if np.isnan(cost[i]) or np.isnan(value[i]):
+            continue
+        at = axes.transAxes.inverted().transform(axes.transData.transform((cost[i], value[i])))
+        if all(abs(at[0] - other[0]) > 0.05 or abs(at[1] - other[1]) > 0.06 for other in placed):
+            placed.append(at)
+            axes.annotate(str(i + 1), (cost[i], value[i]), xytext=(4, 3), textcoords="offset points", fontsize=8)
 
 
 def rates(name: str, alt: str, caption: str, series: Sequence[tuple[str, list[float], list[float], list[Interval | None]]]) -> Figure:
@@ -168,13 +180,13 @@ def bars(name: str, alt: str, caption: str, labels: Sequence[str], groups: dict[
         for g, (group, shares) in enumerate(groups.items()):
             axes.barh(np.arange(len(labels)) + 0.05 + 0.24 * g, shares, height=0.22, color=COLOURS[g], label=group)
         for i, label in enumerate(labels):
-            axes.annotate(label, (0, i - 0.26), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+            axes.annotate(label, (0, i - 0.26), xycoords=("axes fraction", "data"), fontsize=9, va="center")
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_yticks([])
-        axes.set_xlabel("share")
+        axes.set_xlabel("importance (each evaluator adds up to 1)")
         axes.legend(loc="lower right")
 
-    return _plot(name, alt, caption, (WIDE, 1.0 + 0.48 * len(labels)), draw)
+    return _plot(name, alt, caption, (WIDE, 1.0 + 0.48 * len(labels)), draw, left=0.12)
 
 
 def overlay(name: str, alt: str, caption: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray | None) -> Figure:
@@ -188,18 +200,17 @@ def overlay(name: str, alt: str, caption: str, image: np.ndarray, truth: np.ndar
     def large(array: np.ndarray) -> np.ndarray:
         return np.repeat(np.repeat(array, factor, 0), factor, 1)
 
-    pixels = np.repeat(large(grey)[..., None], 3, -1)
-    rows, columns = np.indices(pixels.shape[:2])
-    for mask, colour, pattern in (
-        (prediction, (255, 120, 40), np.ones_like(rows, bool)),
-        (truth, (40, 230, 140), (rows + columns) // 5 % 2 == 0),
-    ):
+    pixels = large(grey) // 4  # 64 greys, then the two colours
+    rows, columns = np.indices(pixels.shape)
+    for mask, colour, pattern in ((prediction, 64, np.ones_like(rows, bool)), (truth, 65, (rows + columns) // 5 % 2 == 0)):
         if mask is not None:
             inside = large(np.asarray(mask, bool))
             edge = inside & ~ndimage.binary_erosion(inside, iterations=2 if factor > 1 else 1)
             pixels[edge & pattern] = colour
+    picture = Image.fromarray(pixels.astype(np.uint8), mode="P")
+    picture.putpalette([level for grey in range(64) for level in [grey * 255 // 63] * 3] + [255, 120, 40, 40, 235, 140])
     buffer = BytesIO()
-    Image.fromarray(pixels).quantize(64).save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG", optimize=True)
     return Figure(name, alt, caption, buffer.getvalue())
 
 

@@ -91,7 +91,7 @@ def learning_rates(comparison: Comparison) -> list[RateSeries]:
 
 @dataclass(frozen=True)
 class Importance:
-    """Share of the spread in test Dice that each factor explains, by evaluator; what it rests on, and what had to be left out."""
+    """How much each factor matters for test Dice, by evaluator, as shares of one; what it rests on, and what had to be left out."""
 
     factors: list[str]
     shares: dict[str, list[float]]  # evaluator -> share of each factor

@@ -60,7 +60,8 @@ def _html_table(table: Table) -> str:
 def _html_cell(cell: Cell | str, first: bool) -> str:
     cell = cell if isinstance(cell, Cell) else Cell(cell)
     tag = "th" if first else "td"
-    kind = ' scope="row"' if first else f' class="{cell.mark}"' if cell.mark else ' class="n"' if isinstance(cell.sort, float | int) else ""
+    classes = [cell.mark] * bool(cell.mark) + ["n"] * isinstance(cell.sort, float | int) + ["long"] * (len(cell.text) > 48)
+    kind = ' scope="row"' if first else f' class="{" ".join(classes)}"' if classes else ""
     sort = f' data-sort="{escape(str(cell.sort))}"' if cell.sort is not None else ""
     return f"<{tag}{kind}{sort}>{MARKS.get(cell.mark, '')}{_inline(cell.text)}{cell.svg}</{tag}>"
 

@@ -34,21 +34,34 @@ def _scope(found: Findings) -> str:
 def _leaders(found: Findings) -> list[str]:
     sentences = []
     for best in found.comparison.best["dice"]:
-        label, scored = found.title(best.row), ranged(found.dice[best.row], float(found.means[best.row]))
-        where = f" among the rows tested on {found.data(best.row)} with a {found.rows[best.row].factors.get('split', '')} split" if found.arenas > 1 else ""
-        trained = "" if best.repeats else f" This speaks of the networks as trained here: with fewer than {FEWEST_REPEATS} common seeds, luck in training is not part of the test."
-        if best.tied:
-            rest = f"all {best.rivals}" if len(best.tied) == best.rivals else f"{len(best.tied)} of the {best.rivals}"
-            others = "the other row" if best.rivals == 1 else f"{rest} other rows"
-            sentences.append(f"**{label}** has the highest mean Dice{where}, {scored}, but **cannot be told from {others}** (same patients, Holm, 5 %).")
+        scored = ranged(found.dice[best.row], float(found.means[best.row]))
+        text = f"**{found.title(best.row)}** has the highest mean Dice{_among(found, best.row)}, {scored}"
+        others = "the other row" if best.rivals == 1 else f"each of the {best.rivals} other rows"
+        if not best.tied:
+            text += f", and scores higher than {others} (same patients, Holm, 5 %)."
+            if not best.repeats:
+                text += f" This speaks of the networks as trained here: with fewer than {FEWEST_REPEATS} common seeds, luck in training is not part of the test."
+        elif len(best.tied) == best.rivals:
+            text += f", but **cannot be told from {others.replace('each', 'any')}** (same patients, Holm, 5 %)."
         else:
-            others = "the other row" if best.rivals == 1 else f"each of the {best.rivals} other rows"
-            sentences.append(f"**{label}** has the highest mean Dice{where}, {scored}, and scores higher than {others} (same patients, Holm, 5 %).{trained}")
+            named = [found.title(i) for i in best.tied[:3]] + ([f"{len(best.tied) - 3} more"] if len(best.tied) > 3 else [])
+            text += f", but **cannot be told from {joined(named)}** (of {best.rivals} others; same patients, Holm, 5 %)."
+        sentences.append(text)
     if len(found.rows) == 1:
         sentences.append(f"**{found.title(0)}**: mean Dice {ranged(found.dice[0], float(found.means[0]))}. One row alone compares with nothing.")
-    if found.rows and all(interval is None for interval in found.dice):
+    if all(interval is None for interval in found.dice):
         sentences.append(f"Fewer than {FEWEST} patients with a defined Dice: no interval and no test can be given, the figures only describe.")
     return sentences
+
+
+def _among(found: Findings, row: int) -> str:
+    """Which rows were tested as this one was, where not all were."""
+    if found.arenas == 1:
+        return ""
+    split = f"split={found.rows[row].factors.get('split', 'unknown')}"
+    data = found.data(row)
+    several = len({found.data(i) for i in range(len(found.rows))}) > 1
+    return f" among the rows with {f'data {data} and ' if several else ''}{split}"
 
 
 def _contrasts(found: Findings, most: int = 6) -> list[str]:
@@ -68,17 +81,20 @@ def _contrasts(found: Findings, most: int = 6) -> list[str]:
 def claim(found: Findings, c: Contrast) -> str:
     """One contrast in words, as strong as its verdict and no stronger."""
     better, worse = (c.b, c.a) if c.mean > 0 else (c.a, c.b)
+    on_average = " on average" if len(c.pairs) > 1 else ""
     names = f"**{found.setting(c.factor, better)} against {found.setting(c.factor, worse)}**"
     interval = c.interval
     sizes = sorted((abs(interval.low), abs(interval.high))) if interval else [0, 0]
     size = f"{abs(c.mean):.3f} [{sizes[0]:.3f}, {sizes[1]:.3f}]"
     rests = f"{plural(len(c.pairs), 'matched pair')}, {plural(c.patients, 'patient')}, p {p_text(c.p_holm)} after Holm"
+    if c.range[0] < 0 < c.range[1]:
+        rests += f"; pair by pair from {c.range[0]:+.3f} to {c.range[1]:+.3f}, of both signs: it may depend on the other settings"
     if c.verdict == "shown":
         over = "seeds" if c.repeats == "seeds" else "matched pairs"
-        return f"{names}: Dice higher by {size} ({rests}); the difference holds over {over} as well as patients."
+        return f"{names}: Dice higher by {size}{on_average} ({rests}); the difference holds over {over} as well as patients."
     if c.verdict == "chance":
-        return f"{names}: Dice higher by {size} on these patients ({rests}), but **no more than {c.repeats} differ among themselves**: not shown for newly trained networks."
-    return f"{names}: the networks as trained differ in Dice by {size} ({rests}); with {plural(c.seeds, 'seed')} it stays open whether training again would agree."
+        return f"{names}: Dice higher by {size}{on_average} on these patients ({rests}), but **no more than {c.repeats} differ among themselves**: not shown for newly trained networks."
+    return f"{names}: the networks as trained differ in Dice by {size}{on_average} ({rests}); with {plural(c.seeds, 'seed')} it stays open whether training again would agree."
 
 
 def _cautions(found: Findings) -> list[str]:
@@ -231,7 +247,7 @@ def _remarks(found: Findings) -> list[str]:
     if len({row.factors.get("loss") for row in found.rows}) > 1:
         remarks.append("Rows with different losses cannot be compared by their loss: each is on a scale of its own.")
     if found.arenas > 1:
-        remarks.append("Rows were not all tested on the same data under the same kind of split. Values are marked among those that were.")
+        remarks.append("Rows were not all tested on the same data under the same kind of split. Values are marked only among those that were.")
     if len(found.devices) > 1:
         remarks.append(f"Times are from different devices ({joined(found.devices)}) and do not compare.")
     undefined = sum(run.metrics.get("test/undefined") or 0 for row in found.rows for run in row.runs)

@@ -24,6 +24,8 @@ def contrasts(found: Findings) -> Section | None:
         return None
     if not analysis.contrasts:
         text = "No two rows with patients in common differ in exactly one factor, so no difference can be put down to a setting."
+        if analysis.continuous:
+            text = f"No settings can be compared in pairs: {joined(analysis.continuous)} took too many values, and no two rows differ in just one other factor."
         return Section("contrasts", "Is the difference real?", [text])
     shown = analysis.contrasts
     if len(shown) > MOST_CONTRASTS:
@@ -34,6 +36,7 @@ def contrasts(found: Findings) -> Section | None:
             f"{c.b} − {c.a}",
             Cell(signed(c), c.mean),
             number(len(c.pairs), "d"),
+            Cell(f"{c.range[0]:+.3f} to {c.range[1]:+.3f}" if len(c.pairs) > 1 else "–", c.range[0]),
             number(c.patients, "d"),
             number(c.seeds, "d"),
             Cell(p_value(c.p), c.p),
@@ -47,13 +50,14 @@ def contrasts(found: Findings) -> Section | None:
     ]
     notes = {
         "difference in Dice": "mean over patients of the paired difference, averaged over matched pairs and common seeds; 95 % interval over patients",
+        "pair by pair": "lowest and highest mean difference of the matched pairs; of both signs: what the factor does may depend on the other settings",
         "p": "sign-flip permutation test of that mean",
         "p Holm": f"corrected over all {len(analysis.contrasts)} contrasts of this report",
         "p Wilcoxon": "signed-rank test of the same differences, not corrected",
-        "over repeats": "95 % interval when seeds (or else matched pairs) are as random as patients",
+        "over repeats": "95 % interval when seeds (or else matched pairs) are as random as patients, from the pairs with the most seeds",
         "p repeats": "test that goes with it, Holm-corrected",
     }
-    head = ["factor", "contrast", "difference in Dice", "pairs", "patients", "seeds", "p", "p Holm", "p Wilcoxon", "over repeats", "p repeats", "verdict"]
+    head = ["factor", "contrast", "difference in Dice", "pairs", "pair by pair", "patients", "seeds", "p", "p Holm", "p Wilcoxon", "over repeats", "p repeats", "verdict"]
     limit = f" The {MOST_CONTRASTS} with the smallest p of {len(analysis.contrasts)}." if len(shown) < len(analysis.contrasts) else ""
     drawn = shown[:20]
     words = "; ".join(f"{c.factor}, {c.b} minus {c.a}: {signed(c)}, {VERDICTS[c.verdict]}" for c in drawn[:8])
@@ -146,13 +150,15 @@ def tradeoffs(found: Findings) -> Section | None:
         return None
     labels = [row.label for row in found.rows]
     panels, fronts = [], []
+    leaking = np.array([row.leaks for row in found.rows])
+    honest = np.where(leaking & ~leaking.all(), np.nan, found.means)
     for name, metric, what in (
         ("tradeoff-time", "training_seconds", "training seconds"),
         ("tradeoff-parameters", "parameters", "parameters"),
         ("tradeoff-gflops", "gflops", "GFLOPs an image"),
     ):
         cost = np.array([row.metric(metric) for row in found.rows])
-        front = pareto(cost, found.means)
+        front = pareto(cost, honest)
         if front:
             panels.append(figures.tradeoff(name, what, cost, found.dice, found.means, front, labels))
             names = [found.title(i) for i in front[:6]] + ([f"{len(front) - 6} more"] if len(front) > 6 else [])
@@ -161,7 +167,7 @@ def tradeoffs(found: Findings) -> Section | None:
         return None
     text = "Rows on the Pareto front: no other row has a higher mean Dice at the same or a lower cost. The front is of means, and as uncertain as they are."
     if any(row.leaks for row in found.rows):
-        text += " Rows that leak are drawn too, and their Dice is not comparable."
+        text += " Rows that leak are drawn, but kept from the front: their Dice is not comparable."
     return Section("tradeoffs", "What does a better Dice cost?", [text, fronts, panels])
 
 

@@ -8,7 +8,7 @@ from segsweep.report.content import Block, Cell, Figure, Section, Table, joined,
 from segsweep.report.findings import Findings, ranged
 from segsweep.report.statistics import LEVEL, holm, nanmean, sign_flip
 
-EACH, COLOURED, DRAWN, OVERLAID = 12, 8, 100, 12  # rows with curves of their own; coloured, drawn at all in the joint panels; with overlays
+EACH, COLOURED, DRAWN, OVERLAID = 8, len(figures.COLOURS), 100, 12  # rows with curves of their own; coloured, drawn at all in the joint panels; with overlays
 PANELS = (("loss", "loss"), ("accuracy", "pixel accuracy"), ("dice", "Dice"))
 
 
@@ -19,7 +19,6 @@ def curves(found: Findings) -> Section | None:
         return None
     part = rows[0][1].runs[0].evaluated_on
     others = rows[COLOURED:DRAWN]
-    joint = [("", row.curves(f"{row.runs[0].evaluated_on}/{{}}"), figures.GREY, "-") for _, row in others]  # placeholder, filled below
     blocks: list[Block] = []
     together = []
     for metric, title in PANELS:
@@ -150,7 +149,7 @@ def learning_rate(found: Findings) -> Section | None:
         tied = int((holm(sign_flip(paired.T)) >= LEVEL).sum())
         text = f"{series.label}: Dice {min(means):.3f} to {max(means):.3f} over {len(means)} learning rates, highest at {series.rates[best]:g}"
         text += f"; cannot be told from {tied} of the others" if tied else "; each of the others is lower on these patients (sign-flip, Holm)"
-        if best in (0, len(means) - 1):
+        if len(means) > 2 and best in (0, len(means) - 1):
             text += f". The best is at the {'lower' if best == 0 else 'upper'} end of what was tried, so a better one may lie beyond"
         sentences.append(text + ".")
     drawn = found.rates[: len(figures.COLOURS)]
@@ -169,7 +168,7 @@ def importance(found: Findings) -> Section | None:
     weights = found.importance
     if weights is None:
         return None
-    text = f"Over {plural(weights.runs, 'finished run')}, how much of the spread in test Dice goes with each factor, by two of Optuna's evaluators."
+    text = f"Over {plural(weights.runs, 'finished run')}, how much each factor matters for test Dice, by two of Optuna's evaluators: fANOVA over all runs, PED-ANOVA for what tells the best tenth."
     text += " The runs fill the grid of these factors." if weights.full_grid else " The runs do not fill the grid of these factors, so factors that vary together share their weight arbitrarily."
     if weights.runs < 10 * len(weights.factors):
         text += f" That is few for {len(weights.factors)} factors: read it as a hint, not as a test."
@@ -181,5 +180,5 @@ def importance(found: Findings) -> Section | None:
         [name, *(number(shares[i]) for shares in weights.shares.values())] for i, name in enumerate(weights.factors)
     ]
     words = ", ".join(f"{name} {weights.shares['fANOVA'][i]:.2f}" for i, name in enumerate(weights.factors))
-    plot = figures.bars("importance", f"Importance by fANOVA: {words}.", "Share of the spread in test Dice.", weights.factors, weights.shares)
+    plot = figures.bars("importance", f"Importance by fANOVA: {words}.", "Importance of the factors for test Dice.", weights.factors, weights.shares)
     return Section("importance", "Which settings mattered over the whole sweep?", [text, Table("Importance, as shares.", ["factor", *weights.shares], rows), [plot]])

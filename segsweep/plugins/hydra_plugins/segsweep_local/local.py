@@ -197,11 +197,15 @@ class LocalLauncher(Launcher):
                 job.failure = event.get("failure")
                 if self._left(job):
                     event = {"kind": "retry", "text": event["error"]}
-            progress.emit(**event, job=job.number if job else 0)
+            progress.emit(**event | {"job": job.number if job else 0})
         elif kind == "done":
             job = self.running.pop(sender)
             self.did[sender].append(job)
-            self._end(job, content[1])
+            result = content[1]
+            if result and result.status is JobStatus.FAILED:  # not in the run, which records what it dies of
+                self._fail(job, "error", f"{result._return_value}")
+            else:
+                self._end(job, result)
             if job.failure and self.slots[self.workers[sender]]:  # an error may leave a CUDA context unusable
                 self._dismiss(sender)
 

@@ -1,0 +1,103 @@
+"""Batches on the device from the decoded set: gathered, normalised and augmented there, without worker processes.
+
+On a GPU the raw set (1 GB for all of LGG at 256 px) is uploaded once per process and shared by its jobs; on a CPU a
+batch is gathered from the memory map in less time than a process would take to hand it over.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from segsweep.data.cache import Volumes
+
+FITS = 0.5
+"""Largest share of a GPU's free memory that the raw set may take to live there."""
+
+_resident: dict[torch.device, tuple[str, torch.Tensor, torch.Tensor]] = {}
+"""device -> key of the set, images and masks: one set a device, so that a sweep over sets does not fill it."""
+
+Augment = Callable[[torch.Tensor, torch.Tensor, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Batches:
+    """The slices `indices` of `volumes` in batches of `batch_size`.
+
+    The last batch may be smaller; where it would be one slice, too few for BatchNorm in the deepest level, the batch
+    before takes it in. shuffle: another order each epoch. augment: called on each batch (see `augment`)."""
+
+    def __init__(
+        self,
+        volumes: Volumes,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        augment: Augment | None = None,
+        shuffle: bool = False,
+    ) -> None:
+        self.volumes, self.augment, self.shuffle = volumes, augment, shuffle
+        self.device = torch.device(device)
+        self.images = len(indices)
+        self.bounds = list(range(0, self.images, batch_size)) + [self.images]
+        if len(self.bounds) > 2 and batch_size > 1 and self.images % batch_size == 1:
+            del self.bounds[-2]
+        self.indices = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(self.device)
+        self.patient = torch.from_numpy(volumes.patient).to(self.device)
+        scale = torch.from_numpy(volumes.scale)
+        self.scale = scale[:, :, None, None].to(self.device)  # P C 1 1
+        self.offset = (-torch.from_numpy(volumes.shift) * scale)[:, :, None, None].to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def epoch(self, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """x (B, C, H, W) float32 normalised, channels last; y (B, 1, H, W) float32 of {0, 1}; patient (B,) int64.
+
+        Order and augmentation come from `seed` alone: the same seed gives the same epoch on the same kind of device."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        order = self.indices
+        if self.shuffle:
+            order = order[torch.randperm(self.images, generator=generator, device=self.device)]
+        resident = _upload(self.volumes, self.device) if self.device.type == "cuda" else None
+        for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
+            index = order[start:stop]
+            raw, mask = (t[index] for t in resident) if resident else self._gather(index)
+            patient = self.patient[index]
+            x = raw.permute(0, 3, 1, 2).float()  # N H W C in memory is channels last
+            x.mul_(self.scale[patient]).add_(self.offset[patient])
+            if self.volumes.clip:
+                x.clamp_(*self.volumes.clip)
+            y = mask[:, None].float()
+            if self.augment is not None:
+                x, y = self.augment(x, y, generator)
+            yield x, y, patient
+
+    def _gather(self, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        chosen = index.cpu().numpy()
+        return tuple(
+            torch.from_numpy(array[chosen]).to(self.device) for array in (self.volumes.images, self.volumes.masks)
+        )
+
+
+def _upload(volumes: Volumes, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The raw set on a GPU, or None if it is too large."""
+    device = torch.device(device.type, torch.cuda.current_device() if device.index is None else device.index)
+    if (known := _resident.get(device)) and known[0] == volumes.key:
+        return known[1], known[2]
+    _resident.pop(device, None)
+    if volumes.images.nbytes + volumes.masks.nbytes > FITS * torch.cuda.mem_get_info(device)[0]:
+        return None
+    images, masks = (_copy(array, device) for array in (volumes.images, volumes.masks))
+    _resident[device] = volumes.key, images, masks
+    return images, masks
+
+
+def _copy(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """In pieces, so that the host holds no second set."""
+    there = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype, device=device)
+    step = math.ceil(64e6 / array[:1].nbytes)
+    for start in range(0, len(array), step):
+        there[start : start + step].copy_(torch.from_numpy(np.array(array[start : start + step])))
+    return there

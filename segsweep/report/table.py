@@ -1,0 +1,69 @@
+"""The table that closes a sweep in the terminal: one line a job, only what varies as columns, what all share in the caption."""
+
+from collections.abc import Sequence
+from io import StringIO
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from segsweep.report.comparison import key, show
+from segsweep.report.records import Job
+
+METRICS = (
+    ("train\nloss", "train/loss", ".4f"),
+    ("train\nacc.", "train/accuracy", ".4f"),
+    ("test\nloss", "test/loss", ".4f"),
+    ("test\nacc.", "test/accuracy", ".4f"),
+    ("test\nDice", "test/dice", ".3f"),
+)
+STYLES = {"failed": "red", "pruned": "yellow", "interrupted": "yellow", "never started": "yellow", "finished": "green"}
+
+
+def table(jobs: Sequence[Job], width: int | None = None, color: bool = False) -> str:
+    """The jobs of a sweep (`records.read([folder]).jobs`) as text, with ANSI colours on request.
+
+    The caption is folded to `width` (default: the terminal's); the table itself is never cut, it needs what it needs.
+    """
+    settings = [dict(job.run.factors if job.run else {}) or dict(job.varied) for job in jobs]
+    known = [s for s in settings if s]
+    names = list(dict.fromkeys(name for s in known for name in s))
+    levels = {name: {key(s[name]) for s in known if name in s} for name in names}
+    partial = {name for name in names if any(name not in s for s in known)}
+    columns = [name for name in names if len(levels[name]) > 1]  # a key that only some options have, with one value, tells nothing
+    shared = ", ".join(f"{name}={show(known[0][name])}" for name in names if len(levels[name]) == 1 and name not in partial)
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("job", *columns):
+        drawn.add_column(name.replace(".", ".\n", 1), no_wrap=True, justify="right" if name == "job" else "left")
+    drawn.add_column("status", no_wrap=True)
+    for name in (*(title for title, _, _ in METRICS), "seconds", "parameters"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    for job, found in zip(jobs, settings, strict=True):
+        metrics = job.run.metrics if job.run else {}
+        done = job.run is not None and job.run.status == "finished"
+        cells = [_number(metrics.get(name) if done else None, spec) for _, name, spec in METRICS]
+        cells += [_number(job.seconds, ",.1f"), _number(metrics.get("parameters") or (job.run.info.get("parameters") if job.run else None), ",d")]
+        state = Text(job.status, style=STYLES.get(job.status, ""))
+        drawn.add_row(str(job.number) if job.number >= 0 else "–", *(show(found[c]) if c in found else "–" for c in columns), state, *cells)
+
+    console = Console(file=StringIO(), width=width, force_terminal=color, no_color=not color, highlight=False)
+    room = console.width
+    console.width = max(room, Measurement.get(console, console.options.update(width=10_000), drawn).maximum)
+    console.print(drawn)
+    console.width = room
+    if shared and len(jobs) > 1:
+        console.print(f"All: {shared}")
+    for job in jobs:
+        if job.error:
+            first = job.error.strip().splitlines()[0]
+            console.print(Text(f"job {job.number} {job.status}: {f'{job.error_class}: ' if job.error_class else ''}{first}", style="red"), soft_wrap=True)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines()) + "\n"  # type: ignore[attr-defined]
+
+
+def _number(value: object, spec: str) -> str:
+    if not isinstance(value, int | float) or value != value:
+        return "–"
+    return format(int(value) if spec.endswith("d") else value, spec)

@@ -1,0 +1,350 @@
+"""Worker processes that are killed, crash, hang and are stopped: what a sweep then has, and that none stays behind."""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_jobs
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobStatus
+from hydra.errors import HydraException
+from hydra.types import HydraContext
+from omegaconf import OmegaConf
+
+from segsweep import cli, progress, worker
+from segsweep.components import whitelist
+from segsweep.config import conf_dir
+
+cli.plugins.register()
+from hydra_plugins.segsweep_local import local  # noqa: E402 - the namespace has to know it first
+from hydra_plugins.segsweep_local.local import Job, LocalLauncher  # noqa: E402
+
+SETTINGS = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hydra" / "launcher" / "local.yaml"))
+TINY = ["data.patients=4", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
+TESTS = Path(__file__).parent
+
+
+@contextlib.contextmanager
+def launcher(folder: Path, **settings: Any) -> Iterator[LocalLauncher]:
+    values = {k: v for k, v in SETTINGS.items() if k != "_target_"} | {"devices": ["cpu"]} | settings
+    overrides = [f"paths.runs={folder}", f"hydra.sweep.dir={folder}/sweep", f"paths.cache={folder}/cache", *TINY]
+    with initialize_config_dir(str(conf_dir())):
+        config = compose("config", overrides=[*overrides, "tracking=none"], return_hydra_config=True)
+        context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), whitelist())
+        made = LocalLauncher(**values)
+        made.setup(hydra_context=context, task_function=toy_jobs.job, config=config)
+        try:
+            yield made
+        finally:
+            worker.close()
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch, tmp_path):
+    """Workers find the toy jobs; no event and no wish to stop is left for the next test."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    yield
+    progress.send_to(lambda event: None)
+    progress.stop(False)
+
+
+def toys(*names: str) -> list[list[str]]:
+    """One job each, that differ in their seed: 0, 1, 2, ..."""
+    own = ["tracking=none", *TINY]
+    return [[*own, f"+toy={name}", f"seed={number}"] for number, name in enumerate(names)]
+
+
+def values(results: Any) -> list[float]:
+    return [result.return_value for result in results]
+
+
+def record(folder: Path, number: int) -> dict[str, Any]:
+    return json.loads((folder / "sweep" / str(number) / "job.json").read_text())
+
+
+def until(what: Callable[[], Any], seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+    return found
+
+
+def gone(pid: int) -> bool:
+    """Ended, or a zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_results_are_in_the_order_of_the_jobs_and_workers_are_kept_between_batches(tmp_path):
+    with launcher(tmp_path, jobs_per_device=2) as made:
+        results = made.launch(toys("slow", "seed", "threads", "pid"), 0)
+        assert values(results)[:3] == [0.0, 1.0, 1.0]  # two threads shared by two workers
+        assert [result.status for result in results] == [JobStatus.COMPLETED] * 4
+        pids = {values(results)[3], *values(made.launch(toys("pid", "pid", "pid"), 4))}
+        assert pids <= {float(w.process.pid) for w in made.workers}
+        assert len(made.workers) == 2
+    assert all(gone(int(pid)) for pid in pids)
+
+
+def test_one_slot_has_all_threads(tmp_path):
+    with launcher(tmp_path) as made:
+        assert values(made.launch(toys("threads"), 0)) == [2.0]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_takes_down_its_job_alone(tmp_path):
+    events = []
+    progress.send_to(events.append)
+    with launcher(tmp_path, retries={}) as made:
+        results = values(made.launch(toys("seed", "die", "seed"), 0))
+    assert math.isnan(results[1])
+    assert [results[0], results[2]] == [0.0, 2.0]
+    job = record(tmp_path, 1)
+    assert (job["status"], job["class"], job["number"]) == ("failed", "killed", 1)
+    assert "SIGKILL" in job["error"]
+    assert [(e["job"], e["status"]) for e in events if e["kind"] == "end"] == [
+        (0, "finished"), (1, "failed"), (2, "finished"),
+    ]  # fmt: skip
+
+
+def test_system_exit_in_a_job_fails_that_job(tmp_path):
+    with launcher(tmp_path) as made:
+        results = values(made.launch(toys("leave", "seed"), 0))
+        assert len(made.did) == 1, "the worker need not have ended"
+    assert math.isnan(results[0])
+    assert results[1] == 1.0
+    assert (record(tmp_path, 0)["class"], record(tmp_path, 0)["error"]) == ("error", "SystemExit: 3")
+
+
+@pytest.mark.slow
+def test_a_job_is_tried_again_as_often_as_its_class_may(tmp_path):
+    events = []
+    progress.send_to(events.append)
+    with launcher(tmp_path, retries={"killed": 1, "nan": 1}) as made:
+        results = values(made.launch(toys("die_once", "fail_once", "die"), 0))
+    assert results[:2] == [0.0, 1.0]
+    assert math.isnan(results[2])
+    assert sorted(e["job"] for e in events if e["kind"] == "retry") == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_job_over_its_time_is_stopped_and_classed(tmp_path):
+    with launcher(tmp_path, timeout_min=0.02) as made:
+        results = values(made.launch(toys("deaf", "seed"), 0))
+        child = int((tmp_path / "sweep" / "0" / "child").read_text())
+        assert gone(child), "what the job had started is still there"
+    assert math.isnan(results[0])
+    assert results[1] == 1.0
+    job = record(tmp_path, 0)
+    assert (job["status"], job["class"]) == ("failed", "timeout")
+    assert "timeout_min=0.02" in job["error"]
+
+
+def test_what_does_not_fit_into_the_budget_is_listed_as_not_started(tmp_path):
+    with launcher(tmp_path, budget_min=1e-6) as made:
+        results = values(made.launch(toys("seed", "seed"), 0))
+    assert all(math.isnan(value) for value in results)
+    assert [record(tmp_path, n)["status"] for n in (0, 1)] == ["not started"] * 2
+    assert "budget_min" in record(tmp_path, 0)["error"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_asked_to_stop_the_running_jobs_end_and_no_other_starts(tmp_path):
+    def stop() -> None:
+        until(lambda: (tmp_path / "sweep" / "0" / "pid").exists())
+        progress.stop()
+
+    with launcher(tmp_path) as made:
+        threading.Thread(target=stop).start()
+        with pytest.raises(KeyboardInterrupt):
+            made.launch(toys("hang", "seed"), 0)
+        assert not (tmp_path / "sweep" / "1").exists()
+
+
+def test_results_come_as_jobs_end(tmp_path):
+    with launcher(tmp_path, jobs_per_device=2) as made:
+        for number, overrides in enumerate(toys("slow", "seed")):
+            made.submit(overrides, number)
+        assert made.wait()[0] == 1
+        made.submit(toys("seed")[0], 7)
+        assert {made.wait()[0], made.wait()[0]} == {0, 7}
+
+
+def test_what_a_job_prints_is_shown_under_its_number(tmp_path):
+    events = []
+    progress.send_to(events.append)
+    with launcher(tmp_path) as made:
+        made.launch(toys("print"), 3)
+    assert {"kind": "text", "text": "seen by the user", "job": 3} in events
+
+
+def test_a_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho no torch here\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with launcher(tmp_path) as made, pytest.raises(HydraException, match=r"exit code 3\nno torch here"):
+        made.launch(toys("seed"), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_is_left_behind_whatever_ends_the_parent(tmp_path, number):
+    code = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import test_local_launcher as t\n"
+        "with t.launcher(pathlib.Path(sys.argv[2]), jobs_per_device=2) as made: made.launch(t.toys('deaf', 'deaf'), 0)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(TESTS), str(tmp_path)])
+    files = [tmp_path / "sweep" / str(n) / name for n in (0, 1) for name in ("pid", "child")]
+    pids = [int(until(lambda file=file: file.exists() and file.read_text())) for file in files]
+    parent.send_signal(number)
+    parent.wait()
+    for pid in pids:
+        until(lambda pid=pid: gone(pid), 10)
+
+
+# Order
+
+
+def waiting(made: LocalLauncher, *ranks: tuple[int, float, str]) -> None:
+    """Composed jobs of (state's rank, cost, trajectory), in this order."""
+    import heapq
+    from types import SimpleNamespace
+
+    for number, (first, cost, trajectory) in enumerate(ranks):
+        point = SimpleNamespace(trajectory=trajectory, state="new" if first else "finished")
+        heapq.heappush(made.waiting, Job(number, [], point=point, rank=(first, -cost, number)))
+
+
+def test_answers_come_first_then_the_longest_and_a_trajectory_runs_once_at_a_time():
+    made = LocalLauncher(**{k: v for k, v in SETTINGS.items() if k != "_target_"})
+    waiting(made, (1, 5.0, "a"), (1, 10.0, "a"), (1, 7.0, "b"), (0, 0.0, "c"), (2, 99.0, "d"))
+    order = []
+    for slot in range(4):
+        job = made._next(over=False)
+        order.append(job.number)
+        made.running[slot] = job
+    assert order == [3, 1, 2, 4]  # job 0 waits for job 1, of whose epochs it is a part
+    assert made._next(over=False) is None
+    made.running = {slot: job for slot, job in made.running.items() if job.number != 1}
+    assert made._next(over=False).number == 0
+
+
+# Devices and settings
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "count", "visible", "expected"),
+    [
+        ("auto", "auto", 0, None, [""]),
+        ("auto", "cpu", 2, None, [""]),
+        ("auto", "auto", 2, None, ["0", "1"]),
+        ("auto", "cuda", 2, "3,GPU-77", ["3", "GPU-77"]),
+        ("auto", "cuda:1", 2, None, [None]),
+        ([0, 2], "auto", 4, None, ["0", "2"]),
+        (["cpu"], "auto", 4, None, [""]),
+    ],
+)
+def test_each_slot_sees_its_own_device(monkeypatch, asked, device, count, visible, expected):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert local._devices(asked, device) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"jobs_per_device": 0}, "jobs_per_device=0: must be at least 1"),
+        ({"timeout_min": 0}, "timeout_min=0: must be above 0"),
+        ({"budget_min": -1}, "budget_min=-1: must be above 0"),
+        ({"retries": {"lost": 1}}, "classes are error, nan, oom, killed, timeout"),
+        ({"devices": "gpu"}, "devices=gpu: auto, or a list"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(settings, said):
+    with pytest.raises(HydraException, match=said):
+        LocalLauncher(**{k: v for k, v in SETTINGS.items() if k != "_target_"} | settings)
+
+
+# The whole command
+
+
+def command(cwd: Path, *arguments: str) -> subprocess.Popen:
+    places = ["paths.runs=multirun", f"paths.cache={cwd}/cache", "hydra/launcher=local", *TINY]
+    return subprocess.Popen(
+        [sys.executable, "-m", "segsweep", "-m", *arguments, *places],
+        cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=240)
+    return output
+
+
+def jobs(cwd: Path) -> dict[int, dict[str, Any]]:
+    """Of the latest sweep."""
+    *_, latest = sorted((cwd / "multirun").glob("2*"))
+    return {job["number"]: job for job in (json.loads(f.read_text()) for f in latest.glob("*/job.json"))}
+
+
+def statuses(cwd: Path) -> dict[str, str]:
+    """MLflow's status of each run, by signature."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{cwd}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("segsweep")
+    runs = [run for run in client.search_runs([experiment.experiment_id]) if "signature" in run.data.tags]
+    assert len({run.data.tags["signature"] for run in runs}) == len(runs)
+    return {run.data.tags["signature"]: run.info.status for run in runs}
+
+
+@pytest.mark.slow
+def test_a_sweep_with_a_killed_worker_goes_on_and_the_next_one_continues_it(tmp_path):
+    """Two slots; one worker is killed in the middle of its job. Afterwards every run is as if nothing had been."""
+    sweep = ["seed=0,1,2", "epochs=12", "hydra.launcher.jobs_per_device=2", "hydra.launcher.retries.killed=0"]
+    process = command(tmp_path, *sweep)
+    latest = until(lambda: list(tmp_path.glob("multirun/2*/0/job.json")))[0]
+    job = until(lambda: json.loads(latest.read_text()))
+    until(lambda: any(len(f.read_text().splitlines()) > 1 for f in tmp_path.glob("multirun/runs/*/history.jsonl")))
+    os.kill(job["pid"], signal.SIGKILL)
+    output = finished(process)
+    assert process.returncode == 1, output
+    first = jobs(tmp_path)
+    assert [first[n]["status"] for n in (0, 1, 2)] == ["failed", "finished", "finished"], output
+    assert first[0]["class"] == "killed"
+    failure = json.loads((latest.parent.parent / first[0]["run"] / "failure.json").read_text())
+    assert (failure["class"], failure["epoch"] >= 1) == ("killed", True)
+    assert statuses(tmp_path)[first[0]["signature"]] == "FAILED"
+
+    output = finished(process := command(tmp_path, *sweep))
+    assert process.returncode == 0, output
+    again = jobs(tmp_path)
+    assert [again[n]["status"] for n in (0, 1, 2)] == ["continued", "reused", "reused"], output
+    assert again[0]["signature"] == first[0]["signature"]
+    assert set(statuses(tmp_path).values()) == {"FINISHED"}
+
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    finished(command(alone, "seed=0", "epochs=12", "tracking=none", "hydra/launcher=basic"))
+    assert jobs(alone)[0]["metrics"] == again[0]["metrics"]

@@ -1,0 +1,158 @@
+"""A plan: what it says of each job, and that it leaves nothing behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.errors import HydraException
+
+from segsweep import cli
+from segsweep.errors import DataError
+from segsweep.plan import Measured, Planner, Point, clock, share, table
+
+cli.plugins.register()
+from hydra_plugins.segsweep_local.grid import condition  # noqa: E402 - the namespace has to know it first
+
+TINY = ["data.patients=4", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2"]
+
+
+def segsweep(cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
+    places = ["paths.runs=multirun", f"paths.cache={cwd}/cache", "hydra/sweeper=grid"]
+    return subprocess.run(
+        [sys.executable, "-m", "segsweep", "-m", *arguments, *places],
+        cwd=cwd, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def point(
+    signature: str, trajectory: str, state: str = "new", epoch: int = 0, epochs: int = 10, **others: Any
+) -> Point:
+    facts = {"folder": Path(signature), "alike": ("unet",), "train": 100, "held_out": 20, "parameters": 1942}
+    return Point(signature, trajectory, state=state, epoch=epoch, epochs=epochs, **facts | {"gflops": 0.5} | others)
+
+
+def test_jobs_that_differ_in_epochs_alone_cost_the_longest():
+    points = [point("a", "t", epochs=10), point("b", "t", epochs=5), point("c", "t", epochs=20), point("d", "u")]
+    assert share(points) == [5, 5, 10, 10]
+    assert [p.note for p in points] == ["epochs 1-5 with job 2", "", "epochs 1-10 with job 1", ""]
+
+
+def test_what_is_on_disk_is_not_trained_again():
+    points = [
+        point("a", "t", "finished", epoch=5, epochs=5),
+        point("b", "t", "continue", epoch=7, epochs=10),
+        point("b", "t", "continue", epoch=7, epochs=10),
+        None,
+    ]
+    assert share(points) == [0, 3, 0, 0]
+    assert (points[1].note, points[2].state, points[2].note) == ("from epoch 7", "duplicate", "of job 2")
+
+
+def test_the_table_has_every_job_and_the_totals(tmp_path):
+    planner = Planner(tmp_path)
+    planner._measured = {("unet",): Measured(train=0.01, held_out=0.005, beside=2.0, memory=3 * 2**20, gflops=0.5)}
+    points = [
+        point("a", "t"),
+        point("a", "t"),
+        DataError("data.root=x: no such folder"),
+        point("b", "u", alike=("r2",)),
+    ]
+    text = table(["seed=0", "seed=0", "data=lgg", "model=r2unet"], points, planner).splitlines()
+    # an epoch: 0.5 GFLOP x (3 x 100 trained + 20 evaluated) = 160; 10 epochs: 10 x (100 x 0.01 + 20 x 0.005) + 2 = 13 s
+    assert text[1].split() == "1 seed=0 new 10 1,942 160 13 s 3 MiB".split()
+    assert text[2].split() == "2 seed=0 duplicate of job 1 0 1,942 160 3 MiB".split()
+    assert text[3].split() == "3 data=lgg data.root=x: no such folder".split()
+    assert text[4].split() == "4 model=r2unet new 10 1,942 160 not measured not measured".split()
+    assert text[6] == "4 jobs: 2 new, 1 duplicate, 1 not possible"
+    assert text[7] == (
+        "20 epochs, 3.2 TFLOP, about 13 s of one device's time and 1 jobs of which nothing alike has been measured"
+    )
+
+
+def test_the_longest_is_known_by_its_arithmetic_where_nothing_was_measured(tmp_path):
+    planner = Planner(tmp_path)
+    costs = [
+        planner.cost(point("a", "t", epochs=e, epoch=d, gflops=g)) for e, d, g in ((10, 0, 1), (10, 8, 1), (10, 0, 2))
+    ]
+    assert costs[2] == pytest.approx(2 * costs[0])
+    assert costs[1] == pytest.approx(costs[0] / 5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "not measured"), (0.04, "0.04 s"), (9.96, "10 s"), (61.2, "1:02 min"), (3725.0, "1:02:05 h")],
+)
+def test_times_are_read_at_a_glance(seconds, text):
+    assert clock(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "holds"),
+    [
+        ("optim=sgd & optim.lr>0.01", {"optim": "sgd", "optim.lr": 0.1}, True),
+        ("optim=sgd & optim.lr>0.01", {"optim": "sgd", "optim.lr": 0.01}, False),
+        ("optim=sgd & optim.lr>0.01", {"optim": "adam", "optim.lr": 0.1}, False),
+        ("optim.lr>=1e-2", {"optim.lr": 0.01}, True),
+        ("seed != 3", {"seed": 3}, False),
+        ("clip_norm<2", {"clip_norm": None}, False),
+        ("clip_norm=null", {"clip_norm": None}, True),
+    ],
+)
+def test_a_condition_compares_values_as_the_command_line_reads_them(text, found, holds):
+    assert all(term.holds(found[term.key]) for term in condition(text)) is holds
+
+
+@pytest.mark.parametrize("text", ["optim", "optim=", "a=1 & ", "a=1 | b=2 &", ""])
+def test_what_is_no_condition_is_said(text):
+    with pytest.raises(HydraException, match="no condition"):
+        condition(text)
+
+
+@pytest.mark.slow
+def test_a_plan_leaves_nothing_behind_and_tells_the_state_of_each_job(tmp_path):
+    ran = segsweep(tmp_path, "seed=0,1", "epochs=2", *TINY, "tracking=none")
+    assert ran.returncode == 0, ran.stderr
+    before = sorted(map(str, tmp_path.rglob("*")))
+    plan = segsweep(tmp_path, "seed=0,1,2", "epochs=2,3", *TINY, "hydra/launcher=plan")
+    assert plan.returncode == 0, plan.stderr
+    assert sorted(map(str, tmp_path.rglob("*"))) == before
+    rows = [line.split()[:6] for line in plan.stdout.splitlines()[1:7]]
+    assert [" ".join(row[3:5]) for row in rows] == [
+        "finished 0", "to continue", "finished 0", "to continue", "new 2", "new epochs",
+    ]  # fmt: skip
+    assert "6 jobs: 2 finished, 2 continue, 2 new" in plan.stdout
+    assert "5 epochs" in plan.stdout
+    assert "not measured" not in plan.stdout
+
+
+@pytest.mark.slow
+def test_exclude_takes_points_out_of_a_grid(tmp_path):
+    grid = ["optim=sgd,adam", "optim.lr=0.001,0.1", "seed=0,1", *TINY, "hydra/launcher=plan"]
+    plan = segsweep(tmp_path, *grid, "++sweep.exclude=['optim=sgd & lr>0.01','seed=1']")
+    assert plan.returncode == 0, plan.stderr
+    assert "3 jobs: 3 new" in plan.stdout
+    assert "optim=sgd & lr>0.01 takes out 2 of 8 jobs" in plan.stderr
+    wrong = segsweep(tmp_path, *grid, "++sweep.exclude=['optim=sgd & optim.lrr>0.01']")
+    assert wrong.returncode == 1
+    assert "optim.lrr: no job has such a key; did you mean optim.lr?" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_a_named_grid_has_the_jobs_that_its_header_says(tmp_path):
+    plan = segsweep(tmp_path, "+grid=report_factors", *TINY, "hydra/launcher=plan")
+    assert plan.returncode == 0, plan.stderr
+    assert "48 jobs: 48 new\n240 epochs" in plan.stdout
+    fewer = segsweep(tmp_path, "+grid=report_factors", "epochs=5", "seed=0,1", *TINY, "hydra/launcher=plan")
+    assert "48 jobs: 48 new\n240 epochs" in fewer.stdout
+
+
+@pytest.mark.slow
+def test_a_grid_records_how_many_jobs_and_which_lengths(tmp_path):
+    done = segsweep(tmp_path, "epochs=1,2", *TINY, "tracking=none")
+    assert done.returncode == 0, done.stderr
+    (record,) = (json.loads(f.read_text()) for f in tmp_path.glob("multirun/2*/sweep.json"))
+    assert (record["jobs"], record["milestones"]) == (2, [1, 2])
