@@ -101,7 +101,7 @@ METRICS: dict[str, Metric] = {
 
 
 def confusion(prediction: Tensor, target: Tensor, patient: Tensor, patients: int) -> Tensor:
-    """Pixel counts of one batch by patient: (P, 4) int64, columns tp, fp, fn, tn, on the batch's device, without a wait.
+    """Pixel counts of one batch by patient: (P, 4) int64, columns tp, fp, fn, tn, on the batch's device.
 
     Args:
         prediction: (B, 1, H, W) logits, tumour where above 0, or a bool mask.

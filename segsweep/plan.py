@@ -243,7 +243,7 @@ def table(names: Sequence[str], points: Sequence[Point | SegsweepError], planner
     states = [p.state if p else "not possible" for p in known]
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     expected = f"about {clock(seconds)} of one device's time" if seconds or not unknown else "time not measured yet"
-    more = f" and {unknown} jobs of which nothing alike has been measured" if unknown and seconds else ""
+    more = f"; {unknown} of the jobs are like none that was measured" if unknown and seconds else ""
     lines += ["", f"{len(points)} jobs: {counts}", f"{sum(todo)} epochs, {work / 1000:,.4g} TFLOP, {expected}{more}"]
     return "\n".join(lines)
 

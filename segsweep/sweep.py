@@ -93,13 +93,17 @@ def close_job(folder: Path, job: dict[str, Any], outcome: Any, seconds: float) -
     facts = {f.name: getattr(outcome, f.name) for f in dataclasses.fields(outcome)}
     run = facts.pop("folder")
     job |= facts | {"seconds": seconds, "class": facts.pop("failure")}
-    job["run"] = os.path.relpath(run, folder.parent) if run else None
+    job["run"] = os.path.relpath(run, folder) if run else None
     artifacts.write_json(folder / "job.json", job)
 
 
 def jobs(folder: Path) -> list[dict[str, Any]]:
-    found = [artifacts.read_json(path) for path in folder.glob("*/job.json")]
-    return sorted((job for job in found if job), key=lambda job: job["number"])
+    """The jobs' records in order of their numbers, each with its run folder as a path under `folder`."""
+    found = []
+    for path in folder.glob("*/job.json"):
+        if job := artifacts.read_json(path):
+            found.append(job | {"folder": (path.parent / job["run"]).resolve() if job.get("run") else None})
+    return sorted(found, key=lambda job: job["number"])
 
 
 def finish(folder: Path, stopped: bool) -> int:
@@ -140,7 +144,7 @@ def _finish_mlflow(folder: Path, stopped: bool, bad: bool) -> None:
             error = str(problem).splitlines()[0]
     if error is None and place:
         print(f"MLflow: {place['uri']}   to look at it: make ui")
-    reasons = [tracking.lacking(folder / job["run"]) for job in jobs(folder) if job.get("run")]
+    reasons = [tracking.lacking(job["folder"]) for job in jobs(folder) if job["folder"]]
     error = error or next((reason for reason in reasons if reason), None)
     if error:
         print(f"MLflow was out of reach ({error}); nothing is lost: python -m segsweep.sync {folder}", file=sys.stderr)

@@ -6,15 +6,14 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from segsweep import artifacts, tracking
+from segsweep import artifacts, sweep, tracking
 
 
 def run_folders(folder: Path) -> list[Path]:
     """The run folders of a run folder, a sweep folder, or the folder of all runs."""
     if (folder / "run.json").exists():
         return [folder]
-    jobs = [artifacts.read_json(job) or {} for job in sorted(folder.glob("*/job.json"))]
-    found = [folder / job["run"] for job in jobs if job.get("run")]
+    found = [job["folder"] for job in sweep.jobs(folder) if job["folder"]]
     found = found or [path.parent for path in sorted([*folder.glob("*/run.json"), *folder.glob("runs/*/run.json")])]
     return list(dict.fromkeys(path.resolve() for path in found if (path / "run.json").exists()))
 
@@ -31,7 +30,7 @@ def main() -> int:
         if not runs:
             print(f"{folder}: no run folder here (a run folder holds run.json)", file=sys.stderr)
             failed += 1
-        sweep = folder if (folder / "sweep.json").exists() else None
+        asked_by = folder if (folder / "sweep.json").exists() else None
         for run in runs:
             settings = OmegaConf.load(run / "config.yaml").tracking
             uri, experiment = args.uri or settings.uri, args.experiment or settings.experiment
@@ -42,7 +41,7 @@ def main() -> int:
                 print(f"{run.name}: still running, left alone")
             else:
                 try:
-                    print(f"{run.name}: MLflow run {tracking.push(run, uri, experiment, sweep, final=True)}")
+                    print(f"{run.name}: MLflow run {tracking.push(run, uri, experiment, asked_by, final=True)}")
                 except Exception as error:  # whatever the store raises: the other runs are still copied
                     print(f"{run}: {uri} did not take it: {str(error).splitlines()[0]}", file=sys.stderr)
                     failed += 1

@@ -219,10 +219,10 @@ def connect(uri: str) -> "MlflowClient":
     """A client whose store exists. One process alone makes a database file: two at once would lock each other out."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    for chatty in ("alembic", "mlflow"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     file = database(uri)
     if file is None:
         return MlflowClient(uri)

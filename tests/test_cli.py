@@ -105,5 +105,5 @@ def test_the_network_may_not_be_code_from_elsewhere(tmp_path):
     with pytest.raises(Exception, match="whitelist|allowed"):
         build(OmegaConf.create({"_target_": "os.system", "command": f"touch {tmp_path}/made"}))
     with pytest.raises(Exception, match="whitelist|allowed"):
-        build(OmegaConf.create({"_target_": "segsweep.losses.math.os.system", "command": f"touch {tmp_path}/made"}))
+        build(OmegaConf.create({"_target_": "segsweep.data.cache.os.system", "command": f"touch {tmp_path}/made"}))
     assert not (tmp_path / "made").exists()

@@ -2,8 +2,8 @@
 
 Source: Buda, Saha, Mazurowski, "Association of genomic subtypes of lower-grade gliomas with shape features
 automatically extracted by a deep learning algorithm", 2019 (doi:10.1016/j.compbiomed.2019.05.002), on the images of
-TCGA-LGG, Pedano et al. 2016 (doi:10.7937/K9/TCIA.2016.L4LTD3TK). The archive has a copy of FLAIR where a patient lacks a
-sequence, and it is left so.
+TCGA-LGG, Pedano et al. 2016 (doi:10.7937/K9/TCIA.2016.L4LTD3TK). The archive has a copy of FLAIR where a patient lacks
+a sequence, and it is left so.
 """
 
 import os

@@ -1,12 +1,13 @@
-"""A made-up brain MRI data set from a seed: heads with a tumour in three sequences, learnable in seconds and not trivial.
+"""A made-up brain MRI data set: heads with a tumour in three sequences, learnable in seconds and not trivial.
 
-The tumour is bright in FLAIR, but so are fat, the edges of the ventricles and lesions of small vessels; bias field, noise
+The tumour is bright in FLAIR, but so are fat, the ventricles' edges and lesions of small vessels; noise, a bias field
 and a gain that differs from patient to patient leave no single threshold that finds it. A patient is one function of
-space, so that `image_size` and `slices` change the sampling and not the anatomy.
+space: `image_size` and `slices` change how it is sampled, not the anatomy.
 """
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,34 +69,31 @@ class Phantom:
         rng = np.random.default_rng([self.seed, list(manifest.patients).index(patient)])
         shape = (self.slices, self.image_size, self.image_size)
         signal, tumour = _anatomy(rng, shape)
-        signal *= (rng.uniform(0.75, 1.0) * rng.uniform(0.85, 1.0, 3)).astype(np.float32)
-        for channel in range(3):
-            signal[..., channel] *= np.exp(self.bias * _field(rng, shape, 2))
+        common = rng.uniform(0.75, 1.0)
+        for channel in signal:
+            channel *= common * rng.uniform(0.85, 1.0) * np.exp(self.bias * _field(rng, shape, 2))
         # Magnitude of a complex signal: Rician noise, so that air is not 0.
         real, imaginary = (self.noise * rng.standard_normal(signal.shape, np.float32) for _ in range(2))
-        raw = np.hypot(signal + real, imaginary) * 230
-        return np.clip(raw, 0, 255).round().astype(np.uint8), tumour.astype(np.uint8)
+        raw = np.clip(np.hypot(signal + real, imaginary) * 230, 0, 255).round().astype(np.uint8)
+        return np.ascontiguousarray(np.moveaxis(raw, 0, -1)), tumour.astype(np.uint8)
 
 
 def _anatomy(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Signal (D, H, W, 3) float32 and tumour (D, H, W) bool; x to the left, y to the back, z up, the head about 1."""
-    z, y, x = np.meshgrid(
-        *(
-            np.linspace(low, high, 2 * n + 1, dtype=np.float32)[1::2]
-            for n, low, high in zip(shape, (-0.8, -1, -1), (0.85, 1, 1))
-        ),
-        indexing="ij",
-        sparse=True,
-    )
-    turn = rng.normal(0, 0.08)
+    """Signal (3, D, H, W) float32 and tumour (D, H, W) bool; x to the left, y to the back, z up, from about -1 to 1.
+
+    Random numbers are plain floats here, so that the volumes stay float32."""
+    depth, height, width = ((np.arange(n, dtype=np.float32) + 0.5) / n for n in shape)
+    z, y, x = np.meshgrid(1.65 * depth - 0.8, 2 * height - 1, 2 * width - 1, indexing="ij", sparse=True)
     x, y = x - rng.normal(0, 0.03), y - rng.normal(0, 0.03)
-    x, y = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
-    rz, ry, rx = rng.uniform((0.95, 0.84, 0.68), (1.10, 0.94, 0.78))
-    # Distance from the centre, 1 on the skin; brain's the same with the cortex' folds.
+    turn = rng.normal(0, 0.08)
+    cos, sin = math.cos(turn), math.sin(turn)
+    x, y = cos * x - sin * y, sin * x + cos * y
+    rz, ry, rx = rng.uniform((0.95, 0.84, 0.68), (1.10, 0.94, 0.78)).tolist()
+    # Distance from the centre, 1 on the skin; the brain's surface has folds besides.
     skin = _norm(z / rz, y / ry, x / rx) * (1 + 0.03 * _field(rng, shape, 3))
     folds = _field(rng, shape, 18, least=8)
     brain = skin + 0.025 * folds
-    signal = np.zeros((*shape, 3), np.float32)
+    signal = np.zeros((3, *shape), np.float32)
     for distance, edge, tissue in (
         (skin, 1.0, FAT),
         (skin, 0.93, BONE),
@@ -111,27 +109,28 @@ def _anatomy(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.
     ventricle = _norm((z - 0.1) / 0.26, y / 0.36, (side - 0.11) / 0.075) / large * (1 + 0.1 * _field(rng, shape, 4))
     _fill(signal, 1 + rng.uniform(0.1, 0.6) * np.abs(_field(rng, shape, 4)) - ventricle, 0.3, GLIOSIS)
     for _ in range(rng.integers(2, 8)):
-        centre, radius = rng.uniform((-0.3, -0.5, -0.4), (0.5, 0.5, 0.4)), rng.uniform(0.04, 0.09)
-        _fill(signal, 1 - _norm(z - centre[0], y - centre[1], x - centre[2]) / radius, 0.5, GLIOSIS)
+        at = rng.uniform((-0.3, -0.5, -0.4), (0.5, 0.5, 0.4)).tolist()
+        _fill(signal, 1 - _norm(z - at[0], y - at[1], x - at[2]) / rng.uniform(0.04, 0.09), 0.5, GLIOSIS)
 
     tumour = np.zeros(shape, bool)
     for _ in range(rng.choice((1, 2), p=(0.85, 0.15))):
-        half = rng.choice((-1, 1))
-        centre = rng.uniform((-0.35, -0.45, 0.2), (0.45, 0.45, 0.45)) * (1, 1, half)
-        radii = rng.uniform(0.25, 0.36) * rng.uniform((0.75, 0.8, 0.8), (1.0, 1.2, 1.2))
-        distance = _norm(*((a - c) / r for a, c, r in zip((z, y, x), centre, radii, strict=True)))
+        half = float(rng.choice((-1, 1)))
+        at = rng.uniform((-0.35, -0.45, 0.2), (0.45, 0.45, 0.45)).tolist()
+        radii = (rng.uniform(0.25, 0.36) * rng.uniform((0.75, 0.8, 0.8), (1.0, 1.2, 1.2))).tolist()
+        distance = _norm((z - at[0]) / radii[0], (y - at[1]) / radii[1], (half * x - at[2]) / radii[2])
         distance *= 1 + 0.2 * _field(rng, shape, 5)
-        walls = np.maximum((brain - 0.83) / 0.2, (0.04 - half * x) / 0.2)  # in units of about its radius
-        outside = np.maximum(np.maximum(distance - 1, walls), 1 - ventricle)
-        _fill(signal, -outside, 0.12, np.array(TUMOUR) + (0, rng.uniform(-0.06, 0.08), 0))
+        # It keeps to its half of the brain and out of the ventricles; all in units of about its radius.
+        outside = np.maximum(distance - 1, np.maximum(brain - 0.83, 0.04 - half * x) / 0.2)
+        outside = np.maximum(outside, 1 - ventricle)
+        _fill(signal, -outside, 0.12, (TUMOUR[0], TUMOUR[1] + rng.uniform(-0.06, 0.08), TUMOUR[2]))
         if rng.random() < 0.4:
             _fill(signal, np.minimum(rng.uniform(0.3, 0.6) - distance, -outside), 0.25, CORE)
         tumour |= outside < 0
-    signal *= (1 + 0.06 * _field(rng, shape, 10, least=3))[..., None]
+    signal *= 1 + 0.06 * _field(rng, shape, 10, least=3)
     _fill(signal, 1 - ventricle, 0.2, FLUID)
     for _ in range(rng.integers(3, 7)):
-        at, lean = rng.uniform(-0.6, 0.6, 2), rng.normal(0, 0.5, 2)
-        tube = np.hypot(y - at[0] - lean[0] * z, x - at[1] - lean[1] * z) + 0.03 * _field(rng, shape, 4)
+        at, lean = rng.uniform(-0.6, 0.6, 2).tolist(), rng.normal(0, 0.5, 2).tolist()
+        tube = _norm(y - at[0] - lean[0] * z, x - at[1] - lean[1] * z) + 0.03 * _field(rng, shape, 4)
         _fill(signal, np.minimum(rng.uniform(0.03, 0.05) - tube, 0.84 - brain), 0.03, VESSEL)
     _fill(signal, np.minimum(0.015 - side, np.minimum(0.85 - brain, z)), 0.03, VESSEL)  # falx
     return signal, tumour
@@ -141,19 +140,21 @@ def _norm(*axes: np.ndarray) -> np.ndarray:
     return np.sqrt(sum(axis * axis for axis in axes))
 
 
-def _fill(signal: np.ndarray, depth: np.ndarray, width: float, tissue: tuple[float, float, float] | np.ndarray) -> None:
+def _fill(signal: np.ndarray, depth: np.ndarray, width: float, tissue: tuple[float, float, float]) -> None:
     """Blend `tissue` in where depth > 0, over an edge of `width`: a voxel may hold two tissues."""
-    share = np.clip(depth / width + 0.5, 0, 1, dtype=np.float32)
-    signal += (np.float32(tissue) - signal) * share[..., None]
+    share = np.clip(depth / width + 0.5, 0, 1)
+    for channel, value in zip(signal, tissue, strict=True):
+        channel += (value - channel) * share
 
 
 def _field(rng: np.random.Generator, shape: tuple[int, int, int], order: int, least: int = 1) -> np.ndarray:
     """A smooth random field of standard deviation about 1: cosines of `least` to `order` half periods along an axis."""
     k = np.arange(order + 1)
     size = np.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + k[None, None, :] ** 2)
-    weights = rng.standard_normal(size.shape) * ((size >= least) & (size <= order)) / np.maximum(size, 1)
-    weights /= np.sqrt((weights**2 / 2 ** (np.indices(size.shape) > 0).sum(0)).sum())
-    for n in reversed(shape):  # the last axis is taken up and the new one put first, three times
+    field = rng.standard_normal(size.shape) * ((size >= least) & (size <= order)) / np.maximum(size, 1)
+    field /= np.sqrt((field**2 / 2 ** (np.indices(size.shape) > 0).sum(0)).sum())  # a cosine's mean square is a half
+    field = field.astype(np.float32)
+    for n in reversed(shape):  # the last axis is summed over and its pixels come first, three times
         waves = np.cos(np.pi * np.outer((np.arange(n) + 0.5) / n, k)).astype(np.float32)
-        weights = np.moveaxis(weights.astype(np.float32) @ waves.T, -1, 0)
-    return weights
+        field = np.moveaxis(field @ waves.T, -1, 0)
+    return np.ascontiguousarray(field)

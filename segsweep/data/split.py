@@ -64,7 +64,7 @@ class ByPatient:
 
 @dataclass(frozen=True, kw_only=True)
 class BySlice:
-    """Slices shuffled by `seed`, whoever's they are: common, and leaking, for a test slice's neighbours are trained on."""
+    """Slices shuffled by `seed`, whoever's they are: common, and leaking, for a test slice's neighbours train."""
 
     val: float
     test: float
@@ -160,7 +160,7 @@ def _shares(names: list[str], val: float, test: float, what: str) -> dict[str, l
     for part, share in (("test", test), ("val", val)):
         if share and not counts[part]:
             raise DataError(
-                f"split.{part}={share:g} of {len(names)} {what} rounds to none; expected at least {0.5 / len(names):.3g}"
+                f"split.{part}={share:g}: of {len(names)} {what} that is none; expected at least {0.5 / len(names):.3g}"
                 + (", or 0 for no validation" if part == "val" else "")
             )
     held = counts["test"] + counts["val"]

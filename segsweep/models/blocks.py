@@ -29,9 +29,9 @@ class DoubleConv(nn.Sequential):
 class RecurrentResidual(nn.Module):
     """Recurrent residual block: (B, in_channels, H, W) -> (B, out_channels, H, W).
 
-    A 1x1 projection of the input gives p. One shared 3x3 convolution and one shared BatchNorm then refine a state s, from
-    s = p, `t` times: s <- relu(bn(conv(s)) + p). The result is s plus a 1x1 shortcut of the input. So `t` costs time, and
-    no parameters. Alom et al. 2018 (arXiv 1802.06955).
+    A 1x1 projection of the input gives p. One shared 3x3 convolution and one shared BatchNorm then refine a state s,
+    from s = p, `t` times: s <- relu(bn(conv(s)) + p). The result is s plus a 1x1 shortcut of the input. So `t` costs
+    time, and no parameters. Alom et al. 2018 (arXiv 1802.06955).
     """
 
     def __init__(self, in_channels: int, out_channels: int, t: int) -> None:
@@ -59,7 +59,7 @@ class UpConv(nn.ConvTranspose2d):
         super().__init__(in_channels, in_channels // 2, 2, stride=2)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        # The bias is added apart: as part of the convolution its gradient alone takes a CPU in bf16 longer than the rest.
+        # Added apart: as part of the convolution the bias's gradient takes a CPU in bf16 longer than all the rest.
         x = F.conv_transpose2d(x, self.weight, stride=self.stride)
         assert self.bias is not None
         return x.add_(self.bias.to(x.dtype)[:, None, None])
@@ -112,7 +112,7 @@ def _padding(size: int, multiple: int) -> tuple[int, int]:
 
 
 def check_range(**arguments: tuple[int, int, int | None]) -> None:
-    """Raises ValueError for the first argument, given as name=(value, least, most), that is no whole number in range."""
+    """Raises ValueError for the first argument, given as name=(value, least, most), that is no such whole number."""
     for name, (value, least, most) in arguments.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"{name} must be a whole number, got {value!r}")

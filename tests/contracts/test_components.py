@@ -2,6 +2,7 @@
 existing."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -46,8 +47,9 @@ def test_an_option_passes_the_check(group, option):
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_key_says_what_it_is(group, option):
     text = (conf_dir() / group / f"{option}.yaml").read_text()
-    keys = [line for line in text.splitlines() if re.match(r"^[a-z]\w*:", line)]
-    assert [line for line in keys if "#" not in line] == []
+    above = ["", *text.splitlines()]
+    told = [f"{before if before.startswith('#') else ''}{line}" for before, line in pairwise(above)]
+    assert [line for line in told if re.match(r"^[a-z]\w*:", line) and "#" not in line] == []
     assert text.startswith("#"), "a file begins with what it is"
 
 

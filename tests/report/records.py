@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from segsweep.report.records import Record, Run
+
 BASE: dict[str, Any] = {
     "model": "unet",
     "model.width": 16,
@@ -103,19 +105,31 @@ def write_sweep(root: Path, name: str, specs: list[Spec], expected: int | None =
     return sweep
 
 
+def in_memory(specs: list[Spec]) -> Record:
+    """The same runs as the report would read them, without the disk: for simulations of many sweeps."""
+    runs = []
+    for spec in specs:
+        f, part = spec.factors, _hash([spec.factors["split"], list(spec.dice)])
+        info = {"factors": f, "group": _group(spec), "command": _command(spec), "choices": {"experiment": spec.experiment}}
+        info |= {"data": {"name": f["data"], "digest": spec.data}, "split": {"digest": spec.split or part, "leaks": f["split"] == "slice"}}
+        patients = {p: {"dice": d, "iou": d / (2 - d), "hd95": 30 * (1 - d)} for p, d in spec.dice.items()}
+        metrics = {"metrics": {"test/dice": _mean(spec)}}
+        runs.append(Run(Path(), _hash([f, spec.data, spec.split]), spec.status, info, metrics, patients=patients))
+    return Record(["simulated"], [], runs, [])
+
+
 def write_run(folder: Path, spec: Spec, signature: str) -> None:
     """One run folder."""
     f, patients = spec.factors, list(spec.dice)
     parameters, gflops = COST[f["model"]]
     kind = f["split"]
-    overrides = " ".join(f"{k}={v}" for k, v in f.items() if BASE.get(k) != v and not isinstance(v, list))
     split_digest = spec.split or _hash([kind, patients])
     run = {
         "signature": signature,
-        "group": _hash([{k: v for k, v in f.items() if k not in ("seed", "split.fold")}, spec.data, spec.experiment]),
+        "group": _group(spec),
         "trajectory": signature,
         "name": f"{f['model']}-{f['optim']}",
-        "command": f"python -m segsweep {f'experiment={spec.experiment} ' if spec.experiment else ''}{overrides}".strip(),
+        "command": _command(spec),
         "created": "2026-01-01T00:00:00",
         "factors": f,
         "choices": {"model": f["model"], "optim": f["optim"], "experiment": spec.experiment},
@@ -156,6 +170,16 @@ def write_run(folder: Path, spec: Spec, signature: str) -> None:
     result |= {"evaluation_seconds": 0.1 * spec.seconds, "total_seconds": spec.seconds, "images_per_second": 1600 * len(history) / spec.seconds}
     result |= {"peak_memory_bytes": 123_456_789, "parameters": parameters, "gflops": gflops, "objective": metrics["test/dice"]}
     _write_json(folder / "result.json", result)
+
+
+def _group(spec: Spec) -> str:
+    return _hash([{k: v for k, v in spec.factors.items() if k not in ("seed", "split.fold")}, spec.data, spec.experiment])
+
+
+def _command(spec: Spec) -> str:
+    nested = {key for options in NESTED.values() for keys in options.values() for key in keys}
+    overrides = [f"{k}={v}" for k, v in spec.factors.items() if BASE.get(k) != v and k not in nested]
+    return " ".join(["python -m segsweep", *([f"experiment={spec.experiment}"] if spec.experiment else []), *overrides])
 
 
 def _mean(spec: Spec) -> float:

@@ -48,17 +48,15 @@ class Term:
 
 def condition(text: str) -> list[Term]:
     """The comparisons of `optim=sgd & optim.lr>0.01`, all of which must hold; HydraException where it is none."""
-    terms = []
-    for part in text.split("&"):
-        match = _TERM.fullmatch(part)
-        if not match:
-            raise HydraException(
-                f"sweep.exclude: {text!r} is no condition; write KEY=VALUE, or !=, >, >=, <, <=, joined by &, "
-                "as in 'optim=sgd & optim.lr>0.01'"
-            )
-        key, sign, value = match.groups()
-        terms.append(Term(key, sign, OverridesParser.create().parse_override(f"x={value}").value()))
-    return terms
+    try:
+        found = [_TERM.fullmatch(part).groups() for part in text.split("&")]  # type: ignore[union-attr]
+        parser = OverridesParser.create()
+        return [Term(key, sign, parser.parse_override(f"x={value}").value()) for key, sign, value in found]
+    except (AttributeError, HydraException):
+        raise HydraException(
+            f"sweep.exclude: {text!r} is no condition; write KEY=VALUE, or !=, >, >=, <, <=, joined by &, "
+            "as in 'optim=sgd & optim.lr>0.01'"
+        ) from None
 
 
 class GridSweeper(BasicSweeper):

@@ -1,0 +1,29 @@
+"""Real data for the tests: eight patients of LGG, restored to a git-ignored folder from `../shared/lgg` if that is there.
+
+Where the folder is there and broken the tests fail; only where there is none are they skipped.
+"""
+
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKED = REPOSITORY.parent / "shared" / "lgg"
+
+
+@pytest.fixture(scope="session")
+def lgg() -> Path:
+    """Folder with `kaggle_3m/` of eight patients. Not to be written to: copy what is to be broken."""
+    if not PACKED.exists():
+        pytest.skip(f"real data not at hand: no {PACKED}")
+    folder = REPOSITORY / "tests" / ".lgg"
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, str(PACKED / "unpack.py"), str(folder), "--patients", "8"]
+    with open(folder / ".lock", "w") as lock:  # test processes side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{PACKED} is there and cannot be unpacked:\n{done.stdout}{done.stderr}"
+    return folder

@@ -1,0 +1,109 @@
+"""Other people's layouts."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segsweep.data.folder import Folder
+from segsweep.errors import DataError
+
+RNG = np.random.default_rng(0)
+
+
+def data_set(root, **changes):
+    given = {
+        "root": str(root), "images": "images/*", "masks": "masks/*", "patient": r"(?P<patient>\w+)-(?P<slice>\d+)",
+        "image_size": None, "normalise": "unit", "model_width": 16,
+    }  # fmt: skip
+    return Folder(**given | changes)
+
+
+def write(root, name, mask_name=None, shape=(12, 16), mask_values=(0, 255)):
+    pixels = RNG.integers(1, 255, shape, np.uint8)
+    mask = np.full(shape[:2], mask_values[0], np.uint8)
+    mask[3:6, 4:9] = mask_values[1]
+    for path, array in ((root / name, pixels), (root / (mask_name or name.replace("images", "masks")), mask)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+    return pixels, mask
+
+
+def test_two_trees_grey_images_and_masks_of_0_and_1(tmp_path):
+    written = {k: write(tmp_path, f"images/ann-{k}.png", mask_values=(0, 1)) for k in (2, 10, 1)}
+    write(tmp_path, "images/bob-1.png")
+    dataset = data_set(tmp_path)
+    manifest = dataset.scan(tmp_path / "cache")
+    assert manifest.patients == {"ann": ["1", "2", "10"], "bob": ["1"]}
+    images, masks = dataset.decode(manifest, "ann")
+    assert images.shape == (3, 12, 16, 1)
+    np.testing.assert_array_equal(images[2, ..., 0], written[10][0])
+    assert masks.dtype == np.uint8
+    np.testing.assert_array_equal(masks[1], written[2][1])
+
+
+def test_image_and_mask_side_by_side_with_other_suffixes(tmp_path):
+    write(tmp_path, "scans/a/p1_3.jpg", "scans/a/p1_3_label.png", shape=(12, 16, 3))
+    dataset = data_set(
+        tmp_path, images="scans/**/*.*", masks="**/*_label.png", patient=r"(?P<patient>\w+?)_(?P<slice>\d+)"
+    )
+    manifest = dataset.scan(tmp_path / "cache")
+    assert manifest.patients == {"p1": ["3"]}
+    assert dataset.decode(manifest, "p1")[0].shape == (1, 12, 16, 3)
+
+
+def test_without_a_slice_group_each_file_is_a_patient(tmp_path):
+    for name in ("x", "y"):
+        write(tmp_path, f"images/{name}.png")
+    manifest = data_set(tmp_path, patient=r"/(?P<patient>\w+)\.").scan(tmp_path / "cache")
+    assert manifest.patients == {"x": ["x"], "y": ["y"]}
+
+
+def test_a_mask_compressed_as_jpeg_is_refused_with_the_reason(tmp_path):
+    write(tmp_path, "images/a-1.png", "masks/a-1.jpg")
+    dataset = data_set(tmp_path)
+    with pytest.raises(DataError, match=r"masks/a-1\.jpg: a mask with the values .*compressed with loss as JPEG"):
+        dataset.decode(dataset.scan(tmp_path / "cache"), "a")
+
+
+def test_labels_of_several_structures_are_refused(tmp_path):
+    write(tmp_path, "images/a-1.png", mask_values=(0, 2))
+    dataset = data_set(tmp_path)
+    with pytest.raises(DataError, match=r"masks/a-1\.png: a mask with the values 0, 2; expected 0 and 255, or 0 and 1"):
+        dataset.decode(dataset.scan(tmp_path / "cache"), "a")
+
+
+def test_masks_of_one_patient_use_one_value(tmp_path):
+    write(tmp_path, "images/a-1.png", mask_values=(0, 1))
+    write(tmp_path, "images/a-2.png", mask_values=(0, 255))
+    dataset = data_set(tmp_path)
+    with pytest.raises(DataError, match=r"a-2\.png: a mask with the value 255 where .* have 1"):
+        dataset.decode(dataset.scan(tmp_path / "cache"), "a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patient": "(?P<patient>"}, r"data\.patient=.*: not a regular expression"),
+        ({"patient": r"(?P<name>\w+)"}, r"data\.patient=.*expected a group \(\?P<patient>.*found name"),
+        ({"images": "/abs/*.png"}, r"data\.images=/abs/\*\.png: expected a pattern"),
+        ({"masks": "../*.png"}, r"data\.masks=\.\./\*\.png: expected a pattern"),
+    ],
+)
+def test_wrong_patterns_are_refused_before_anything_is_read(changes, message):
+    with pytest.raises(DataError, match=message):
+        data_set("nowhere", **changes)
+
+
+def test_patterns_that_do_not_fit_the_files_are_refused(tmp_path):
+    write(tmp_path, "images/a-1.png")
+    scan = [tmp_path / "cache"]
+    with pytest.raises(DataError, match=r"data\.images=\*\.png: no such file under"):
+        data_set(tmp_path, images="*.png").scan(*scan)
+    with pytest.raises(DataError, match=r"a-1\.png: matches data\.masks=masks/\*, but .* finds no patient in masks/a-1"):
+        data_set(tmp_path, patient=r"(?P<patient>\d{5})").scan(*scan)
+    write(tmp_path, "images/a-2.png")
+    with pytest.raises(DataError, match=r"a-2\.png and .*a-1\.png: .* the same patient and slice in both \(a, a\)"):
+        data_set(tmp_path, patient=r"/(?P<patient>\w+)-").scan(*scan)
+    (tmp_path / "masks/a-2.png").unlink()
+    with pytest.raises(DataError, match=r"patient a: image without its mask: .*images/a-2\.png"):
+        data_set(tmp_path).scan(*scan)

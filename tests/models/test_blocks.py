@@ -1,0 +1,72 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from segsweep.models.blocks import DoubleConv, RecurrentResidual, UpConv, _padding, check_range
+
+
+@pytest.mark.parametrize("t", [1, 2, 3])
+def test_recurrent_block_is_the_reports_formula_in_values_and_gradients(t):
+    torch.manual_seed(0)
+    block = RecurrentResidual(3, 4, t).double()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+
+    def formula():
+        projected = block.project(x)
+        previous = projected
+        for _ in range(t):
+            current = F.conv2d(previous, block.conv.weight, block.conv.bias, padding=1)
+            current = F.batch_norm(current, None, None, block.norm.weight, block.norm.bias, training=True) + projected
+            previous = torch.relu(current)
+        return previous + F.conv2d(x, block.shortcut.weight, block.shortcut.bias)
+
+    weights = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    expected, found = formula(), block(x)
+    torch.testing.assert_close(found, expected)
+    inputs = [x, *block.parameters()]
+    for a, b in zip(
+        torch.autograd.grad((found * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_double_conv_is_twice_convolution_norm_relu_with_a_bias():
+    kinds = [type(layer) for layer in DoubleConv(3, 4)]
+    assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * 2
+    assert sum(p.numel() for p in DoubleConv(3, 4).parameters()) == (27 * 4 + 4) + 8 + (36 * 4 + 4) + 8
+
+
+def test_up_convolution_is_torchs_own():
+    torch.manual_seed(0)
+    up = UpConv(4)
+    x = torch.randn(2, 4, 3, 5)
+    expected = nn.ConvTranspose2d.forward(up, x)
+    assert expected.shape == (2, 2, 6, 10)
+    torch.testing.assert_close(up(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "multiple", "expected"),
+    [(32, 16, (0, 0)), (48, 16, (0, 0)), (16, 16, (8, 8)), (33, 16, (7, 8)), (1, 16, (15, 16)), (47, 16, (0, 1))],
+)
+def test_padding(size, multiple, expected):
+    assert _padding(size, multiple) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0, "width must be at least 1, got 0"),
+        (9, "width must be at most 8, got 9"),
+        (2.0, "width must be a whole number, got 2.0"),
+        (True, "width must be a whole number, got True"),
+        ("4", "width must be a whole number, got '4'"),
+    ],
+)
+def test_a_wrong_argument_is_named(value, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_range(depth=(1, 1, 8), width=(value, 1, 8))
+    check_range(width=(1, 1, None), depth=(8, 1, 8))

@@ -1,0 +1,244 @@
+"""What is called a contrast, what is not, and how often chance is taken for an effect."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from records import PATIENTS, Spec, difficulties, factors, in_memory, simulate
+from segsweep.report.comparison import compare
+from segsweep.report.contrasts import analyse
+
+
+def analysed(specs):
+    comparison = compare(in_memory(specs))
+    return comparison, analyse(comparison)
+
+
+def grid(rng, effect=0.0, noise=0.0, seeds=(0,), models=("unet", "r2unet"), optims=("sgd", "adam")):
+    """Every model with every optimizer and seed; `effect` is Adam's, `noise` the luck of each training."""
+    z = difficulties(rng)
+    return [
+        Spec(factors(model=m, optim=o, seed=s), simulate(rng, effect * (o == "adam") + noise * rng.standard_normal(), 0.3, z))
+        for m, o, s in itertools.product(models, optims, seeds)
+    ]
+
+
+def test_planted_effect_is_found_and_the_idle_factor_is_not():
+    found = {"optim": 0, "model": 0}
+    for seed in range(20):
+        _, analysis = analysed(grid(np.random.default_rng(seed), effect=0.8, noise=0.05, seeds=(0, 1, 2)))
+        for contrast in analysis.contrasts:
+            found[contrast.factor] += contrast.verdict == "shown"
+            if contrast.factor == "optim":
+                assert (contrast.a, contrast.b, len(contrast.pairs), contrast.patients, contrast.seeds) == ("sgd", "adam", 2, 20, 3)
+    assert found["optim"] >= 19
+    assert found["model"] <= 2
+
+
+def test_null_effect_is_called_null_at_the_nominal_rate():
+    """500 sweeps of two networks that differ in nothing: p is below 5 % in 5 % of them, within what 500 sweeps can tell."""
+    tests = [analysed(grid(np.random.default_rng(seed), models=("unet",)))[1].contrasts[0] for seed in range(500)]
+    rate = np.mean([t.p < 0.05 for t in tests])
+    assert 0.031 <= rate <= 0.069  # 95 % of binomial(500, 0.05)
+    assert np.mean([t.verdict != "none" for t in tests]) <= rate
+    assert {t.verdict for t in tests} <= {"none", "trained"}  # one seed: never more than these trained networks
+
+
+def test_null_effect_under_training_noise_is_not_called_shown():
+    """500 sweeps in which every training run has its luck: tested over patients alone chance would be taken for an effect far too often."""
+    tests = [analysed(grid(np.random.default_rng(seed), noise=0.2, seeds=(0, 1, 2), models=("unet",)))[1].contrasts[0] for seed in range(500)]
+    assert np.mean([t.verdict == "shown" for t in tests]) <= 0.069
+    assert np.mean([t.p < 0.05 for t in tests]) > 0.2  # so the second test is needed
+
+
+def test_family_of_contrasts_keeps_its_error_rate():
+    """300 sweeps of 2 x 2 x 3 seeds without any effect: some contrast is claimed in 5 % of them at most."""
+    claims = [any(c.verdict != "none" for c in analysed(grid(np.random.default_rng(seed), seeds=(0, 1, 2)))[1].contrasts) for seed in range(300)]
+    assert np.mean(claims) <= 0.075
+
+
+def test_interval_over_simulated_sweeps_covers_the_truth():
+    """600 sweeps, Dice of each row and the contrast between the two, against the truth of the simulation."""
+    rng = np.random.default_rng(1)
+    z = difficulties(rng, 1_000_000)
+    means = [float((1 / (1 + np.exp(-(z + e + 0.3 * rng.standard_t(5, len(z)))))).mean()) for e in (0, 0.5)]
+    hits = {"row": [], "contrast": []}
+    for seed in range(600):
+        comparison, analysis = analysed(grid(np.random.default_rng(seed), effect=0.5, models=("unet",)))
+        for i, row in enumerate(comparison.rows):
+            interval = comparison.interval(i)
+            hits["row"].append(interval.low <= means[row.factors["optim"] == "adam"] <= interval.high)
+        interval, sign = analysis.contrasts[0].interval, 1 if analysis.contrasts[0].b == "adam" else -1
+        hits["contrast"].append(interval.low <= sign * (means[1] - means[0]) <= interval.high)
+    assert 0.93 <= np.mean(hits["row"]) <= 0.97
+    assert 0.93 <= np.mean(hits["contrast"]) <= 0.97
+
+
+def test_confounded_pair_is_never_a_contrast():
+    """Random pieces of a grid of five factors, against a plain count of the differences."""
+    rng = np.random.default_rng(2)
+    levels = {"model": ["unet", "r2unet"], "optim": ["sgd", "adam"], "epochs": [5, 10], "optim_lr": [1e-4, 1e-3], "loss": ["bce", "dice"]}
+    everything = list(itertools.product(*levels.values()))
+    some = 0
+    for _ in range(60):
+        chosen = [everything[i] for i in rng.choice(len(everything), 6, replace=False)]
+        comparison, analysis = analysed([Spec(factors(**dict(zip(levels, values, strict=True))), simulate(rng)) for values in chosen])
+        keys = ["model", "optim", "epochs", "optim.lr", "loss"]
+        clean = set()
+        for contrast in analysis.contrasts:
+            for pair in contrast.pairs:
+                a, b = (comparison.rows[i].factors for i in (pair.a, pair.b))
+                assert [k for k in keys if a[k] != b[k]] == [contrast.factor]
+                clean.add(frozenset((pair.a, pair.b)))
+        for a, b in itertools.combinations(range(6), 2):
+            fa, fb = comparison.rows[a].factors, comparison.rows[b].factors
+            if sum(fa[k] != fb[k] for k in keys) == 1:
+                assert frozenset((a, b)) in clean
+        for pair in analysis.confounded:
+            assert len(pair.differs) > 1
+            some += 1
+    assert some > 50
+
+
+def test_the_reports_sgd_against_adam_is_confounded_and_one_run_settles_it():
+    base = Spec(factors(optim="sgd", epochs=5), experiment="base_unet")
+    other = Spec(factors(optim="adam", epochs=10), experiment="unet_config_1")
+    _, analysis = analysed([base, other])
+    assert analysis.contrasts == []
+    (pair,) = analysis.confounded
+    assert pair.differs == ["optim", "epochs"]
+    assert pair.command == "python -m segsweep experiment=unet_config_1 epochs=5" or pair.command == (
+        "python -m segsweep experiment=base_unet optim=adam optim.lr=0.001"
+    )
+    settled = Spec(factors(optim="adam", epochs=5))
+    _, analysis = analysed([base, other, settled])
+    assert sorted(c.factor for c in analysis.contrasts) == ["epochs", "optim"]
+    assert analysis.confounded == []
+
+
+def test_settling_command_keeps_the_rest_and_all_seeds():
+    a = [Spec(factors(model="r2unet", optim="adam", optim_lr=0.01, epochs=5, seed=s)) for s in (0, 1)]
+    b = [Spec(factors(model="r2unet", optim="sgd", optim_lr=0.01, epochs=10, seed=s)) for s in (0, 1)]
+    comparison, analysis = analysed(a + b)
+    (pair,) = analysis.confounded
+    words = pair.command.split()
+    assert words[:4] == ["python", "-m", "segsweep", "-m"]
+    assert "seed=0,1" in words
+    assert "model=r2unet" in words
+    settings = dict(word.split("=") for word in words[4:])
+    kept, taken = comparison.rows[pair.a].factors, comparison.rows[pair.b].factors
+    assert settings[pair.factor] == str(taken[pair.factor])
+    assert settings["optim.lr"] == "0.01"
+    assert settings.get("epochs", "5") == str(kept["epochs"]) or pair.factor == "epochs"
+
+
+def test_keys_of_an_option_belong_to_it_but_shared_keys_do_not():
+    _, analysis = analysed([Spec(factors(optim="sgd")), Spec(factors(optim="adam"))])  # momentum against betas: one choice
+    assert [c.factor for c in analysis.contrasts] == ["optim"]
+    _, analysis = analysed([Spec(factors(optim="sgd", optim_lr=0.1)), Spec(factors(optim="adam"))])
+    assert analysis.contrasts == []
+    assert analysis.confounded[0].differs == ["optim", "optim.lr"]
+    _, analysis = analysed([Spec(factors()), Spec(factors() | {"optim.momentum": 0.5})])
+    assert [c.factor for c in analysis.contrasts] == ["optim.momentum"]
+
+
+def test_only_the_same_patients_are_compared():
+    dice = {p: 0.5 + 0.02 * i for i, p in enumerate(PATIENTS)}
+    better = {p: d + 0.01 * (i % 3) for i, (p, d) in enumerate(dice.items())}
+    a = Spec(factors(), dict(list(dice.items())[:14]), split="same")
+    b = Spec(factors(optim="adam"), dict(list(better.items())[6:]), split="same")
+    _, analysis = analysed([a, b])
+    (contrast,) = analysis.contrasts
+    assert contrast.patients == 8
+    assert contrast.mean == pytest.approx(np.mean([0.01 * (i % 3) for i in range(6, 14)]))
+
+
+def test_undefined_dice_takes_no_part():
+    a, b = dict.fromkeys(PATIENTS, 0.5), dict.fromkeys(PATIENTS, 0.6)
+    a["patient_00"] = float("nan")
+    _, analysis = analysed([Spec(factors(), a), Spec(factors(optim="adam"), b)])
+    assert analysis.contrasts[0].patients == 19
+
+
+def test_same_names_in_other_data_are_not_the_same_patients():
+    _, analysis = analysed([Spec(factors(), data="a" * 16), Spec(factors(optim="adam"), data="b" * 16)])
+    assert analysis.contrasts == []
+    assert analysis.confounded[0].differs == ["optim", "content of the data"]
+    assert analysis.confounded[0].command is None
+
+
+def test_another_split_behind_equal_settings_is_a_difference():
+    _, analysis = analysed([Spec(factors(), split="one"), Spec(factors(optim="adam"), split="two")])
+    assert analysis.contrasts == []
+    assert analysis.confounded[0].differs == ["optim", "content of the split"]
+
+
+def test_different_seeds_do_not_make_a_pair():
+    _, analysis = analysed([Spec(factors(seed=0)), Spec(factors(optim="adam", seed=1))])
+    assert analysis.contrasts == []
+    assert analysis.confounded[0].differs == ["optim", "seed"]
+
+
+def test_folds_are_joined_so_that_each_patient_counts_once():
+    def folds(optim, gain):
+        return [
+            Spec(
+                factors(optim=optim, split="kfold", split_folds=4) | {"split.fold": k},
+                {p: 0.5 + 0.01 * i + gain for i, p in enumerate(PATIENTS) if i % 4 == k},
+                split=f"fold {k}",
+            )
+            for k in range(4)
+        ]
+
+    comparison, analysis = analysed(folds("sgd", 0.0) + folds("adam", 0.1))
+    assert len(comparison.rows) == 2
+    assert [comparison.tested(i) for i in (0, 1)] == [20, 20]
+    assert comparison.mean(1) == pytest.approx(np.mean([0.5 + 0.01 * i for i in range(20)]))
+    (contrast,) = analysis.contrasts
+    assert (contrast.patients, contrast.mean) == (20, pytest.approx(0.1))
+
+
+def test_different_folds_share_no_patient():
+    split = {"split": "kfold", "split.folds": 2}
+    a = Spec(factors() | split | {"split.fold": 0}, dict.fromkeys(PATIENTS[:10], 0.5), split="f0")
+    b = Spec(factors(optim="adam") | split | {"split.fold": 1}, dict.fromkeys(PATIENTS[10:], 0.9), split="f1")
+    _, analysis = analysed([a, b])
+    assert analysis.contrasts == []
+    assert analysis.confounded[0].differs == ["optim", "split.fold"]
+
+
+def test_repeats_are_averaged_within_a_patient_before_anything_else():
+    """Two seeds do not double the patients: the interval of two equal seeds is that of one."""
+    rng = np.random.default_rng(3)
+    dice = simulate(rng)
+    one = compare(in_memory([Spec(factors(seed=0), dice)]))
+    two = compare(in_memory([Spec(factors(seed=s), dice) for s in (0, 1)]))
+    assert two.interval(0)[:3] == pytest.approx(one.interval(0)[:3])
+
+
+def test_best_is_marked_only_where_the_test_allows():
+    rng = np.random.default_rng(4)
+    z = difficulties(rng)
+    same = [Spec(factors(epochs=e), simulate(rng, 0, 0.3, z)) for e in (5, 6, 7)]
+    (best,) = compare(in_memory(same)).best["dice"]
+    assert len(best.tied) == 2
+    clear = [*same, Spec(factors(epochs=8), simulate(rng, 1.5, 0.3, z))]
+    comparison = compare(in_memory(clear))
+    (best,) = comparison.best["dice"]
+    assert (comparison.rows[best.row].factors["epochs"], best.tied, best.rivals, best.repeats) == (8, [], 3, False)
+
+
+def test_leaking_rows_are_never_ranked_with_the_others():
+    rng = np.random.default_rng(5)
+    specs = [Spec(factors(), simulate(rng)), Spec(factors(optim="adam"), simulate(rng)), Spec(factors(split="slice"), simulate(rng, 3.0))]
+    comparison = compare(in_memory(specs))
+    assert [row.leaks for row in comparison.rows] == [False, False, True]
+    (best,) = comparison.best["dice"]
+    assert best.rivals == 1
+
+
+def test_searched_range_is_not_taken_apart_into_pairs():
+    rng = np.random.default_rng(6)
+    _, analysis = analysed([Spec(factors(optim_lr=float(10 ** rng.uniform(-5, -1))), simulate(rng)) for _ in range(30)])
+    assert (analysis.contrasts, analysis.continuous) == ([], ["optim.lr"])

@@ -1,0 +1,179 @@
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from segsweep.evaluate import Evaluation, evaluate, flops, patient_table
+from segsweep.losses import Dice
+from segsweep.models.r2unet import R2UNet
+from segsweep.models.unet import UNet
+
+
+class Batches:
+    """Seven slices of three patients in batches, as the real ones hand them out."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, batch_size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(7, 3, 8, 8, generator=generator)
+        self.y = (torch.rand(7, 1, 8, 8, generator=generator) < 0.3).float()
+        self.patient = torch.tensor([0, 0, 1, 1, 1, 3, 3])
+        self.images, self.batch_size = 7, batch_size
+
+    def epoch(self, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        yield from zip(*(t.split(self.batch_size) for t in (self.x, self.y, self.patient)), strict=True)
+
+
+class First(nn.Module):
+    """The first channel as logits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        return x[:, :1]
+
+
+BCE = nn.BCEWithLogitsLoss()
+run = partial(evaluate, patients=4, autocast=nullcontext)
+
+
+def test_loss_and_counts_are_those_of_all_slices_at_once():
+    batches = Batches(3)
+    logits = batches.x[:, :1]
+    found = run(First(), BCE, batches)
+    assert found.loss == pytest.approx(BCE(logits, batches.y).item(), rel=1e-6)
+    assert found.counts.dtype == np.int64
+    assert found.counts.sum(axis=1).tolist() == [2 * 64, 3 * 64, 0, 2 * 64]
+    for p in range(4):
+        y, z = batches.y[batches.patient == p] > 0, logits[batches.patient == p] > 0
+        expected = [(y & z).sum(), (~y & z).sum(), (y & ~z).sum(), (~y & ~z).sum()]
+        assert found.counts[p].tolist() == [int(n) for n in expected]
+    assert found.masks is None
+    assert found.seconds > 0
+
+
+@pytest.mark.parametrize("network", [UNet, R2UNet])
+def test_the_batch_size_does_not_matter(network):
+    torch.manual_seed(0)
+    model = network(width=2, depth=2)
+    whole, small = (run(model, BCE, Batches(size), keep=True) for size in (7, 2))
+    assert small.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert (small.counts == whole.counts).all()
+    assert (small.masks == whole.masks).all()
+
+
+def test_a_loss_over_the_batch_is_averaged_by_slices():
+    batches = Batches(4)
+    parts = [Dice()(batches.x[s, :1], batches.y[s]).item() for s in (slice(0, 4), slice(4, 7))]
+    assert run(First(), Dice(), batches).loss == pytest.approx((4 * parts[0] + 3 * parts[1]) / 7)
+
+
+def test_masks_come_in_the_order_of_the_slices():
+    batches = Batches(2)
+    masks = run(First(), BCE, batches, keep=True).masks
+    assert masks.dtype == bool
+    assert (masks == (batches.x[:, 0] > 0).numpy()).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_as_before_also_after_an_error(training):
+    model = First().train(training)
+    run(model, BCE, Batches(7))
+    assert model.training is training
+
+    def fails(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        run(model, fails, Batches(7))
+    assert model.training is training
+
+
+def test_nothing_is_learned_from_an_evaluation():
+    model = UNet(width=2, depth=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run(model, BCE, Batches(7))
+    assert all((before[name] == value).all() for name, value in model.state_dict().items())
+
+
+def test_the_forward_pass_is_under_autocast_and_the_loss_is_of_float32():
+    seen = []
+
+    @contextmanager
+    def autocast() -> Iterator[None]:
+        seen.append("entered")
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+
+    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.dtype)
+        return logits.mean()
+
+    model = nn.Conv2d(3, 1, 1)
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    evaluate(model, loss, Batches(7), patients=4, autocast=autocast)
+    assert seen == ["entered", torch.bfloat16, torch.float32]
+
+
+def test_an_infinite_loss_is_told():
+    assert math.isinf(run(First(), lambda logits, target: logits.sum() / 0, Batches(7)).loss)
+
+
+def test_patient_table_by_hand():
+    """Slices of 2 x 4 pixels; patients: two pixels off, missed, empty and predicted so, not in this part."""
+    truth = np.zeros((7, 2, 4), np.uint8)
+    truth[0, 0, 0] = truth[3, 1, 2] = 1
+    predicted = np.zeros((5, 2, 4), bool)
+    predicted[0, 0, 2] = True
+    volumes = SimpleNamespace(
+        patients=["ann", "bob", "cy", "dee"], patient=np.array([0, 0, 1, 1, 2, 3, 3]), masks=truth
+    )
+    counts = np.array([[0, 1, 1, 14], [0, 0, 1, 15], [0, 0, 0, 8], [0, 0, 0, 0]])
+    table = patient_table(Evaluation(0.0, counts, 0.0, predicted), volumes, np.arange(5))
+    pixels, scores = "truth_pixels,predicted_pixels,tp,fp,fn,tn", "dice,iou,precision,recall,accuracy,hd95,missed"
+    assert [",".join(row) for row in table.rows] == [f"patient,slices,{pixels},{scores}"] * 3
+    ann, bob, cy = table.rows
+    assert (ann["patient"], ann["slices"], ann["truth_pixels"], ann["predicted_pixels"]) == ("ann", 2, 1, 1)
+    assert (ann["tp"], ann["fp"], ann["fn"], ann["tn"]) == (0, 1, 1, 14)
+    assert (ann["dice"], ann["accuracy"], ann["hd95"], ann["missed"]) == (0, 14 / 16, 2, 0)
+    diagonal = math.sqrt(2**2 + 2**2 + 4**2)
+    assert (bob["dice"], bob["hd95"], bob["missed"]) == (0, pytest.approx(diagonal), 1)
+    assert math.isnan(cy["dice"])
+    assert math.isnan(cy["hd95"])
+    assert (cy["slices"], cy["missed"]) == (1, 0)
+    assert table.summary == {"hd95": pytest.approx((2 + diagonal) / 2), "missed": 1}
+
+
+def test_patient_table_takes_the_slices_of_the_part_only():
+    truth = np.zeros((4, 1, 3), np.uint8)
+    truth[1, 0, 0] = 1
+    volumes = SimpleNamespace(patients=["ann", "bob"], patient=np.array([0, 0, 1, 1]), masks=truth)
+    predicted = np.zeros((2, 1, 3), bool)
+    predicted[0, 0, 2] = True
+    counts = np.array([[0, 1, 1, 1], [0, 0, 0, 3]])
+    rows = patient_table(Evaluation(0.0, counts, 0.0, predicted), volumes, np.array([1, 3])).rows
+    assert [(row["patient"], row["slices"]) for row in rows] == [("ann", 1), ("bob", 1)]
+    assert rows[0]["hd95"] == 2
+    assert math.isnan(rows[1]["hd95"])
+
+
+@pytest.mark.parametrize(("network", "expected"), [(UNet, 96.3), (R2UNet, 102.1)])
+def test_flops_of_the_reports_networks(network, expected):
+    assert round(flops(network, 3, 256, 256), 1) == expected
+
+
+def test_flops_are_twice_the_multiply_adds():
+    assert flops(partial(nn.Conv2d, 3, 8, 3, padding=1), 3, 10, 20) == pytest.approx(2 * 200 * 3 * 8 * 9 / 1e9)
+
+
+def test_t_costs_flops_and_no_parameters():
+    once, twice, thrice = (flops(partial(R2UNet, t=t), 3, 64, 64) for t in (1, 2, 3))
+    assert thrice - twice == pytest.approx(twice - once)
+    assert once < twice

@@ -1,0 +1,166 @@
+"""One run: what it records, that it repeats to the last bit, and what it answers from its record."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, open_dict
+
+from segsweep.config import conf_dir
+from segsweep.models.unet import UNet
+from segsweep.run import Outcome, classify, run
+
+TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "epochs=2"]
+
+
+def do(tmp_path, *overrides: str, milestones: tuple[int, ...] = ()) -> Outcome:
+    places = ["tracking=none", f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path.parent / 'cache'}"]
+    with initialize_config_dir(str(conf_dir())):
+        cfg: DictConfig = compose("config", overrides=[*TINY, *places, *overrides], return_hydra_config=True)
+    choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if "/" not in k}
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return run(cfg, choices=choices, name="test", command="c", sweep=None, milestones=set(milestones))
+
+
+def weights(outcome: Outcome, name: str = "last.pt") -> dict[str, torch.Tensor]:
+    return torch.load(outcome.folder / name, weights_only=True)["model"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_record_is_whole(tmp_path):
+    outcome = do(tmp_path)
+    assert (outcome.status, outcome.error) == ("finished", None)
+    folder = outcome.folder
+    assert {file.name for file in folder.iterdir()} == {
+        *("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "overlays.npz", "lock"),
+        *("curves.png", "overlays.png", "last.pt", "best.pt", "result.json"),
+    }
+    result, about = (json.loads((folder / name).read_text()) for name in ("result.json", "run.json"))
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    names = ("loss", "accuracy", "dice", "iou", "precision", "recall")
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert {f"{part}/{name}" for part in ("train", "val") for name in names} <= set(history[0])
+    assert {f"{part}/{name}" for part in ("train", "val", "test") for name in names} <= set(result["metrics"])
+    assert {"test/hd95", "test/missed", "test/undefined"} <= set(result["metrics"])
+    for key in ("training_seconds", "evaluation_seconds", "images_per_second", "gflops", "peak_memory_bytes"):
+        assert result[key] > 0
+    assert result["training_seconds"] == pytest.approx(sum(row["seconds"] for row in history))
+    assert result["parameters"] == sum(p.numel() for k, p in weights(outcome).items() if "running" not in k) - sum(
+        p.numel() for k, p in weights(outcome).items() if k.endswith("num_batches_tracked")
+    )
+    assert result["objective"] == max(row["val/dice"] for row in history)
+    assert about["factors"]["model"] == "unet"
+    assert about["factors"]["model.width"] == 4
+    assert about["factors"]["optim.lr"] == 0.001
+    assert not {"device", "paths.runs", "data.root", "tracking.uri"} & set(about["factors"])
+    assert about["split"]["train"] + about["split"]["val"] + about["split"]["test"] == about["data"]["slices"] == 48
+    split = json.loads((folder / "split.json").read_text())
+    patients = [set(split[part]) for part in ("train", "val", "test")]
+    assert sum(map(len, patients)) == len(set.union(*patients)) == 6
+    rows = list(csv.DictReader((folder / "patients.csv").read_text().splitlines()))
+    assert {row["patient"] for row in rows} == patients[2]
+    dice = [2 * int(r["tp"]) / (2 * int(r["tp"]) + int(r["fp"]) + int(r["fn"])) for r in rows]
+    assert result["metrics"]["test/dice"] == pytest.approx(np.mean(dice))
+    shown = np.load(folder / "overlays.npz")
+    assert list(shown["patient"]) == [row["patient"] for row in rows]
+    assert shown["image"].shape == (*shown["truth"].shape, 3)
+
+
+def test_the_same_configuration_and_seed_give_the_same_numbers_to_the_last_bit(tmp_path):
+    augmented = ("augment=affine", "precision=bf16")
+    first, second = (do(tmp_path / str(n), *augmented) for n in range(2))
+    assert first.metrics == second.metrics
+    assert same(weights(first), weights(second))
+    other = do(tmp_path / "other", *augmented, "seed=1")
+    assert not same(weights(first), weights(other))
+
+
+def test_a_finished_run_is_answered_and_trained_anew_on_request(tmp_path):
+    first = do(tmp_path)
+    again = do(tmp_path, "device=cpu", "workers=1")
+    assert (again.status, again.folder, again.objective) == ("reused", first.folder, first.objective)
+    assert again.metrics == first.metrics
+    anew = do(tmp_path, "reuse=false")
+    assert (anew.status, anew.objective) == ("finished", first.objective)
+
+
+@pytest.mark.parametrize("order", [(4, 2, 3), (2, 3, 4)])
+def test_shared_epochs_are_the_epochs_of_runs_trained_apart(tmp_path, order):
+    together = {n: do(tmp_path / "together", f"epochs={n}", milestones=order) for n in order}
+    trained = [n for n in order if together[n].status != "reused"]
+    assert trained == ([4] if order[0] == 4 else [2, 3, 4])
+    for n in order:
+        apart = do(tmp_path / f"apart{n}", f"epochs={n}")
+        assert apart.signature == together[n].signature
+        assert apart.metrics == together[n].metrics
+        assert same(weights(apart), weights(together[n]))
+        assert same(weights(apart, "best.pt"), weights(together[n], "best.pt"))
+        result = json.loads((together[n].folder / "result.json").read_text())
+        rows = (together[n].folder / "history.jsonl").read_text().splitlines()
+        assert len(rows) == n
+        assert result["training_seconds"] == pytest.approx(sum(json.loads(row)["seconds"] for row in rows))
+
+
+def test_nothing_is_shared_where_the_schedule_looks_at_the_total(tmp_path):
+    statuses = [do(tmp_path, "scheduler=cosine", f"epochs={n}").status for n in (2, 3)]
+    assert statuses == ["finished", "finished"]
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_can_be_tried_again(tmp_path):
+    outcome = do(tmp_path, "optim=sgd", "optim.lr=1e30")
+    assert (outcome.status, outcome.failure) == ("failed", "nan")
+    assert "of epoch 1" in outcome.error
+    failure = json.loads((outcome.folder / "failure.json").read_text())
+    assert failure["class"] == "nan"
+    assert "Traceback" in failure["traceback"]
+    assert not (outcome.folder / "result.json").exists()
+    assert do(tmp_path, "optim=sgd", "optim.lr=1e30").status == "failed"
+
+
+def test_a_wrong_configuration_is_recorded_as_an_error(tmp_path):
+    outcome = do(tmp_path, "device=cuda:7") if not torch.cuda.is_available() else do(tmp_path, "batch_size=0")
+    assert (outcome.status, outcome.failure) == ("failed", "error")
+
+
+def test_without_a_validation_part_each_epoch_is_evaluated_on_test_and_named_so(tmp_path):
+    outcome = do(tmp_path, "split=holdout")
+    history = json.loads((outcome.folder / "history.jsonl").read_text().splitlines()[-1])
+    assert "test/dice" in history
+    assert not any(key.startswith("val/") for key in history)
+    assert history["test/dice"] == pytest.approx(outcome.metrics["test/dice"])
+    assert history["test/loss"] == pytest.approx(outcome.metrics["test/loss"])
+    assert not (outcome.folder / "best.pt").exists()
+
+
+def test_the_best_weights_are_those_of_the_best_validation_dice(tmp_path):
+    outcome = do(tmp_path, "epochs=5", "optim.lr=0.02")
+    rows = [json.loads(line) for line in (outcome.folder / "history.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: row["val/dice"])["epoch"]
+    assert torch.load(outcome.folder / "best.pt", weights_only=True)["epoch"] == best
+
+
+def test_failures_are_classed():
+    assert classify(torch.OutOfMemoryError("CUDA out of memory")) == "oom"
+    assert classify(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")) == "oom"
+    assert classify(ValueError("x")) == "error"
+
+
+def test_clipping_bounds_the_step(tmp_path):
+    torch.manual_seed(0)
+    start = dict(UNet(in_channels=3, width=4, depth=2).named_parameters())
+
+    def moved(outcome: Outcome) -> float:
+        return math.sqrt(sum(float((weights(outcome)[key] - p).square().sum()) for key, p in start.items()))
+
+    sgd = ("optim=sgd", "epochs=1", "augment=none")
+    bound = 0.01 / (1 - 0.9) * 1e-3 * 2  # lr / (1 - momentum) * clip_norm * steps
+    assert moved(do(tmp_path, *sgd, "clip_norm=1e-3")) <= bound
+    assert moved(do(tmp_path, *sgd)) > 5 * bound

@@ -1,0 +1,182 @@
+"""MLflow mirrors the run folder: whole, once, and again after it was out of reach."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from segsweep import artifacts, tracking
+
+RUN = {
+    "signature": "0123456789abcdef",
+    "group": "g",
+    "trajectory": "t",
+    "name": "model=unet",
+    "command": "python -m segsweep model=unet",
+    "factors": {"model": "unet", "optim": "adam", "optim.lr": 0.001, "epochs": 3},
+    "data": {"name": "phantom", "digest": "d" * 64, "patients": 6, "slices": 48},
+    "split": {"leaks": False, "train": 32, "val": 8, "test": 8},
+    "evaluated_on": "val",
+    "device": "cpu: test",
+    "versions": {"torch": "2"},
+    "commit": "abc",
+}
+
+
+def row(epoch: int) -> dict:
+    return {"epoch": epoch, "lr": 0.1, "seconds": 1.0, "train/loss": 1 / epoch, "val/dice": epoch / 10, "val/iou": math.nan}
+
+
+RESULT = {
+    "status": "finished",
+    "epochs": 3,
+    "metrics": {"train/loss": 1 / 3, "val/dice": 0.3, "test/dice": 0.25, "test/hd95": None},
+    "training_seconds": 3.0,
+    "evaluation_seconds": 1.0,
+    "total_seconds": 5.0,
+    "images_per_second": 32.0,
+    "peak_memory_bytes": 2**30,
+    "parameters": 1000,
+    "gflops": 1.5,
+    "objective": 0.3,
+}
+
+
+@pytest.fixture(scope="session")
+def made_store(tmp_path_factory):
+    """Making a store takes seconds: one is made, and copied."""
+    folder = tmp_path_factory.mktemp("store")
+    tracking.connect(f"sqlite:///{folder}/mlflow.db")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def uri(made_store, tmp_path):
+    (tmp_path / "mlruns").mkdir()
+    for file in made_store.parent.glob("mlflow.db*"):
+        shutil.copy(file, tmp_path / "mlruns")
+    return f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "runs" / RUN["signature"]
+    artifacts.write_json(place / "run.json", RUN)
+    OmegaConf.save({"tracking": {"uri": None, "experiment": "e"}}, place / "config.yaml")
+    artifacts.write_lines(place / "history.jsonl", [row(1), row(2)])
+    return place
+
+
+def the_run(uri: str):
+    client = tracking.connect(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+    return client, run
+
+
+def finish(folder) -> None:
+    artifacts.write_lines(folder / "history.jsonl", [row(1), row(2), row(3)])
+    (folder / "curves.png").write_bytes(b"png")
+    (folder / "last.pt").write_bytes(b"weights")
+    artifacts.write_json(folder / "result.json", RESULT)
+
+
+def test_a_run_is_copied_while_it_goes_on_and_closed_at_its_end(uri, folder):
+    tracking.push(folder, uri, "e", None, final=False)
+    client, run = the_run(uri)
+    assert run.info.status == "RUNNING"
+    assert run.info.run_name == "model=unet"
+    assert run.data.params == {"model": "unet", "optim": "adam", "optim.lr": "0.001", "epochs": "3"}
+    assert run.data.metrics["train/loss"] == 0.5
+    assert "val/iou" not in run.data.metrics
+    (source,) = run.inputs.dataset_inputs
+    assert source.dataset.name == "phantom"
+
+    finish(folder)
+    tracking.push(folder, uri, "e", None, final=True)
+    client, run = the_run(uri)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["status"] == "finished"
+    steps = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert steps == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert run.data.metrics["test/dice"] == 0.25
+    assert run.data.metrics["peak_memory_mib"] == 1024
+    assert "test/hd95" not in run.data.metrics
+    files = {f.path for f in client.list_artifacts(run.info.run_id)}
+    assert files == {"run.json", "config.yaml", "history.jsonl", "result.json", "figures", "weights"}
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "weights")] == ["weights/last.pt"]
+
+
+def test_copying_twice_changes_nothing_even_when_the_note_of_it_is_lost(uri, folder):
+    finish(folder)
+    first = tracking.push(folder, uri, "e", None, final=True)
+    assert tracking.push(folder, uri, "e", None, final=True) == first
+    (folder / "mlflow.json").unlink()
+    assert tracking.push(folder, uri, "e", None, final=True) == first
+    the_run(uri)
+
+
+def test_an_interrupted_run_is_closed_and_goes_on_as_the_same_run(uri, folder):
+    first = tracking.push(folder, uri, "e", None, final=True)
+    _, run = the_run(uri)
+    assert (run.info.status, run.data.tags["status"]) == ("KILLED", "interrupted")
+    assert tracking.push(folder, uri, "e", None, final=False) == first
+    assert the_run(uri)[1].info.status == "RUNNING"
+    finish(folder)
+    tracking.push(folder, uri, "e", None, final=True)
+    assert the_run(uri)[1].info.status == "FINISHED"
+
+
+def test_a_failure_is_failed_with_its_class_and_error(uri, folder):
+    artifacts.write_json(folder / "failure.json", {"class": "nan", "error": "the loss became nan at step 3"})
+    tracking.push(folder, uri, "e", None, final=True)
+    _, run = the_run(uri)
+    assert run.info.status == "FAILED"
+    assert (run.data.tags["failure"], run.data.tags["error"]) == ("nan", "the loss became nan at step 3")
+
+
+def test_jobs_go_under_their_sweep_once_its_run_is_there(uri, folder, tmp_path):
+    sweep = tmp_path / "sweep"
+    parent = tracking.start_parent(uri, "e", "sweep", "python -m segsweep -m")
+    place = {"uri": uri, "experiment": "e", "run_id": parent, "error": None, "parent": True}
+    artifacts.write_json(sweep / "sweep.json", {"mlflow": place})
+    finish(folder)
+    run_id = tracking.push(folder, uri, "e", sweep, final=True)
+    assert tracking.connect(uri).get_run(run_id).data.tags["mlflow.parentRunId"] == parent
+    (tmp_path / "table.txt").write_text("table")
+    tracking.end_parent(uri, parent, "FINISHED", [tmp_path / "table.txt", tmp_path / "none"])
+    assert tracking.connect(uri).get_run(parent).info.status == "FINISHED"
+
+
+class Settings:
+    uri = "http://127.0.0.1:9"  # the discard port: nobody answers
+    experiment = "e"
+
+
+def test_mlflow_out_of_reach_costs_nothing_and_sync_brings_it_up_to_date(uri, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with tracking.Mirror(folder, Settings(), None) as mirror:
+        mirror.update()
+        finish(folder)
+    tracking.flush()
+    assert tracking.lacking(folder)
+    command = [sys.executable, "-m", "segsweep.sync"]
+    refused = subprocess.run([*command, str(folder)], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "--uri" in refused.stderr
+    done = subprocess.run([*command, str(folder), "--uri", uri], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert the_run(uri)[1].info.status == "FINISHED"
+    assert tracking.lacking(folder) is None
+    state = json.loads((folder / "mlflow.json").read_text())
+    assert (state["epochs"], state["status"]) == (3, "finished")
+
+
+def test_sync_says_where_there_is_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "segsweep.sync", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "run.json" in done.stderr
+    assert "Traceback" not in done.stderr
