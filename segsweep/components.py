@@ -80,6 +80,9 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
     A range is held by the constructor that it belongs to, so building is the check."""
     import torch
 
+    from segsweep.environment import spare_dynamo
+
+    spare_dynamo()
     try:
         node = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

@@ -13,8 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import flop_counter
 
 PACKAGES = ("segsweep", "torch", "numpy", "hydra-core", "omegaconf", "optuna", "mlflow")
+
+
+def spare_dynamo() -> None:
+    """Keep torch from importing its compiler, a second's work, when an optimizer is made or operations are counted.
+
+    torch wraps these functions so that the compiler leaves them out where it traces; here it never traces them."""
+    optimizer = torch.optim.Optimizer
+    wrapped: Any = [optimizer.add_param_group, optimizer.state_dict, optimizer.load_state_dict, optimizer.zero_grad]
+    for function in (*wrapped, flop_counter._FlopCounterMode.__torch_dispatch__):
+        if plain := getattr(function, "__wrapped__", None):
+            plain.__dynamo_disable = plain
 
 
 def now() -> str:

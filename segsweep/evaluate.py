@@ -95,12 +95,13 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
     return Patients(rows, summary)
 
 
-def flops(build: Callable[[], nn.Module], channels: int, height: int, width: int) -> float:
+def flops(model: nn.Module, channels: int, height: int, width: int) -> float:
     """GFLOP of one image's forward pass: twice the multiply-adds of convolutions (torch's counter).
 
-    `build` makes the network; it is called on the meta device, so nothing is allocated or computed."""
-    with torch.device("meta"), torch.inference_mode():
-        model, image = build().eval(), torch.empty(1, channels, height, width)
-        with FlopCounterMode(display=False) as counter:
-            model(image)
+    One image is passed through: on torch's meta device nothing would be computed, but a second be spent on imports."""
+    training, device = model.training, next(model.parameters()).device
+    image = torch.zeros(1, channels, height, width, device=device)
+    with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False), FlopCounterMode(display=False) as counter:
+        model.eval()(image)
+    model.train(training)
     return counter.get_total_flops() / 1e9

@@ -7,7 +7,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +111,11 @@ class Planner:
         """Parameters, and GFLOP of one image forward."""
         key = str((model, channels, height, width))
         if key not in self._networks:
-            import torch
-
             from segsweep.evaluate import flops
 
-            build = partial(components.build, cfg.model, in_channels=channels)
-            with torch.device("meta"):
-                parameters = sum(p.numel() for p in build().parameters() if p.requires_grad)
-            self._networks[key] = parameters, flops(build, channels, height, width)
+            network = components.build(cfg.model, in_channels=channels)
+            parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+            self._networks[key] = parameters, flops(network, channels, height, width)
         return self._networks[key]
 
     def measured(self, point: Point) -> Measured | None:

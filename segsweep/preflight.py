@@ -33,18 +33,23 @@ def preflight(argv: list[str]) -> int | None:
     args = get_args_parser().parse_args(argv)
     with initialize_config_dir(str(args.config_dir or conf_dir())):
         loader = GlobalHydra.instance().config_loader()
-        try:
-            overrides = OverridesParser.create(config_loader=loader).parse_overrides(args.overrides)
-            groups = {o.key_or_group: loader.get_group_options(o.key_or_group) for o in overrides}
-        except HydraException as error:
-            raise ConfigError(str(error).strip()) from None
-        problems = [] if args.multirun else _needs_multirun(overrides)
-        chosen = [o for o in overrides if groups[o.key_or_group]]
-        values = [o for o in overrides if not groups[o.key_or_group]]
-        for override in chosen:
-            problems += _wrong_options(override, groups[override.key_or_group])
-        _stop(problems)
-        bases = list(_compositions(chosen, values))
+        lines: list[str] = args.overrides
+        while True:
+            try:
+                overrides = OverridesParser.create(config_loader=loader).parse_overrides(lines)
+                groups = {o.key_or_group: loader.get_group_options(o.key_or_group) for o in overrides}
+            except HydraException as error:
+                raise ConfigError(str(error).strip()) from None
+            problems = [] if args.multirun else _needs_multirun(overrides)
+            chosen = [o for o in overrides if groups[o.key_or_group]]
+            values = [o for o in overrides if not groups[o.key_or_group]]
+            for override in chosen:
+                problems += _wrong_options(override, groups[override.key_or_group])
+            _stop(problems)
+            bases = list(_compositions(chosen, values))
+            if not (beside := _beside(bases[0], overrides)):
+                break
+            lines = beside + lines
     searching = "Optuna" in str(OmegaConf.select(bases[0], "hydra.sweeper._target_"))
     tasks = [o for o in values if not o.key_or_group.startswith("hydra.")]
     wrong = {o.input_line: _wrong_key(o, bases) or _wrong_values(o, bases) for o in tasks}
@@ -63,6 +68,13 @@ def preflight(argv: list[str]) -> int | None:
 def _stop(problems: Iterable[str]) -> None:
     if unique := list(dict.fromkeys(problems)):
         raise ConfigError("\n".join(unique))
+
+
+def _beside(base: DictConfig, overrides: list[Override]) -> list[str]:
+    """What the sweeper combines besides the command line: of a named grid or a search space."""
+    given = {o.key_or_group for o in overrides}
+    params = OmegaConf.select(base, "hydra.sweeper.params") or {}
+    return [f"{key}={value}" for key, value in params.items() if key not in given]
 
 
 def _needs_multirun(overrides: list[Override]) -> list[str]:

@@ -136,7 +136,7 @@ def _run(
     optimizer = components.build(cfg.optim)(model.parameters())
     scheduler = components.build(cfg.scheduler)(optimizer)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    gflops = flops(partial(components.build, cfg.model, in_channels=channels), channels, height, width)
+    gflops = flops(model, channels, height, width)
     autocast = _autocast(device, precision)
 
     artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))

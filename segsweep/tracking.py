@@ -14,7 +14,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ QUERY = "?timeout=60"
 
 _queue: "queue.Queue[Mirror | None]" = queue.Queue()
 _thread: threading.Thread | None = None
+elsewhere: "Callable[[Mirror], None] | None" = None
+"""Set in a launcher's worker, whose parent copies for all: MLflow is imported and connected to once a sweep."""
 
 
 class Mirror:
@@ -56,6 +58,9 @@ class Mirror:
     def update(self) -> None:
         global _thread
         if self.uri is None:
+            return
+        if elsewhere:
+            elsewhere(self)
             return
         if _thread is None or not _thread.is_alive():
             _thread = threading.Thread(target=_work, name="mlflow", daemon=True)

@@ -26,8 +26,6 @@ from segsweep import progress
 
 STOP = b"stop"
 STEPS_A_SECOND = 10
-FLUSH_SECONDS = 60
-"""How long a worker may take to bring MLflow up to date before it is ended."""
 
 _alive: "list[Worker]" = []
 _early: "list[Worker]" = []
@@ -92,19 +90,7 @@ def take() -> Worker:
 
 @atexit.register
 def close() -> None:
-    """End all workers, after each has brought MLflow up to date."""
-    try:
-        for worker in list(_alive):
-            worker.send(("exit",)) if worker.ready else worker.kill()
-        deadline = time.monotonic() + FLUSH_SECONDS
-        for worker in list(_alive):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(max(0, deadline - time.monotonic()))
-    finally:
-        kill_all()
-
-
-def kill_all() -> None:
+    """End all workers; everything that they did is on disk."""
     for worker in list(_alive):
         worker.kill()
     _early.clear()
@@ -128,7 +114,11 @@ def main() -> None:
             connection.send_bytes(pickle.dumps(message))
 
     progress.send_to(_thinned(lambda event: send("event", event)))
+    import torch._dynamo  # noqa: F401 - which the first step of an optimizer would import
+
     from segsweep import cli, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
+
+    tracking.elsewhere = lambda mirror: send("mirror", mirror)
 
     send("ready")
     context: dict[str, Any] = {}
@@ -141,10 +131,6 @@ def main() -> None:
             number, config = content
             send("done", number, _run(config, **context))
             _free()
-        else:
-            break
-    tracking.flush()
-    os._exit(0)
 
 
 def _end_with(parent: int) -> None:

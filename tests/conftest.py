@@ -1,4 +1,4 @@
-"""Real data for the tests: eight patients of LGG, restored to a git-ignored folder from `../shared/lgg` if that is there.
+"""Real data for the tests: eight patients of LGG, restored to a git-ignored folder from `../shared/lgg` if it is there.
 
 Where the folder is there and broken the tests fail; only where there is none are they skipped.
 """

@@ -12,8 +12,9 @@ from hydra.errors import HydraException
 
 from segsweep import cli
 from segsweep.config import conf_dir
-from segsweep.errors import DataError
+from segsweep.errors import ConfigError, DataError
 from segsweep.plan import Measured, Planner, Point, clock, share, table
+from segsweep.preflight import preflight
 
 cli.plugins.register()
 from hydra_plugins.segsweep_local.grid import condition  # noqa: E402 - the namespace has to know it first
@@ -131,6 +132,16 @@ def test_a_plan_leaves_nothing_behind_and_tells_the_state_of_each_job(tmp_path):
     assert "not measured" not in plan.stdout
 
 
+def test_a_plan_does_without_the_imports_that_training_needs(tmp_path):
+    """A second or more each: torch's compiler, which optimizers import, and MLflow."""
+    code = "import sys; from segsweep import cli; sys.argv[1:] = {}; cli.main(); print(*sys.modules)"
+    arguments = ["-m", "optim=sgd,adam", *TINY, f"paths.cache={tmp_path}/cache", "hydra/launcher=plan"]
+    done = subprocess.run([sys.executable, "-c", code.format(arguments)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"torch", "hydra"} <= set(done.stdout.split())
+    assert not {"torch._dynamo", "mlflow", "sympy"} & set(done.stdout.split())
+
+
 @pytest.mark.slow
 def test_exclude_takes_points_out_of_a_grid(tmp_path):
     grid = ["optim=sgd,adam", "optim.lr=0.001,0.1", "seed=0,1", *TINY, "hydra/launcher=plan"]
@@ -157,3 +168,14 @@ def test_a_grid_records_how_many_jobs_and_which_lengths(tmp_path):
     assert done.returncode == 0, done.stderr
     (record,) = (json.loads(f.read_text()) for f in tmp_path.glob("multirun/2*/sweep.json"))
     assert (record["jobs"], record["milestones"]) == (2, [1, 2])
+
+
+def test_the_values_of_a_named_grid_are_checked_with_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = ["-m", "+grid=report_factors", *TINY, f"paths.cache={tmp_path}/cache"]
+    assert preflight(sweep) == 48
+    assert preflight([*sweep, "epochs=5", "seed=0,1,2"]) == 72
+    with pytest.raises(ConfigError, match=r"model=unett?: no such option"):
+        preflight([*sweep, "hydra.sweeper.params.model='unett,r2unet'"])
+    with pytest.raises(ConfigError, match="optim=sgd,adam: several values are a sweep; add -m"):
+        preflight(sweep[1:])

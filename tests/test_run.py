@@ -17,10 +17,10 @@ from segsweep.run import Outcome, classify, run
 TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "epochs=2"]
 
 
-def do(tmp_path, *overrides: str, milestones: tuple[int, ...] = ()) -> Outcome:
+def do(tmp_path, *overrides: str, milestones: tuple[int, ...] = (), tiny: bool = True) -> Outcome:
     places = ["tracking=none", f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path.parent / 'cache'}"]
     with initialize_config_dir(str(conf_dir())):
-        cfg: DictConfig = compose("config", overrides=[*TINY, *places, *overrides], return_hydra_config=True)
+        cfg: DictConfig = compose("config", overrides=[*TINY * tiny, *places, *overrides], return_hydra_config=True)
     choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if "/" not in k}
     with open_dict(cfg):
         del cfg["hydra"]
@@ -155,7 +155,7 @@ def test_failures_are_classed():
 
 def test_clipping_bounds_the_step(tmp_path):
     torch.manual_seed(0)
-    start = dict(UNet(in_channels=3, width=4, depth=2).named_parameters())
+    start = {key: p.detach() for key, p in UNet(in_channels=3, width=4, depth=2).named_parameters()}
 
     def moved(outcome: Outcome) -> float:
         return math.sqrt(sum(float((weights(outcome)[key] - p).square().sum()) for key, p in start.items()))

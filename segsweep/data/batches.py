@@ -4,7 +4,6 @@ On a GPU the raw set (1 GB for all of LGG at 256 px) is uploaded once per proces
 batch is gathered from the memory map in less time than a process would take to hand it over.
 """
 
-import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,7 +14,10 @@ from segsweep.data.cache import Volumes
 FITS = 0.5
 """Largest share of a GPU's free memory that the raw set may take to live there."""
 
-_resident: dict[torch.device, tuple[str, torch.Tensor, torch.Tensor]] = {}
+PIECE = 64_000_000
+"""Bytes uploaded at a time, so that the host holds no second set."""
+
+_on_gpu: dict[torch.device, tuple[str, torch.Tensor, torch.Tensor]] = {}
 """device -> key of the set, images and masks: one set a device, so that a sweep over sets does not fill it."""
 
 Augment = Callable[[torch.Tensor, torch.Tensor, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
@@ -60,11 +62,13 @@ class Batches:
         order = self.indices
         if self.shuffle:
             order = order[torch.randperm(self.images, generator=generator, device=self.device)]
-        resident = _upload(self.volumes, self.device) if self.device.type == "cuda" else None
+        resident = self._resident()
         for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
             index = order[start:stop]
             raw, mask = (t[index] for t in resident) if resident else self._gather(index)
             patient = self.patient[index]
+            if raw.dtype == torch.int16:
+                raw = raw.int() & 0xFFFF
             x = raw.permute(0, 3, 1, 2).float()  # N H W C in memory is channels last
             x.mul_(self.scale[patient]).add_(self.offset[patient])
             if self.volumes.clip:
@@ -74,30 +78,39 @@ class Batches:
                 x, y = self.augment(x, y, generator)
             yield x, y, patient
 
+    def _resident(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return _upload(self.volumes, self.device) if self.device.type == "cuda" else None
+
     def _gather(self, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
         chosen = index.cpu().numpy()
         return tuple(
-            torch.from_numpy(array[chosen]).to(self.device) for array in (self.volumes.images, self.volumes.masks)
+            torch.from_numpy(_bits(array)[chosen]).to(self.device)
+            for array in (self.volumes.images, self.volumes.masks)
         )
 
 
 def _upload(volumes: Volumes, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The raw set on a GPU, or None if it is too large."""
+    """The raw set on a GPU, images and masks, or None if it is too large."""
     device = torch.device(device.type, torch.cuda.current_device() if device.index is None else device.index)
-    if (known := _resident.get(device)) and known[0] == volumes.key:
+    if (known := _on_gpu.get(device)) and known[0] == volumes.key:
         return known[1], known[2]
-    _resident.pop(device, None)
+    _on_gpu.pop(device, None)
     if volumes.images.nbytes + volumes.masks.nbytes > FITS * torch.cuda.mem_get_info(device)[0]:
         return None
     images, masks = (_copy(array, device) for array in (volumes.images, volumes.masks))
-    _resident[device] = volumes.key, images, masks
+    _on_gpu[device] = volumes.key, images, masks
     return images, masks
 
 
+def _bits(array: np.ndarray) -> np.ndarray:
+    """uint16 as the int16 of the same bits: torch indexes few unsigned types on every device."""
+    return array.view(np.int16) if array.dtype == np.uint16 else array
+
+
 def _copy(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """In pieces, so that the host holds no second set."""
+    array = _bits(array)
     there = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype, device=device)
-    step = math.ceil(64e6 / array[:1].nbytes)
+    step = max(1, PIECE // array[:1].nbytes)
     for start in range(0, len(array), step):
-        there[start : start + step].copy_(torch.from_numpy(np.array(array[start : start + step])))
+        there[start : start + step].copy_(torch.from_numpy(array[start : start + step].copy()))
     return there

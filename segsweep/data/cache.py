@@ -118,8 +118,8 @@ def _key(dataset: DataSet, manifest: Manifest) -> str:
 def statistics(images: np.ndarray) -> np.ndarray:
     """Mean, standard deviation and the QUANTILES of each channel of (D, H, W, C): (C, 4) float64.
 
-    Of large images every k-th row and column, so that at least 128 a side are used."""
-    step = max(1, min(images.shape[1:3]) // 128)
+    Of large images every k-th row and column are used, at least 64 a side: on all of LGG at 256 px, 0.07 s for 0.5."""
+    step = max(1, min(images.shape[1:3]) // 64)
     found = []
     for channel in range(images.shape[3]):
         histogram = np.bincount(np.ascontiguousarray(images[:, ::step, ::step, channel]).ravel())
@@ -230,9 +230,11 @@ def _build(dataset: DataSet, manifest: Manifest, place: Path, workers: int, alon
         _decode(dataset, manifest, folder, workers)
         shutil.rmtree(folder / "work")
         (folder / f"checked-{_boot()}").touch()
-        if place.exists():  # damaged
-            shutil.rmtree(place)
-        with contextlib.suppress(FileExistsError):  # without a lock another may have been faster
+        if _open(place, manifest) is None:  # without a lock another may have been faster
+            if place.is_dir():  # damaged
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
             folder.rename(place)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -263,10 +265,9 @@ def _decode(dataset: DataSet, manifest: Manifest, folder: Path, workers: int) ->
         code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from segsweep.data import cache; cache._help()"
         command = [sys.executable, "-c", code, json.dumps(sys.path), str(folder / "work")]
         one_thread = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        quiet = subprocess.DEVNULL
         for _ in range(min(workers, len(patients)) - 1):
-            helpers.append(
-                subprocess.Popen(command, env=one_thread, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            )
+            helpers.append(subprocess.Popen(command, env=one_thread, stdin=quiet, stdout=quiet, stderr=quiet))
     try:
         done |= _work(task)
         for helper in helpers:
@@ -305,12 +306,17 @@ def _help() -> None:
 
 def _store(task: _Task, index: int, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Write one patient's slices to their place in the files; return its summary."""
+    names = list(task.manifest.patients)
     counts = [len(slices) for slices in task.manifest.patients.values()]
     if (images.shape[1:], images.dtype) != (task.shape, task.dtype):
-        first, patient = (list(task.manifest.patients)[i] for i in (0, index))
         raise DataError(
-            f"patient {patient}: slices {images.shape[1:]} {images.dtype}, patient {first}: {task.shape} {task.dtype}; "
-            "expected one shape (height, width, channels) and type: data.image_size=256, say, gives all one size"
+            f"patient {names[index]}: slices {images.shape[1:]} {images.dtype}, patient {names[0]}: {task.shape} "
+            f"{task.dtype}; expected one shape (height, width, channels) and type (data.image_size gives one size)"
+        )
+    if (masks.shape, masks.dtype) != ((counts[index], *task.shape[:2]), np.uint8) or len(images) != len(masks):
+        raise DataError(
+            f"patient {names[index]}: {type(task.dataset).__name__}.decode gave images {images.shape} and masks "
+            f"{masks.shape} {masks.dtype}; expected {counts[index]} of both, and masks of uint8"
         )
     for name, array in (("images", images), ("masks", masks)):
         with open(task.folder / f"{name}.npy", "r+b") as stream:

@@ -32,6 +32,7 @@ class Folder:
     model_width: int
 
     def __post_init__(self) -> None:
+        source.check_root(self.root)
         source.check_common(self.image_size, self.normalise, self.model_width)
         for key in ("images", "masks"):
             pattern = getattr(self, key)
@@ -76,7 +77,8 @@ class Folder:
                 )
             keyed[name] = str(path)
         if not keyed:
-            raise DataError(f"data.{key}={pattern}: no such file under {root}")
+            but = " but those that data.masks takes" if taken and any(root.glob(pattern)) else ""
+            raise DataError(f"data.{key}={pattern}: no such files under {root}{but}")
         return keyed
 
     def decode(self, manifest: Manifest, patient: str) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,7 @@ class LGG:
     model_width: int
 
     def __post_init__(self) -> None:
+        source.check_root(self.root)
         source.check_common(self.image_size, self.normalise, self.model_width)
 
     def scan(self, cache: Path) -> Manifest:

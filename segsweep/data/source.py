@@ -56,6 +56,12 @@ def check_common(image_size: int | None, normalise: str, model_width: int) -> No
     check_range("data.model_width", model_width, 1, 1024, "channels")
 
 
+def check_root(root: Any) -> None:
+    """Raise DataError if no folder is given at all."""
+    if root in (None, ""):
+        raise DataError(f"data.root={root}: expected the folder of the data set")
+
+
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """`; did you mean x?` for the allowed name that is most like `name`, or nothing."""
     close = difflib.get_close_matches(str(name), list(allowed), n=1)
@@ -75,7 +81,7 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 def folder(root: str) -> Path:
     """`data.root` as an existing folder; DataError says what of the path is there."""
-    path = Path(root).expanduser()
+    path = Path(str(root)).expanduser()
     if path.is_dir():
         return path
     if path.exists():
@@ -132,9 +138,12 @@ def manifest(root: Path, pairs: Pairs, cache: Path) -> Manifest:
                 unread.append(file)
             found[file[start:]] = entry
     if unread:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # reading and hashing release the GIL
-            for file, digest in zip(unread, pool.map(_digest, unread), strict=True):
-                found[file[start:]][3] = digest
+        count = min(8, os.cpu_count() or 1)
+        shares = [unread[k::count] for k in range(count)]
+        with ThreadPoolExecutor(count) as pool:  # reading and hashing release the GIL
+            for share, digests in zip(shares, pool.map(_digests, shares), strict=True):
+                for file, digest in zip(share, digests, strict=True):
+                    found[file[start:]][3] = digest
         _remember(memory, found)
     total = hashlib.sha256()
     for patient, slices in pairs.items():
@@ -148,12 +157,15 @@ def manifest(root: Path, pairs: Pairs, cache: Path) -> Manifest:
     )
 
 
-def _digest(file: str) -> str:
-    try:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+def _digests(files: list[str]) -> list[str]:
+    found = []
+    for file in files:
+        try:
+            with open(file, "rb", buffering=0) as stream:
+                found.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    return found
 
 
 def _recall(memory: Path) -> dict[str, list[Any]]:

@@ -118,7 +118,7 @@ class FromFile:
     def __call__(self, patients: Patients) -> Split:
         where = f"split.file={self.file}"
         try:
-            content = json.loads(Path(self.file).expanduser().read_text(encoding="utf-8"))
+            content = json.loads(Path(str(self.file)).expanduser().read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(f"{where}: cannot be read: {error.strerror}") from error
         except ValueError as error:

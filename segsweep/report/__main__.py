@@ -12,12 +12,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Build the report and say where it is; 1 and a plain message where there is nothing to build it from."""
     parser = argparse.ArgumentParser(
         prog="python -m segsweep.report",
-        description="Compare finished runs: tables, curves, overlays, and which differences are real. Reads the record on disk, trains nothing.",
+        description=(
+            "Compare finished runs: tables, curves, overlays, and which differences are real."
+            " Reads the record on disk, trains nothing."
+        ),
     )
     parser.add_argument(
-        "sweep", nargs="+", help="a sweep folder (multirun/<sweep>), a run folder, an MLflow experiment's name or a run id; several are pooled"
+        "sweep",
+        nargs="+",
+        help=(
+            "a sweep folder (multirun/<sweep>), a run folder, an MLflow experiment's name or a run id; several are"
+            " pooled"
+        ),
     )
-    parser.add_argument("--out", type=Path, help="where to write (default: into the sweep's folder, or outputs/report for several)")
+    parser.add_argument(
+        "--out", type=Path, help="where to write (default: into the sweep's folder, or outputs/report for several)"
+    )
     options = parser.parse_args(arguments)
     single = Path(options.sweep[0])
     out = options.out or (single if len(options.sweep) == 1 and single.is_dir() else Path("outputs/report"))

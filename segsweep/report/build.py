@@ -2,11 +2,12 @@
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from segsweep import artifacts
 from segsweep.report import render
 from segsweep.report.comparison import Comparison, compare
 from segsweep.report.findings import Findings
@@ -20,12 +21,16 @@ def write(sources: Sequence[Path | str], out: Path) -> Path:
     found = Findings(compare(record))
     sections = [section for make in SECTIONS if (section := make(found))]
     names = ", ".join(record.names[:4]) + (f" and {len(record.names) - 4} more" if len(record.names) > 4 else "")
-    title, made = f"Comparison of {names}", f"Made {datetime.now():%Y-%m-%d %H:%M} from the record on disk. Nothing was trained for it."
+    title, made = (
+        f"Comparison of {names}",
+        f"Made {datetime.now():%Y-%m-%d %H:%M} from the record on disk. Nothing was trained for it.",
+    )
     for name, png in render.pictures(sections).items():
-        _atomic(out / "figures" / name, png)
-    _atomic(out / "runs.csv", table_of_runs(record, found.comparison).encode())
-    _atomic(out / "report.md", render.markdown(title, made, sections).encode())
-    _atomic(out / "report.html", render.html(title, made, sections).encode())
+        with artifacts.atomic(out / "figures" / name) as partial:
+            partial.write_bytes(png)
+    artifacts.write_text(out / "runs.csv", table_of_runs(record, found.comparison))
+    artifacts.write_text(out / "report.md", render.markdown(title, made, sections))
+    artifacts.write_text(out / "report.html", render.html(title, made, sections))
     return out / "report.html"
 
 
@@ -35,24 +40,18 @@ def table_of_runs(record: Record, comparison: Comparison) -> str:
     lines = []
     for job in record.jobs:
         run = job.run
-        line = {"sweep": job.sweep, "job": job.number if job.number >= 0 else "", "status": job.status, "row": titles.get(id(run), "")}
+        line: dict[str, Any] = {"sweep": job.sweep, "job": job.number if job.number >= 0 else "", "status": job.status}
+        line["row"] = titles.get(id(run), "")
         if run:
-            info = run.info
             line |= {"signature": run.signature, "group": run.group, "folder": str(run.folder)}
-            line |= run.factors
-            line |= run.metrics
-            line |= {"device": info.get("device"), "commit": info.get("commit"), "split.leaks": run.leaks, "command": run.command}
+            line |= run.factors | run.metrics | {"split.leaks": run.leaks, "command": run.command}
+            line |= {"device": run.info.get("device"), "commit": run.info.get("commit")}
         line |= {"error": job.error, "error_class": job.error_class}
         lines.append(line)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)), restval="")
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(name for line in lines for name in line)), restval="", lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
-
-
-def _atomic(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

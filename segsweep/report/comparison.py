@@ -1,6 +1,7 @@
-"""Runs gathered into configurations: repeats (seeds) and folds pooled, so that each patient counts once in each configuration.
+"""Runs gathered into configurations: repeats (seeds) and folds pooled, so that a patient counts once in each.
 
-Scores lie in one array (configurations, seeds, patients) with NaN where a patient was not tested: a comparison of the same patients is then a subtraction.
+Scores lie in one array (configurations, seeds, patients) with NaN where a patient was not tested: a comparison of the
+same patients is then a subtraction.
 """
 
 import json
@@ -86,7 +87,9 @@ class Comparison:
     def mean(self, row: int, metric: str = "dice") -> float:
         """Over the patients of the pooled repeats; the runs' own figure where no patient was recorded."""
         values = self.by_patient(row, metric)
-        return float(statistics.nanmean(values)) if not np.isnan(values).all() else self.rows[row].metric(f"test/{metric}")
+        return (
+            float(statistics.nanmean(values)) if not np.isnan(values).all() else self.rows[row].metric(f"test/{metric}")
+        )
 
     def tested(self, row: int) -> int:
         """Patients that the row was tested on, those with an undefined Dice included."""
@@ -96,7 +99,9 @@ class Comparison:
 def compare(record: Record) -> Comparison:
     """Pool the record's finished runs; rows come best Dice first, those that leak last."""
     groups: dict[str, dict[tuple[Any, Any], Run]] = {}
-    for run in sorted((r for r in record.runs if r.status == "finished"), key=lambda r: str(r.info.get("created") or "")):
+    for run in sorted(
+        (r for r in record.runs if r.status == "finished"), key=lambda r: str(r.info.get("created") or "")
+    ):
         groups.setdefault(run.group, {})[run.seed, run.fold] = run  # the same repeat twice: the later one counts
     rows = [Configuration(list(runs.values())) for runs in groups.values()]
     arenas: dict[Any, int] = {}
@@ -125,8 +130,8 @@ def compare(record: Record) -> Comparison:
 def _best(comparison: Comparison, metric: str) -> list[Best]:
     """For each arena with several scored rows: the leader, and those not shown to be worse at 5 %.
 
-    Shown means: on the same patients and seeds, by the sign-flip test and, where there are enough common seeds, over patients and seeds; Holm over
-    the rivals in both.
+    Shown means: on the same patients and seeds, by the sign-flip test and, where there are enough common seeds, over
+    patients and seeds; Holm over the rivals in both.
     """
     found = []
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
@@ -172,11 +177,11 @@ def varied(rows: list[Configuration]) -> tuple[list[str], dict[str, Any]]:
 
 
 def labels(rows: list[Configuration], without: tuple[str, ...] = ()) -> list[str]:
-    """A short distinct name for each row: its experiment where it has one, and the factors (but for `without`) that tell it from the others."""
+    """A short distinct name for each row: its experiment, if any, and the factors (but `without`) that set it apart."""
     experiments = [str((row.runs[0].info.get("choices") or {}).get("experiment") or "") for row in rows]
     names = [name for name in varied(rows)[0] if name not in without]
     last = Counter(name.split(".")[-1] for name in names)
-    telling = {}  # experiment -> factors with several levels among its rows; a key that only some options have does not tell by itself
+    telling = {}  # experiment -> factors with several levels among the rows that have them
     usual = {}  # factor -> the level that three rows in four share: not worth saying, save for the model
     for name in names:
         common, many = Counter(key(row.factors[name]) for row in rows if name in row.factors).most_common(1)[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: the text shown, what it sorts by (default: the text), a mark ("best", "tied", "bad"), and a picture as inline SVG (page only)."""
+    """The text shown, what it sorts by (default: the text), a mark ("best", "tied", "bad"), a picture as inline SVG."""
 
     text: str
     sort: float | str | None = None
@@ -29,7 +29,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with the words that stand for it: `png` for files and Markdown, `svg` (where there is one) for the page."""
+    """A picture with the words that stand for it: `png` for files and Markdown, `svg`, if any, in the page."""
 
     name: str
     alt: str

@@ -1,7 +1,8 @@
-"""Contrasts: what one factor does, from all pairs of configurations that differ in it alone; and the pairs that can say nothing, with the missing run.
+"""What one factor does, from all pairs of configurations that differ in it alone; and the pairs that can say nothing.
 
-A key that only one option of a group has (`optim.momentum` under SGD) is part of that option, not a second difference. A key that both have
-(`optim.lr`) is a factor of its own. Differing data or split files behind equal settings count as a difference too.
+A key that only one option of a group has (`optim.momentum` under SGD) is part of that option, not a second difference.
+A key that both have (`optim.lr`) is a factor of its own. Differing data or split files behind equal settings count as a
+difference too.
 """
 
 import json
@@ -22,7 +23,7 @@ PSEUDO = ("content of the data", "content of the split", "seed", "split.fold")  
 
 @dataclass(frozen=True)
 class Pair:
-    """Two configurations (rows of the comparison) that differ in one factor; `values` (patients,) is b minus a, the mean over their common seeds."""
+    """Two rows that differ in one factor; `values` (patients,) is b minus a, the mean over their common seeds."""
 
     a: int
     b: int
@@ -32,7 +33,7 @@ class Pair:
 
 @dataclass
 class Contrast:
-    """Level `b` of a factor minus level `a`, in Dice, over all matched pairs; `repeats` says what the second interval runs over."""
+    """Level `b` of a factor minus level `a`, in Dice, over all matched pairs; `repeats`: seeds or pairs."""
 
     factor: str
     a: str
@@ -67,7 +68,7 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
-        """none: not shown; trained: these trained networks differ, repeats unknown; chance: no more than repeats differ; shown: beyond both."""
+        """none: not shown; trained: these networks differ, repeats unknown; chance: within repeats; shown: both."""
         if self.interval is None or not (self.p_holm < LEVEL and (self.interval.low > 0 or self.interval.high < 0)):
             return "none"
         if self.over_repeats is None:
@@ -77,7 +78,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Confounded:
-    """Two configurations that differ in several things at once, and the run that would settle `factor`; None where no setting can."""
+    """Two rows that differ in several things at once, and the run that would settle `factor`, if any can."""
 
     a: int
     b: int
@@ -92,18 +93,22 @@ class Analysis:
     confounded: list[Confounded]  # one for each two levels of a factor that no matched pair compares, at most `limit`
     unsettled: int  # how many there are in all
     unpaired: int  # pairs that differ in one factor but share no patient
-    continuous: list[str]  # factors with more than CONTINUUM levels: searched over a range, no two of their values were meant as a comparison
+    continuous: list[str]  # factors with more than CONTINUUM levels: searched, not meant to be compared in pairs
 
 
 def analyse(comparison: Comparison, limit: int = 12) -> Analysis:
     """All contrasts with Holm's correction over them all, by factor, and what stays confounded."""
     rows = comparison.rows
+    if len(rows) < 2:
+        return Analysis([], [], 0, 0, [])
     names, differs = differences(rows)
     count = differs.sum(-1)
     pooled: dict[tuple[str, str, str], list[Pair]] = {}
     unpaired = 0
     scores = comparison.scores["dice"]
-    continuous = [name for name in names if len({key(row.factors[name]) for row in rows if name in row.factors}) > CONTINUUM]
+    continuous = [
+        name for name in names if len({key(row.factors[name]) for row in rows if name in row.factors}) > CONTINUUM
+    ]
     for i, j in zip(*np.nonzero(np.triu(count == 1, 1)), strict=True):
         factor = names[int(np.argmax(differs[i, j]))]
         if factor in PSEUDO or factor in continuous:
@@ -132,9 +137,13 @@ def _contrast(factor: str, pairs: list[Pair], comparison: Comparison) -> Contras
     rows, scores = comparison.rows, comparison.scores["dice"]
     values = statistics.nanmean(np.array([pair.values for pair in pairs]), 0)
     named = isinstance(level(rows[pairs[0].a], factor), str)
-    if named and statistics.nanmean(values) < 0:  # options have no order: the better one is `b`, so that the sign reads well
+    if (
+        named and statistics.nanmean(values) < 0
+    ):  # options have no order: the better one is `b`, so that the sign reads well
         pairs, values = [Pair(p.b, p.a, p.seeds, -p.values) for p in pairs], -values
-    matched = np.array([scores[p.b] - scores[p.a] for p in pairs if p.seeds == max(q.seeds for q in pairs)])  # (pairs, seeds, patients)
+    matched = np.array(
+        [scores[p.b] - scores[p.a] for p in pairs if p.seeds == max(q.seeds for q in pairs)]
+    )  # (pairs, seeds, patients)
     seeds = statistics.nanmean(matched, 0)
     seeds = seeds[~np.isnan(seeds).all(1)]
     over, repeats = statistics.crossed_interval(seeds), "seeds"
@@ -154,7 +163,9 @@ def differences(rows: list[Configuration]) -> tuple[list[str], np.ndarray]:
     """(names of factors, (rows, rows, factors) whether two rows differ in it), the PSEUDO differences last."""
     names = list(dict.fromkeys(name for row in rows for name in row.factors))
     levels: dict[str, int] = {}
-    codes = np.array([[levels.setdefault(key(r.factors[n]), len(levels)) if n in r.factors else -1 for n in names] for r in rows])
+    codes = np.array(
+        [[levels.setdefault(key(r.factors[n]), len(levels)) if n in r.factors else -1 for n in names] for r in rows]
+    )
     codes = codes.reshape(len(rows), len(names))
     differs = codes[:, None] != codes[None]
     one_sided = (codes[:, None] < 0) != (codes[None] < 0)
@@ -183,7 +194,9 @@ def differences(rows: list[Configuration]) -> tuple[list[str], np.ndarray]:
 def _shared(rows: list[Configuration], of: Callable[[Any], Any]) -> np.ndarray:
     """(rows, rows) whether two rows have a repeat in common."""
     repeats = list({of(run) for row in rows for run in row.runs})
-    present = np.array([[any(of(run) == repeat for run in row.runs) for repeat in repeats] for row in rows], int).reshape(len(rows), -1)
+    present = np.array(
+        [[any(of(run) == repeat for run in row.runs) for repeat in repeats] for row in rows], int
+    ).reshape(len(rows), -1)
     return present @ present.T > 0
 
 
@@ -198,8 +211,14 @@ def _unequal(values: list[str]) -> np.ndarray:
     return (text[:, None] != text[None]) & known[:, None] & known[None]
 
 
-def _confounded(rows: list[Configuration], names: list[str], differs: np.ndarray, settled: set[tuple[str, str, str]], without: set[str]) -> list[Confounded]:
-    """For every two levels of a factor that no matched pair compares, the two rows that come closest, those with the fewest differences first."""
+def _confounded(
+    rows: list[Configuration],
+    names: list[str],
+    differs: np.ndarray,
+    settled: set[tuple[str, str, str]],
+    without: set[str],
+) -> list[Confounded]:
+    """For every two levels of a factor that no matched pair compares, the closest two rows; the nearest pairs first."""
     count = differs.sum(-1)
     closest: dict[tuple[str, str, str], tuple[int, int, int]] = {}
     for f, factor in enumerate(names):
@@ -211,30 +230,44 @@ def _confounded(rows: list[Configuration], names: list[str], differs: np.ndarray
             a, b = (i, j) if order[i] <= order[j] else (j, i)
             levels = (factor, keys[a], keys[b])
             if levels not in settled and (levels not in closest or count[a, b] < closest[levels][0]):
-                closest[levels] = (int(count[a, b]), a, b)
+                closest[levels] = (
+                    int(count[a, b]),
+                    j,
+                    i,
+                )  # the lower row is the one to start from: what of the better one does it lack?
     merged: dict[tuple[int, int], Confounded] = {}
     for (factor, _, _), (_, a, b) in sorted(closest.items(), key=lambda item: item[1]):
         different = [name for name, differ in zip(names, differs[a, b], strict=True) if differ]
         possible = not set(different) & set(PSEUDO[:2]) and factor in rows[b].factors
-        merged.setdefault((a, b), Confounded(a, b, different, factor, settling_command(rows[a], rows[b], factor) if possible else None))
+        merged.setdefault(
+            (a, b),
+            Confounded(a, b, different, factor, settling_command(rows[a], rows[b], factor) if possible else None),
+        )
     return list(merged.values())
 
 
 def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
-    """The command of configuration `a` with `factor` as in `b` and all else kept: against `a`, the new run differs in that factor alone."""
+    """The command of `a` with `factor` as in `b`: against `a`, the new run differs in that factor alone."""
     words = shlex.split(a.runs[0].command)
     start = 3 if words[1:2] == ["-m"] else 1  # `python -m segsweep` or `segsweep`
     head, overrides = words[:start], [word for word in words[start:] if "=" in word]
     changed = {factor: exact(b.factors[factor])}
     lost = set()
-    if "." not in factor:  # another option brings defaults of its own: what both options have stays as it was, what only the old one has goes
+    if "." not in factor:  # another option brings its own defaults: what both have stays, what only the old has goes
         under = [name for name in a.factors if name.startswith(factor + ".")]
         changed |= {name: exact(a.factors[name]) for name in under if name in b.factors}
         lost = {name for name in under if name not in b.factors}
-    for name, values in (("seed", sorted({*a.seeds} & {*b.seeds}, key=str) or a.seeds), ("split.fold", a.folds)):
-        if len(values) > 1:
+        typed = {word.split("=")[0].lstrip("+") for word in shlex.split(b.runs[0].command)}
+        changed |= {
+            name: exact(b.factors[name])
+            for name in typed
+            if name.startswith(factor + ".") and name in b.factors and name not in a.factors
+        }
+    seeds = sorted({*a.seeds} & {*b.seeds}, key=str) or a.seeds
+    for name, first, values in (("seed", a.runs[0].seed, seeds), ("split.fold", a.runs[0].fold, a.folds)):
+        if len(values) > 1 or (values and values[0] != first):
             changed[name] = ",".join(exact(value) for value in values)
-            head = [*words[:start], "-m"]
+            head = [*words[:start], *["-m"] * (len(values) > 1 or "-m" in head[start:])]
     kept = [word for word in overrides if word.split("=")[0].lstrip("+~") not in {*changed, *lost}]
     return shlex.join([*head, *kept, *(f"{name}={value}" for name, value in changed.items())])
 

@@ -1,4 +1,5 @@
-"""Every picture of the report, each drawn once and saved as PNG (files, Markdown) and as SVG whose ink is the page's own, light or dark.
+"""Every picture of the report, each drawn once and saved as PNG (files, Markdown) and as SVG whose ink is the page's
+own, light or dark.
 
 Panels are small and single, so that the page can set them side by side on a desk and one below the other on a phone.
 """
@@ -22,7 +23,7 @@ from segsweep.report.statistics import Interval, nanmean
 INK = "#010203"  # stands for the text colour: black in the PNG, `currentColor` in the page
 COLOURS = ["#2f7fd0", "#e0602e", "#1f9d6b", "#b65fc0", "#b8860b", "#d6457a"]  # all legible on white and on near-black
 GREY = "#8c8c8c"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -36,13 +37,17 @@ STYLE = {
     "grid.color": GREY,
     "grid.alpha": 0.3,
     "grid.linewidth": 0.6,
-} | dict.fromkeys(["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"], INK)
+} | dict.fromkeys(
+    ["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"], INK
+)
 
 PANEL = (4.2, 2.9)  # inches
 WIDE = 5.0
 
 
-def _plot(name: str, alt: str, caption: str, size: tuple[float, float], draw: Callable[[Any], None], left: float = 0.62) -> Figure:
+def _plot(
+    name: str, alt: str, caption: str, size: tuple[float, float], draw: Callable[[Any], None], left: float = 0.62
+) -> Figure:
     """Draw on one axes of `size` inches, `left` of them for the labels of y, and save both forms."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         canvas = Canvas(figsize=size)
@@ -51,12 +56,14 @@ def _plot(name: str, alt: str, caption: str, size: tuple[float, float], draw: Ca
         draw(axes)
         png, svg = BytesIO(), BytesIO()
         canvas.savefig(png, format="png", dpi=120, facecolor="white")
-        canvas.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        canvas.savefig(
+            svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     return Figure(name, alt, caption, png.getvalue(), _inline(svg.getvalue().decode(), name, alt))
 
 
 def _inline(svg: str, name: str, alt: str) -> str:
-    """The SVG as part of a page: ids of its own, ink of the page, no style that leaks out, and its words for a screen reader."""
+    """The SVG as part of a page: ids of its own, the page's ink, no style that leaks, and words for a screen reader."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
@@ -67,9 +74,18 @@ def _inline(svg: str, name: str, alt: str) -> str:
     return svg.replace(INK, "currentColor").replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
 
 
-def forest(name: str, alt: str, caption: str, labels: Sequence[str], lines: Sequence[list[Interval | None]], *, points: Sequence[np.ndarray] = (),
-           zero: bool = False, xlabel: str = "Dice") -> Figure:  # fmt: skip
-    """One line of intervals under its label each; `lines` holds the main interval and, thinner, a second one; `points` the patients."""
+def forest(
+    name: str,
+    alt: str,
+    caption: str,
+    labels: Sequence[str],
+    lines: Sequence[list[Interval | None]],
+    *,
+    points: Sequence[np.ndarray] = (),
+    zero: bool = False,
+    xlabel: str = "Dice",
+) -> Figure:
+    """Intervals under their label; `lines` has the main one and, thinner, a second; `points` (patients,) are ticks."""
 
     def draw(axes: Any) -> None:
         for i, (label, intervals) in enumerate(zip(labels, lines, strict=True)):
@@ -77,10 +93,15 @@ def forest(name: str, alt: str, caption: str, labels: Sequence[str], lines: Sequ
             if points:
                 values = points[i][~np.isnan(points[i])]
                 axes.plot(values, np.full(len(values), float(i)), "|", color=GREY, markersize=7, alpha=0.8)
-            for width, colour, interval in ((3, COLOURS[0], intervals[0]), (1.2, COLOURS[1], intervals[1] if len(intervals) > 1 else None)):
+            for width, colour, interval in (
+                (3, COLOURS[0], intervals[0]),
+                (1.2, COLOURS[1], intervals[1] if len(intervals) > 1 else None),
+            ):
                 if interval:
                     y = i + (0.18 if colour == COLOURS[1] else 0)
-                    axes.plot([interval.low, interval.high], [y, y], color=colour, linewidth=width, solid_capstyle="butt")
+                    axes.plot(
+                        [interval.low, interval.high], [y, y], color=colour, linewidth=width, solid_capstyle="butt"
+                    )
                     axes.plot([interval.mean], [y], "o", color=colour, markersize=5)
         if zero:
             axes.axvline(0, color=INK, linewidth=0.8)
@@ -94,16 +115,28 @@ def forest(name: str, alt: str, caption: str, labels: Sequence[str], lines: Sequ
 
 
 def curves(name: str, alt: str, caption: str, title: str, series: Sequence[tuple[str, np.ndarray, str, str]]) -> Figure:
-    """Mean over the runs of each (label, (runs, epochs), colour, line style) against the epoch, with a band from the lowest to the highest run."""
+    """Mean of each (label, (runs, epochs), colour, line style) by epoch, with a band from lowest to highest run."""
 
     def draw(axes: Any) -> None:
         for label, values, colour, style in series:
             epochs = np.arange(1, values.shape[1] + 1)
             front = colour != GREY
             mark = "o" if values.shape[1] == 1 else None
-            axes.plot(epochs, nanmean(values, 0), style, color=colour, label=label or None, alpha=1 if front else 0.4, marker=mark, zorder=2 + front)
+            axes.plot(
+                epochs,
+                nanmean(values, 0),
+                style,
+                color=colour,
+                label=label or None,
+                alpha=1 if front else 0.4,
+                marker=mark,
+                zorder=2 + front,
+            )
             if len(values) > 1 and front:
-                low, high = np.where(np.isnan(values), np.inf, values).min(0), np.where(np.isnan(values), -np.inf, values).max(0)
+                low, high = (
+                    np.where(np.isnan(values), np.inf, values).min(0),
+                    np.where(np.isnan(values), -np.inf, values).max(0),
+                )
                 axes.fill_between(epochs, low, high, where=np.isfinite(low), color=colour, alpha=0.18, linewidth=0)
         axes.set_title(title)
         axes.set_xlabel("epoch")
@@ -115,8 +148,16 @@ def curves(name: str, alt: str, caption: str, title: str, series: Sequence[tuple
     return _plot(name, alt, caption, PANEL, draw)
 
 
-def tradeoff(name: str, what: str, cost: np.ndarray, intervals: Sequence[Interval | None], value: np.ndarray, front: list[int], labels: list[str]) -> Figure:
-    """Dice against a cost (log scale where it spans a decade), numbered as in the tables, with the Pareto front as a line."""
+def tradeoff(
+    name: str,
+    what: str,
+    cost: np.ndarray,
+    intervals: Sequence[Interval | None],
+    value: np.ndarray,
+    front: list[int],
+    labels: list[str],
+) -> Figure:
+    """Dice against a cost (log scale over a decade), numbered as in the tables, with the Pareto front as a line."""
     many = len(value) > 20
 
     def draw(axes: Any) -> None:
@@ -129,6 +170,8 @@ def tradeoff(name: str, what: str, cost: np.ndarray, intervals: Sequence[Interva
         known = cost[~np.isnan(cost)]
         if known.size and known.min() > 0 and known.max() > 10 * known.min():
             axes.set_xscale("log")
+        else:
+            axes.locator_params(axis="x", nbins=4)
         if known.size and known.max() > 1e4:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel(what)
@@ -154,7 +197,9 @@ def _numbers(axes: Any, cost: np.ndarray, value: np.ndarray, rows: list[int]) ->
             axes.annotate(str(i + 1), (cost[i], value[i]), xytext=(4, 3), textcoords="offset points", fontsize=8)
 
 
-def rates(name: str, alt: str, caption: str, series: Sequence[tuple[str, list[float], list[float], list[Interval | None]]]) -> Figure:
+def rates(
+    name: str, alt: str, caption: str, series: Sequence[tuple[str, list[float], list[float], list[Interval | None]]]
+) -> Figure:
     """Dice against the learning rate on a log scale: (label, rates, means, intervals) a line."""
 
     def draw(axes: Any) -> None:
@@ -189,8 +234,11 @@ def bars(name: str, alt: str, caption: str, labels: Sequence[str], groups: dict[
     return _plot(name, alt, caption, (WIDE, 1.0 + 0.48 * len(labels)), draw, left=0.12)
 
 
-def overlay(name: str, alt: str, caption: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray | None) -> Figure:
-    """One slice (H, W, C) uint8 in grey, the truth's outline dashed green, the prediction's solid orange; magnified to about 256 px.
+def overlay(
+    name: str, alt: str, caption: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray | None
+) -> Figure:
+    """One slice (H, W, C) uint8 in grey, the truth's outline dashed green, the prediction's solid orange; magnified to
+    about 256 px.
 
     Of three channels the middle one is shown: FLAIR in LGG and in the phantom, where tumour is plainest.
     """
@@ -202,7 +250,10 @@ def overlay(name: str, alt: str, caption: str, image: np.ndarray, truth: np.ndar
 
     pixels = large(grey) // 4  # 64 greys, then the two colours
     rows, columns = np.indices(pixels.shape)
-    for mask, colour, pattern in ((prediction, 64, np.ones_like(rows, bool)), (truth, 65, (rows + columns) // 5 % 2 == 0)):
+    for mask, colour, pattern in (
+        (prediction, 64, np.ones_like(rows, bool)),
+        (truth, 65, (rows + columns) // 5 % 2 == 0),
+    ):
         if mask is not None:
             inside = large(np.asarray(mask, bool))
             edge = inside & ~ndimage.binary_erosion(inside, iterations=2 if factor > 1 else 1)
@@ -219,5 +270,8 @@ def sparkline(values: np.ndarray, label: str) -> str:
     if values.size < 2:
         return ""
     x = np.linspace(1, 59, len(values))
-    points = " ".join(f"{a:.0f},{15 - 14 * b:.1f}" for a, b in zip(x, np.clip(np.nan_to_num(values), 0, 1), strict=True))
-    return f'<svg class="spark" viewBox="0 0 60 16" role="img" aria-label="{escape(label)}"><polyline points="{points}"/></svg>'
+    points = " ".join(
+        f"{a:.0f},{15 - 14 * b:.1f}" for a, b in zip(x, np.clip(np.nan_to_num(values), 0, 1), strict=True)
+    )
+    start = f'<svg class="spark" viewBox="0 0 60 16" role="img" aria-label="{escape(label)}">'
+    return f'{start}<polyline points="{points}"/></svg>'

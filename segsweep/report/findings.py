@@ -8,7 +8,16 @@ import numpy as np
 
 from segsweep.report.comparison import Comparison, Configuration, digest, show, varied
 from segsweep.report.contrasts import Analysis, analyse
-from segsweep.report.learning import Convergence, Importance, Overfitting, RateSeries, convergence, importance, learning_rates, overfitting
+from segsweep.report.learning import (
+    Convergence,
+    Importance,
+    Overfitting,
+    RateSeries,
+    convergence,
+    importance,
+    learning_rates,
+    overfitting,
+)
 from segsweep.report.records import Record
 from segsweep.report.statistics import Interval
 
@@ -68,7 +77,9 @@ class Findings:
 
     @property
     def devices(self) -> list[str]:
-        return list(dict.fromkeys(str(run.info.get("device") or "not recorded") for row in self.rows for run in row.runs))
+        return list(
+            dict.fromkeys(str(run.info.get("device") or "not recorded") for row in self.rows for run in row.runs)
+        )
 
     def title(self, row: int) -> str:
         """How a row is called everywhere: its number, its label, and a warning where its split leaks."""

@@ -1,4 +1,4 @@
-"""What the epochs and the settings tell: overfitting, convergence, sensitivity to the learning rate, importance of factors."""
+"""What epochs and settings tell: overfitting, convergence, sensitivity to the learning rate, importance of factors."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Overfitting:
 
 
 def overfitting(row: Configuration) -> Overfitting | None:
-    """None where the histories lack one side. The trend is Kendall's test of the Dice gap against the epoch, at 5 % (McLeod's Mann-Kendall)."""
+    """None where the histories lack one side. The trend is Kendall's test of the Dice gap against the epoch, at 5 %."""
     part = row.runs[0].evaluated_on
     train, other = row.curves("train/dice"), row.curves(f"{part}/dice")
     if train.shape != other.shape or not train.size:
@@ -43,7 +43,7 @@ def overfitting(row: Configuration) -> Overfitting | None:
 
 @dataclass(frozen=True)
 class Convergence:
-    """Epochs until the evaluation Dice first reached 95 % of its final value, one figure a run, and the epochs that were run."""
+    """Epochs until the evaluation Dice first reached 95 % of its final value, one figure a run, of how many."""
 
     part: str
     epochs: list[int]
@@ -83,7 +83,9 @@ def learning_rates(comparison: Comparison) -> list[RateSeries]:
         if isinstance(row.factors.get("optim.lr"), int | float) and not np.isnan(comparison.mean(i)):
             others = tuple((k, key(v)) for k, v in row.factors.items() if k != "optim.lr")
             series.setdefault(others, []).append(i)
-    found = [sorted(rows, key=lambda i: comparison.rows[i].factors["optim.lr"]) for rows in series.values() if len(rows) > 1]
+    found = [
+        sorted(rows, key=lambda i: comparison.rows[i].factors["optim.lr"]) for rows in series.values() if len(rows) > 1
+    ]
     names = labels([comparison.rows[rows[0]] for rows in found], without=("optim.lr",))
     rates = [[float(comparison.rows[i].factors["optim.lr"]) for i in rows] for rows in found]
     return sorted(map(RateSeries, names, rates, found), key=lambda s: -len(s.rows))
@@ -91,7 +93,7 @@ def learning_rates(comparison: Comparison) -> list[RateSeries]:
 
 @dataclass(frozen=True)
 class Importance:
-    """How much each factor matters for test Dice, by evaluator, as shares of one; what it rests on, and what had to be left out."""
+    """How much each factor matters for test Dice, as shares of one; what it rests on, and what was left out."""
 
     factors: list[str]
     shares: dict[str, list[float]]  # evaluator -> share of each factor
@@ -101,13 +103,18 @@ class Importance:
 
 
 def importance(runs: list[Run]) -> Importance | None:
-    """Importance of the varied factors over all finished runs, repeats included, by Optuna's evaluators; None where nothing can be said.
+    """Importance of the varied factors over all finished runs, by Optuna's evaluators; None where nothing can be said.
 
-    fANOVA (Hutter, Hoos and Leyton-Brown 2014, ICML) over the whole range, PED-ANOVA (Watanabe, Bansal and Hutter 2023, arXiv:2304.10255) for what
-    tells the better runs from the rest. Only the runs of the data and kind of split that most have in common take part, and only factors that all of
-    them have. The seed is one of the factors: a measure of chance.
+    fANOVA (Hutter, Hoos and Leyton-Brown 2014, ICML) over the whole range, PED-ANOVA (Watanabe, Bansal and Hutter 2023,
+    arXiv:2304.10255) for what tells the better runs from the rest. Only the runs of the data and kind of split that
+    most have in common take part, and only factors that all of them have. The seed is one of the factors: a measure of
+    chance.
     """
-    scored = [(run, float(run.metrics["test/dice"])) for run in runs if run.status == "finished" and _finite(run.metrics.get("test/dice"))]
+    scored = [
+        (run, float(run.metrics["test/dice"]))
+        for run in runs
+        if run.status == "finished" and _finite(run.metrics.get("test/dice"))
+    ]
     tests = Counter((digest(run, "data"), run.leaks) for run, _ in scored)
     scored = [(run, dice) for run, dice in scored if (digest(run, "data"), run.leaks) == tests.most_common(1)[0][0]]
     names = dict.fromkeys(name for run, _ in scored for name in run.factors)
@@ -134,9 +141,13 @@ def importance(runs: list[Run]) -> Importance | None:
         found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=usable)
         shares[name] = [float(found[factor]) for factor in usable]
     order = np.argsort(shares["fANOVA"])[::-1]
-    full = len({tuple(key(run.factors[n]) for n in usable) for run, _ in scored}) == int(np.prod([len(levels[n]) for n in usable]))
+    full = len({tuple(key(run.factors[n]) for n in usable) for run, _ in scored}) == int(
+        np.prod([len(levels[n]) for n in usable])
+    )
     left_out = [name for name in several if name not in usable and len(levels[name] - {None}) > 1]
-    return Importance([usable[i] for i in order], {k: [v[i] for i in order] for k, v in shares.items()}, len(scored), left_out, full)
+    return Importance(
+        [usable[i] for i in order], {k: [v[i] for i in order] for k, v in shares.items()}, len(scored), left_out, full
+    )
 
 
 def _distribution(values: list[object]) -> "optuna.distributions.BaseDistribution":  # type: ignore[name-defined] # noqa: F821

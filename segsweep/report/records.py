@@ -1,6 +1,7 @@
 """Sweeps as they lie on disk, read into plain dataclasses: the one reader of run folders in the report.
 
-Nothing here refuses a damaged record: what cannot be read is left out and said in `problems`, because a sweep with failures needs its report most.
+Nothing here refuses a damaged record: what cannot be read is left out and said in `problems`, because a sweep with
+failures needs its report most.
 """
 
 import csv
@@ -43,7 +44,10 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float]:
-        return {**{k: v for k, v in self.result.items() if isinstance(v, int | float)}, **(self.result.get("metrics") or {})}
+        return {
+            **{k: v for k, v in self.result.items() if isinstance(v, int | float)},
+            **(self.result.get("metrics") or {}),
+        }
 
     @property
     def seed(self) -> Any:
@@ -63,11 +67,13 @@ class Run:
 
     @property
     def evaluated_on(self) -> str:
-        return str(self.info.get("evaluated_on") or ("val" if any(k.startswith("val/") for k in self.history) else "test"))
+        return str(
+            self.info.get("evaluated_on") or ("val" if any(k.startswith("val/") for k in self.history) else "test")
+        )
 
     @cached_property
     def overlays(self) -> dict[str, dict[str, np.ndarray]]:
-        """Patient -> image (H, W, C) uint8, truth and prediction (H, W) bool, slice; empty where the file is missing or damaged."""
+        """Patient -> image (H, W, C) uint8, truth, prediction (H, W) bool, slice; empty without a readable file."""
         try:
             with np.load(self.folder / "overlays.npz", allow_pickle=False) as file:
                 arrays = {name: file[name] for name in ("slice", "image", "truth", "prediction")}
@@ -78,7 +84,7 @@ class Run:
 
 @dataclass
 class Job:
-    """One job of a sweep (job.json) with its run, where there is one; `number` is -1 for a run that was named by itself."""
+    """One job of a sweep (job.json) with its run, where there is one; `number` is -1 for a run named by itself."""
 
     sweep: str
     number: int
@@ -102,22 +108,41 @@ class Record:
 
 
 def read(sources: Sequence[Path | str]) -> Record:
-    """Read sweep folders, run folders, or (where no such folder is) MLflow experiments and run ids; several are pooled, a run counts once.
+    """Read sweep or run folders, or (where no such folder is) MLflow experiments and run ids; a run counts once.
 
-    Raises SegsweepError where a source holds no runs.
+    Raises SegsweepError where a source is neither a sweep nor holds runs.
     """
     record = Record([], [], [], [])
     runs: dict[str, Run] = {}
     for source in sources:
         before = len(record.jobs)
         for folder in _folders(source):
-            if (folder / "run.json").exists() or (folder / "result.json").exists() or (folder / "failure.json").exists():
+            if (
+                (folder / "run.json").exists()
+                or (folder / "result.json").exists()
+                or (folder / "failure.json").exists()
+            ):
                 run = _shared(runs, folder, record.problems)
-                record.jobs.append(Job(folder.parent.name, -1, run.status, [], {}, run.metrics.get("total_seconds"), run.error, run.error_class, run))
+                record.jobs.append(
+                    Job(
+                        folder.parent.name,
+                        -1,
+                        run.status,
+                        [],
+                        {},
+                        run.metrics.get("total_seconds"),
+                        run.error,
+                        run.error_class,
+                        run,
+                    )
+                )
             else:
                 _read_sweep(folder, runs, record)
-        if len(record.jobs) == before:
-            raise SegsweepError(f"{source}: no run in it. A sweep folder holds numbered job folders with a job.json, as in multirun/<sweep>.")
+        if len(record.jobs) == before and not (Path(source) / "sweep.json").exists():
+            raise SegsweepError(
+                f"{source}: no run in it. A sweep folder holds numbered job folders with a job.json, as in"
+                " multirun/<sweep>."
+            )
         record.names.append(Path(source).name)
     record.runs = list(runs.values())
     return record
@@ -131,7 +156,9 @@ def _folders(source: Path | str) -> list[Path]:
         nested = sorted(p.parent for p in folder.glob("*/sweep.json")) if not any(folder.glob("*.json")) else []
         if nested:
             found = "\n".join(f"  {p}" for p in nested[-8:])
-            raise SegsweepError(f"{folder} holds {len(nested)} sweeps, not one. Name those to compare, for example\n{found}")
+            raise SegsweepError(
+                f"{folder} holds {len(nested)} sweeps, not one. Name those to compare, for example\n{found}"
+            )
         return [folder]
     from segsweep.tracking import find_runs  # lazily: mlflow takes seconds to import, and folders do not need it
 
@@ -146,7 +173,9 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
         job = _json(folder / str(number) / "job.json", record.problems) if number in numbers else None
         if job is None:
             status = "unreadable" if number in numbers else "never started"
-            record.jobs.append(Job(folder.name, number, status, error="job.json is missing or damaged" if number in numbers else ""))
+            record.jobs.append(
+                Job(folder.name, number, status, error="job.json is missing or damaged" if number in numbers else "")
+            )
             continue
         run = None
         if job.get("run"):
@@ -161,7 +190,19 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
         error = job.get("error") or (run.error if run else "")
         kind = job.get("class") or (run.error_class if run else "")
         overrides, varied = job.get("overrides") or [], job.get("varied") or {}
-        record.jobs.append(Job(folder.name, number, status, overrides, varied, job.get("seconds"), str(error or ""), str(kind or ""), run))
+        record.jobs.append(
+            Job(
+                folder.name,
+                number,
+                status,
+                overrides,
+                varied,
+                job.get("seconds"),
+                str(error or ""),
+                str(kind or ""),
+                run,
+            )
+        )
 
 
 def _shared(runs: dict[str, Run], folder: Path, problems: list[str]) -> Run:
@@ -202,7 +243,7 @@ def _json(path: Path, problems: list[str], needed: bool = True) -> dict[str, Any
 
 
 def _history(path: Path, problems: list[str]) -> dict[str, np.ndarray]:
-    """Columns over the epochs; of an epoch that was written twice (after a resume) the last line counts, a torn line is left out."""
+    """Columns over the epochs; of an epoch written twice (after a resume) the last counts, a torn line is left out."""
     lines: dict[int, dict[str, Any]] = {}
     torn = 0
     if not path.exists():
@@ -216,18 +257,24 @@ def _history(path: Path, problems: list[str]) -> dict[str, np.ndarray]:
     if torn:
         problems.append(f"{_short(path)}: {torn} damaged line{'s' * (torn > 1)} left out")
     rows = [lines[epoch] for epoch in sorted(lines)]
-    return {key: np.array([_number(row.get(key)) for row in rows]) for key in dict.fromkeys(k for row in rows for k in row)}
+    return {
+        key: np.array([_number(row.get(key)) for row in rows]) for key in dict.fromkeys(k for row in rows for k in row)
+    }
 
 
 def _patients(path: Path, problems: list[str]) -> dict[str, dict[str, float]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
+        if not rows:
+            raise ValueError("no patient in it")
         return {row.pop("patient"): {key: _number(value) for key, value in row.items()} for row in rows}
     except FileNotFoundError:
         problems.append(f"{_short(path)} is missing: the run has no interval and takes part in no contrast")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        problems.append(f"{_short(path)} cannot be read ({error!r}): the run has no interval and takes part in no contrast")
+        problems.append(
+            f"{_short(path)} cannot be read ({error}): the run has no interval and takes part in no contrast"
+        )
     return {}
 
 

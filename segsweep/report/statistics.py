@@ -1,10 +1,12 @@
 """Intervals and tests over patients: pure functions of numbers, knowing nothing of runs or files.
 
-A patient is the unit throughout: the slices of one patient are not independent, so they are never counted as separate evidence.
+A patient is the unit throughout: the slices of one patient are not independent, so they are never counted as separate
+evidence.
 
-Which interval, measured on 1500 simulated samples of 20 patients from nine skewed Dice and difference distributions (nominal 95 %): the usual BCa
-covers 87 to 94 %, Student's t 91 to 96 %, the studentised bootstrap used here 93.5 to 96.7 % (equal-tailed for a mean, symmetric for a difference).
-Where 5 to 10 % of the patients are missed outright (Dice 0) no method can do well with 20 of them: BCa 85 to 89 %, this one 90 to 91 %.
+Which interval, measured on 1500 simulated samples of 20 patients from nine skewed Dice and difference distributions
+(nominal 95 %): the usual BCa covers 87 to 94 %, Student's t 91 to 96 %, the studentised bootstrap used here 93.5 to
+96.7 % (equal-tailed for a mean, symmetric for a difference). Where 5 to 10 % of the patients are missed outright (Dice
+0) no method can do well with 20 of them: BCa 85 to 89 %, this one 90 to 91 %.
 """
 
 from functools import lru_cache
@@ -19,7 +21,7 @@ FEWEST, FEWEST_REPEATS = 5, 3  # patients and repeats below which nothing is sai
 
 
 class Interval(NamedTuple):
-    """A 95 % interval of a mean; `p` is the two-sided test of a mean of zero where one belongs to the method, else NaN."""
+    """A 95 % interval of a mean; `p` tests a mean of zero where the method has a test, else NaN."""
 
     mean: float
     low: float
@@ -29,7 +31,9 @@ class Interval(NamedTuple):
 
 @lru_cache(maxsize=16)
 def _resamples(n: int) -> np.ndarray:
-    """How often each of `n` patients is drawn, (RESAMPLES, n); the same for every sample of `n`, so that a report can be repeated."""
+    """How often each of `n` patients is drawn, (RESAMPLES, n); the same for every sample of `n`, so that a report can
+    be repeated.
+    """
     return np.random.default_rng([20, n]).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
 
 
@@ -39,11 +43,14 @@ def nanmean(values: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np
     return np.where(there, values, 0).sum(axis) / np.where(there.any(axis), there.sum(axis), np.nan)
 
 
-def mean_interval(values: np.ndarray, *, symmetric: bool = False, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval | None:
+def mean_interval(
+    values: np.ndarray, *, symmetric: bool = False, bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> Interval | None:
     """95 % interval of the mean of `values` (n,), by a studentised bootstrap over patients; NaN is left out.
 
-    Equal-tailed (Efron and Tibshirani 1993, chapter 12.5), or `symmetric` (Hall 1988, doi:10.1214/aos/1176350933), which suits differences: their
-    tails are heavy on both sides. The result is cut off at `bounds`. None below FEWEST patients: that little says nothing of a spread.
+    Equal-tailed (Efron and Tibshirani 1993, chapter 12.5), or `symmetric` (Hall 1988, doi:10.1214/aos/1176350933),
+    which suits differences: their tails are heavy on both sides. The result is cut off at `bounds`. None below FEWEST
+    patients: that little says nothing of a spread.
     """
     x = np.asarray(values, float)
     x = x[~np.isnan(x)]
@@ -67,7 +74,9 @@ def mean_interval(values: np.ndarray, *, symmetric: bool = False, bounds: tuple[
 
 @lru_cache(maxsize=16)
 def _signs(n: int) -> tuple[np.ndarray, bool]:
-    """Sign vectors (flips, n) and whether they are all that there are; the first sign is fixed in the full list, by symmetry."""
+    """Sign vectors (flips, n) and whether they are all that there are; the first sign is fixed in the full list, by
+    symmetry.
+    """
     if n <= EXACT_UP_TO:
         bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n)[None] & 1
         return 1.0 - 2.0 * bits, True
@@ -75,10 +84,11 @@ def _signs(n: int) -> tuple[np.ndarray, bool]:
 
 
 def sign_flip(differences: np.ndarray) -> np.ndarray:
-    """Two-sided sign-flip permutation test of the mean of paired differences (n,) or (n, tests): the p values, one a test.
+    """Two-sided sign-flip permutation test of the mean of paired differences (n,) or (n, tests): the p values, one a
+    test.
 
-    Exact up to EXACT_UP_TO patients, else FLIPS random flips with the observed one counted (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585).
-    NaN (a patient that one of the two lacks) takes no part.
+    Exact up to EXACT_UP_TO patients, else FLIPS random flips with the observed one counted (Phipson and Smyth 2010,
+    doi:10.2202/1544-6115.1585). NaN (a patient that one of the two lacks) takes no part.
     """
     d = np.nan_to_num(np.asarray(differences, float).reshape(len(differences), -1))
     signs, exact = _signs(len(d))
@@ -89,7 +99,9 @@ def sign_flip(differences: np.ndarray) -> np.ndarray:
 
 
 def signed_rank(differences: np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test (scipy's; zero differences dropped); 1 where nothing differs, NaN without patients."""
+    """Two-sided p of Wilcoxon's signed-rank test (scipy's; zero differences dropped); 1 where nothing differs, NaN
+    without patients.
+    """
     d = np.asarray(differences, float)
     d = d[~np.isnan(d)]
     if len(d) == 0:
@@ -98,7 +110,9 @@ def signed_rank(differences: np.ndarray) -> float:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p values adjusted over their family, (n,) (Holm 1979, Scandinavian Journal of Statistics 6:65-70); a NaN is no test and stays NaN."""
+    """p values adjusted over their family, (n,) (Holm 1979, Scandinavian Journal of Statistics 6:65-70); a NaN is no
+    test and stays NaN.
+    """
     p = np.asarray(p, float)
     order = np.argsort(p)[: int((~np.isnan(p)).sum())]
     adjusted = np.full(len(p), np.nan)
@@ -109,10 +123,11 @@ def holm(p: np.ndarray) -> np.ndarray:
 def crossed_interval(differences: np.ndarray) -> Interval | None:
     """Mean, 95 % interval and p over patients *and* repeats, from `differences` (repeats, patients).
 
-    Both are random and crossed, as readers and cases are in radiology: the variance of the mean is (MS_repeats + max(MS_patients - MS_rest, 0)) /
-    (repeats x patients), with the degrees of freedom of its two parts (Dorfman, Berbaum and Metz 1992, doi:10.1097/00004424-199209000-00015; Hillis
-    2007, doi:10.1002/sim.2532). Measured coverage with 3 or 5 repeats, 10 to 60 patients and any amount of training noise: 93 to 97 %; the interval over
-    patients alone falls to 50 %. Only patients with every repeat are used; None below FEWEST_REPEATS or FEWEST.
+    Both are random and crossed, as readers and cases are in radiology: the variance of the mean is (MS_repeats +
+    max(MS_patients - MS_rest, 0)) / (repeats x patients), with the degrees of freedom of its two parts (Dorfman,
+    Berbaum and Metz 1992, doi:10.1097/00004424-199209000-00015; Hillis 2007, doi:10.1002/sim.2532). Measured coverage
+    with 3 or 5 repeats, 10 to 60 patients and any amount of training noise: 93 to 97 %; the interval over patients
+    alone falls to 50 %. Only patients with every repeat are used; None below FEWEST_REPEATS or FEWEST.
     """
     d = np.asarray(differences, float)
     d = d[:, ~np.isnan(d).any(0)]
@@ -133,7 +148,9 @@ def crossed_interval(differences: np.ndarray) -> Interval | None:
 
 
 def pareto(cost: np.ndarray, value: np.ndarray) -> list[int]:
-    """Indices of the points that no other beats in `value` at the same or a lower `cost`, cheapest first; a NaN takes no part."""
+    """Indices of the points that no other beats in `value` at the same or a lower `cost`, cheapest first; a NaN takes
+    no part.
+    """
     front: list[int] = []
     for i in sorted(np.flatnonzero(~np.isnan(cost) & ~np.isnan(value)).tolist(), key=lambda i: (cost[i], -value[i])):
         if not front or value[i] > value[front[-1]]:

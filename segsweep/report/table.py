@@ -1,4 +1,6 @@
-"""The table that closes a sweep in the terminal: one line a job, only what varies as columns, what all share in the caption."""
+"""The table that closes a sweep in the terminal: one line a job, only what varies as columns, what all share in the
+caption.
+"""
 
 from collections.abc import Sequence
 from io import StringIO
@@ -32,8 +34,12 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False) ->
     names = list(dict.fromkeys(name for s in known for name in s))
     levels = {name: {key(s[name]) for s in known if name in s} for name in names}
     partial = {name for name in names if any(name not in s for s in known)}
-    columns = [name for name in names if len(levels[name]) > 1]  # a key that only some options have, with one value, tells nothing
-    shared = ", ".join(f"{name}={show(known[0][name])}" for name in names if len(levels[name]) == 1 and name not in partial)
+    columns = [
+        name for name in names if len(levels[name]) > 1
+    ]  # a key that only some options have, with one value, tells nothing
+    shared = ", ".join(
+        f"{name}={show(known[0][name])}" for name in names if len(levels[name]) == 1 and name not in partial
+    )
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("job", *columns):
@@ -45,9 +51,17 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False) ->
         metrics = job.run.metrics if job.run else {}
         done = job.run is not None and job.run.status == "finished"
         cells = [_number(metrics.get(name) if done else None, spec) for _, name, spec in METRICS]
-        cells += [_number(job.seconds, ",.1f"), _number(metrics.get("parameters") or (job.run.info.get("parameters") if job.run else None), ",d")]
+        cells += [
+            _number(job.seconds, ",.1f"),
+            _number(metrics.get("parameters") or (job.run.info.get("parameters") if job.run else None), ",d"),
+        ]
         state = Text(job.status, style=STYLES.get(job.status, ""))
-        drawn.add_row(str(job.number) if job.number >= 0 else "–", *(show(found[c]) if c in found else "–" for c in columns), state, *cells)
+        drawn.add_row(
+            str(job.number) if job.number >= 0 else "–",
+            *(show(found[c]) if c in found else "–" for c in columns),
+            state,
+            *cells,
+        )
 
     console = Console(file=StringIO(), width=width, force_terminal=color, no_color=not color, highlight=False)
     room = console.width
@@ -59,7 +73,13 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False) ->
     for job in jobs:
         if job.error:
             first = job.error.strip().splitlines()[0]
-            console.print(Text(f"job {job.number} {job.status}: {f'{job.error_class}: ' if job.error_class else ''}{first}", style="red"), soft_wrap=True)
+            console.print(
+                Text(
+                    f"job {job.number} {job.status}: {f'{job.error_class}: ' if job.error_class else ''}{first}",
+                    style="red",
+                ),
+                soft_wrap=True,
+            )
     return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines()) + "\n"  # type: ignore[attr-defined]
 
 

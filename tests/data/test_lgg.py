@@ -48,7 +48,12 @@ def test_the_root_may_be_any_of_its_places_and_other_files_are_ignored(copy, tmp
         (place / "README.md").write_text("")
     (archive / "kaggle_3m" / SMALL / "Thumbs.db").write_bytes(b"x")
     (archive / "kaggle_3m" / "notes").mkdir()
-    places = [archive, archive / "kaggle_3m", archive / "lgg-mri-segmentation", archive / "lgg-mri-segmentation/kaggle_3m"]
+    places = [
+        archive,
+        archive / "kaggle_3m",
+        archive / "lgg-mri-segmentation",
+        archive / "lgg-mri-segmentation/kaggle_3m",
+    ]
     manifests = [data_set(place).scan(tmp_path / "cache") for place in (*places, copy)]
     assert len({manifest.digest for manifest in manifests}) == 1
     assert all(list(manifest.patients) == [SMALL, OTHER] for manifest in manifests)
@@ -79,8 +84,8 @@ def test_area_mean_and_majority_against_plain_arithmetic(lgg, tmp_path):
 def test_an_unchanged_tree_is_not_read_again_and_a_changed_one_is(copy, tmp_path, monkeypatch):
     before = data_set(copy).scan(tmp_path / "cache")
     read = []
-    digest = source._digest
-    monkeypatch.setattr(source, "_digest", lambda file: read.append(file) or digest(file))
+    digests = source._digests
+    monkeypatch.setattr(source, "_digests", lambda files: read.extend(files) or digests(files))
     assert data_set(copy).scan(tmp_path / "cache") == before
     assert read == []
     file = copy / SMALL / f"{SMALL}_3.tif"
@@ -124,7 +129,10 @@ BROKEN = {
     "truncated": (lambda c: image(c).write_bytes(image(c).read_bytes()[:100_000]), rf"{SMALL}_7\.tif: truncated"),
     "truncated mask": (lambda c: mask(c).write_bytes(mask(c).read_bytes()[:60_000]), r"_7_mask\.tif: truncated"),
     "empty": (lambda c: image(c).write_bytes(b""), rf"{SMALL}_7\.tif: the file is empty"),
-    "no image": (lambda c: image(c).write_bytes(b"not an image" * 1000), rf"{SMALL}_7\.tif: truncated, or not an image"),
+    "no image": (
+        lambda c: image(c).write_bytes(b"not an image" * 1000),
+        rf"{SMALL}_7\.tif: truncated, or not an image",
+    ),
     "unreadable": (lambda c: (image(c).unlink(), image(c).mkdir()), rf"{SMALL}_7\.tif: cannot be read: Is a directory"),
     "dangling": (lambda c: (image(c).unlink(), image(c).symlink_to("gone")), rf"{SMALL}_7\.tif: cannot be read"),
     "third value": (lambda c: edit(mask(c), spoil), r"_7_mask\.tif: a mask with the values 0, 128.*expected 0 and 255"),
@@ -132,7 +140,10 @@ BROKEN = {
         lambda c: edit(image(c), lambda p: Image.fromarray(p[..., 1]).save(mask(c)) or p),
         r"_7_mask\.tif: a mask with the values .* more; .*is it an image",
     ),
-    "mask as image": (lambda c: shutil.copy(mask(c, 10), image(c, 10)), rf"{SMALL}_10\.tif: found 256 x 256 x 1; .*a mask"),
+    "mask as image": (
+        lambda c: shutil.copy(mask(c, 10), image(c, 10)),
+        rf"{SMALL}_10\.tif: found 256 x 256 x 1; .*a mask",
+    ),
     "mask as RGB image": (
         lambda c: Image.open(mask(c, 12)).convert("RGB").save(image(c, 12)),
         rf"{SMALL}_12\.tif: .*a mask was given as the image",
@@ -146,7 +157,10 @@ BROKEN = {
         r"_7_mask\.tif is 256 x 128, its image .*_7\.tif is 256 x 256 x 3",
     ),
     "no slices": (lambda c: [f.unlink() for f in (c / SMALL).iterdir()], rf"patient {SMALL}: .* has no files"),
-    "no patients": (lambda c: [shutil.rmtree(p) for p in list(c.iterdir())], r"data\.root=.*: no patients found; .*TCGA_"),
+    "no patients": (
+        lambda c: [shutil.rmtree(p) for p in list(c.iterdir())],
+        r"data\.root=.*: no patients found; .*TCGA_",
+    ),
 }
 
 
@@ -180,6 +194,7 @@ def test_a_wrong_root_says_what_is_there(copy, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"root": None}, r"data\.root=None: expected the folder"),
         ({"image_size": 4}, r"data\.image_size=4: expected a whole number of pixels from 8 to 4096"),
         ({"image_size": "big"}, r"data\.image_size=big"),
         ({"normalise": "z-score"}, r"data\.normalise=z-score: allowed are .*; did you mean zscore\?"),
@@ -188,7 +203,7 @@ def test_a_wrong_root_says_what_is_there(copy, tmp_path):
 )
 def test_wrong_values_name_their_key(changes, message):
     with pytest.raises(DataError, match=message):
-        data_set("nowhere", **changes)
+        LGG(**{"root": "nowhere", "image_size": 64, "normalise": "unit", "model_width": 16} | changes)
 
 
 def test_a_folder_with_the_same_files_is_the_same_data(lgg, tmp_path):

@@ -1,6 +1,7 @@
 """Chromium without a head, driven over its debugging pipe with nothing but the standard library."""
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -13,8 +14,21 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
+FLAGS += [
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+]
 
 
 class Page:
@@ -32,7 +46,9 @@ class Page:
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self.number += 1
-        message = {"id": self.number, "method": method, "params": parameters} | ({"sessionId": self.session} if self.session else {})
+        message = {"id": self.number, "method": method, "params": parameters} | (
+            {"sessionId": self.session} if self.session else {}
+        )
         os.write(self.write, json.dumps(message).encode() + b"\0")
         while True:
             reply = self._receive(60)
@@ -41,10 +57,19 @@ class Page:
                 return reply["result"]
 
     def open(self, file: Path, width: int = 1280, height: int = 900, dark: bool = False) -> float:
-        """Show `file` at `width` CSS pixels; returns the milliseconds to the end of loading, by the page's own clock."""
+        """Show `file` at `width` CSS pixels; returns the milliseconds to the end of loading, by its own clock."""
         mobile = width < 600
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if mobile else 1, mobile=mobile)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if mobile else 1,
+            mobile=mobile,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.loaded = False
         self.call("Page.navigate", url=file.resolve().as_uri())
         end = time.monotonic() + 60
@@ -85,7 +110,9 @@ class Page:
             self.complaints.append(f"log: {about['entry']['text']}")
         elif method == "Network.loadingFailed":
             self.complaints.append(f"not loaded: {about['errorText']}")
-        elif method == "Network.requestWillBeSent" and not about["request"]["url"].startswith(("file:", "data:", "about:")):
+        elif method == "Network.requestWillBeSent" and not about["request"]["url"].startswith(
+            ("file:", "data:", "about:")
+        ):
             self.complaints.append(f"asked the network for {about['request']['url']}")
 
 
@@ -95,17 +122,13 @@ def chromium(profile: Path) -> Iterator[Page]:
     assert CHROMIUM
     to_browser, our_write = os.pipe()
     our_read, from_browser = os.pipe()
-
-    def wire() -> None:  # the pipe's ends must be descriptors 3 and 4
-        ends = os.dup(to_browser), os.dup(from_browser)
-        os.dup2(ends[0], 3)
-        os.dup2(ends[1], 4)
-
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
+    wire = f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}'  # Chromium reads commands from 3 and answers on 4
+    command = ["bash", "-c", wire, "bash", CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
     quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, preexec_fn=wire, pass_fds=(3, 4))
-    os.close(to_browser)
-    os.close(from_browser)
+    process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, pass_fds=ends)
+    for end in (to_browser, from_browser, *ends):
+        os.close(end)
     try:
         yield Page(our_read, our_write)
     finally:

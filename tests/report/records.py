@@ -1,4 +1,6 @@
-"""Synthetic records, written exactly as the training code writes them, so that the report can be tested without training anything."""
+"""Synthetic records, written exactly as the training code writes them, so that the report can be tested without
+training anything.
+"""
 
 import csv
 import json
@@ -28,7 +30,10 @@ BASE: dict[str, Any] = {
     "batch_size": 16,
     "seed": 0,
 }
-NESTED = {"optim": {"sgd": {"optim.momentum": 0.9}, "adam": {"optim.betas": [0.9, 0.999]}}, "model": {"r2unet": {"model.t": 2}}}
+NESTED = {
+    "optim": {"sgd": {"optim.momentum": 0.9}, "adam": {"optim.betas": [0.9, 0.999]}},
+    "model": {"r2unet": {"model.t": 2}},
+}
 COST = {"unet": (1_942_289, 6.1), "r2unet": (1_332_817, 6.5)}
 PATIENTS = [f"patient_{i:02}" for i in range(20)]
 
@@ -36,7 +41,10 @@ PATIENTS = [f"patient_{i:02}" for i in range(20)]
 def factors(**changes: Any) -> dict[str, Any]:
     """BASE with changes (`optim_lr=` for `optim.lr`), and the keys that come with the chosen options."""
     found = dict(BASE)
-    changes = {key.replace("_", ".", 1) if key.split("_")[0] in ("model", "optim", "data", "split") else key: v for key, v in changes.items()}
+    changes = {
+        key.replace("_", ".", 1) if key.split("_")[0] in ("model", "optim", "data", "split") else key: v
+        for key, v in changes.items()
+    }
     for group, options in NESTED.items():
         for option, keys in options.items():
             for key in keys:
@@ -64,8 +72,10 @@ class Spec:
     overfits: float = 0.0  # Dice that training gains over the evaluation, in the end
 
 
-def simulate(rng: np.random.Generator, shift: float = 0.0, noise: float = 0.3, difficulty: np.ndarray | None = None) -> dict[str, float]:
-    """Skewed Dice of PATIENTS: logistic of a patient's difficulty, the run's shift and an interaction of heavy tails."""
+def simulate(
+    rng: np.random.Generator, shift: float = 0.0, noise: float = 0.3, difficulty: np.ndarray | None = None
+) -> dict[str, float]:
+    """Skewed Dice of PATIENTS: logistic of a patient's difficulty, the run's shift and a heavy-tailed interaction."""
     z = difficulties(rng) if difficulty is None else difficulty
     dice = 1 / (1 + np.exp(-(z + shift + noise * rng.standard_t(5, len(z)))))
     return {f"patient_{i:02}": float(d) for i, d in enumerate(dice)}
@@ -77,7 +87,9 @@ def difficulties(rng: np.random.Generator, patients: int = len(PATIENTS)) -> np.
 
 
 def write_sweep(root: Path, name: str, specs: list[Spec], expected: int | None = None) -> Path:
-    """A sweep folder with its jobs, and the run folders beside it; returns the sweep folder. A spec's status `missing` writes no run folder."""
+    """A sweep folder with its jobs, and the run folders beside it; returns the sweep folder. A spec's status `missing`
+    writes no run folder.
+    """
     sweep = root / name
     for number, spec in enumerate(specs):
         signature = _hash([spec.factors, spec.data, spec.split])
@@ -100,7 +112,13 @@ def write_sweep(root: Path, name: str, specs: list[Spec], expected: int | None =
                 "varied": {k: v for k, v in spec.factors.items() if BASE.get(k) != v},
             },
         )
-    head = {"name": name, "command": "python -m segsweep -m ...", "overrides": [], "started": "2026-01-01T00:00:00", "finished": None}
+    head = {
+        "name": name,
+        "command": "python -m segsweep -m ...",
+        "overrides": [],
+        "started": "2026-01-01T00:00:00",
+        "finished": None,
+    }
     _write_json(sweep / "sweep.json", head | {"jobs": len(specs) if expected is None else expected, "mlflow": None})
     return sweep
 
@@ -110,8 +128,16 @@ def in_memory(specs: list[Spec]) -> Record:
     runs = []
     for spec in specs:
         f, part = spec.factors, _hash([spec.factors["split"], list(spec.dice)])
-        info = {"factors": f, "group": _group(spec), "command": _command(spec), "choices": {"experiment": spec.experiment}}
-        info |= {"data": {"name": f["data"], "digest": spec.data}, "split": {"digest": spec.split or part, "leaks": f["split"] == "slice"}}
+        info = {
+            "factors": f,
+            "group": _group(spec),
+            "command": _command(spec),
+            "choices": {"experiment": spec.experiment},
+        }
+        info |= {
+            "data": {"name": f["data"], "digest": spec.data},
+            "split": {"digest": spec.split or part, "leaks": f["split"] == "slice"},
+        }
         patients = {p: {"dice": d, "iou": d / (2 - d), "hd95": 30 * (1 - d)} for p, d in spec.dice.items()}
         metrics = {"metrics": {"test/dice": _mean(spec)}}
         runs.append(Run(Path(), _hash([f, spec.data, spec.split]), spec.status, info, metrics, patients=patients))
@@ -145,11 +171,17 @@ def write_run(folder: Path, spec: Spec, signature: str) -> None:
     }
     _write_json(folder / "run.json", run)
     slices = {p: [f"{p}_{i}" for i in range(1, 4)] for p in patients}
-    _write_json(folder / "split.json", {"kind": kind, "train": {"other": ["other_1"]}, "val": {}, "test": slices, "leaks": kind == "slice"})
+    _write_json(
+        folder / "split.json",
+        {"kind": kind, "train": {"other": ["other_1"]}, "val": {}, "test": slices, "leaks": kind == "slice"},
+    )
     history = _history(spec)
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history), encoding="utf-8")
     if spec.status == "failed":
-        _write_json(folder / "failure.json", {"status": "failed", "class": spec.kind, "error": spec.error, "traceback": "...", "epoch": 2})
+        _write_json(
+            folder / "failure.json",
+            {"status": "failed", "class": spec.kind, "error": spec.error, "traceback": "...", "epoch": 2},
+        )
         return
     if spec.status == "interrupted":
         return
@@ -162,18 +194,37 @@ def write_run(folder: Path, spec: Spec, signature: str) -> None:
             writer.writeheader()
             writer.writerows(rows)
         defined = [row for row in rows if row["dice"] != ""]
-        metrics |= {f"test/{k}": float(np.mean([row[k] for row in defined])) for k in ("dice", "iou", "precision", "recall", "hd95")}
+        metrics |= {
+            f"test/{k}": float(np.mean([row[k] for row in defined]))
+            for k in ("dice", "iou", "precision", "recall", "hd95")
+        }
         metrics |= {"test/missed": sum(row["missed"] for row in rows), "test/undefined": len(rows) - len(defined)}
         if spec.overlays:
             _write_overlays(folder / "overlays.npz", spec)
-    result = {"status": "pruned" if pruned else "finished", "epochs": len(history), "metrics": metrics, "training_seconds": 0.9 * spec.seconds}
-    result |= {"evaluation_seconds": 0.1 * spec.seconds, "total_seconds": spec.seconds, "images_per_second": 1600 * len(history) / spec.seconds}
-    result |= {"peak_memory_bytes": 123_456_789, "parameters": parameters, "gflops": gflops, "objective": metrics["test/dice"]}
+    result = {
+        "status": "pruned" if pruned else "finished",
+        "epochs": len(history),
+        "metrics": metrics,
+        "training_seconds": 0.9 * spec.seconds,
+    }
+    result |= {
+        "evaluation_seconds": 0.1 * spec.seconds,
+        "total_seconds": spec.seconds,
+        "images_per_second": 1600 * len(history) / spec.seconds,
+    }
+    result |= {
+        "peak_memory_bytes": 123_456_789,
+        "parameters": parameters,
+        "gflops": gflops,
+        "objective": metrics["test/dice"],
+    }
     _write_json(folder / "result.json", result)
 
 
 def _group(spec: Spec) -> str:
-    return _hash([{k: v for k, v in spec.factors.items() if k not in ("seed", "split.fold")}, spec.data, spec.experiment])
+    return _hash(
+        [{k: v for k, v in spec.factors.items() if k not in ("seed", "split.fold")}, spec.data, spec.experiment]
+    )
 
 
 def _command(spec: Spec) -> str:
@@ -192,10 +243,23 @@ def _history(spec: Spec) -> list[dict[str, float]]:
     rise = (1 - np.exp(-epochs / spec.lag)) / (1 - np.exp(-epochs[-1] / spec.lag))
     mean, lines = _mean(spec), []
     for epoch, part in zip(epochs.tolist(), rise.tolist(), strict=True):
-        line: dict[str, float] = {"epoch": epoch, "lr": spec.factors["optim.lr"], "seconds": 0.9 * spec.seconds / len(epochs), "eval_seconds": 0.5}
+        line: dict[str, float] = {
+            "epoch": epoch,
+            "lr": spec.factors["optim.lr"],
+            "seconds": 0.9 * spec.seconds / len(epochs),
+            "eval_seconds": 0.5,
+        }
         line["images_per_second"] = 1600 * len(epochs) / spec.seconds
-        for name, dice in (("train", min((mean + spec.overfits * epoch / epochs[-1]) * part, 1.0)), ("test", mean * part)):
-            values = {"loss": 0.7 * (1 - dice) + 0.01, "accuracy": 0.97 + 0.025 * dice, "dice": dice, "iou": dice / (2 - dice)}
+        for name, dice in (
+            ("train", min((mean + spec.overfits * epoch / epochs[-1]) * part, 1.0)),
+            ("test", mean * part),
+        ):
+            values = {
+                "loss": 0.7 * (1 - dice) + 0.01,
+                "accuracy": 0.97 + 0.025 * dice,
+                "dice": dice,
+                "iou": dice / (2 - dice),
+            }
             line |= {f"{name}/{key}": value for key, value in (values | {"precision": dice, "recall": dice}).items()}
         lines.append(line)
     return lines[:2] if spec.status in ("failed", "pruned", "interrupted") else lines
@@ -205,12 +269,27 @@ def _patient(patient: str, dice: float) -> dict[str, Any]:
     truth = 0 if np.isnan(dice) else 1000
     tp = round(truth * np.nan_to_num(dice))
     wrong = truth - tp
-    row: dict[str, Any] = {"patient": patient, "slices": 20, "truth_pixels": truth, "predicted_pixels": truth, "tp": tp, "fp": wrong, "fn": wrong}
+    row: dict[str, Any] = {
+        "patient": patient,
+        "slices": 20,
+        "truth_pixels": truth,
+        "predicted_pixels": truth,
+        "tp": tp,
+        "fp": wrong,
+        "fn": wrong,
+    }
     row |= {"tn": 20 * 64 * 64 - tp - 2 * wrong}
     if np.isnan(dice):
         return row | {"dice": "", "iou": "", "precision": "", "recall": "", "accuracy": 1.0, "hd95": "", "missed": 0}
     accuracy = (row["tp"] + row["tn"]) / (20 * 64 * 64)
-    scores = {"dice": dice, "iou": dice / (2 - dice), "precision": dice, "recall": dice, "accuracy": accuracy, "hd95": 30 * (1 - dice)}
+    scores = {
+        "dice": dice,
+        "iou": dice / (2 - dice),
+        "precision": dice,
+        "recall": dice,
+        "accuracy": accuracy,
+        "hd95": 30 * (1 - dice),
+    }
     return row | scores | {"missed": int(dice == 0)}
 
 

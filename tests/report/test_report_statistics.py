@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from records import difficulties
 from scipy import stats
 
-from records import difficulties
 from segsweep.report import statistics
 
 
@@ -31,9 +31,13 @@ def test_interval_follows_its_definition():
         ts.append((sample.mean() - values.mean()) / (sample.std(ddof=1) / np.sqrt(12)))
     error = values.std(ddof=1) / np.sqrt(12)
     high, low = np.quantile(ts, [0.025, 0.975], method="inverted_cdf")
-    assert statistics.mean_interval(values)[:3] == pytest.approx((values.mean(), values.mean() - low * error, values.mean() - high * error))
+    assert statistics.mean_interval(values)[:3] == pytest.approx(
+        (values.mean(), values.mean() - low * error, values.mean() - high * error)
+    )
     widest = np.quantile(np.abs(ts), 0.95, method="inverted_cdf") * error
-    assert statistics.mean_interval(values, symmetric=True)[1:3] == pytest.approx((values.mean() - widest, values.mean() + widest))
+    assert statistics.mean_interval(values, symmetric=True)[1:3] == pytest.approx(
+        (values.mean() - widest, values.mean() + widest)
+    )
 
 
 def test_interval_agrees_with_students_where_student_is_right():
@@ -146,7 +150,9 @@ def test_interval_of_a_difference_covers_the_truth(shift):
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.3])
 def test_crossed_interval_covers_the_truth_under_training_noise(noise):
-    """Three seeds, each of which shifts all patients: the interval over patients alone is right only without that noise."""
+    """Three seeds, each of which shifts all patients: the interval over patients alone is right only without that
+    noise.
+    """
     rng = np.random.default_rng(7)
 
     def run(z):

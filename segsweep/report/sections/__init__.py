@@ -1,6 +1,7 @@
 """The sections of the report, in the order in which a person asks.
 
-To add one, write a function `(Findings) -> Section | None` in a file of this folder and put it in SECTIONS; None leaves it out.
+To add one, write a function `(Findings) -> Section | None` in a file of this folder and put it in SECTIONS; None leaves
+it out.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,7 @@ from segsweep.report.comparison import show
 from segsweep.report.content import Block, Cell, Section, Table, joined, number, plural
 from segsweep.report.contrasts import Contrast
 from segsweep.report.findings import DONE, Findings, p_value, ranged, shared
-from segsweep.report.statistics import FEWEST, FEWEST_REPEATS, nanmean
+from segsweep.report.statistics import FEWEST, FEWEST_REPEATS, LEVEL, nanmean
 
 FOREST_ROWS = 20
 
@@ -17,7 +17,11 @@ FOREST_ROWS = 20
 def summary(found: Findings) -> Section:
     """Sentences, each no stronger than its test."""
     if not found.rows:
-        return Section("summary", "In short", ["No run has finished, so there is nothing to compare yet. What happened instead is below."])
+        return Section(
+            "summary",
+            "In short",
+            ["No run has finished, so there is nothing to compare yet. What happened instead is below."],
+        )
     sentences = [_scope(found), *_leaders(found), *_contrasts(found), *_cautions(found)]
     return Section("summary", "In short", [sentences])
 
@@ -26,9 +30,17 @@ def _scope(found: Findings) -> str:
     runs = sum(len(row.runs) for row in found.rows)
     tested = sorted({found.comparison.tested(i) for i in range(len(found.rows))})
     patients = plural(tested[0], "test patient") if len(tested) == 1 else f"{tested[0]} to {tested[-1]} test patients"
-    text = f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, each tested on {patients} of {joined(sorted({found.data(i).split()[0] for i in range(len(found.rows))}))}."
+    text = (
+        f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, each tested on {patients} of"
+        f" {joined(sorted({found.data(i).split()[0] for i in range(len(found.rows))}))}."
+    )
     lacking = sum(job.status not in DONE for job in found.record.jobs)
-    return text + (f" **{plural(lacking, 'job')} did not finish** and {'is' if lacking == 1 else 'are'} listed under What is missing." if lacking else "")
+    return text + (
+        f" **{plural(lacking, 'job')} did not finish** and {'is' if lacking == 1 else 'are'} listed under What is"
+        " missing."
+        if lacking
+        else ""
+    )
 
 
 def _leaders(found: Findings) -> list[str]:
@@ -40,17 +52,30 @@ def _leaders(found: Findings) -> list[str]:
         if not best.tied:
             text += f", and scores higher than {others} (same patients, Holm, 5 %)."
             if not best.repeats:
-                text += f" This speaks of the networks as trained here: with fewer than {FEWEST_REPEATS} common seeds, luck in training is not part of the test."
+                text += (
+                    f" This speaks of the networks as trained here: with fewer than {FEWEST_REPEATS} common seeds, luck"
+                    " in training is not part of the test."
+                )
         elif len(best.tied) == best.rivals:
             text += f", but **cannot be told from {others.replace('each', 'any')}** (same patients, Holm, 5 %)."
         else:
-            named = [found.title(i) for i in best.tied[:3]] + ([f"{len(best.tied) - 3} more"] if len(best.tied) > 3 else [])
-            text += f", but **cannot be told from {joined(named)}** (of {best.rivals} others; same patients, Holm, 5 %)."
+            named = [found.title(i) for i in best.tied[:3]] + (
+                [f"{len(best.tied) - 3} more"] if len(best.tied) > 3 else []
+            )
+            text += (
+                f", but **cannot be told from {joined(named)}** (of {best.rivals} others; same patients, Holm, 5 %)."
+            )
         sentences.append(text)
     if len(found.rows) == 1:
-        sentences.append(f"**{found.title(0)}**: mean Dice {ranged(found.dice[0], float(found.means[0]))}. One row alone compares with nothing.")
+        sentences.append(
+            f"**{found.title(0)}**: mean Dice {ranged(found.dice[0], float(found.means[0]))}. One row alone compares"
+            " with nothing."
+        )
     if all(interval is None for interval in found.dice):
-        sentences.append(f"Fewer than {FEWEST} patients with a defined Dice: no interval and no test can be given, the figures only describe.")
+        sentences.append(
+            f"Fewer than {FEWEST} patients with a defined Dice: no interval and no test can be given, the figures only"
+            " describe."
+        )
     return sentences
 
 
@@ -72,9 +97,14 @@ def _contrasts(found: Findings, most: int = 6) -> list[str]:
         sentences.append(f"{len(strong) - most} more differences are in the table of contrasts.")
     weak = [c for c in contrasts if c.verdict == "none"]
     if weak:
-        named = [f"{found.setting(c.factor, c.b)} against {found.setting(c.factor, c.a)} ({signed(c)})" for c in weak[:3]]
+        named = [
+            f"{found.setting(c.factor, c.b)} against {found.setting(c.factor, c.a)} ({signed(c)})" for c in weak[:3]
+        ]
         more = f", and {len(weak) - 3} more" if len(weak) > 3 else ""
-        sentences.append(f"**No difference is shown** for {joined(named)}{more}. That is no proof of equality: any difference inside the interval remains possible.")
+        sentences.append(
+            f"**No difference is shown** for {joined(named)}{more}. That is no proof of equality: any difference inside"
+            " the interval remains possible."
+        )
     return sentences
 
 
@@ -88,53 +118,88 @@ def claim(found: Findings, c: Contrast) -> str:
     size = f"{abs(c.mean):.3f} [{sizes[0]:.3f}, {sizes[1]:.3f}]"
     rests = f"{plural(len(c.pairs), 'matched pair')}, {plural(c.patients, 'patient')}, p {p_text(c.p_holm)} after Holm"
     if c.range[0] < 0 < c.range[1]:
-        rests += f"; pair by pair from {c.range[0]:+.3f} to {c.range[1]:+.3f}, of both signs: it may depend on the other settings"
+        rests += (
+            f"; pair by pair from {c.range[0]:+.3f} to {c.range[1]:+.3f}, of both signs: it may depend on the other"
+            " settings"
+        )
     if c.verdict == "shown":
         over = "seeds" if c.repeats == "seeds" else "matched pairs"
-        return f"{names}: Dice higher by {size}{on_average} ({rests}); the difference holds over {over} as well as patients."
+        return (
+            f"{names}: Dice higher by {size}{on_average} ({rests}); the difference holds over {over} as well as"
+            " patients."
+        )
     if c.verdict == "chance":
-        return f"{names}: Dice higher by {size}{on_average} on these patients ({rests}), but **no more than {c.repeats} differ among themselves**: not shown for newly trained networks."
-    return f"{names}: the networks as trained differ in Dice by {size}{on_average} ({rests}); with {plural(c.seeds, 'seed')} it stays open whether training again would agree."
+        return (
+            f"{names}: Dice higher by {size}{on_average} on these patients ({rests}), but **no more than {c.repeats}"
+            " differ among themselves**: not shown for newly trained networks."
+        )
+    return (
+        f"{names}: the networks as trained differ in Dice by {size}{on_average} ({rests}); with"
+        f" {plural(c.seeds, 'seed')} it stays open whether training again would agree."
+    )
 
 
 def _cautions(found: Findings) -> list[str]:
     sentences = []
+    contrasts = found.analysis.contrasts
+    patients = max((c.patients for c in contrasts), default=FEWEST)
+    least = 2 * 0.5**patients * len(contrasts)
+    if least >= LEVEL:
+        sentences.append(
+            f"**{plural(patients, 'shared patient')} cannot show a difference**: over"
+            f" {plural(len(contrasts), 'contrast')} the test gives no p below {min(least, 1):.2f}, whatever the scores."
+        )
     if found.analysis.unsettled:
         first = found.analysis.confounded[0]
         sentences.append(
-            f"{plural(found.analysis.unsettled, 'comparison')} of settings {'is' if found.analysis.unsettled == 1 else 'are'} **confounded**: for one, "
-            f"{found.title(first.a)} against {found.title(first.b)} differs in {joined(first.differs)}, not attributable. The runs that would settle them are listed."
+            f"{plural(found.analysis.unsettled, 'comparison')} of settings"
+            f" {'is' if found.analysis.unsettled == 1 else 'are'} **confounded**: for one, {found.title(first.a)}"
+            f" against {found.title(first.b)} differs in {joined(first.differs)}, not attributable. The runs that would"
+            " settle them are listed."
         )
     few = [row for row in found.rows if len(row.seeds) < FEWEST_REPEATS]
     if few:
         which = "Every row rests" if len(few) == len(found.rows) else f"{len(few)} of {len(found.rows)} rows rest"
         seeds = sorted({len(row.seeds) for row in few})
-        sentences.append(f"{which} on {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}: how far training again would move the figures is not measured.")
+        sentences.append(
+            f"{which} on {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}: how far training again would move"
+            " the figures is not measured."
+        )
     if any(row.leaks for row in found.rows):
         leak = next((c for c in found.analysis.contrasts if c.factor == "split"), None)
         effect = f" Measured on the same patients, {leak.b} scores {signed(leak)} above {leak.a}." if leak else ""
         leaking = sum(row.leaks for row in found.rows)
         verb = "was split by slice and leaks" if leaking == 1 else "were split by slice and leak"
-        sentences.append(f"**{plural(leaking, 'row')} {verb}**: neighbours of test slices were trained on, so their scores say little of new patients.{effect}")
+        sentences.append(
+            f"**{plural(leaking, 'row')} {verb}**: neighbours of test slices were trained on, so their scores say"
+            f" little of new patients.{effect}"
+        )
     accuracy = np.array([row.metric("test/accuracy") for row in found.rows])
     nothing = _accuracy_of_nothing(found)
     if nothing is not None and not np.isnan(accuracy).all():
         sentences.append(
-            f"Pixel accuracy lies between {np.nanmin(accuracy):.4f} and {np.nanmax(accuracy):.4f} while mean Dice lies between {np.nanmin(found.means):.3f} and "
-            f"{np.nanmax(found.means):.3f}; predicting no tumour anywhere would have an accuracy of {nothing:.4f} and a Dice of 0 on every patient with a tumour."
+            f"Pixel accuracy lies between {np.nanmin(accuracy):.4f} and {np.nanmax(accuracy):.4f} while mean Dice lies"
+            f" between {np.nanmin(found.means):.3f} and {np.nanmax(found.means):.3f}; predicting no tumour anywhere"
+            f" would have an accuracy of {nothing:.4f} and a Dice of 0 on every patient with a tumour."
         )
     return sentences
 
 
 def _accuracy_of_nothing(found: Findings) -> float | None:
-    patients = {(i, p): values for i, row in enumerate(found.rows[:1]) for run in row.runs for p, values in run.patients.items()}
+    patients = {
+        (i, p): values for i, row in enumerate(found.rows[:1]) for run in row.runs for p, values in run.patients.items()
+    }
     truth = sum(v.get("truth_pixels", np.nan) for v in patients.values())
     pixels = sum(v.get(k, np.nan) for v in patients.values() for k in ("tp", "fp", "fn", "tn"))
     return float(1 - truth / pixels) if patients and pixels > 0 and truth == truth else None
 
 
 def signed(c: Contrast) -> str:
-    return f"{c.mean:+.3f} [{c.interval.low:+.3f}, {c.interval.high:+.3f}]" if c.interval else f"{c.mean:+.3f}, no interval"
+    return (
+        f"{c.mean:+.3f} [{c.interval.low:+.3f}, {c.interval.high:+.3f}]"
+        if c.interval
+        else f"{c.mean:+.3f}, no interval"
+    )
 
 
 def p_text(p: float) -> str:
@@ -156,13 +221,24 @@ def missing(found: Findings) -> Section | None:
             ]
             for job in lost
         ]
-        blocks.append(Table(f"Jobs without a finished run: {counts}. They take no part in any figure below.", ["job", "status", "settings", "error"], rows))
+        blocks.append(
+            Table(
+                f"Jobs without a finished run: {counts}. They take no part in any figure below.",
+                ["job", "status", "settings", "error"],
+                rows,
+            )
+        )
     repeats = {(run.seed, run.fold) for row in found.rows for run in row.runs}
     most = max((len(row.runs) for row in found.rows), default=0)
-    uneven = [found.title(i) + f" ({len(row.runs)} of {most})" for i, row in enumerate(found.rows) if len(row.runs) < most]
+    uneven = [
+        found.title(i) + f" ({len(row.runs)} of {most})" for i, row in enumerate(found.rows) if len(row.runs) < most
+    ]
     if uneven and len(repeats) > 1:
         more = f" and {len(uneven) - 12} more" if len(uneven) > 12 else ""
-        blocks.append(f"Fewer repeats than the rest: {', '.join(uneven[:12])}{more}. Comparisons use the seeds and patients that both sides have.")
+        blocks.append(
+            f"Fewer repeats than the rest: {', '.join(uneven[:12])}{more}. Comparisons use the seeds and patients that"
+            " both sides have."
+        )
     if found.record.problems:
         blocks += ["Damaged or missing files, left out:", found.record.problems[:50]]
     return Section("missing", "What is missing", blocks) if blocks else None
@@ -180,12 +256,18 @@ def hyperparameters(found: Findings) -> Section | None:
         for name in names:
             value = row.factors.get(name)
             plain = isinstance(value, int | float) and not isinstance(value, bool)
-            cells.append(Cell("–", "") if name not in row.factors else number(value, "g") if plain else show(value))  # type: ignore[arg-type]
+            cells.append(Cell("–", "") if name not in row.factors else number(value, "g") if plain else show(value))
         if repeated:
-            cells.append(", ".join(map(str, row.seeds)) + (f"; folds {', '.join(map(str, row.folds))}" if row.folds else ""))
+            cells.append(
+                ", ".join(map(str, row.seeds)) + (f"; folds {', '.join(map(str, row.folds))}" if row.folds else "")
+            )
         rows.append(cells)
     caption = f"Hyperparameters. All rows share {shared(same)}." if same else "Hyperparameters."
-    return Section("hyperparameters", "What was compared", [Table(caption, ["row", *names, *(["seeds"] if repeated else [])], rows)])
+    return Section(
+        "hyperparameters",
+        "What was compared",
+        [Table(caption, ["row", *names, *(["seeds"] if repeated else [])], rows)],
+    )
 
 
 def results(found: Findings) -> Section | None:
@@ -198,7 +280,19 @@ def results(found: Findings) -> Section | None:
         for best in bests:
             if len(best.tied) < best.rivals:
                 marks[metric] |= dict.fromkeys([best.row, *best.tied], "tied" if best.tied else "best")
-    head = ["row", "Dice", "SD of seeds", "IoU", "HD95 (px)", "missed", "train loss", "train accuracy", "test loss", "test accuracy", "training time (s)"]
+    head = [
+        "row",
+        "Dice",
+        "SD of seeds",
+        "IoU",
+        "HD95 (px)",
+        "missed",
+        "train loss",
+        "train accuracy",
+        "test loss",
+        "test accuracy",
+        "training time (s)",
+    ]
     head += ["parameters", "GFLOPs", "images/s", "peak memory (MiB)"]
     rows: list[list[Cell | str]] = []
     for i, row in enumerate(found.rows):
@@ -208,12 +302,27 @@ def results(found: Findings) -> Section | None:
         cells: list[Cell | str] = [Cell(found.title(i), i), dice, number(spread)]
         for metric, spec in (("iou", ".3f"), ("hd95", ".1f")):
             mean = comparison.mean(i, metric)
-            cells.append(Cell(ranged(comparison.interval(i, metric), mean, spec), mean if mean == mean else "", marks[metric].get(i, "")))
+            cells.append(
+                Cell(
+                    ranged(comparison.interval(i, metric), mean, spec),
+                    mean if mean == mean else "",
+                    marks[metric].get(i, ""),
+                )
+            )
         lost = sum(run.metrics.get("test/missed") or 0 for run in row.runs) / max(len(row.seeds), 1)
         cells.append(number(lost, "g" if lost == int(lost) else ".1f"))
-        cells += [number(row.metric(name), ".4f") for name in ("train/loss", "train/accuracy", "test/loss", "test/accuracy")]
-        cells += [number(row.metric("training_seconds"), ",.1f"), number(row.metric("parameters"), ",.0f"), number(row.metric("gflops"), ".3g")]
-        cells += [number(row.metric("images_per_second"), ",.0f"), number(row.metric("peak_memory_bytes") / 2**20, ",.0f")]
+        cells += [
+            number(row.metric(name), ".4f") for name in ("train/loss", "train/accuracy", "test/loss", "test/accuracy")
+        ]
+        cells += [
+            number(row.metric("training_seconds"), ",.1f"),
+            number(row.metric("parameters"), ",.0f"),
+            number(row.metric("gflops"), ".3g"),
+        ]
+        cells += [
+            number(row.metric("images_per_second"), ",.0f"),
+            number(row.metric("peak_memory_bytes") / 2**20, ",.0f"),
+        ]
         rows.append(cells)
     notes = {
         "Dice": "mean over the test patients with its 95 % interval; repeats pooled so that a patient counts once",
@@ -221,13 +330,17 @@ def results(found: Findings) -> Section | None:
         "missed": "patients with a tumour and none predicted, a mean over the seeds",
         "HD95 (px)": "95th percentile of the surface distance; a missed tumour counts as the volume's diagonal",
     }
-    table = Table("Training statistics, and per-patient scores with 95 % intervals. " + _legend(found), head, rows, notes)
+    table = Table(
+        "Training statistics, and per-patient scores with 95 % intervals. " + _legend(found), head, rows, notes
+    )
     shown = list(range(min(len(found.rows), FOREST_ROWS)))
     words = "; ".join(f"{found.title(i)}: {ranged(found.dice[i], float(found.means[i]))}" for i in shown[:8])
     plot = figures.forest(
         "dice",
         f"Mean Dice with its 95 % interval by row. {words}{'; and more, as in the table' if len(shown) > 8 else ''}.",
-        f"Mean Dice and 95 % interval{f', the best {FOREST_ROWS} rows of {len(found.rows)}' if len(found.rows) > FOREST_ROWS else ''}; each tick is a patient.",
+        "Mean Dice and 95 %"
+        f" interval{f', the best {FOREST_ROWS} rows of {len(found.rows)}' if len(found.rows) > FOREST_ROWS else ''};"
+        " each tick is a patient.",
         [found.title(i) for i in shown],
         [[found.dice[i]] for i in shown],
         points=[comparison.by_patient(i) for i in shown],
@@ -237,8 +350,9 @@ def results(found: Findings) -> Section | None:
 
 def _legend(found: Findings) -> str:
     return (
-        "★ marks a value that is better than all others of its kind by a paired test (Holm, 5 %), ≈ those that cannot be told from the best; "
-        "no mark, no claim. Loss, accuracy, time and memory carry no interval and are not marked."
+        "★ marks a value that is better than all others of its kind by a paired test (Holm, 5 %), ≈ those that cannot"
+        " be told from the best; no mark, no claim. Loss, accuracy, time and memory carry no interval and are not"
+        " marked."
     )
 
 
@@ -247,10 +361,16 @@ def _remarks(found: Findings) -> list[str]:
     if len({row.factors.get("loss") for row in found.rows}) > 1:
         remarks.append("Rows with different losses cannot be compared by their loss: each is on a scale of its own.")
     if found.arenas > 1:
-        remarks.append("Rows were not all tested on the same data under the same kind of split. Values are marked only among those that were.")
+        remarks.append(
+            "Rows were not all tested on the same data under the same kind of split. Values are marked only among those"
+            " that were."
+        )
     if len(found.devices) > 1:
         remarks.append(f"Times are from different devices ({joined(found.devices)}) and do not compare.")
     undefined = sum(run.metrics.get("test/undefined") or 0 for row in found.rows for run in row.runs)
     if undefined:
-        remarks.append(f"{undefined:g} times a patient had neither tumour nor prediction: Dice is undefined there and left out of the means.")
+        remarks.append(
+            f"{undefined:g} times a patient had neither tumour nor prediction: Dice is undefined there and left out of"
+            " the means."
+        )
     return remarks

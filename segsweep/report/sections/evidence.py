@@ -1,4 +1,6 @@
-"""The sections that weigh: is a difference real, what stays open, how far do seeds and patients spread, what does a better Dice cost."""
+"""The sections that weigh: is a difference real, what stays open, how far do seeds and patients spread, what does a
+better Dice cost.
+"""
 
 import numpy as np
 
@@ -23,9 +25,15 @@ def contrasts(found: Findings) -> Section | None:
     if len(found.rows) < 2:
         return None
     if not analysis.contrasts:
-        text = "No two rows with patients in common differ in exactly one factor, so no difference can be put down to a setting."
+        text = (
+            "No two rows with patients in common differ in exactly one factor, so no difference can be put down to a"
+            " setting."
+        )
         if analysis.continuous:
-            text = f"No settings can be compared in pairs: {joined(analysis.continuous)} took too many values, and no two rows differ in just one other factor."
+            text = (
+                f"No settings can be compared in pairs: {joined(analysis.continuous)} took too many values, and no two"
+                " rows differ in just one other factor."
+            )
         return Section("contrasts", "Is the difference real?", [text])
     shown = analysis.contrasts
     if len(shown) > MOST_CONTRASTS:
@@ -42,40 +50,81 @@ def contrasts(found: Findings) -> Section | None:
             Cell(p_value(c.p), c.p),
             Cell(p_value(c.p_holm), c.p_holm),
             Cell(p_value(c.signed_rank), c.signed_rank if c.signed_rank == c.signed_rank else ""),
-            Cell(f"[{c.over_repeats.low:+.3f}, {c.over_repeats.high:+.3f}] ({c.repeats})", c.over_repeats.mean) if c.over_repeats else Cell("–", ""),
+            (
+                Cell(f"[{c.over_repeats.low:+.3f}, {c.over_repeats.high:+.3f}] ({c.repeats})", c.over_repeats.mean)
+                if c.over_repeats
+                else Cell("–", "")
+            ),
             Cell(p_value(c.p_repeats_holm), c.p_repeats_holm if c.over_repeats else ""),
             Cell(VERDICTS[c.verdict], c.verdict, "best" if c.verdict == "shown" else ""),
         ]
         for c in shown
     ]
     notes = {
-        "difference in Dice": "mean over patients of the paired difference, averaged over matched pairs and common seeds; 95 % interval over patients",
-        "pair by pair": "lowest and highest mean difference of the matched pairs; of both signs: what the factor does may depend on the other settings",
+        "difference in Dice": (
+            "mean over patients of the paired difference, averaged over matched pairs and common seeds; 95 % interval"
+            " over patients"
+        ),
+        "pair by pair": (
+            "lowest and highest mean difference of the matched pairs; of both signs: what the factor does may depend on"
+            " the other settings"
+        ),
         "p": "sign-flip permutation test of that mean",
-        "p Holm": f"corrected over all {len(analysis.contrasts)} contrasts of this report",
+        "p Holm": f"corrected over the {plural(len(analysis.contrasts), 'contrast')} of this report",
         "p Wilcoxon": "signed-rank test of the same differences, not corrected",
-        "over repeats": "95 % interval when seeds (or else matched pairs) are as random as patients, from the pairs with the most seeds",
+        "over repeats": (
+            "95 % interval when seeds (or else matched pairs) are as random as patients, from the pairs with the most"
+            " seeds"
+        ),
         "p repeats": "test that goes with it, Holm-corrected",
     }
-    head = ["factor", "contrast", "difference in Dice", "pairs", "pair by pair", "patients", "seeds", "p", "p Holm", "p Wilcoxon", "over repeats", "p repeats", "verdict"]
-    limit = f" The {MOST_CONTRASTS} with the smallest p of {len(analysis.contrasts)}." if len(shown) < len(analysis.contrasts) else ""
+    head = [
+        "factor",
+        "contrast",
+        "difference in Dice",
+        "pairs",
+        "pair by pair",
+        "patients",
+        "seeds",
+        "p",
+        "p Holm",
+        "p Wilcoxon",
+        "over repeats",
+        "p repeats",
+        "verdict",
+    ]
+    limit = (
+        f" The {MOST_CONTRASTS} with the smallest p of {len(analysis.contrasts)}."
+        if len(shown) < len(analysis.contrasts)
+        else ""
+    )
     drawn = shown[:20]
     words = "; ".join(f"{c.factor}, {c.b} minus {c.a}: {signed(c)}, {VERDICTS[c.verdict]}" for c in drawn[:8])
     plot = figures.forest(
         "contrasts",
         f"Differences in Dice by contrast. {words}{'; and more, as in the table' if len(drawn) > 8 else ''}.",
-        "Difference in mean Dice: blue over patients, thin orange over patients and repeats. An interval across zero shows no difference.",
+        "Difference in mean Dice: blue over patients, thin orange over patients and repeats. An interval across zero"
+        " shows no difference.",
         [f"{c.factor}: {c.b} − {c.a}" for c in drawn],
         [[c.interval, c.over_repeats] for c in drawn],
         zero=True,
         xlabel="difference in Dice",
     )
-    text = "Each contrast takes all pairs of rows that differ in that one factor, and compares them on the same patients at the same seeds."
+    text = (
+        "Each contrast takes all pairs of rows that differ in that one factor, and compares them on the same patients"
+        " at the same seeds."
+    )
     blocks: list[Block] = [text, Table(f"Contrasts by factor.{limit}", head, rows, notes), [plot], _pairs(found)]
     if any(c.factor.split(".")[0] == "split" for c in shown):
-        blocks.append("A contrast of splits compares the same patients, but not the same slices of them, nor the same training patients.")
+        blocks.append(
+            "A contrast of splits compares the same patients, but not the same slices of them, nor the same training"
+            " patients."
+        )
     if analysis.unpaired:
-        blocks.append(f"{plural(analysis.unpaired, 'pair')} of rows differ in one factor but share no test patient at a common seed, and are not compared.")
+        blocks.append(
+            f"{plural(analysis.unpaired, 'pair')} of rows differ in one factor but share no test patient at a common"
+            " seed, and are not compared."
+        )
     return Section("contrasts", "Is the difference real?", blocks)
 
 
@@ -87,9 +136,22 @@ def _pairs(found: Findings) -> Table:
         mean = float(nanmean(pair.values))
         patients = int((~np.isnan(pair.values)).sum())
         names = [found.title(pair.b), found.title(pair.a)]
-        rows.append([c.factor, *names, Cell(ranged(interval, mean, "+.3f"), mean), number(patients, "d"), number(pair.seeds, "d")])
+        rows.append(
+            [
+                c.factor,
+                *names,
+                Cell(ranged(interval, mean, "+.3f"), mean),
+                number(patients, "d"),
+                number(pair.seeds, "d"),
+            ]
+        )
     limit = f" The first {MOST_PAIRS} of {len(pairs)}." if len(pairs) > MOST_PAIRS else ""
-    return Table(f"Each matched pair.{limit}", ["factor", "row", "minus row", "difference in Dice", "patients", "seeds"], rows, folded=True)
+    return Table(
+        f"Each matched pair.{limit}",
+        ["factor", "row", "minus row", "difference in Dice", "patients", "seeds"],
+        rows,
+        folded=True,
+    )
 
 
 def confounded(found: Findings) -> Section | None:
@@ -99,7 +161,10 @@ def confounded(found: Findings) -> Section | None:
         return None
     blocks: list[Block] = []
     for pair in analysis.confounded:
-        blocks.append(f"{found.title(pair.a)} against {found.title(pair.b)}: **differs in {joined(pair.differs)}: not attributable.**")
+        blocks.append(
+            f"{found.title(pair.a)} against {found.title(pair.b)}: **differs in {joined(pair.differs)}: not"
+            " attributable.**"
+        )
         if pair.command:
             blocks += [f"Against {found.title(pair.a)}, this run would settle {pair.factor}:", Code(pair.command)]
         else:
@@ -107,7 +172,10 @@ def confounded(found: Findings) -> Section | None:
     if analysis.unsettled > len(analysis.confounded):
         blocks.append(f"{analysis.unsettled - len(analysis.confounded)} more such comparisons are not listed.")
     if analysis.continuous:
-        blocks.append(f"{joined(analysis.continuous)} took too many values to compare in pairs; see the importance of the factors.")
+        blocks.append(
+            f"{joined(analysis.continuous)} took too many values to compare in pairs; see the importance of the"
+            " factors."
+        )
     return Section("confounded", "What these runs cannot settle", blocks)
 
 
@@ -134,14 +202,30 @@ def repeats(found: Findings) -> Section | None:
             ]
         )
     few = [row for row in found.rows if len(row.seeds) < FEWEST_REPEATS]
-    text = "Two kinds of chance: which patients were tested, and how training happened to go. An interval over patients says nothing of the second."
+    text = (
+        "Two kinds of chance: which patients were tested, and how training happened to go. An interval over patients"
+        " says nothing of the second."
+    )
     if few:
         text += (
-            f" **{len(few)} of {len(found.rows)} rows have fewer than {FEWEST_REPEATS} seeds.** Left open there: whether training once more, with another"
-            " initialisation and order of batches, would keep the ranking. A difference between two such rows is a difference between two trained networks."
+            f" **{len(few)} of {len(found.rows)} rows have fewer than {FEWEST_REPEATS} seeds.** Left open there:"
+            " whether training once more, with another initialisation and order of batches, would keep the ranking. A"
+            " difference between two such rows is a difference between two trained networks."
         )
-    head = ["row", "seeds", "mean Dice by seed", "SD of seeds", "patients", "SD of patients", "standard error of the mean"]
-    return Section("repeats", "Seeds and patients", [text, Table("Spread of the mean Dice over seeds, and of the Dice over patients.", head, rows)])
+    head = [
+        "row",
+        "seeds",
+        "mean Dice by seed",
+        "SD of seeds",
+        "patients",
+        "SD of patients",
+        "standard error of the mean",
+    ]
+    return Section(
+        "repeats",
+        "Seeds and patients",
+        [text, Table("Spread of the mean Dice over seeds, and of the Dice over patients.", head, rows)],
+    )
 
 
 def tradeoffs(found: Findings) -> Section | None:
@@ -165,7 +249,10 @@ def tradeoffs(found: Findings) -> Section | None:
             fronts.append(f"By {what}, cheapest first: {joined(names)}.")
     if not panels:
         return None
-    text = "Rows on the Pareto front: no other row has a higher mean Dice at the same or a lower cost. The front is of means, and as uncertain as they are."
+    text = (
+        "Rows on the Pareto front: no other row has a higher mean Dice at the same or a lower cost. The front is of"
+        " means, and as uncertain as they are."
+    )
     if any(row.leaks for row in found.rows):
         text += " Rows that leak are drawn, but kept from the front: their Dice is not comparable."
     return Section("tradeoffs", "What does a better Dice cost?", [text, fronts, panels])
@@ -178,20 +265,37 @@ def method(found: Findings) -> Section:
         "How the figures are made",
         [
             [
-                "Dice, IoU and HD95 are of a patient's whole volume; a mean is over patients. Truth and prediction both empty: undefined, left out and counted;"
-                " exactly one empty: 0, with HD95 the volume's diagonal. Accuracy is over all pixels.",
-                "Repeats are averaged within a patient first, and the folds of a cross-validation joined, so that each patient counts once.",
-                f"95 % intervals of means: studentised bootstrap over patients, equal-tailed for a mean, symmetric for a difference, 4000 seeded resamples; none"
-                f" below {FEWEST} patients, and none for medians. In simulations with 20 patients of skewed Dice they cover the truth in 93 to 97 % of cases; where"
-                " 5 to 10 % of the patients are missed outright, in about 90 %.",
-                "Paired test: sign-flip permutation of the mean difference (exact to 15 patients, else 20000 seeded flips), Holm's correction over all contrasts."
-                " Wilcoxon's signed-rank test is shown beside it.",
-                f"Over repeats: patients and seeds both random and crossed (Dorfman, Berbaum and Metz; Hillis), from {FEWEST_REPEATS} common seeds, or else matched"
-                " pairs, on.",
-                "A difference is called shown only if its interval leaves out zero and both tests are below 5 % after correction; without repeats it is said of the"
-                " trained networks alone.",
-                "The folds of a cross-validation share training patients, so an interval over their pooled patients is somewhat too narrow (Bengio and Grandvalet"
-                " 2004); no estimator mends that.",
+                (
+                    "Dice, IoU and HD95 are of a patient's whole volume; a mean is over patients. Truth and prediction"
+                    " both empty: undefined, left out and counted; exactly one empty: 0, with HD95 the volume's"
+                    " diagonal. Accuracy is over all pixels."
+                ),
+                (
+                    "Repeats are averaged within a patient first, and the folds of a cross-validation joined, so that"
+                    " each patient counts once."
+                ),
+                (
+                    "95 % intervals of means: studentised bootstrap over patients, equal-tailed for a mean, symmetric"
+                    f" for a difference, 4000 seeded resamples; none below {FEWEST} patients, and none for medians. In"
+                    " simulations with 20 patients of skewed Dice they cover the truth in 93 to 97 % of cases; where 5"
+                    " to 10 % of the patients are missed outright, in about 90 %."
+                ),
+                (
+                    "Paired test: sign-flip permutation of the mean difference (exact to 15 patients, else 20000 seeded"
+                    " flips), Holm's correction over all contrasts. Wilcoxon's signed-rank test is shown beside it."
+                ),
+                (
+                    "Over repeats: patients and seeds both random and crossed (Dorfman, Berbaum and Metz; Hillis),"
+                    f" from {FEWEST_REPEATS} common seeds, or else matched pairs, on."
+                ),
+                (
+                    "A difference is called shown only if its interval leaves out zero and both tests are below 5 %"
+                    " after correction; without repeats it is said of the trained networks alone."
+                ),
+                (
+                    "The folds of a cross-validation share training patients, so an interval over their pooled patients"
+                    " is somewhat too narrow (Bengio and Grandvalet 2004); no estimator mends that."
+                ),
             ]
         ],
     )

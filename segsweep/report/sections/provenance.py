@@ -21,9 +21,15 @@ def provenance(found: Findings) -> Section | None:
     different = [name for name in facts[0] if name not in same]
     rows: list[list[Cell | str]] = []
     for (i, run), fact in zip(runs[:MOST], facts, strict=False):
-        title = found.title(i) + (f", seed {run.seed}" if len(found.rows[i].seeds) > 1 else "") + (f", fold {run.fold}" if run.fold is not None else "")
+        title = (
+            found.title(i)
+            + (f", seed {run.seed}" if len(found.rows[i].seeds) > 1 else "")
+            + (f", fold {run.fold}" if run.fold is not None else "")
+        )
         rows.append([Cell(title, i), *(fact[name] for name in different), f"`{run.command}`"])
-    caption = "The command that makes each run again." + (" All runs share " + ", ".join(f"{k}: {v}" for k, v in same.items()) + "." if same else "")
+    caption = "The command that makes each run again." + (
+        " All runs share " + ", ".join(f"{k}: {v}" for k, v in same.items()) + "." if same else ""
+    )
     caption += f" The first {MOST} of {len(runs)}; runs.csv has them all." if len(runs) > MOST else ""
     blocks: list[Block] = [_leaks(found), Table(caption, ["row", *different, "command"], rows, folded=len(rows) > 30)]
     return Section("provenance", "Where it comes from", blocks)
@@ -39,7 +45,10 @@ def _facts(run: Run) -> dict[str, str]:
         "device": str(info.get("device") or "not recorded"),
         "precision": str(info.get("precision") or "not recorded"),
         "commit": str(info.get("commit") or "none"),
-        "data": f"{data.get('name', '?')}, manifest {digest(run, 'data')[:12] or '?'}, {data.get('patients', '?')} patients, {data.get('slices', '?')} slices",
+        "data": (
+            f"{data.get('name', '?')}, manifest {digest(run, 'data')[:12] or '?'}, {data.get('patients', '?')}"
+            f" patients, {data.get('slices', '?')} slices"
+        ),
         "split": f"{split.get('kind', '?')} {digest(run, 'split')[:12] or '?'}, slices train/val/test {parts}",
         "leaks": "yes: by slice" if run.leaks else "no",
         "evaluated on": run.evaluated_on,
@@ -50,9 +59,17 @@ def _leaks(found: Findings) -> str:
     leaking = [found.title(i) for i, row in enumerate(found.rows) if row.leaks]
     if not leaking:
         return "No split leaks: no patient is in two parts."
-    text = f"**Leaks:** {joined(leaking[:12])}{f' and {len(leaking) - 12} more' if len(leaking) > 12 else ''}. Their slices were dealt out singly, so that a"
+    text = (
+        f"**Leaks:** {joined(leaking[:12])}{f' and {len(leaking) - 12} more' if len(leaking) > 12 else ''}. Their"
+        " slices were dealt out singly, so that a"
+    )
     text += " patient's neighbouring slices lie in training and test."
     effects = [c for c in found.analysis.contrasts if c.factor == "split"]
     for c in effects:
         text += f" Measured: {c.b} minus {c.a}, Dice {signed(c)} on the same {c.patients} patients, all else equal."
-    return text if effects else text + " No run with the same settings and a split by patient is among these, so the effect is not measured here."
+    return (
+        text
+        if effects
+        else text
+        + " No run with the same settings and a split by patient is among these, so the effect is not measured here."
+    )

@@ -1,14 +1,20 @@
-"""The sections that show: curves, overlays, overfitting, convergence, the learning rate, and which settings mattered."""
+"""The sections that show: curves, overlays, overfitting, convergence, learning rate, and which settings mattered."""
 
 import numpy as np
 
 from segsweep.report import figures
 from segsweep.report.comparison import Configuration
 from segsweep.report.content import Block, Cell, Figure, Section, Table, joined, number, plural
-from segsweep.report.findings import Findings, ranged
+from segsweep.report.findings import Findings
+from segsweep.report.records import Run
 from segsweep.report.statistics import LEVEL, holm, nanmean, sign_flip
 
-EACH, COLOURED, DRAWN, OVERLAID = 8, len(figures.COLOURS), 100, 12  # rows with curves of their own; coloured, drawn at all in the joint panels; with overlays
+EACH, COLOURED, DRAWN, OVERLAID = (
+    8,
+    len(figures.COLOURS),
+    100,
+    12,
+)  # rows with curves of their own; coloured, drawn at all in the joint panels; with overlays
 PANELS = (("loss", "loss"), ("accuracy", "pixel accuracy"), ("dice", "Dice"))
 
 
@@ -24,15 +30,33 @@ def curves(found: Findings) -> Section | None:
     for metric, title in PANELS:
         joint = [("", row.curves(f"{row.runs[0].evaluated_on}/{metric}"), figures.GREY, "-") for _, row in others]
         joint += [
-            (f"row {i + 1}", row.curves(f"{row.runs[0].evaluated_on}/{metric}"), figures.COLOURS[k], "-") for k, (i, row) in enumerate(rows[:COLOURED])
+            (f"row {i + 1}", row.curves(f"{row.runs[0].evaluated_on}/{metric}"), figures.COLOURS[k], "-")
+            for k, (i, row) in enumerate(rows[:COLOURED])
         ]
         joint = [line for line in joint if line[1].size]
         words = _ends([(found.title(i), row, row.runs[0].evaluated_on) for i, row in rows[:COLOURED]], metric)
-        together.append(figures.curves(f"all-{metric}", f"{title} on {part} against the epoch, all rows. {words}", f"{title}, {part}", f"{title} ({part})", joint))
+        together.append(
+            figures.curves(
+                f"all-{metric}",
+                f"{title} on {part} against the epoch, all rows. {words}",
+                f"{title}, {part}",
+                f"{title} ({part})",
+                joint,
+            )
+        )
     limit = f" The best {COLOURED} rows have a colour, the others are grey." if len(rows) > COLOURED else ""
     limit += f" {len(rows) - DRAWN} more are not drawn." if len(rows) > DRAWN else ""
-    blocks += [f"All rows together, on {part}.{limit} With repeats a line is their mean and its band runs from the lowest to the highest.", together]
-    blocks.append(f"Each row, training dashed and evaluation solid{f'; the best {EACH} of {len(rows)}' if len(rows) > EACH else ''}:")
+    blocks += [
+        (
+            f"All rows together, on {part}.{limit} With repeats a line is their mean and its band runs from the lowest"
+            " to the highest."
+        ),
+        together,
+    ]
+    blocks.append(
+        "Each row, training dashed and evaluation"
+        f" solid{f'; the best {EACH} of {len(rows)}' if len(rows) > EACH else ''}:"
+    )
     for i, row in rows[:EACH]:
         blocks += [f"**{found.title(i)}**", [_each(found, i, row, metric, title) for metric, title in PANELS]]
     return Section("curves", "How did they learn?", blocks)
@@ -40,7 +64,10 @@ def curves(found: Findings) -> Section | None:
 
 def _each(found: Findings, i: int, row: Configuration, metric: str, title: str) -> Figure:
     part = row.runs[0].evaluated_on
-    series = [("train", row.curves(f"train/{metric}"), figures.COLOURS[1], "--"), (part, row.curves(f"{part}/{metric}"), figures.COLOURS[0], "-")]
+    series = [
+        ("train", row.curves(f"train/{metric}"), figures.COLOURS[1], "--"),
+        (part, row.curves(f"{part}/{metric}"), figures.COLOURS[0], "-"),
+    ]
     series = [line for line in series if line[1].size]
     words = " ".join(_ends([(found.title(i), row, side)], metric, side) for side in ("train", part))
     alt = f"{title} of {found.title(i)} against the epoch. {words}"
@@ -58,39 +85,47 @@ def _ends(rows: list[tuple[str, Configuration, str]], metric: str, side: str = "
 
 
 def overlays(found: Findings) -> Section | None:
-    """Best, median and worst patient, the same for all rows."""
-    shown: dict[int, dict[str, dict[str, np.ndarray]]] = {}
+    """Best, median and worst patient, the same for all rows; of repeats, the first run's prediction."""
+    shown: dict[int, dict[str, tuple[Run, dict[str, np.ndarray]]]] = {}
+    common: set[str] = set()
     for i, row in enumerate(found.rows[: 4 * OVERLAID]):  # a few more than are shown, in case some have none
-        pictures = {patient: picture for run in row.runs for patient, picture in run.overlays.items()}
-        if pictures and len(shown) < OVERLAID:
-            shown[i] = pictures
-    if not shown:
-        return None
-    first = next(iter(shown))
-    same = [i for i in shown if shown[i].keys() & shown[first].keys() and found.data(i) == found.data(first)]
-    common = sorted(set.intersection(*(set(shown[i]) for i in same)))
-    index = {patient: k for k, (_, patient) in enumerate(found.comparison.patients)}
-    dice = {p: float(nanmean(np.array([found.comparison.by_patient(i)[index[p]] for i in same]))) for p in common if p in index}
-    ranked = sorted((p for p in dice if dice[p] == dice[p]), key=lambda p: dice[p], reverse=True)
+        kept = {
+            patient: (run, p)
+            for run in reversed(row.runs)
+            for patient, p in run.overlays.items()
+            if patient in run.patients
+        }
+        same = (common or set(kept)) & set(kept) if found.data(i) == found.data(next(iter(shown), i)) else set()
+        if len(same) >= min(3, len(common) or 1) and len(shown) < OVERLAID:
+            shown[i], common = kept, same
+    dice = {p: float(nanmean(np.array([kept[p][0].patients[p]["dice"] for kept in shown.values()]))) for p in common}
+    ranked = sorted((p for p in dice if dice[p] == dice[p]), key=lambda p: (-dice[p], p))
     if not ranked:
         return None
     blocks: list[Block] = [
-        "Each patient's slice with the largest tumour; truth dashed green, prediction solid orange. Best, median and worst by the mean Dice of the rows shown"
-        f" ({plural(len(ranked), 'patient')} in common)."
+        "Each patient's slice with the largest tumour; truth dashed green, prediction solid orange. Best, median and"
+        f" worst by the mean Dice of the rows shown ({plural(len(ranked), 'patient')} in common)."
     ]
-    if len(same) < len(found.rows):
-        blocks.append(f"Shown are {len(same)} of {len(found.rows)} rows: the best that kept overlays of these patients, at most {OVERLAID}.")
-    places = {0: "best", (len(ranked) - 1) // 2: "median", len(ranked) - 1: "worst"} if len(ranked) > 2 else dict(enumerate(["best", "worst"][: len(ranked)]))
+    if len(shown) < len(found.rows):
+        blocks.append(
+            f"Shown are {len(shown)} of {len(found.rows)} rows: the best that kept overlays of these patients, at most"
+            f" {OVERLAID}."
+        )
+    places = {0: "best", (len(ranked) - 1) // 2: "median", len(ranked) - 1: "worst"}
+    if len(ranked) < 3:
+        places = dict(enumerate(["best", "worst"][: len(ranked)]))
     for place, role in places.items():
         patient = ranked[place]
-        picture = shown[same[0]][patient]
+        picture = next(iter(shown.values()))[patient][1]
         alt = f"Slice {picture['slice']} of the {role} patient, {patient}, with the true tumour outlined"
         panel = [figures.overlay(f"overlay-{role}-truth", alt, "truth alone", picture["image"], picture["truth"], None)]
-        for i in same:
-            picture, score = shown[i][patient], found.comparison.by_patient(i)[index[patient]]
-            caption = f"{found.title(i)}: Dice {score:.3f}"
-            alt = f"The same slice of the {role} patient with truth and the prediction of {found.title(i)}; Dice of the whole volume {score:.3f}"
-            panel.append(figures.overlay(f"overlay-{role}-row{i + 1}", alt, caption, picture["image"], picture["truth"], picture["prediction"]))
+        for i, kept in shown.items():
+            run, picture = kept[patient]
+            title = found.title(i) + (f", seed {run.seed}" if len(found.rows[i].seeds) > 1 else "")
+            score = f"{title}: Dice {run.patients[patient]['dice']:.3f}"
+            alt = f"Slice {picture['slice']} of the {role} patient with truth and prediction outlined; {score}"
+            arrays = (picture["image"], picture["truth"], picture["prediction"])
+            panel.append(figures.overlay(f"overlay-{role}-row{i + 1}", alt, score, *arrays))
         blocks += [f"**{role.capitalize()} patient**: {patient}, mean Dice {dice[patient]:.3f}", panel]
     return Section("overlays", "What does it look like?", blocks)
 
@@ -105,27 +140,48 @@ def overfitting(found: Findings) -> Section | None:
         mean = nanmean(row.curves(f"{row.runs[0].evaluated_on}/dice"), 0)
         line = figures.sparkline(mean, f"Dice by epoch, row {i + 1}")
         cells: list[Cell | str] = [Cell(found.title(i), i), Cell("" if line else "–", "", svg=line)]
-        cells += [number(gap.dice if gap else None, "+.3f"), number(gap.loss if gap else None, "+.4f"), gap.trend if gap else "–"]
+        cells += [
+            number(gap.dice if gap else None, "+.3f"),
+            number(gap.loss if gap else None, "+.4f"),
+            gap.trend if gap else "–",
+        ]
         if reached:
-            span = f"{reached.epochs[0]}" if reached.epochs[0] == reached.epochs[-1] else f"{reached.epochs[0]}–{reached.epochs[-1]}"
-            cells += [Cell(f"{span} of {reached.of}", float(np.median(reached.epochs))), "yes" if reached.rising else "no"]
+            span = (
+                f"{reached.epochs[0]}"
+                if reached.epochs[0] == reached.epochs[-1]
+                else f"{reached.epochs[0]}–{reached.epochs[-1]}"
+            )
+            cells += [
+                Cell(f"{span} of {reached.of}", float(np.median(reached.epochs))),
+                "yes" if reached.rising else "no",
+            ]
         else:
             cells += [Cell("–", ""), "–"]
         rows.append(cells)
     gaps = [gap for gap in found.overfitting if gap]
-    wide = [found.title(i) for i, gap in enumerate(found.overfitting) if gap and gap.trend == "widening" and gap.dice > 0]
+    wide = [
+        found.title(i) for i, gap in enumerate(found.overfitting) if gap and gap.trend == "widening" and gap.dice > 0
+    ]
     rising = sum(bool(reached and reached.rising) for reached in found.convergence)
     sentences = []
     if gaps:
         listed = ", ".join(wide[:6]) + (f" and {len(wide) - 6} more" if len(wide) > 6 else "")
-        told = f"In {plural(len(wide), 'row')} training Dice is ahead of evaluation and the gap widens with the epochs: {listed}." if wide else ""
+        told = (
+            f"In {plural(len(wide), 'row')} training Dice is ahead of evaluation and the gap widens with the epochs:"
+            f" {listed}."
+            if wide
+            else ""
+        )
         sentences.append(told or "No row shows a gap in favour of training that widens with the epochs.")
         sentences.append(
-            "Training figures are gathered while the weights still move, evaluation after the epoch: early on, a test loss below the training loss is no sign of"
-            " generalisation."
+            "Training figures are gathered while the weights still move, evaluation after the epoch: early on, a test"
+            " loss below the training loss is no sign of generalisation."
         )
     if rising:
-        sentences.append(f"{rising} of {len(found.rows)} rows gained over 1 % in their last epoch: they were stopped, not converged, and a ranking there may change.")
+        sentences.append(
+            f"{rising} of {len(found.rows)} rows gained over 1 % in their last epoch: they were stopped, not converged,"
+            " and a ranking there may change."
+        )
     notes = {
         "Dice gap": "train minus evaluation, last epoch; positive: better on what it was trained on",
         "loss gap": "evaluation minus train, last epoch",
@@ -133,7 +189,11 @@ def overfitting(found: Findings) -> Section | None:
         "95 % of final Dice": "first epoch that reached it, lowest to highest over the runs",
     }
     head = ["row", "Dice by epoch", "Dice gap", "loss gap", "trend of the gap", "95 % of final Dice", "still rising"]
-    return Section("overfitting", "Overfitting and convergence", [*([sentences] if sentences else []), Table("By row.", head, rows, notes)])
+    return Section(
+        "overfitting",
+        "Overfitting and convergence",
+        [*([sentences] if sentences else []), Table("By row.", head, rows, notes)],
+    )
 
 
 def learning_rate(found: Findings) -> Section | None:
@@ -145,12 +205,24 @@ def learning_rate(found: Findings) -> Section | None:
         best = series.best(comparison)
         means = [float(found.means[row]) for row in series.rows]
         scores = comparison.scores["dice"]
-        paired = np.array([nanmean(scores[series.rows[best]] - scores[row], 0) for k, row in enumerate(series.rows) if k != best])
+        paired = np.array(
+            [nanmean(scores[series.rows[best]] - scores[row], 0) for k, row in enumerate(series.rows) if k != best]
+        )
         tied = int((holm(sign_flip(paired.T)) >= LEVEL).sum())
-        text = f"{series.label}: Dice {min(means):.3f} to {max(means):.3f} over {len(means)} learning rates, highest at {series.rates[best]:g}"
-        text += f"; cannot be told from {tied} of the others" if tied else "; each of the others is lower on these patients (sign-flip, Holm)"
+        text = (
+            f"{series.label}: Dice {min(means):.3f} to {max(means):.3f} over {len(means)} learning rates, highest at"
+            f" {series.rates[best]:g}"
+        )
+        text += (
+            f"; cannot be told from {tied} of the others"
+            if tied
+            else "; each of the others is lower on these patients (sign-flip, Holm)"
+        )
         if len(means) > 2 and best in (0, len(means) - 1):
-            text += f". The best is at the {'lower' if best == 0 else 'upper'} end of what was tried, so a better one may lie beyond"
+            text += (
+                f". The best is at the {'lower' if best == 0 else 'upper'} end of what was tried, so a better one may"
+                " lie beyond"
+            )
         sentences.append(text + ".")
     drawn = found.rates[: len(figures.COLOURS)]
     plot = figures.rates(
@@ -160,7 +232,9 @@ def learning_rate(found: Findings) -> Section | None:
         [(s.label, s.rates, [float(found.means[r]) for r in s.rows], [found.dice[r] for r in s.rows]) for s in drawn],
     )
     more = f"{len(found.rates) - 8} more series are not shown." if len(found.rates) > 8 else ""
-    return Section("learning-rate", "How much does the learning rate matter?", [sentences, [plot], *([more] if more else [])])
+    return Section(
+        "learning-rate", "How much does the learning rate matter?", [sentences, [plot], *([more] if more else [])]
+    )
 
 
 def importance(found: Findings) -> Section | None:
@@ -168,8 +242,18 @@ def importance(found: Findings) -> Section | None:
     weights = found.importance
     if weights is None:
         return None
-    text = f"Over {plural(weights.runs, 'finished run')}, how much each factor matters for test Dice, by two of Optuna's evaluators: fANOVA over all runs, PED-ANOVA for what tells the best tenth."
-    text += " The runs fill the grid of these factors." if weights.full_grid else " The runs do not fill the grid of these factors, so factors that vary together share their weight arbitrarily."
+    text = (
+        f"Over {plural(weights.runs, 'finished run')}, how much each factor matters for test Dice, by two of Optuna's"
+        " evaluators: fANOVA over all runs, PED-ANOVA for what tells the best tenth."
+    )
+    text += (
+        " The runs fill the grid of these factors."
+        if weights.full_grid
+        else (
+            " The runs do not fill the grid of these factors, so factors that vary together share their weight"
+            " arbitrarily."
+        )
+    )
     if weights.runs < 10 * len(weights.factors):
         text += f" That is few for {len(weights.factors)} factors: read it as a hint, not as a test."
     if "seed" in weights.factors:
@@ -180,5 +264,15 @@ def importance(found: Findings) -> Section | None:
         [name, *(number(shares[i]) for shares in weights.shares.values())] for i, name in enumerate(weights.factors)
     ]
     words = ", ".join(f"{name} {weights.shares['fANOVA'][i]:.2f}" for i, name in enumerate(weights.factors))
-    plot = figures.bars("importance", f"Importance by fANOVA: {words}.", "Importance of the factors for test Dice.", weights.factors, weights.shares)
-    return Section("importance", "Which settings mattered over the whole sweep?", [text, Table("Importance, as shares.", ["factor", *weights.shares], rows), [plot]])
+    plot = figures.bars(
+        "importance",
+        f"Importance by fANOVA: {words}.",
+        "Importance of the factors for test Dice.",
+        weights.factors,
+        weights.shares,
+    )
+    return Section(
+        "importance",
+        "Which settings mattered over the whole sweep?",
+        [text, Table("Importance, as shares.", ["factor", *weights.shares], rows), [plot]],
+    )

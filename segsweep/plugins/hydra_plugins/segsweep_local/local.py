@@ -97,7 +97,6 @@ class LocalLauncher(Launcher):
         self.running: dict[Worker, Job] = {}
         self.ended: deque[tuple[int, JobReturn]] = deque()
         self.workers: dict[Worker, int] = {}
-        self.did: dict[Worker, list[Job]] = {}
         self.stopping = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -148,7 +147,6 @@ class LocalLauncher(Launcher):
         while len(self.workers) < min(len(self.slots), jobs):
             new = worker.take()
             self.workers[new] = min(set(range(len(self.slots))) - set(self.workers.values()))
-            self.did[new] = []
 
     def _set_up(self, new: Worker) -> None:
         import torch
@@ -198,21 +196,18 @@ class LocalLauncher(Launcher):
                 if self._left(job):
                     event = {"kind": "retry", "text": event["error"]}
             progress.emit(**event | {"job": job.number if job else 0})
+        elif kind == "mirror":
+            content[0].update()
         elif kind == "done":
             job = self.running.pop(sender)
-            self.did[sender].append(job)
             result = content[1]
             if result and result.status is JobStatus.FAILED:  # not in the run, which records what it dies of
                 self._fail(job, "error", f"{result._return_value}")
             else:
                 self._end(job, result)
             if job.failure and self.slots[self.workers[sender]]:  # an error may leave a CUDA context unusable
-                self._dismiss(sender)
-
-    def _dismiss(self, each: Worker) -> None:
-        """Let it bring MLflow up to date and end, and have a fresh one."""
-        each.send(("exit",))
-        del self.workers[each], self.did[each]
+                sender.kill()
+                del self.workers[sender]
 
     def _lose(self, lost: Worker, failure: str, reason: str | None = None) -> None:
         """A worker is gone, or has to go: its job failed, a fresh one takes its slot."""
@@ -223,8 +218,6 @@ class LocalLauncher(Launcher):
         del self.workers[lost]
         if not lost.ready:
             raise HydraException(f"A worker could not start: {reason}")
-        for job in self.did.pop(lost):
-            self._mirror(job)
         if lost in self.running:
             self._fail(self.running.pop(lost), failure, reason)
 
@@ -330,7 +323,7 @@ class LocalLauncher(Launcher):
         sweep.close_job(job.folder, entry, outcome, time.monotonic() - job.began if job.began else 0.0)
 
     def _mirror(self, job: Job) -> None:
-        """Bring MLflow up to date with a run whose worker may not have."""
+        """Bring MLflow up to date with a run whose worker no longer can say so."""
         if not job.config or not job.point or not (job.point.folder / "run.json").exists():
             return
         if artifacts.held(job.point.folder):

@@ -1,0 +1,144 @@
+"""Reading what a sweep leaves behind, whole and broken."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from records import PATIENTS, Spec, factors, write_sweep
+
+from segsweep.errors import SegsweepError
+from segsweep.report.records import read
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    specs = [Spec(factors(seed=s)) for s in range(6)]
+    for spec, status in zip(specs, ["finished", "reused", "pruned", "failed", "interrupted", "missing"], strict=True):
+        spec.status = status
+    return write_sweep(tmp_path / "multirun", "first", specs, expected=7)
+
+
+def test_every_ending_is_told_apart(sweep):
+    record = read([sweep])
+    assert [job.status for job in record.jobs] == [
+        "finished",
+        "reused",
+        "pruned",
+        "failed",
+        "interrupted",
+        "run folder gone",
+        "never started",
+    ]
+    assert [run.status for run in record.runs] == ["finished", "finished", "pruned", "failed", "unfinished"]
+    assert (record.jobs[3].error, record.jobs[3].error_class) == ("CUDA out of memory: asked for 2.0 GiB", "oom")
+    assert record.problems == []
+
+
+def test_finished_run_is_read_whole(sweep):
+    run = read([sweep]).runs[0]
+    assert run.metrics["test/dice"] == pytest.approx(0.8)
+    assert run.metrics["training_seconds"] == 27
+    assert list(run.patients) == PATIENTS
+    assert run.patients["patient_03"]["dice"] == 0.8
+    assert run.history["test/dice"].shape == (5,)
+    assert run.overlays["patient_03"]["image"].shape == (64, 64, 3)
+    assert (run.seed, run.fold, run.leaks, run.evaluated_on) == (0, None, False, "test")
+
+
+def test_several_sources_are_pooled_and_a_run_counts_once(sweep):
+    specs = [Spec(factors(seed=0)), Spec(factors(seed=9))]  # the first is a run of the other sweep
+    second = write_sweep(sweep.parent, "second", specs)
+    record = read([sweep, second])
+    assert len(record.jobs) == 9
+    assert len(record.runs) == 6
+    alone = read([record.runs[0].folder])
+    assert [job.status for job in alone.jobs] == ["finished"]
+    assert len(read([sweep.parent / "runs"]).runs) == 6
+
+
+def test_undefined_dice_is_nan(tmp_path):
+    dice = dict.fromkeys(PATIENTS, 0.8) | {"patient_00": float("nan")}
+    (run,) = read([write_sweep(tmp_path, "s", [Spec(factors(), dice)])]).runs
+    assert np.isnan(run.patients["patient_00"]["dice"])
+    assert run.metrics["test/undefined"] == 1
+
+
+def damage(folder, name, text):
+    (folder / name).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "status", "said"),
+    [
+        ("run.json", "{", "finished", "run.json cannot be read"),
+        ("run.json", "[]", "finished", "run.json holds list, not an object"),
+        ("result.json", '{"status": "fin', "unfinished", "result.json cannot be read"),
+        ("patients.csv", "patient,dice\np1,much\n", "finished", "patients.csv cannot be read"),
+        ("patients.csv", "no header at all", "finished", "no patient in it"),
+        ("patients.csv", "name,dice\np1,0.5\n", "finished", "patients.csv cannot be read ('patient')"),
+        (
+            "history.jsonl",
+            '{"epoch": 1, "test/dice": 0.5}\n{"epoch": 2, "te',
+            "finished",
+            "history.jsonl: 1 damaged line left out",
+        ),
+        ("overlays.npz", "not an archive", "finished", ""),
+    ],
+)
+def test_damaged_piece_is_said_and_the_rest_is_read(tmp_path, name, text, status, said):
+    sweep = write_sweep(tmp_path, "s", [Spec(factors(seed=0)), Spec(factors(seed=1))])
+    folder = read([sweep]).runs[0].folder
+    damage(folder, name, text)
+    record = read([sweep])
+    assert record.runs[0].status == status
+    assert record.runs[1].status == "finished"
+    assert said in " ".join(record.problems)
+    if name == "history.jsonl":
+        assert record.runs[0].history["test/dice"].tolist() == [0.5]
+    if name == "overlays.npz":
+        assert record.runs[0].overlays == {}
+
+
+@pytest.mark.parametrize("name", ["patients.csv", "run.json", "history.jsonl", "overlays.npz", "split.json"])
+def test_missing_piece_leaves_the_run_in(tmp_path, name):
+    sweep = write_sweep(tmp_path, "s", [Spec()])
+    (read([sweep]).runs[0].folder / name).unlink()
+    (run,) = read([sweep]).runs
+    assert run.metrics["test/dice"] == pytest.approx(0.8)
+
+
+def test_job_without_its_json_is_a_job_all_the_same(sweep):
+    (sweep / "1" / "job.json").unlink()
+    damage(sweep, "sweep.json", "")
+    record = read([sweep])
+    assert record.jobs[1].status == "unreadable"
+    assert len(record.jobs) == 6  # without sweep.json nobody knows of the seventh
+    assert "sweep.json cannot be read" in " ".join(record.problems)
+
+
+def test_epoch_written_twice_counts_once(tmp_path):
+    sweep = write_sweep(tmp_path, "s", [Spec()])
+    path = read([sweep]).runs[0].folder / "history.jsonl"
+    again = json.loads(path.read_text(encoding="utf-8").splitlines()[1]) | {"test/dice": 0.123}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(again) + "\n")
+    (run,) = read([sweep]).runs
+    assert run.history["epoch"].tolist() == [1, 2, 3, 4, 5]
+    assert run.history["test/dice"][1] == 0.123
+
+
+def test_empty_folder_and_a_folder_of_sweeps_are_refused_with_the_way_out(sweep):
+    (sweep.parent / "runs" / "nothing").mkdir()
+    with pytest.raises(SegsweepError, match="no run in it"):
+        read([sweep.parent / "runs" / "nothing"])
+    with pytest.raises(SegsweepError, match="holds 1 sweeps, not one") as error:
+        read([sweep.parent])
+    assert str(sweep) in str(error.value)
+
+
+def test_what_is_no_folder_is_looked_up_in_mlflow(sweep, monkeypatch):
+    folders = {"my experiment": [sweep]}
+    monkeypatch.setitem(sys.modules, "segsweep.tracking", SimpleNamespace(find_runs=folders.__getitem__))
+    assert len(read(["my experiment"]).jobs) == 7

@@ -1,0 +1,57 @@
+"""The closing table of a sweep."""
+
+import pytest
+from records import Spec, factors, write_sweep
+
+from segsweep.report.records import read
+from segsweep.report.table import table
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    specs = [Spec(factors(model=m, optim=o)) for m in ("unet", "r2unet") for o in ("sgd", "adam")]
+    specs[2].status = "failed"
+    specs[2].error = "loss is nan at step 3\nand more lines"
+    return read([write_sweep(tmp_path, "s", specs, expected=5)]).jobs
+
+
+def test_only_what_varies_is_a_column(jobs):
+    text = table(jobs, width=200)
+    head = text.split("───")[0]
+    assert "model" in head
+    assert "optim" in head
+    assert "batch" not in head
+    assert "momentum" not in head  # comes with the optimizer: tells nothing more
+    assert "All: model.width=16, loss=bce, optim.lr=0.001" in text
+
+
+def test_rows_have_metrics_and_failures_their_first_line(jobs):
+    lines = table(jobs, width=200).splitlines()
+    done = next(line for line in lines if line.split()[:1] == ["0"])
+    assert done.split() == [
+        "0",
+        "unet",
+        "sgd",
+        "finished",
+        "0.1500",
+        "0.9900",
+        "0.1500",
+        "0.9900",
+        "0.800",
+        "30.0",
+        "1,942,289",
+    ]
+    failed = next(line for line in lines if line.split()[:1] == ["2"])
+    assert failed.split()[3:9] == ["failed", "–", "–", "–", "–", "–"]
+    assert lines[-1] == "job 2 failed: oom: loss is nan at step 3"
+    assert any(line.split()[:2] == ["4", "–"] and "never started" in line for line in lines)
+
+
+def test_narrow_terminal_cuts_nothing(jobs):
+    assert "…" not in table(jobs, width=40)
+    assert "1,332,817" in table(jobs, width=40)
+
+
+def test_colour_is_asked_for(jobs):
+    assert "\x1b[" not in table(jobs)
+    assert "\x1b[31m" in table(jobs, color=True)
