@@ -31,7 +31,8 @@ check: $(VENV)/.tools
 	$(BIN)/mypy
 
 ui: install
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT)
+	@echo 'Best view: http://127.0.0.1:$(PORT)/#/experiments/1/runs?viewStateShareKey=segsweep'
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
 lock: $(VENV)/.tools
 	$(BIN)/python -m pip list --format freeze --exclude-editable | grep -v -e '^pip=' -e '^setuptools=' -e '^segsweep=' | sed 's/+cpu$$//' > constraints.txt

@@ -4,6 +4,8 @@
 after an outage (`python -m segsweep.sync`) and resuming an interrupted run are one piece of code.
 """
 
+import base64
+import colorsys
 import contextlib
 import fcntl
 import getpass
@@ -14,6 +16,7 @@ import queue
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +34,14 @@ FIGURES = ("curves.png", "overlays.png")
 WEIGHTS = ("last.pt", "best.pt")
 TIMES = ("training_seconds", "evaluation_seconds", "total_seconds", "images_per_second", "parameters", "gflops")
 
+VIEW = "segsweep"
+"""Name and key of the saved view that MLflow's UI offers: the runs of all sweeps, best first, with these columns."""
+COLUMNS = (
+    *(f"params.`{name}`" for name in ("model", "loss", "optim", "optim.lr", "epochs", "batch_size", "seed")),
+    *(f"metrics.`{name}`" for name in ("test/dice", "test/hd95", "test/missed", "test/accuracy", "test/loss")),
+    *(f"metrics.`{name}`" for name in ("train/loss", "train/accuracy", "training_seconds", "parameters")),
+    "tags.`status`",
+)
 QUERY = "?timeout=60"
 """Seconds that SQLite waits for another writer."""
 
@@ -126,7 +137,8 @@ def push(folder: Path, uri: str, experiment: str, sweep: Path | None, *, final: 
     failure = artifacts.read_json(folder / "failure.json")
     status = result["status"] if result else "failed" if failure else "interrupted" if final else "running"
     if result and state["status"] != status:
-        values += [Metric(k, float(v), now, result["epochs"]) for k, v in _final_metrics(result, history).items()]
+        # one value at step 0: MLflow draws such metrics as bars, side by side
+        values += [Metric(k, float(v), now, 0) for k, v in _final_metrics(result, history).items()]
     for start in range(0, len(values), 1000):
         client.log_batch(run_id, metrics=values[start : start + 1000])
     state["epochs"] = len(history)
@@ -172,6 +184,7 @@ def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder
     tags = {"signature": folder.name, "group": run["group"], "trajectory": run["trajectory"], "device": run["device"]}
     tags |= {"mlflow.source.name": "segsweep", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
     tags |= {"mlflow.note.content": f"`{run['command']}`\n\nFolder: `{folder}`", "evaluated_on": run["evaluated_on"]}
+    tags |= {"mlflow.runColor": _color(folder.name)}  # its own choice repeats colours among a handful of runs
     tags |= {"split.leaks": str(run["split"]["leaks"]).lower(), "versions": json.dumps(run["versions"])}
     if run.get("commit"):
         tags["mlflow.source.git.commit"] = run["commit"]
@@ -202,6 +215,11 @@ def _parent(sweep: Path | None, uri: str, patience: float = 60) -> str | None:
             return mlflow["run_id"]
         time.sleep(0.1)
     return None
+
+
+def _color(signature: str) -> str:
+    red, green, blue = colorsys.hls_to_rgb(int(signature[:8], 16) / 16**8, 0.45, 0.65)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 
 def start_parent(uri: str, experiment: str, name: str, command: str) -> str:
@@ -259,13 +277,25 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
         return found.experiment_id
     file = database(client.tracking_uri)
     place = (file.parent.resolve() / "artifacts" / name).as_uri() if file else None
+    tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": saved_view()}
     try:
-        return client.create_experiment(name, artifact_location=place)
+        return client.create_experiment(name, artifact_location=place, tags=tags)
     except Exception:  # another process was quicker
         found = client.get_experiment_by_name(name)
         if found is None:
             raise
         return found.experiment_id
+
+
+def saved_view() -> str:
+    """A view of the runs table as MLflow's own "Save as new view" writes it into a tag of the experiment."""
+    state = {"searchFilter": "tags.signature LIKE '%'", "orderByKey": "metrics.`test/dice`", "orderByAsc": False}
+    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs"}
+    state |= {"selectedColumns": list(COLUMNS), "columnOrder": [], "columnWidths": {}, "groupBy": None}
+    state |= {"runsHiddenMode": "FIRST_10_RUNS", "useGroupedValuesInCharts": True, "hideEmptyCharts": True}
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    made = int(time.time() * 1000)
+    return json.dumps({"name": VIEW, "createdAt": made, "updatedAt": made, "state": f"deflate;{packed}"})
 
 
 def find_runs(reference: str, uri: str) -> list[Path]:

@@ -198,11 +198,13 @@ def _set_up(task: Any, callbacks: Any, whitelist: Any, visible: str | None, thre
 
 
 def _run(config: Any, **context: Any) -> Any:
-    """Hydra's JobReturn; None where the job was interrupted."""
+    """Hydra's JobReturn, less the configurations, which the parent has; None where the job was interrupted."""
     from hydra.core.utils import JobReturn, JobStatus, run_job
 
     try:
-        return run_job(config=config, job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir", **context)
+        done = run_job(config=config, job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir", **context)
+        done.cfg = done.hydra_cfg = None
+        return done
     except KeyboardInterrupt:
         return None
     except BaseException as error:  # SystemExit in a component: its job fails, the worker lives

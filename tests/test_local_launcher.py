@@ -29,7 +29,7 @@ from segsweep.components import whitelist
 from segsweep.config import conf_dir
 
 cli.plugins.register()
-from hydra_plugins.segsweep_local import local  # noqa: E402 - the namespace has to know it first
+from hydra_plugins.segsweep_local import _jobs, local  # noqa: E402 - the namespace has to know it first
 from hydra_plugins.segsweep_local.local import Job, LocalLauncher  # noqa: E402
 
 SETTINGS = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hydra" / "launcher" / "local.yaml"))
@@ -133,6 +133,26 @@ def test_system_exit_in_a_job_fails_that_job(tmp_path):
     assert (record(tmp_path, 0)["class"], record(tmp_path, 0)["error"]) == ("error", "SystemExit: 3")
 
 
+@pytest.mark.parametrize("kills", [0, 1])
+def test_a_worker_that_the_system_ended_for_want_of_memory_is_oom(tmp_path, monkeypatch, kills):
+    counts = iter([7, *[7 + kills] * 9])
+    monkeypatch.setattr(local, "oom_kills", lambda: next(counts))
+    monkeypatch.setattr(_jobs, "oom_kills", lambda: next(counts))
+    with launcher(tmp_path, retries={}) as made:
+        made.launch(toys("die"), 0)
+    assert record(tmp_path, 0)["class"] == ("oom" if kills else "killed")
+    assert ("jobs_per_device" in record(tmp_path, 0)["error"]) == bool(kills)
+
+
+def test_a_job_that_cannot_be_composed_fails_alone(tmp_path):
+    with launcher(tmp_path) as made:
+        results = values(made.launch([["model.widht=3"], *toys("seed")], 0))
+    assert math.isnan(results[0])
+    assert results[1] == 0.0
+    assert record(tmp_path, 0)["class"] == "error"
+    assert "widht" in record(tmp_path, 0)["error"]
+
+
 @pytest.mark.slow
 def test_a_job_is_tried_again_as_often_as_its_class_may(tmp_path):
     events = []
@@ -230,7 +250,7 @@ def waiting(made: LocalLauncher, *ranks: tuple[int, float, str]) -> None:
 
     for number, (first, cost, trajectory) in enumerate(ranks):
         point = SimpleNamespace(trajectory=trajectory, state="new" if first else "finished")
-        heapq.heappush(made.waiting, Job(number, [], point=point, rank=(first, -cost, number)))
+        heapq.heappush(made.waiting, Job(number, [], Path(), point=point, rank=(first, -cost, number)))
 
 
 def test_answers_come_first_then_the_longest_and_a_trajectory_runs_once_at_a_time():

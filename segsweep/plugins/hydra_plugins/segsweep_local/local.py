@@ -4,14 +4,11 @@ What a process needs once (torch, the CUDA context, decoded data, compiled code)
 its process down with it costs the sweep that job alone.
 """
 
-import contextlib
 import heapq
-import logging
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -20,45 +17,20 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import artifacts, progress, sweep, worker
+from segsweep import progress, worker
+from segsweep.plan import Planner
 from segsweep.worker import Worker
 
-from .plan import bare
-
-log = logging.getLogger(__name__)
+from ._jobs import Job, oom_kills
 
 CLASSES = ("error", "nan", "oom", "killed", "timeout")
 LOOK = 0.2
 """Seconds between two looks at the clock, the workers' health and a request to stop."""
-
-
-@dataclass
-class Job:
-    """`failure` is the class of its last failure; `tries` counts them."""
-
-    number: int
-    overrides: list[str]
-    config: DictConfig | None = None
-    point: Any = None
-    rank: tuple[Any, ...] = ()
-    failure: str | None = None
-    tries: Counter[str] = field(default_factory=Counter)
-    began: float = 0.0
-
-    def __lt__(self, other: "Job") -> bool:
-        return self.rank < other.rank
-
-    @property
-    def folder(self) -> Path:
-        assert self.config is not None
-        hydra = self.config.hydra
-        return Path(str(hydra.sweep.dir)) / str(hydra.sweep.subdir)
-
-    @property
-    def finished(self) -> bool:
-        return self.point is not None and self.point.state == "finished"
+AHEAD = 200
+"""Most jobs that are composed before they run: the order is the best among these, and memory stays bounded."""
 
 
 class LocalLauncher(Launcher):
@@ -100,8 +72,6 @@ class LocalLauncher(Launcher):
         self.stopping = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from segsweep.plan import Planner
-
         setup_globals()
         configure_log(config.hydra.hydra_logging, config.hydra.verbose, hydra_context.execution_whitelist)
         self.context, self.task, self.config = hydra_context, task_function, config
@@ -119,7 +89,7 @@ class LocalLauncher(Launcher):
 
     def submit(self, overrides: Sequence[str], number: int) -> None:
         """Ask for a job; `number` is its place in the sweep and the name of its folder."""
-        self.asked.append(Job(number, list(overrides)))
+        self.asked.append(Job(number, list(overrides), Path(self.config.hydra.sweep.dir) / str(number)))
         self._staff()
 
     def wait(self) -> tuple[int, JobReturn]:
@@ -128,6 +98,8 @@ class LocalLauncher(Launcher):
         Raises KeyboardInterrupt when the sweep was asked to stop and every running job has saved its state."""
         try:
             while not self.ended:
+                if not (self.asked or self.waiting or self.running or self.stopping):
+                    raise LookupError("no job is left to wait for")
                 self._look_after()
                 self._hand_out()
                 composed = self._compose_next()
@@ -215,36 +187,29 @@ class LocalLauncher(Launcher):
             lost.kill()
         reason = reason or lost.death()
         lost.kill()
+        job = self.running.pop(lost, None)
+        if job and failure == "killed" and oom_kills() > job.oom_kills:
+            hint = "fewer hydra.launcher.jobs_per_device, or a smaller batch_size"
+            failure, reason = "oom", f"the system had no memory left and ended the worker: {hint}\n{reason}"
         del self.workers[lost]
         if not lost.ready:
             raise HydraException(f"A worker could not start: {reason}")
-        if lost in self.running:
-            self._fail(self.running.pop(lost), failure, reason)
+        if job:
+            self._fail(job, failure, reason)
 
     # Jobs
 
     def _compose_next(self) -> bool:
         """Compose one job that was asked for: the others can run meanwhile."""
-        if not self.asked:
+        if not self.asked or len(self.waiting) >= AHEAD:
             return False
         job = self.asked.popleft()
-        from segsweep.errors import SegsweepError
-
-        job.config = self.context.config_loader.load_sweep_config(self.config, job.overrides)
-        with open_dict(job.config):
-            job.config.hydra.job.id = str(job.number)
-            job.config.hydra.job.num = job.number
-        with contextlib.suppress(SegsweepError):  # the job itself will say so
-            job.point = self.planner.point(*bare(job.config))
-        job.rank = self._rank(job)
-        heapq.heappush(self.waiting, job)
+        try:
+            job.compose(self.context, self.config, self.planner)
+            heapq.heappush(self.waiting, job)
+        except (HydraException, OmegaConfBaseException) as error:
+            self._fail(job, "error", str(error))
         return True
-
-    def _rank(self, job: Job) -> tuple[Any, ...]:
-        """Answers first, then what has never run, the longest first, then what failed before."""
-        if job.point is None:
-            return 1, 0.0, job.number
-        return {"finished": 0, "failed": 2}.get(job.point.state, 1), -self.planner.cost(job.point), job.number
 
     def _hand_out(self) -> None:
         over = time.monotonic() - self.began > self.budget
@@ -252,7 +217,7 @@ class LocalLauncher(Launcher):
             job = self._next(over)
             if job is None:
                 return
-            job.began, job.failure = time.monotonic(), None
+            job.start()
             self.running[each] = job
             each.send(("job", job.number, job.config))
 
@@ -285,69 +250,38 @@ class LocalLauncher(Launcher):
         if self._left(job):
             assert job.failure is not None
             job.tries[job.failure] += 1
+            if job.failure == "oom" and job.config and "micro_batches" in job.config:
+                job.config.micro_batches *= 2  # the same step in smaller parts
             heapq.heappush(self.waiting, job)
         else:
-            self.ended.append((job.number, result or _without_value(job)))
+            job.config = None
+            self.ended.append((job.number, result or job.without_value()))
 
     def _leave(self, job: Job) -> None:
         """Out of the sweep's time before it was started."""
         error = f"budget_min={self.budget / 60:g} minutes were over"
-        self._close(job, "not started", None, error)
+        job.close("not started", None, error)
         progress.emit("end", job=job.number, status="not started", error=error)
-        self.ended.append((job.number, _without_value(job)))
+        self._end(job, job.without_value())
 
     def _fail(self, job: Job, failure: str, reason: str) -> None:
         """What a job does when it fails, done for one that no longer can."""
-        job.failure = failure
-        first = reason.splitlines()[0]
-        again = self._left(job)
-        if job.point and not artifacts.held(job.point.folder):
-            history = artifacts.read_lines(job.point.folder / "history.jsonl")
-            record = {"status": "failed", "class": failure, "error": first, "traceback": reason, "epoch": len(history)}
-            if not (job.point.folder / "result.json").exists():
-                artifacts.write_json(job.point.folder / "failure.json", record)
-        self._close(job, "failed", failure, first)
-        if again:
-            progress.emit("retry", job=job.number, text=first)
+        job.fail(failure, reason)
+        if self._left(job):
+            progress.emit("retry", job=job.number, text=reason)
         else:
-            self._mirror(job)
-            progress.emit("end", job=job.number, status="failed", error=first, failure=failure)
-        self._end(job, _without_value(job))
-
-    def _close(self, job: Job, status: str, failure: str | None, error: str) -> None:
-        from segsweep.run import Outcome
-
-        entry = artifacts.read_json(job.folder / "job.json") or {"number": job.number, "overrides": job.overrides}
-        facts = {"signature": job.point.signature, "folder": job.point.folder} if job.point and job.began else {}
-        outcome = Outcome(status, **facts, failure=failure, error=error)
-        sweep.close_job(job.folder, entry, outcome, time.monotonic() - job.began if job.began else 0.0)
-
-    def _mirror(self, job: Job) -> None:
-        """Bring MLflow up to date with a run whose worker no longer can say so."""
-        if not job.config or not job.point or not (job.point.folder / "run.json").exists():
-            return
-        if artifacts.held(job.point.folder):
-            return  # another process has taken it over, and tells MLflow itself
-        from segsweep.tracking import Mirror
-
-        Mirror(job.point.folder, job.config.tracking, job.folder.parent).__exit__()
+            job.mirror()
+            progress.emit("end", job=job.number, status="failed", error=reason, failure=failure)
+        self._end(job, job.without_value())
 
     def _abort(self) -> None:
-        """End every worker now; the state after each run's last complete epoch is on disk."""
+        """End every worker that has a job, now; the state after each run's last complete epoch is on disk."""
         for each, job in self.running.items():
             each.kill()
-            self._close(job, "interrupted", None, "stopped")
-            self._mirror(job)
-        for each in list(self.workers):
-            if each in self.running:
-                del self.workers[each]
+            del self.workers[each]
+            job.close("interrupted", None, "stopped")
+            job.mirror()
         self.running.clear()
-
-
-def _without_value(job: Job) -> JobReturn:
-    result = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
-    result.return_value = float("nan")
-    return result
 
 
 def _is_list(devices: Any) -> bool:
