@@ -73,7 +73,7 @@ def main() -> int:
     if _in_workers(sys.argv[1:]):
         worker.start_early()
     try:
-        total = preflight(sys.argv[1:])
+        total = sweep.expected = preflight(sys.argv[1:])
     except SegsweepError as error:
         print(error, file=sys.stderr)
         return 1

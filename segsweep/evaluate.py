@@ -1,5 +1,6 @@
 """A network over a part of the data: one pass, counts kept on the device, surfaces only at the end."""
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -96,12 +97,9 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
 
 
 def flops(model: nn.Module, channels: int, height: int, width: int) -> float:
-    """GFLOP of one image's forward pass: twice the multiply-adds of convolutions (torch's counter).
-
-    One image is passed through: on torch's meta device nothing would be computed, but a second be spent on imports."""
-    training, device = model.training, next(model.parameters()).device
-    image = torch.zeros(1, channels, height, width, device=device)
-    with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False), FlopCounterMode(display=False) as counter:
-        model.eval()(image)
-    model.train(training)
+    """GFLOP of one image's forward pass: twice the multiply-adds of convolutions (torch's counter); computes nothing."""
+    shadow = copy.deepcopy(model).to("meta").eval()
+    image = torch.empty(1, channels, height, width, device="meta")
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        shadow(image)
     return counter.get_total_flops() / 1e9

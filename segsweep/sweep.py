@@ -20,6 +20,8 @@ from segsweep import artifacts, display
 
 current: Path | None = None
 """The sweep that this process leads."""
+expected: int | None = None
+"""Number of its jobs; None where a search decides."""
 _opening: threading.Thread | None = None
 _noting = threading.Lock()
 
@@ -40,7 +42,7 @@ def _open(folder: Path, config: DictConfig, parent: bool) -> None:
     current = folder
     tracking, overrides = config.tracking, list(config.hydra.overrides.task)
     record: dict[str, Any] = {"name": folder.name, "command": command(), "overrides": overrides, "finished": None}
-    record |= {"started": _now(), "jobs": None, "milestones": milestones(overrides), "mlflow": None}
+    record |= {"started": _now(), "jobs": expected, "milestones": milestones(overrides), "mlflow": None}
     if tracking.uri:
         record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": None, "error": None}
         record["mlflow"]["parent"] = parent
@@ -122,11 +124,22 @@ def finish(folder: Path, stopped: bool) -> int:
     artifacts.write_text(folder / "table.txt", text)
     print(text)
     print(f"Sweep: {folder}   runs: {folder.parent / 'runs'}")
+    if len(ended) > len(bad) and len(ended) > 1:
+        print(f"Report: {_report(folder)}")
     _finish_mlflow(folder, stopped, bool(bad))
     if stopped:
         print(f"Stopped; everything up to the last complete epoch is saved. To go on: {record.get('command')}")
         return 130
     return 1 if bad or not ended else 0
+
+
+def _report(folder: Path) -> str:
+    from segsweep import report
+
+    try:
+        return str(report.build([folder], folder))
+    except Exception as error:  # the runs are done and recorded: a report can be made again
+        return f"not written ({type(error).__name__}: {error}); again: python -m segsweep.report {folder}"
 
 
 def _finish_mlflow(folder: Path, stopped: bool, bad: bool) -> None:
@@ -138,7 +151,7 @@ def _finish_mlflow(folder: Path, stopped: bool, bad: bool) -> None:
     if place and place["run_id"]:
         status = "KILLED" if stopped else "FAILED" if bad else "FINISHED"
         try:
-            files = [folder / name for name in ("table.txt", "sweep.json", "report.html")]
+            files = [folder / name for name in ("table.txt", "sweep.json", "report.html", "report.md", "runs.csv")]
             tracking.end_parent(place["uri"], place["run_id"], status, files)
         except Exception as problem:  # the files are the record
             error = str(problem).splitlines()[0]

@@ -298,9 +298,11 @@ def saved_view() -> str:
     return json.dumps({"name": VIEW, "createdAt": made, "updatedAt": made, "state": f"deflate;{packed}"})
 
 
-def find_runs(reference: str, uri: str) -> list[Path]:
-    """Run folders of an MLflow experiment's name or a run's id, as their descriptions give them."""
-    client = connect(uri)
+def find_runs(reference: str, uri: str | None = None) -> list[Path]:
+    """Run folders of an MLflow experiment's name or a run's id, as their descriptions give them.
+
+    `uri`: the store; default: MLFLOW_TRACKING_URI of the environment, else the one below the working directory."""
+    client = connect(uri or os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db"))
     experiment = client.get_experiment_by_name(reference)
     runs = client.search_runs([experiment.experiment_id]) if experiment else [client.get_run(reference)]
     notes = [run.data.tags.get("mlflow.note.content", "") for run in runs]

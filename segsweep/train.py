@@ -80,7 +80,7 @@ def fit(
         for step, (x, y, patient) in enumerate(train.epoch(epoch_seed(seed, epoch))):
             with autocast():
                 logits = forward(x)
-                value = loss(logits, y)
+            value = loss(logits.float(), y)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             if clip_norm is not None:

@@ -28,7 +28,8 @@ RUN = {
 
 
 def row(epoch: int) -> dict:
-    return {"epoch": epoch, "lr": 0.1, "seconds": 1.0, "train/loss": 1 / epoch, "val/dice": epoch / 10, "val/iou": math.nan}
+    facts = {"epoch": epoch, "lr": 0.1, "seconds": 1.0}
+    return facts | {"train/loss": 1 / epoch, "val/dice": epoch / 10, "val/iou": math.nan}
 
 
 RESULT = {

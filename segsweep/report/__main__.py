@@ -26,11 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
         ),
     )
     parser.add_argument(
-        "--out", type=Path, help="where to write (default: into the sweep's folder, or outputs/report for several)"
+        "--out", type=Path, help="where to write (default: into the sweep's folder; outputs/report for anything else)"
     )
     options = parser.parse_args(arguments)
     single = Path(options.sweep[0])
-    out = options.out or (single if len(options.sweep) == 1 and single.is_dir() else Path("outputs/report"))
+    out = options.out or (
+        single if len(options.sweep) == 1 and (single / "sweep.json").exists() else Path("outputs/report")
+    )
     try:
         page = build(options.sweep, out)
     except SegsweepError as error:

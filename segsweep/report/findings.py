@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from segsweep.report.comparison import Comparison, Configuration, digest, show, varied
-from segsweep.report.contrasts import Analysis, analyse
+from segsweep.report.contrasts import Analysis, Contrast, analyse
 from segsweep.report.learning import (
     Convergence,
     Importance,
@@ -99,6 +99,15 @@ def ranged(interval: Interval | None, mean: float, spec: str = ".3f") -> str:
     if mean != mean:
         return "–"
     return f"{mean:{spec}} [{interval.low:{spec}}, {interval.high:{spec}}]" if interval else f"{mean:{spec}}"
+
+
+def signed(c: Contrast) -> str:
+    """A contrast's difference with its interval."""
+    return (
+        f"{c.mean:+.3f} [{c.interval.low:+.3f}, {c.interval.high:+.3f}]"
+        if c.interval
+        else f"{c.mean:+.3f}, no interval"
+    )
 
 
 def shared(settings: dict[str, Any]) -> str:

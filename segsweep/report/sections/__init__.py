@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from segsweep.report.content import Section
 from segsweep.report.findings import Findings
-from segsweep.report.sections.answer import hyperparameters, missing, results, summary
 from segsweep.report.sections.evidence import confounded, contrasts, method, repeats, tradeoffs
 from segsweep.report.sections.provenance import provenance
+from segsweep.report.sections.results import hyperparameters, missing, results
+from segsweep.report.sections.summary import summary
 from segsweep.report.sections.training import curves, importance, learning_rate, overfitting, overlays
 
 SECTIONS: list[Callable[[Findings], Section | None]] = [

@@ -6,8 +6,7 @@ import numpy as np
 
 from segsweep.report import figures
 from segsweep.report.content import Block, Cell, Code, Section, Table, joined, number, plural
-from segsweep.report.findings import Findings, p_value, ranged
-from segsweep.report.sections.answer import signed
+from segsweep.report.findings import Findings, p_value, ranged, signed
 from segsweep.report.statistics import FEWEST, FEWEST_REPEATS, mean_interval, nanmean, pareto
 
 VERDICTS = {

@@ -4,9 +4,8 @@ from typing import Any
 
 from segsweep.report.comparison import digest
 from segsweep.report.content import Block, Cell, Section, Table, joined
-from segsweep.report.findings import Findings
+from segsweep.report.findings import Findings, signed
 from segsweep.report.records import Run
-from segsweep.report.sections.answer import signed
 
 MOST = 500
 
