@@ -97,7 +97,7 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
 
 
 def flops(model: nn.Module, channels: int, height: int, width: int) -> float:
-    """GFLOP of one image's forward pass: twice the multiply-adds of convolutions (torch's counter); computes nothing."""
+    """GFLOP of one image: twice the multiply-adds of the convolutions (torch's counter); computes nothing."""
     shadow = copy.deepcopy(model).to("meta").eval()
     image = torch.empty(1, channels, height, width, device="meta")
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:

@@ -48,9 +48,9 @@ def mean_interval(
 ) -> Interval | None:
     """95 % interval of the mean of `values` (n,), by a studentised bootstrap over patients; NaN is left out.
 
-    Equal-tailed (Efron and Tibshirani 1993, chapter 12.5), or `symmetric` (Hall 1988, Journal of the Royal Statistical Society B 50:35-45),
-    which suits differences: their tails are heavy on both sides. The result is cut off at `bounds`. None below FEWEST
-    patients: that little says nothing of a spread.
+    Equal-tailed (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 12.5), or `symmetric` (Hall 1988,
+    Journal of the Royal Statistical Society B 50:35-45), which suits differences: their tails are heavy on both sides.
+    The result is cut off at `bounds`. None below FEWEST patients: that little says nothing of a spread.
     """
     x = np.asarray(values, float)
     x = x[~np.isnan(x)]

@@ -94,11 +94,11 @@ def test_a_half_turn_of_an_oblong_image():
 
 def test_an_oblong_image_is_turned_without_shear():
     y = torch.zeros(1, 1, 21, 41)
-    y[..., 10, 15:26] = 1  # 11 pixels across the middle
+    y[..., 8:13, 15:26] = 1  # 11 pixels across, 5 down
     one = torch.ones(1)
     _, turned = warp(y, y, affine(math.pi / 2 * one, one, 0 * one, 0 * one, one, 21 / 41))
     expected = torch.zeros_like(y)
-    expected[..., 5:16, 20] = 1  # 11 pixels down
+    expected[..., 5:16, 18:23] = 1
     assert torch.equal(turned, expected)
 
 

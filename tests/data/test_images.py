@@ -101,9 +101,9 @@ def test_area_mean_by_hand():
 
 
 def test_area_mean_of_a_size_that_does_not_divide():
-    column = np.array([[0], [90], [60]], np.uint8).repeat(3, axis=1)[..., None]
-    # each half takes a row and a half: (0 + 90 / 2) / 1.5, (90 / 2 + 60) / 1.5
-    np.testing.assert_array_equal(images.resize(column, 2)[..., 0], [[30, 30], [70, 70]])
+    column = np.array([[0], [92], [61]], np.uint8).repeat(3, axis=1)[..., None]
+    # each half takes a row and a half: (0 + 92 / 2) / 1.5 = 30.7, (92 / 2 + 61) / 1.5 = 71.3
+    np.testing.assert_array_equal(images.resize(column, 2)[..., 0], [[31, 31], [71, 71]])
 
 
 @pytest.mark.parametrize("side", [4, 2])
