@@ -30,6 +30,7 @@ _ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--versi
 
 def job(cfg: DictConfig) -> float:
     """One job of a sweep, wherever it was launched: run it, record it, give its objective (NaN where it has none)."""
+    from segsweep import tracking
     from segsweep.run import run
 
     settings = HydraConfig.get()
@@ -51,6 +52,8 @@ def job(cfg: DictConfig) -> float:
         milestones=set(record.get("milestones", [])),
     )
     sweep.close_job(folder, entry, outcome, time.perf_counter() - began)
+    if sweep.current is None:  # in a launcher's process, which may be ended at any time from here
+        tracking.flush()
     facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
     progress.emit("end", **facts, dice=outcome.metrics.get("test/dice"))
     if outcome.status == "interrupted":

@@ -99,7 +99,7 @@ class Display:
     def _end(self, job: int, event: dict[str, Any]) -> None:
         status = event["status"]
         self.counts[status] = self.counts.get(status, 0) + 1
-        seconds = time.monotonic() - self.started.get(job, time.monotonic())
+        seconds = event.get("seconds") or time.monotonic() - self.started.get(job, time.monotonic())
         if status in ("finished", "continued"):
             self.spent.append(seconds)
         if self.live and job in self.tasks:
@@ -109,7 +109,7 @@ class Display:
             facts += f", test Dice {event['dice']:.3f}"
         if event.get("error"):
             facts += f": {event['error'].splitlines()[0]}"
-        self._say(f"{self._label(job)} {self.names.get(job, '')}: {facts}{self._outlook()}")
+        self._say(f"{self._label(job)} {self.names.get(job) or event.get('name', '')}: {facts}{self._outlook()}")
 
     def _outlook(self) -> str:
         ended = sum(self.counts.values())

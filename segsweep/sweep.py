@@ -124,7 +124,7 @@ def finish(folder: Path, stopped: bool) -> int:
     artifacts.write_text(folder / "table.txt", text)
     print(text)
     print(f"Sweep: {folder}   runs: {folder.parent / 'runs'}")
-    if len(ended) > len(bad) and len(ended) > 1:
+    if not stopped and len(ended) > max(len(bad), 1):
         print(f"Report: {_report(folder)}")
     _finish_mlflow(folder, stopped, bool(bad))
     if stopped:

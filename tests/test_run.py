@@ -59,7 +59,7 @@ def test_the_record_is_whole(tmp_path):
     assert result["objective"] == max(row["val/dice"] for row in history)
     assert about["factors"]["model"] == "unet"
     assert about["factors"]["model.width"] == 4
-    assert about["factors"]["optim.lr"] == 0.001
+    assert about["factors"]["optim.lr"] == 0.005
     assert not {"device", "paths.runs", "data.root", "tracking.uri"} & set(about["factors"])
     assert about["split"]["train"] + about["split"]["val"] + about["split"]["test"] == about["data"]["slices"] == 48
     split = json.loads((folder / "split.json").read_text())
@@ -94,11 +94,11 @@ def test_a_finished_run_is_answered_and_trained_anew_on_request(tmp_path):
 
 @pytest.mark.parametrize("order", [(4, 2, 3), (2, 3, 4)])
 def test_shared_epochs_are_the_epochs_of_runs_trained_apart(tmp_path, order):
-    together = {n: do(tmp_path / "together", f"epochs={n}", milestones=order) for n in order}
+    together = {n: do(tmp_path / "together", "scheduler=constant", f"epochs={n}", milestones=order) for n in order}
     trained = [n for n in order if together[n].status != "reused"]
     assert trained == ([4] if order[0] == 4 else [2, 3, 4])
     for n in order:
-        apart = do(tmp_path / f"apart{n}", f"epochs={n}")
+        apart = do(tmp_path / f"apart{n}", "scheduler=constant", f"epochs={n}")
         assert apart.signature == together[n].signature
         assert apart.metrics == together[n].metrics
         assert same(weights(apart), weights(together[n]))
@@ -160,7 +160,7 @@ def test_clipping_bounds_the_step(tmp_path):
     def moved(outcome: Outcome) -> float:
         return math.sqrt(sum(float((weights(outcome)[key] - p).square().sum()) for key, p in start.items()))
 
-    sgd = ("optim=sgd", "epochs=1", "augment=none")
+    sgd = ("optim=sgd", "optim.lr=0.01", "epochs=1")
     bound = 0.01 / (1 - 0.9) * 1e-3 * 2  # lr / (1 - momentum) * clip_norm * steps
     assert moved(do(tmp_path, *sgd, "clip_norm=1e-3")) <= bound
     assert moved(do(tmp_path, *sgd)) > 5 * bound

@@ -1,0 +1,62 @@
+"""Every command in the README runs, on less data and smaller networks; its make targets are there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_cli import segsweep
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.splitlines() if line.strip()]
+SMALL = ["model.width=2", "model.depth=2", "epochs=1", "precision=fp32", "tracking=none"]
+OF_DATA = {"lgg": ["data.image_size=16"], "phantom": ["data.image_size=16", "data.patients=6", "data.slices=6"]}
+
+
+def of(program: str) -> list[list[str]]:
+    return [c for c in COMMANDS if " ".join(c).startswith(program)]
+
+
+def test_the_readme_has_commands_and_no_other_kinds():
+    known = [*of("make "), *of("python -m segsweep"), *of("mlflow "), *of("optuna-dashboard ")]
+    assert len(of("python -m segsweep")) >= 6
+    assert [c for c in COMMANDS if c not in known] == []
+
+
+@pytest.mark.parametrize("command", of("make "), ids=" ".join)
+def test_a_make_target_is_there(command):
+    done = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, lgg):
+    """A folder with the real data under the name that the README uses, and one sweep to ask about."""
+    cwd = tmp_path_factory.mktemp("readme") / "work"
+    cwd.mkdir()
+    (cwd / "LGG").symlink_to(lgg)
+    made = segsweep(cwd, "-m", "optim=sgd,adam", *SMALL, *OF_DATA["phantom"])
+    assert made.returncode == 0, made.stderr
+    (sweep,) = cwd.glob("multirun/2*")
+    sweep.rename(cwd / "multirun" / "SWEEP")
+    return cwd
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", of("python -m segsweep"), ids=" ".join)
+def test_a_command_runs(command, work):
+    module, *arguments = command[2:]
+    if module != "segsweep":
+        if module == "segsweep.sync":
+            arguments += ["--uri", f"sqlite:///{work}/mlruns/mlflow.db"]
+        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=work, capture_output=True, text=True)
+    elif {"--cfg", "--help"} & set(arguments):
+        done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=work, capture_output=True, text=True)
+    else:
+        real = "data=lgg" in arguments or any(a.startswith("experiment=") for a in arguments)
+        kept = [a for a in arguments if not a.startswith(("epochs=", "model.width=", "data.image_size="))]
+        done = segsweep(work, *kept, *SMALL, *OF_DATA["lgg" if real else "phantom"])
+    assert done.returncode == 0, done.stderr
