@@ -59,7 +59,7 @@ def test_the_record_is_whole(tmp_path):
     assert result["objective"] == max(row["val/dice"] for row in history)
     assert about["factors"]["model"] == "unet"
     assert about["factors"]["model.width"] == 4
-    assert about["factors"]["optim.lr"] == 0.005
+    assert about["factors"]["optim.lr"] == 0.002
     assert not {"device", "paths.runs", "data.root", "tracking.uri"} & set(about["factors"])
     assert about["split"]["train"] + about["split"]["val"] + about["split"]["test"] == about["data"]["slices"] == 48
     split = json.loads((folder / "split.json").read_text())

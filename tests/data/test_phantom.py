@@ -45,7 +45,7 @@ def best_threshold(values, masks):
 
 def test_shapes_names_and_shares(default):
     images, masks = default
-    assert images.shape == (24, 16, 64, 64, 3)
+    assert images.shape == (28, 16, 64, 64, 3)
     assert images.dtype == masks.dtype == np.uint8
     assert set(np.unique(masks)) == {0, 1}
     assert masks.any(axis=(1, 2, 3)).all()  # every patient has a tumour
@@ -53,7 +53,7 @@ def test_shapes_names_and_shares(default):
     assert 0.01 <= masks.mean() <= 0.03
     assert (images == 255).mean() < 0.001
     manifest = data_set().scan(Path("unused"))
-    assert list(manifest.patients)[-1] == "phantom_0023"
+    assert list(manifest.patients)[-1] == "phantom_0027"
     assert manifest.patients["phantom_0000"][9] == "phantom_0000_10"
 
 
