@@ -102,7 +102,7 @@ def main() -> int:
 def _in_workers(argv: list[str]) -> bool:
     """Whether a command line looks as if it will need a worker; if it does not after all, one was started in vain."""
     launchers = [argument.partition("=")[2] for argument in argv if argument.startswith("hydra/launcher=")]
-    return bool({"-m", "--multirun"} & set(argv)) and (launchers or ["basic"])[-1] == "local"
+    return bool({"-m", "--multirun"} & set(argv)) and (launchers or ["local"])[-1] == "local"
 
 
 def _hydra() -> Any:

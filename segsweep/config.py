@@ -41,6 +41,11 @@ class Checkpoint:
 
 
 @dataclass
+class Sweep:
+    exclude: list[str] = MISSING
+
+
+@dataclass
 class Config:
     """All that a run can be told. Groups are free-form here: `components.check` holds them against their targets."""
 
@@ -64,6 +69,7 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     tracking: Tracking = field(default_factory=Tracking)
     paths: Paths = field(default_factory=Paths)
+    sweep: Sweep = field(default_factory=Sweep)
 
 
 GROUPS = ("model", "loss", "optim", "scheduler", "data", "split", "augment")
