@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS := dev,joblib,slurm,ray,dashboard,postgres,export
 PORT ?= 5000
 
-.PHONY: install sweep test check ui lock clean
+.PHONY: install sweep test soak check ui lock clean
 
 install: $(VENV)/.installed
 
@@ -23,7 +23,10 @@ sweep: install
 	$(BIN)/python -m segsweep -m model=unet,r2unet optim=sgd,adam
 
 test: $(VENV)/.tools
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+soak: $(VENV)/.tools
+	SEGSWEEP_SOAK=20 $(BIN)/python -m pytest tests/test_interruption.py -k killed
 
 check: $(VENV)/.tools
 	$(BIN)/ruff check .

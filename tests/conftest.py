@@ -4,11 +4,16 @@ Where the folder is there and broken the tests fail; only where there is none ar
 """
 
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+# Before anything imports torch, and for all processes that tests start: networks of a few thousand parameters are
+# slower on two threads than on one, and the suite runs on every core already.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKED = REPOSITORY.parent / "shared" / "lgg"
