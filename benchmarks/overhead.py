@@ -3,12 +3,13 @@
     python benchmarks/overhead.py [--jobs 20] [--repeats 3] [--launchers local local2 basic joblib]
 
 Every sweep starts in a fresh folder with the data decoded and an MLflow store made, as the second sweep on a machine
-does. The launchers take turns, so that a machine that slows down slows all of them. Joblib needs `pip install -e .[joblib]`.
+does. The launchers take turns, so that a machine that slows down slows all of them. Joblib is an extra of the package.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -28,15 +29,17 @@ OPTIONS = {
 JOB = ["epochs=2", "data.patients=12", "data.slices=16", "data.image_size=64", "model.width=8"]
 
 
-def sweep(folder: Path, cache: Path, *arguments: str) -> tuple[float, list[dict]]:
-    """Seconds of the whole command, and the records of its runs."""
+def sweep(folder: Path, cache: Path, *arguments: str) -> tuple[float, float, list[dict]]:
+    """Seconds of the whole command, of its processes' CPU time, and the records of its runs."""
     command = [sys.executable, "-m", "segsweep", "-m", *JOB, *arguments, "paths.runs=multirun", f"paths.cache={cache}"]
-    began = time.perf_counter()
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     seconds = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(done.stderr)
-    return seconds, [json.loads(file.read_text()) for file in folder.glob("multirun/runs/*/result.json")]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, cpu, [json.loads(file.read_text()) for file in folder.glob("multirun/runs/*/result.json")]
 
 
 def main() -> None:
@@ -56,11 +59,11 @@ def main() -> None:
             for launcher in args.launchers:
                 folder = Path(name) / f"{launcher}{repeat}"
                 shutil.copytree(start, folder)
-                seconds, runs = sweep(folder, cache, f"seed=range({args.jobs})", *OPTIONS[launcher])
+                seconds, cpu, runs = sweep(folder, cache, f"seed=range({args.jobs})", *OPTIONS[launcher])
                 assert len(runs) == args.jobs
                 steps = sum(run["training_seconds"] for run in runs) / SLOTS[launcher]
                 tests = sum(run["evaluation_seconds"] for run in runs) / SLOTS[launcher]
-                row = {"seconds": seconds, "steps": steps, "evaluation": tests}
+                row = {"seconds": seconds, "cpu": cpu, "steps": steps, "evaluation": tests}
                 row["over_steps_a_job"] = (seconds - steps) / args.jobs
                 row["beside_a_job"] = (seconds - steps - tests) / args.jobs
                 rows[launcher].append(row)

@@ -92,7 +92,7 @@ def main() -> int:
         except KeyboardInterrupt:
             stopped = True
         except SystemExit as error:
-            if sweep.current is None:
+            if sweep.current is None or sweep.abandon(sweep.current):
                 return int(error.code or 0)
         finally:
             worker.close()

@@ -23,6 +23,7 @@ class Display:
         self.spent: list[float] = []
         self.names: dict[int, str] = {}
         self.started: dict[int, float] = {}
+        self.scores: dict[int, str] = {}
         self.tasks: dict[int, TaskID] = {}
         self.live: Progress | None = None
         if self.console.is_terminal:
@@ -81,11 +82,12 @@ class Display:
     def _step(self, job: int, event: dict[str, Any]) -> None:
         if self.live and job in self.tasks:
             done = (event["epoch"] - 1 + event["done"]) / event["epochs"]
-            facts = f"epoch {event['epoch']}/{event['epochs']}  {event['rate']:.0f} images/s"
+            facts = f"epoch {event['epoch']}/{event['epochs']}  {self.scores.get(job, '')}{event['rate']:.0f} images/s"
             self.live.update(self.tasks[job], completed=done, facts=facts)
 
     def _epoch(self, job: int, event: dict[str, Any]) -> None:
         part = "val" if "val/loss" in event else "test"
+        self.scores[job] = f"{part} Dice {event[f'{part}/dice']:.3f}  "
         facts = (
             f"epoch {event['epoch']}/{event['epochs']}  train loss {event['train/loss']:.4f}  "
             f"{part} loss {event[f'{part}/loss']:.4f}  {part} Dice {event[f'{part}/dice']:.3f}  "

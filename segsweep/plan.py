@@ -5,8 +5,9 @@ Costs are predicted from records of runs that are alike; where there is none, fr
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,10 @@ class Point:
     epoch: int
     epochs: int
     alike: tuple[Any, ...]
+    network: str
     train: int
     held_out: int
-    parameters: int
-    gflops: float
     note: str = ""
-
-    @property
-    def epoch_gflops(self) -> float:
-        """Training (a backward pass costs two forward ones) and evaluation of one epoch."""
-        return self.gflops * (3 * self.train + self.held_out)
 
 
 @dataclass
@@ -63,6 +58,7 @@ class Planner:
     def __init__(self, runs: Path):
         self.runs = runs
         self._data: dict[str, Any] = {}
+        self._builders: dict[str, Callable[[], tuple[int, float]]] = {}
         self._networks: dict[str, tuple[int, float]] = {}
         self._measured: dict[tuple[Any, ...], Measured] | None = None
 
@@ -79,7 +75,8 @@ class Planner:
         there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= cfg.epochs]
         finished = cfg.reuse and (folder / "result.json").exists()
         failed = (folder / "failure.json").exists()
-        parameters, gflops = self._network(cfg, config["model"], channels, height, width)
+        network = str((config["model"], channels, height, width))
+        self._builders[network] = partial(_measure, cfg.model, channels, height, width)
         device = pick_device(cfg.device)
         size = height, width, channels
         precision = pick_precision(cfg.precision, device)
@@ -91,10 +88,9 @@ class Planner:
             epoch=cfg.epochs if finished else max(there, default=0) if cfg.reuse else 0,
             epochs=cfg.epochs,
             alike=_alike(choices, config["model"], size, cfg.batch_size, precision, device_name(device)),
+            network=network,
             train=len(split.train),
             held_out=len(split.val) or len(split.test),
-            parameters=parameters,
-            gflops=gflops,
         )
 
     def _look(self, cfg: DictConfig) -> tuple[Any, tuple[int, int, int]]:
@@ -107,16 +103,15 @@ class Planner:
             self._data[key] = manifest, images.shape[1:]
         return self._data[key]
 
-    def _network(self, cfg: DictConfig, model: Any, channels: int, height: int, width: int) -> tuple[int, float]:
+    def network(self, point: Point) -> tuple[int, float]:
         """Parameters, and GFLOP of one image forward."""
-        key = str((model, channels, height, width))
-        if key not in self._networks:
-            from segsweep.evaluate import flops
+        if point.network not in self._networks:
+            self._networks[point.network] = self._builders[point.network]()
+        return self._networks[point.network]
 
-            network = components.build(cfg.model, in_channels=channels)
-            parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-            self._networks[key] = parameters, flops(network, channels, height, width)
-        return self._networks[key]
+    def epoch_gflops(self, point: Point) -> float:
+        """Training (a backward pass costs two forward ones) and evaluation of one epoch."""
+        return self.network(point)[1] * (3 * point.train + point.held_out)
 
     def measured(self, point: Point) -> Measured | None:
         if self._measured is None:
@@ -137,7 +132,14 @@ class Planner:
         if known is not None:
             return known
         rates = [m.train / (3 * m.gflops) for m in (self._measured or {}).values() if m.gflops]
-        return left * point.epoch_gflops * (statistics.median(rates) if rates else SECONDS_PER_GFLOP)
+        return left * self.epoch_gflops(point) * (statistics.median(rates) if rates else SECONDS_PER_GFLOP)
+
+
+def _measure(model: DictConfig, channels: int, height: int, width: int) -> tuple[int, float]:
+    from segsweep.evaluate import flops
+
+    network = components.build(model, in_channels=channels)
+    return sum(p.numel() for p in network.parameters() if p.requires_grad), flops(network, channels, height, width)
 
 
 def _alike(choices: dict[str, Any], model: dict[str, Any], *others: Any) -> tuple[Any, ...]:
@@ -229,13 +231,13 @@ def table(names: Sequence[str], points: Sequence[Point | SegsweepError], planner
         unknown += not over and time is None
         memory = (measured := planner.measured(point)) and f"{measured.memory / 2**20:,.0f} MiB"
         rows.append(
-            (str(number), name, f"{state} {point.note}".strip(), str(left), f"{point.parameters:,}")
-            + (f"{point.epoch_gflops:,.4g}", "" if over else clock(time), memory or "not measured")
+            (str(number), name, f"{state} {point.note}".strip(), str(left), f"{planner.network(point)[0]:,}")
+            + (f"{planner.epoch_gflops(point):,.4g}", "" if over else clock(time), memory or "not measured")
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     aligned = [str.rjust, str.ljust, str.ljust] + [str.rjust] * 5
     lines = ["  ".join(a(c, w) for a, c, w in zip(aligned, row, widths, strict=True)).rstrip() for row in rows]
-    work = sum(p.epoch_gflops * n for p, n in zip(known, todo, strict=True) if p)
+    work = sum(planner.epoch_gflops(p) * n for p, n in zip(known, todo, strict=True) if p)
     states = [p.state if p else "not possible" for p in known]
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     expected = f"about {clock(seconds)} of one device's time" if seconds or not unknown else "time not measured yet"

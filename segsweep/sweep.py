@@ -4,6 +4,7 @@ Hydra turns an exception in a callback into a warning, so the callback only open
 which the command calls itself.
 """
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -106,6 +107,24 @@ def jobs(folder: Path) -> list[dict[str, Any]]:
         if job := artifacts.read_json(path):
             found.append(job | {"folder": (path.parent / job["run"]).resolve() if job.get("run") else None})
     return sorted(found, key=lambda job: job["number"])
+
+
+def abandon(folder: Path) -> bool:
+    """Whether nothing was begun in it; then no record stays."""
+    if any(folder.glob("*/job.json")):
+        return False
+    if _opening:
+        _opening.join()
+    place = (artifacts.read_json(folder / "sweep.json") or {}).get("mlflow") or {}
+    if place.get("run_id"):
+        from segsweep.tracking import connect
+
+        with contextlib.suppress(Exception):  # MLflow is a mirror
+            connect(place["uri"]).delete_run(place["run_id"])
+    (folder / "sweep.json").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody's own folder, which is not empty
+        folder.rmdir()
+    return True
 
 
 def finish(folder: Path, stopped: bool) -> int:

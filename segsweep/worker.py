@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -94,6 +95,12 @@ def close() -> None:
     for worker in list(_alive):
         worker.kill()
     _early.clear()
+
+
+def in_folder(folder: str, task: Callable[[Any], Any], cfg: Any) -> Any:
+    """A task in another launcher's process, where relative paths are to mean what they do in this one."""
+    os.chdir(folder)
+    return task(cfg)
 
 
 # The worker's own end

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 
+import mlflow
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_run import do
 
 from segsweep import export, predict
@@ -115,31 +117,29 @@ except mlflow.exceptions.MlflowException as error:
 
 
 @pytest.mark.slow
-def test_files_and_registered_model_give_the_networks_logits_where_nothing_of_it_is(run, tmp_path):
+def test_files_and_registered_model_give_the_networks_logits_where_nothing_of_it_is(run, tmp_path, monkeypatch, capsys):
     """One test, for the export to ONNX and MLflow's store take their seconds each time."""
     uri = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
-    out = tmp_path / "out"
-
-    def python(*arguments: str) -> subprocess.CompletedProcess:
-        import os
-
-        own = os.environ | {"MLFLOW_TRACKING_URI": uri}
-        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=own)
-
-    done = python("-m", "segsweep.export", str(run), "--out", str(out), "--register", "brains")
-    assert done.returncode == 0, done.stderr
-    assert "model.onnx: largest difference of the logits" in done.stdout
-    assert "Registered as models:/brains/1" in done.stdout
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    out, name = tmp_path / "out", run.name
+    try:
+        assert export.main([str(run), "--out", str(out), "--register", "brains"]) == 0
+    finally:
+        mlflow.set_tracking_uri(None)
+    shown = capsys.readouterr().out
+    assert "model.onnx: largest difference of the logits" in shown
+    assert "Registered as models:/brains/1" in shown
     about = json.loads((out / "model.json").read_text())
     assert about["model.onnx"]["difference"] <= about["model.onnx"]["allowed"]
-    assert about["run"] == run.name
+    assert about["run"] == name
 
     trained = load(run)
     x, _ = export.slices(trained)
     np.save(tmp_path / "x.npy", x.numpy())
     arguments = (uri, "models:/brains/1", str(tmp_path / "x.npy"), str(tmp_path / "y.npy"))
-    (tmp_path / "elsewhere").mkdir()
-    there = python("-I", "-c", ELSEWHERE, *arguments)
+    command = [sys.executable, "-I", "-c", ELSEWHERE, *arguments]
+    there = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert there.returncode == 0, there.stderr
     assert "(-1, 3, 32, 32)" in there.stdout
     assert "refused:" in there.stdout
@@ -148,31 +148,23 @@ def test_files_and_registered_model_give_the_networks_logits_where_nothing_of_it
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=0, atol=export.TOLERANCE)
 
     (model,) = (tmp_path / "mlruns").rglob("MLmodel")
-    kept = {line.split("==")[0] for line in (model.parent / "requirements.txt").read_text().split()}
-    assert kept == {"mlflow", "numpy", "onnx", "onnxruntime"}
+    needed = {line.split("==")[0] for line in (model.parent / "requirements.txt").read_text().split()}
+    assert needed == {"mlflow", "numpy", "onnx", "onnxruntime"}
     assert (model.parent / "input_example.json").exists()
 
-    image = tmp_path / "p" / "1.png"
-    image.parent.mkdir()
-    from PIL import Image
-
-    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(image)
+    images = tmp_path / "p"
+    images.mkdir()
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(images / "1.png")
     run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
-    for kept_folder in (True, False):
-        if not kept_folder:
-            shutil.rmtree(run)  # MLflow's copy is enough
-        for number, reference in enumerate(("models:/brains/1", "models:/brains/latest", run_id)):
-            place = tmp_path / f"masks{kept_folder}{number}"
-            done = python("-m", "segsweep.predict", reference, str(image.parent), "--out", str(place))
-            assert done.returncode == 0, done.stderr
-            assert json.loads((place / "predictions.json").read_text())["run"] == run.name
-    for reference, said in {
-        "models:/brains/7": "brains",
-        "models:/no/latest": "no registered model",
-        "0" * 32: "no such run",
-    }.items():
-        done = python("-m", "segsweep.predict", reference, str(image.parent), "--out", str(tmp_path / "none"))
-        assert done.returncode == 1
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
-    assert predict.SUFFIX["tiff"] == ".tif"
+    for place in ("there", "gone"):
+        for reference in ("models:/brains/1", "models:/brains/latest", run_id):
+            masks = tmp_path / place / reference.replace("/", "_")
+            assert predict.main([reference, str(images), "--out", str(masks)]) == 0
+            used = json.loads((masks / "predictions.json").read_text())
+            assert used["run"] == name
+            assert (used["folder"] == str(run)) == (place == "there")
+        shutil.rmtree(run, ignore_errors=True)  # MLflow's copy is enough
+    refusals = {"models:/brains/7": "brains", "models:/no/latest": "no registered model", "0" * 32: "no such run"}
+    for reference, said in refusals.items():
+        assert predict.main([reference, str(images), "--out", str(tmp_path / "none")]) == 1
+        assert said in capsys.readouterr().err

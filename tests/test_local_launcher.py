@@ -339,10 +339,17 @@ def statuses(cwd: Path) -> dict[str, str]:
     return dict(found)
 
 
+def test_a_wrong_setting_is_one_message_and_leaves_no_sweep_behind(tmp_path):
+    process = command(tmp_path, "seed=0,1", "tracking=none", "hydra.launcher.jobs_per_device=0")
+    assert finished(process) == "hydra.launcher.jobs_per_device=0: must be at least 1\n"
+    assert process.returncode == 1
+    assert not list(tmp_path.glob("multirun/*"))
+
+
 @pytest.mark.slow
 def test_a_sweep_with_a_killed_worker_goes_on_and_the_next_one_continues_it(tmp_path):
     """Two slots; one worker is killed in the middle of its job. Afterwards every run is as if nothing had been."""
-    slots = ["hydra/launcher=local", "hydra.launcher.jobs_per_device=2", "hydra.launcher.retries.killed=0"]
+    slots = ["hydra.launcher.jobs_per_device=2", "hydra.launcher.retries.killed=0"]
     sweep = ["seed=0,1,2", "epochs=12", *slots]
     process = command(tmp_path, *sweep)
     latest = until(lambda: list(tmp_path.glob("multirun/2*/0/job.json")))[0]

@@ -35,9 +35,8 @@ class Job:
     def __lt__(self, other: "Job") -> bool:
         return self.rank < other.rank
 
-    def compose(self, context: HydraContext, master: DictConfig, planner: Planner) -> None:
-        """Its configuration, what is known of it, and its place: answers first, then what never ran, the longest first,
-        then what failed before."""
+    def compose(self, context: HydraContext, master: DictConfig, planner: Planner, longest_first: bool = False) -> None:
+        """Its configuration, what is known of it, and its place: answers, then what never ran, then what failed."""
         self.config = context.config_loader.load_sweep_config(master, self.overrides)
         with open_dict(self.config):
             self.config.hydra.job.id = str(self.number)
@@ -47,7 +46,7 @@ class Job:
         with contextlib.suppress(SegsweepError):  # the job itself will say so
             self.point = planner.point(*bare(self.config))
             state = {"finished": 0, "failed": 2}.get(self.point.state, 1)
-            self.rank = state, -planner.cost(self.point), self.number
+            self.rank = state, -planner.cost(self.point) if longest_first else 0.0, self.number
 
     @property
     def finished(self) -> bool:

@@ -9,12 +9,13 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException, HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -22,11 +23,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import artifacts, progress
 from segsweep.plan import Planner
+from segsweep.worker import in_folder
 
 from ._jobs import Job
 
 LOOK = 0.5
 """Seconds between two looks at the jobs."""
+
+
+@dataclass
+class Lost:
+    """A job of which the engine has no result. `failure`: the class, killed, oom, timeout or error."""
+
+    failure: str
+    reason: str
 
 
 class ClusterLauncher(Launcher):
@@ -37,7 +47,7 @@ class ClusterLauncher(Launcher):
         """A handle for each job."""
 
     @abstractmethod
-    def look(self, handle: Any) -> JobReturn | BaseException | None:
+    def look(self, handle: Any) -> JobReturn | Lost | None:
         """What became of a job; None while nothing has."""
 
     @abstractmethod
@@ -73,19 +83,22 @@ class ClusterLauncher(Launcher):
             raise
         return [results[number] for number in sorted(results)]
 
-    def _end(self, job: Job, found: JobReturn | BaseException) -> JobReturn:
-        lost = isinstance(found, BaseException)
-        error = found if isinstance(found, BaseException) else found._return_value
-        if lost or isinstance(error, BaseException):
+    def _end(self, job: Job, found: JobReturn | Lost) -> JobReturn:
+        if isinstance(found, JobReturn) and found.status is JobStatus.FAILED:
+            found = Lost("error", str(found._return_value))
+        if isinstance(found, Lost):
             self._know(job)
-            job.fail("killed" if lost else "error", str(error) or type(error).__name__)
+            job.fail(found.failure, found.reason)
             job.mirror()
             found = job.without_value()
+        from segsweep.cli import job_name
+
         record = artifacts.read_json(job.folder / "job.json") or {}
         facts = {key: record.get(key) for key in ("status", "error", "seconds")} | {"failure": record.get("class")}
         dice = (record.get("metrics") or {}).get("test/dice")
-        progress.emit("end", job=job.number, name=" ".join(job.overrides), dice=dice, **facts)
-        return found  # type: ignore[return-value]
+        name = job_name(job.overrides, list(self.config.hydra.overrides.task))
+        progress.emit("end", job=job.number, name=name, dice=dice, **facts)
+        return found
 
     def _know(self, job: Job) -> None:
         """Find out which run a job was about, from here."""
@@ -105,9 +118,9 @@ class RayLauncher(ClusterLauncher):
         try:
             from hydra_plugins.hydra_ray_launcher._launcher_util import launch_job_on_ray, start_ray
         except ImportError as error:
-            raise HydraException(f"hydra/launcher=ray_gpu: {error}; pip install 'segsweep[ray]'") from None
+            raise CompactHydraException(f"hydra/launcher=ray_gpu: {error}; pip install 'segsweep[ray]'") from None
         start_ray(self.ray.init)
-        task = functools.partial(_in_folder, os.getcwd(), self.task)
+        task = functools.partial(in_folder, os.getcwd(), self.task)
         handles = []
         for job in jobs:
             config = self.context.config_loader.load_sweep_config(self.config, job.overrides)
@@ -118,7 +131,7 @@ class RayLauncher(ClusterLauncher):
             handles.append(launch_job_on_ray(self.context, self.ray.remote, config, task, state))
         return handles
 
-    def look(self, handle: Any) -> JobReturn | BaseException | None:
+    def look(self, handle: Any) -> JobReturn | Lost | None:
         import ray
 
         ready, _ = ray.wait([handle], timeout=0)
@@ -126,19 +139,17 @@ class RayLauncher(ClusterLauncher):
             return None
         try:
             return ray.get(handle)
-        except Exception as error:  # a worker, its node or the job was lost: Ray has many names for it
-            return error
+        except ray.exceptions.RayTaskError as error:
+            return Lost("error", str(error.cause))
+        except ray.exceptions.OutOfMemoryError as error:
+            return Lost("oom", str(error))
+        except ray.exceptions.RayError as error:
+            return Lost("killed", f"Ray lost the job: {error}")
 
     def cancel(self, handle: Any) -> None:
         import ray
 
         ray.cancel(handle, force=True)
-
-
-def _in_folder(folder: str, task: TaskFunction, cfg: DictConfig) -> Any:
-    """The task where relative paths mean what they mean to the one who started the sweep."""
-    os.chdir(folder)
-    return task(cfg)
 
 
 class SlurmLauncher(ClusterLauncher):
@@ -153,7 +164,7 @@ class SlurmLauncher(ClusterLauncher):
             from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
             from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as Remote
         except ImportError as error:
-            raise HydraException(f"hydra/launcher=slurm: {error}; pip install 'segsweep[slurm]'") from None
+            raise CompactHydraException(f"hydra/launcher=slurm: {error}; pip install 'segsweep[slurm]'") from None
         remote = Remote(**self.params)
         remote.setup(hydra_context=self.context, task_function=self.task, config=self.config)
         shared = set(BaseQueueConf.__dataclass_fields__)
@@ -167,13 +178,19 @@ class SlurmLauncher(ClusterLauncher):
         overrides, folder = [job.overrides for job in jobs], ["hydra.sweep.dir"] * count
         return list(executor.map_array(remote, overrides, folder, numbers, map(str, numbers), states))
 
-    def look(self, handle: Any) -> JobReturn | BaseException | None:
+    def look(self, handle: Any) -> JobReturn | Lost | None:
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
         if not handle.done():
             return None
         try:
             return handle.results()[0]
-        except Exception as error:  # submitit's own, or whatever a job that it could not pickle raised
-            return error
+        except FailedJobError as error:
+            trace = (str(error).split("-" * 22)[1:] or [str(error)])[0].strip()
+            return Lost("error", f"{trace.splitlines()[-1]}\n{trace}")
+        except UncompletedJobError as error:
+            failure = {"OUT_OF_MEMORY": "oom", "TIMEOUT": "timeout"}.get(handle.state, "killed")
+            return Lost(failure, f"the job ended without a result, in state {handle.state}\n{error}")
 
     def cancel(self, handle: Any) -> None:
         handle.cancel(check=False)

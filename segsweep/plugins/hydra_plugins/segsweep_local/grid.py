@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep import progress, sweep
@@ -53,7 +53,7 @@ def condition(text: str) -> list[Term]:
         parser = OverridesParser.create()
         return [Term(key, sign, parser.parse_override(f"x={value}").value()) for key, sign, value in found]
     except (AttributeError, HydraException):
-        raise HydraException(
+        raise CompactHydraException(
             f"sweep.exclude: {text!r} is no condition; write KEY=VALUE, or !=, >, >=, <, <=, joined by &, "
             "as in 'optim=sgd & optim.lr>0.01'"
         ) from None
@@ -92,11 +92,11 @@ class GridSweeper(BasicSweeper):
                 kept.append(point)
         if keys - known:
             flat = list(_flat(self._compose(points[0])))
-            raise HydraException(
+            raise CompactHydraException(
                 "\n".join(f"sweep.exclude: {k}: no job has such a key{nearest(k, flat)}" for k in sorted(keys - known))
             )
         if not kept:
-            raise HydraException(f"sweep.exclude takes out all {len(points)} jobs")
+            raise CompactHydraException(f"sweep.exclude takes out all {len(points)} jobs")
         for text, count in hits.items():
             progress.emit("text", text=f"sweep.exclude: {text} takes out {count or 'none'} of {len(points)} jobs")
         return kept
@@ -130,7 +130,7 @@ def _look_up(cfg: DictConfig, key: str) -> Any:
     flat = list(_flat(cfg))
     ends = [key] if key in flat else [k for k in flat if k.endswith(f".{key}")]
     if len(ends) > 1:
-        raise HydraException(f"sweep.exclude: {key} may be {' or '.join(ends)}; write the whole key")
+        raise CompactHydraException(f"sweep.exclude: {key} may be {' or '.join(ends)}; write the whole key")
     return OmegaConf.select(cfg, ends[0]) if ends else _ABSENT
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException, HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -59,7 +59,7 @@ class LocalLauncher(Launcher):
             if not good
         ]
         if problems:
-            raise HydraException("\n".join(problems))
+            raise CompactHydraException("\n".join(problems))
         self.devices, self.jobs_per_device = devices, jobs_per_device
         self.timeout = timeout_min * 60 if timeout_min else float("inf")
         self.budget = budget_min * 60 if budget_min else float("inf")
@@ -193,7 +193,7 @@ class LocalLauncher(Launcher):
             failure, reason = "oom", f"the system had no memory left and ended the worker: {hint}\n{reason}"
         del self.workers[lost]
         if not lost.ready:
-            raise HydraException(f"A worker could not start: {reason}")
+            raise CompactHydraException(f"A worker could not start: {reason}")
         if job:
             self._fail(job, failure, reason)
 
@@ -205,7 +205,7 @@ class LocalLauncher(Launcher):
             return False
         job = self.asked.popleft()
         try:
-            job.compose(self.context, self.config, self.planner)
+            job.compose(self.context, self.config, self.planner, longest_first=len(self.slots) > 1)
             heapq.heappush(self.waiting, job)
         except (HydraException, OmegaConfBaseException) as error:
             self._fail(job, "error", str(error))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -18,7 +18,7 @@ class PlanLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if "Optuna" in str(config.hydra.sweeper._target_):
-            raise HydraException("hydra/launcher=plan: a search chooses its jobs as results come; a grid has a plan")
+            raise CompactHydraException("hydra/launcher=plan: a search chooses its jobs as it goes; a grid has a plan")
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
