@@ -50,10 +50,13 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def read_json(path: Path) -> Any:
-    """The content, or None where there is no such file or it is damaged (which is said in the log)."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, or None where there is no such file or it is damaged (which is said in the log)."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"an object is expected, found {type(value).__name__}")
+        return value
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -155,9 +158,27 @@ class Checkpoints:
                 self.state(epoch).rename(self.state(epoch).with_suffix(".damaged"))
         return None
 
-    def prune(self, keep: int, milestones: set[int]) -> None:
-        """Keep the `keep` latest and the milestones (ends of runs)."""
-        for epoch in self.epochs()[:-keep]:
-            if epoch not in milestones:
+    def end(self, epoch: int) -> None:
+        """Mark an epoch that ends a finished run: it is not pruned."""
+        self._mark(epoch).touch()
+
+    def _mark(self, epoch: int) -> Path:
+        return self.folder / f"end_{epoch:04d}"
+
+    def prune(self, now: int, keep: int, milestones: set[int]) -> None:
+        """Of the epochs until `now`, keep the `keep` latest, the milestones and the ends of finished runs."""
+        for epoch in [e for e in self.epochs() if e <= now][:-keep]:
+            if epoch not in milestones and not self._mark(epoch).exists():
                 self.state(epoch).unlink(missing_ok=True)
                 self.best(epoch).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Forget all that was trained."""
+        for pattern in ("*.pt", "end_*"):
+            for file in self.folder.glob(pattern):
+                file.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed left half-written; for the holder of the folder's lock."""
+        for file in self.folder.glob(".*.part*"):
+            file.unlink(missing_ok=True)

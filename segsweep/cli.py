@@ -75,15 +75,19 @@ def main() -> int:
         return 0
     if _in_workers(sys.argv[1:]):
         worker.start_early()
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]  # argparse wants them first
+    sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]
+    asked = sweep.command()
     try:
-        total = sweep.expected = preflight(sys.argv[1:])
+        checked = preflight(sys.argv[1:])
     except SegsweepError as error:
         print(error, file=sys.stderr)
         return 1
     from segsweep.display import Display
 
+    sys.argv[1:], sweep.expected, sweep.asked = checked.argv, checked.jobs, asked
     stopped = False
-    with Display(total) as display:
+    with Display(checked.jobs) as display:
         progress.send_to(display.handle)
         signal.signal(signal.SIGINT, _on_signal)
         signal.signal(signal.SIGTERM, _on_signal)
@@ -106,9 +110,10 @@ def _in_workers(argv: list[str]) -> bool:
 
 
 def _hydra() -> Any:
-    from segsweep.components import whitelist
+    from segsweep.components import HYDRAS, whitelist
 
-    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=whitelist())(job)()
+    allowed = [*HYDRAS, *whitelist()]
+    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=allowed)(job)()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

@@ -9,14 +9,15 @@ import importlib
 import inspect
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import execution_whitelist, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep.config import GROUPS, range_problem, ranges
+from segsweep.config import GROUPS, Config, range_problem, ranges
 from segsweep.errors import SegsweepError
 
 ALLOW = "SEGSWEEP_ALLOW"
@@ -24,15 +25,15 @@ GIVEN = {"model": {"in_channels"}, "optim": {"params"}, "scheduler": {"optimizer
 """Arguments that the run itself passes."""
 
 
+HYDRAS = ("segsweep.sweep.SweepCallback", "logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
+"""What Hydra calls for itself, and a component of a run may not."""
+
+
 def whitelist() -> list[str]:
-    """Targets that a configuration may call. One's own package: SEGSWEEP_ALLOW=mypackage.* in the environment, which a
+    """Targets that a component may be. One's own package: SEGSWEEP_ALLOW=mypackage.* in the environment, which a
     configuration from elsewhere cannot set."""
     own = [entry.strip() for entry in os.environ.get(ALLOW, "").split(",") if entry.strip()]
-    return [
-        *("segsweep.models.*", "segsweep.losses.*", "segsweep.data.*", "segsweep.sweep.SweepCallback"),
-        *("torch.nn.*", "torch.optim.*", "logging.*"),
-        *own,
-    ]
+    return ["segsweep.models.*", "segsweep.losses.*", "segsweep.data.*", "torch.nn.*", "torch.optim.*", *own]
 
 
 def allowed(target: str) -> bool:
@@ -42,7 +43,7 @@ def allowed(target: str) -> bool:
 def build(node: DictConfig, **given: Any) -> Any:
     """The component of a group; ValueError and TypeError of its constructor keep their message."""
     try:
-        return instantiate(node, **given, _execution_whitelist_=whitelist())
+        return instantiate(node, **given, _execution_whitelist_=execution_whitelist(whitelist(), reset=True))
     except InstantiationException as error:
         raise error.__cause__ or error from None
 
@@ -55,10 +56,26 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def check(cfg: DictConfig) -> list[str]:
     """Every mistake of a composed configuration, one sentence each; reads no data and trains nothing."""
-    missing = [f"{key}: a value is needed, {key}=..." for key in sorted(OmegaConf.missing_keys(cfg))]
+    try:
+        missing = [f"{key}: a value is needed, {key}=..." for key in sorted(OmegaConf.missing_keys(cfg))]
+    except OmegaConfBaseException as error:
+        return [str(error).splitlines()[0]]
     if missing:
         return missing
-    problems = []
+    known = {f.name for f in fields(Config)}
+    problems: list[str | None] = [
+        f"{key}: no such key{nearest(key, known)}; an argument of a group's component is added as +group.key=value"
+        for key in map(str, cfg)
+        if key not in known
+    ]
+    for key in ("paths.runs", "paths.cache"):
+        if _select(cfg, key) == "":
+            problems.append(f"{key} is empty: a folder is needed")
+    if str(_select(cfg, "device")).startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            problems.append(f"device={cfg.device}: torch finds no CUDA device; use device=cpu or device=auto")
     for key, rule in ranges().items():
         try:
             problems.append(range_problem(key, OmegaConf.select(cfg, key, throw_on_missing=True), rule))
@@ -113,11 +130,36 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
     try:
         with torch.device("meta") if group == "model" else torch.device("cpu"):
             component = build(cfg[group], **given)
-            return [], component(**dummy) if dummy else component
+            made = component(**dummy) if dummy else component
+            _try(group, made, optimizer)
+            return [], made
     except SegsweepError as error:
         return [str(error)], None
     except Exception as error:  # a constructor says in its own way what it does not take
         return [f"{group}: {error}"], None
+
+
+def _try(group: str, made: Any, optimizer: Any) -> None:
+    """One step on next to nothing, for what constructors let through: a loss that is no mean, a schedule over zero."""
+    import torch
+
+    if group == "loss":
+        target = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
+        value = made(torch.zeros(2, 1, 2, 2), target)
+        if value.ndim:
+            raise ValueError(f"gives {tuple(value.shape)} numbers for a batch; one is needed")
+        if not torch.allclose(value, made(torch.zeros(4, 1, 2, 2), target.repeat(2, 1, 1, 1)), rtol=0.2):
+            raise ValueError("grows with the batch: the mean over a batch is needed, not the sum")
+    elif group == "scheduler":
+        optimizer.step()
+        made.step()
+
+
+def _select(cfg: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None
 
 
 def _check_keys(group: str, node: Mapping[Any, Any], signature: inspect.Signature) -> list[str]:

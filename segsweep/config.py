@@ -17,9 +17,11 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def value(*, least: float | None = None, above: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+def value(
+    *, least: float | None = None, above: float | None = None, most: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
     """A value that conf/ must give, with the range that `range_problem` checks."""
-    return field(default=MISSING, metadata={"least": least, "above": above, "choices": choices})
+    return field(default=MISSING, metadata={"least": least, "above": above, "most": most, "choices": choices})
 
 
 @dataclass
@@ -59,8 +61,8 @@ class Config:
     epochs: int = value(least=1)
     batch_size: int = value(least=1)
     eval_batch_size: int = value(least=1)
-    seed: int = value(least=0)
-    clip_norm: float | None = value(above=0)
+    seed: int = value(least=0, most=2**63 - 1)
+    clip_norm: float | None = value(above=0, most=1e30)
     precision: str = value(choices=("auto", "fp32", "bf16"))
     device: str = value(choices=("auto", "cpu", "cuda", "cuda:N"))
     compile: bool = MISSING
@@ -96,6 +98,8 @@ def range_problem(key: str, found: Any, rule: Any) -> str | None:
         return None if pattern else f"{key}={found}: allowed are {', '.join(choices)}"
     if rule["least"] is not None and not found >= rule["least"]:
         return f"{key}={found}: must be at least {rule['least']}"
+    if rule["most"] is not None and not found <= rule["most"]:
+        return f"{key}={found}: must be at most {rule['most']}"
     if rule["above"] is not None and not found > rule["above"]:
         return f"{key}={found}: must be above {rule['above']}"
     return None

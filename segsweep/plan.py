@@ -70,6 +70,8 @@ class Planner:
         manifest, (height, width, channels) = self._look(cfg)
         split = components.build(cfg.split)(manifest.patients)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
+        device = pick_device(cfg.device)
+        precision = config["precision"] = pick_precision(cfg.precision, device)
         ids = signatures(config, manifest.digest, split.digest)
         folder = self.runs / "runs" / ids["signature"]
         there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= cfg.epochs]
@@ -77,9 +79,7 @@ class Planner:
         failed = (folder / "failure.json").exists()
         network = str((config["model"], channels, height, width))
         self._builders[network] = partial(_measure, cfg.model, channels, height, width)
-        device = pick_device(cfg.device)
         size = height, width, channels
-        precision = pick_precision(cfg.precision, device)
         return Point(
             signature=ids["signature"],
             trajectory=ids["trajectory"],

@@ -8,6 +8,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,19 @@ COMBINATIONS = 64
 """Most combinations of swept groups that are composed here; the rest is checked job by job."""
 
 
-def preflight(argv: list[str]) -> int | None:
-    """Raise ConfigError with one line for every mistake; else the number of jobs, None where a search decides."""
+@dataclass(frozen=True)
+class Checked:
+    """jobs: their number, None where a search decides; argv: the command line as Hydra takes it."""
+
+    jobs: int | None
+    argv: list[str]
+
+
+def preflight(argv: list[str]) -> Checked:
+    """Raise ConfigError with one line for every mistake.
+
+    Hydra composes a sweep's own configuration without what is swept, and refuses a key that only a swept option has
+    (`experiment=glob(*) data.root=...`): such an override is made a sweep of one value, which is left to the jobs."""
     args = get_args_parser().parse_args(argv)
     with initialize_config_dir(str(args.config_dir or conf_dir())):
         loader = GlobalHydra.instance().config_loader()
@@ -48,6 +60,8 @@ def preflight(argv: list[str]) -> int | None:
             _stop(problems)
             bases = list(_compositions(chosen, values))
             if not (beside := _beside(bases[0], overrides)):
+                swept = {id(o) for o in chosen if o.is_sweep_override()}
+                master = next(iter(_compositions([o for o in chosen if id(o) not in swept], values)))
                 break
             lines = beside + lines
     searching = "Optuna" in str(OmegaConf.select(bases[0], "hydra.sweeper._target_"))
@@ -60,9 +74,17 @@ def preflight(argv: list[str]) -> int | None:
     _stop(problems)
     _check_data(bases, tasks)
     if not args.multirun:
-        return 1
-    swept = [o for o in overrides if o.is_sweep_override()]
-    return None if searching else math.prod(len(_values(o)) for o in swept)
+        return Checked(1, argv)
+    late = {o.input_line for o in tasks if not o.is_sweep_override() and not _has(master, o.key_or_group)}
+    late -= {o.input_line for o in tasks if o.is_add() or o.is_force_add() or o.is_delete()}
+    argv = [_late(argument) if argument in late else argument for argument in argv]
+    several = [o for o in overrides if o.is_sweep_override()]
+    return Checked(None if searching else math.prod(len(_values(o)) for o in several), argv)
+
+
+def _late(argument: str) -> str:
+    key, _, text = argument.partition("=")
+    return f"{key}=choice({text})"
 
 
 def _stop(problems: Iterable[str]) -> None:
@@ -83,6 +105,10 @@ def _needs_multirun(overrides: list[Override]) -> list[str]:
 
 def _wrong_options(override: Override, options: list[str]) -> list[str]:
     group = override.key_or_group
+    if override.is_sweep_override() and not _values(override):
+        return [f"{override.input_line}: fits no option; allowed are {', '.join(options)}"]
+    if not override.is_delete() and override.value() is None and group != "experiment":
+        return [f"{group}=null: an option is needed; allowed are {', '.join(options)}"]
     return [
         f"{group}={value}: no such option{components.nearest(str(value), options)}; allowed are {', '.join(options)}"
         for value in _values(override)

@@ -3,7 +3,10 @@
 A run is a function of its signature: whoever asks for it, in whatever sweep, gets the one record of it.
 """
 
+import contextlib
 import dataclasses
+import logging
+import math
 import os
 import shutil
 import time
@@ -26,10 +29,10 @@ from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.evaluate import evaluate, flops, patient_table
 from segsweep.metrics import summarise
 from segsweep.signature import IGNORED, signatures, without
-from segsweep.tracking import Mirror
+from segsweep.tracking import Mirror, forget
 from segsweep.train import SELECT_BY, fit
 
-OBJECTIVE = "dice"
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -66,11 +69,12 @@ def run(
             outcome.status, outcome.failure = "failed", classify(error)
             outcome.error = str(error) if isinstance(error, SegsweepError) else f"{type(error).__name__}: {error}"
             if outcome.folder:
-                artifacts.write_json(
-                    outcome.folder / "failure.json",
-                    {"status": "failed", "class": outcome.failure, "error": outcome.error}
-                    | {"traceback": traceback.format_exc()},
-                )
+                with contextlib.suppress(OSError):  # a full disk, say: the job's record has the error too
+                    artifacts.write_json(
+                        outcome.folder / "failure.json",
+                        {"status": "failed", "class": outcome.failure, "error": outcome.error}
+                        | {"traceback": traceback.format_exc()},
+                    )
         return outcome
 
 
@@ -107,6 +111,7 @@ def _run(
     split = splitter(manifest.patients)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
+    config["precision"] = precision  # the device does not belong to the identity, the arithmetic does
     ids = signatures(config, manifest.digest, split.digest)  # type: ignore[arg-type]
     folder = outcome.folder = runs / "runs" / ids["signature"]
     outcome.signature = ids["signature"]
@@ -118,8 +123,10 @@ def _run(
     checkpoints = Checkpoints(runs / "trajectories" / ids["trajectory"])
     stack.enter_context(artifacts.lock(checkpoints.folder))
     if not cfg.reuse:
-        for old in (*checkpoints.folder.glob("*.pt"), folder / "result.json", folder / "mlflow.json"):
-            old.unlink(missing_ok=True)
+        checkpoints.clear()
+        (folder / "result.json").unlink(missing_ok=True)
+        forget(folder)
+    checkpoints.tidy()
     (folder / "failure.json").unlink(missing_ok=True)
 
     volumes = cache.load(dataset, manifest, decoded, cfg.workers or os.cpu_count() or 1)
@@ -201,11 +208,15 @@ def _run(
     metrics: dict[str, Any] = {key: value for key, value in history[-1].items() if "/" in key}
     metrics |= {"test/loss": final.loss} | {f"test/{k}": v for k, v in summarise(final.counts).items()}
     metrics |= {f"test/{key}": value for key, value in patients.summary.items()}
-    objective = max((row[SELECT_BY] for row in history), default=None) if part == "val" else metrics["test/dice"]
+    scores = [row[SELECT_BY] for row in history if part == "val" and not math.isnan(row[SELECT_BY])]
+    objective = max(scores, default=None) if part == "val" else metrics["test/dice"]
     with artifacts.atomic(folder / "last.pt") as file:
         torch.save({"epoch": cfg.epochs, "model": model.state_dict()}, file)
-    if part == "val" and checkpoints.best(cfg.epochs).exists():
-        shutil.copyfile(checkpoints.best(cfg.epochs), folder / "best.pt")
+    if checkpoints.best(cfg.epochs).exists():
+        with artifacts.atomic(folder / "best.pt") as file:
+            shutil.copyfile(checkpoints.best(cfg.epochs), file)
+    elif scores:
+        log.warning("%s: the best weights until epoch %d are lost: no best.pt", folder, cfg.epochs)
     artifacts.write_csv(folder / "patients.csv", patients.rows)
     figures.draw(folder, history, part, patients, volumes, split.test, final.masks)
     training = sum(row["seconds"] for row in history)
@@ -223,6 +234,7 @@ def _run(
         "objective": objective,
     }
     artifacts.write_json(folder / "result.json", record)
+    checkpoints.end(cfg.epochs)
     return _answer(outcome, record, "finished" if done == 0 else "continued" if done < cfg.epochs else "reused")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 IGNORED = (
     "device", "workers", "compile", "reuse", "checkpoint", "paths", "tracking", "sweep",
-    "data.root", "data.model_width",
+    "data.root", "data.model_width", "split.file",
 )  # fmt: skip
 """Keys that do not change a result; the manifest's hash covers `data.root`, and `model.width` `data.model_width`."""
 REPEATS = ("seed", "split.fold")
@@ -69,10 +69,12 @@ def _foreign(config: Any) -> Iterator[str]:
 def code_fingerprint(*modules: str) -> str:
     """Hash of the code that computes results, without comments, docstrings and layout: those retrain nothing."""
     package = Path(__file__).parent
-    files = [f for name in CODE for f in ([package / name] if name.endswith(".py") else (package / name).glob("*.py"))]
-    specs = [importlib.util.find_spec(module) for module in sorted(set(modules))]
-    files += [Path(spec.origin) for spec in specs if spec and spec.origin]
-    return digest({file.name: _code(file) for file in sorted(files)})
+    own = [f for name in CODE for f in ([package / name] if name.endswith(".py") else (package / name).glob("*.py"))]
+    code = {str(file.relative_to(package)): _code(file) for file in own}
+    for module in modules:  # that module alone, not what it imports
+        if (spec := importlib.util.find_spec(module)) and spec.origin:
+            code[f"module {module}"] = _code(Path(spec.origin))
+    return digest(code)
 
 
 def _code(file: Path) -> str:
@@ -83,4 +85,4 @@ def _code(file: Path) -> str:
                 del node.body[0]
             case ast.Expr(value=ast.Constant()):
                 node.value = ast.Constant(None)  # the description below a constant
-    return ast.dump(tree)
+    return ast.unparse(tree)  # unlike a dump the same in all versions of Python

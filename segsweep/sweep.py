@@ -23,8 +23,11 @@ current: Path | None = None
 """The sweep that this process leads."""
 expected: int | None = None
 """Number of its jobs; None where a search decides."""
+asked = ""
+"""The command line that started this process, as one would type it."""
 _opening: threading.Thread | None = None
 _noting = threading.Lock()
+_held = contextlib.ExitStack()
 
 
 class SweepCallback(Callback):
@@ -41,8 +44,11 @@ class SweepCallback(Callback):
 def _open(folder: Path, config: DictConfig, parent: bool) -> None:
     global current, _opening
     current = folder
+    _held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
+    for earlier in folder.glob("*/job.json"):  # of another sweep in a folder that was named by hand
+        earlier.unlink()
     tracking, overrides = config.tracking, list(config.hydra.overrides.task)
-    record: dict[str, Any] = {"name": folder.name, "command": command(), "overrides": overrides, "finished": None}
+    record: dict[str, Any] = {"name": folder.name, "command": asked, "overrides": overrides, "finished": None}
     record |= {"started": _now(), "jobs": expected, "milestones": milestones(overrides), "mlflow": None}
     if tracking.uri:
         record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": None, "error": None}
@@ -54,10 +60,11 @@ def _open(folder: Path, config: DictConfig, parent: bool) -> None:
 
 
 def _open_parent(folder: Path, record: dict[str, Any]) -> None:
-    from segsweep.tracking import start_parent
+    from segsweep.tracking import close_dead, start_parent
 
     place = record["mlflow"]
     try:
+        close_dead(place["uri"], place["experiment"], folder.parent)
         place["run_id"] = start_parent(place["uri"], place["experiment"], record["name"], record["command"])
     except Exception as error:  # MLflow is a mirror: the sweep runs without it
         place["error"] = (str(error) or type(error).__name__).splitlines()[0]
@@ -121,7 +128,8 @@ def abandon(folder: Path) -> bool:
 
         with contextlib.suppress(Exception):  # MLflow is a mirror
             connect(place["uri"]).delete_run(place["run_id"])
-    (folder / "sweep.json").unlink(missing_ok=True)
+    for name in ("sweep.json", "lock"):
+        (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # somebody's own folder, which is not empty
         folder.rmdir()
     return True
@@ -132,24 +140,37 @@ def finish(folder: Path, stopped: bool) -> int:
     from segsweep.report.records import read
     from segsweep.report.table import table
 
+    if stopped:
+        _interrupted(folder)
     ended = jobs(folder)
     bad = [job for job in ended if job["status"] not in display.DONE]
     if _opening:
         _opening.join()
-    record = artifacts.read_json(folder / "sweep.json") or {"name": folder.name}
-    record["finished"] = None if stopped else _now()
-    artifacts.write_json(folder / "sweep.json", record)
     text = table(read([folder]).jobs)
-    artifacts.write_text(folder / "table.txt", text)
     print(text)
-    print(f"Sweep: {folder}   runs: {folder.parent / 'runs'}")
+    try:
+        note(folder, finished=None if stopped else _now())
+        artifacts.write_text(folder / "table.txt", text)
+    except OSError as error:
+        print(
+            f"{folder} cannot be written ({error.strerror}): the record of the sweep is not complete", file=sys.stderr
+        )
+    print(f"Sweep: {folder}   its jobs: {folder}/*/job.json")
     if not stopped and len(ended) > max(len(bad), 1):
         print(f"Report: {_report(folder)}")
     _finish_mlflow(folder, stopped, bool(bad))
     if stopped:
-        print(f"Stopped; everything up to the last complete epoch is saved. To go on: {record.get('command')}")
+        print(f"Stopped; what was trained is saved up to the last checkpoint. To go on: {asked}")
         return 130
     return 1 if bad or not ended else 0
+
+
+def _interrupted(folder: Path) -> None:
+    """Jobs of a sweep that was stopped, whose own process could not say so any more."""
+    for path in folder.glob("*/job.json"):
+        job = artifacts.read_json(path)
+        if job and job["status"] == "running":
+            artifacts.write_json(path, job | {"status": "interrupted"})
 
 
 def _report(folder: Path) -> str:
@@ -174,10 +195,10 @@ def _finish_mlflow(folder: Path, stopped: bool, bad: bool) -> None:
             tracking.end_parent(place["uri"], place["run_id"], status, files)
         except Exception as problem:  # the files are the record
             error = str(problem).splitlines()[0]
-    if error is None and place:
-        print(f"MLflow: {place['uri']}   to look at it: make ui")
     reasons = [tracking.lacking(job["folder"]) for job in jobs(folder) if job["folder"]]
     error = error or next((reason for reason in reasons if reason), None)
+    if error is None and place:
+        print(f"MLflow: {place['uri']}   to look at it: make ui")
     if error:
         print(f"MLflow was out of reach ({error}); nothing is lost: python -m segsweep.sync {folder}", file=sys.stderr)
 

@@ -90,7 +90,8 @@ def _work() -> None:
             unreachable.add(folder)
             reason = (str(error) or type(error).__name__).splitlines()[0]
             log.info("MLflow: %s", error)
-            artifacts.write_json(folder / STATE, (artifacts.read_json(folder / STATE) or {}) | {"error": reason})
+            with contextlib.suppress(OSError):
+                artifacts.write_json(folder / STATE, (artifacts.read_json(folder / STATE) or {}) | {"error": reason})
         finally:
             _queue.task_done()
 
@@ -105,20 +106,39 @@ def flush() -> None:
     _queue.join()
 
 
+def forget(folder: Path) -> None:
+    """The run of `folder` is trained anew: its next copy takes the place of the one that MLflow has."""
+    if (folder / STATE).exists():
+        artifacts.write_json(folder / STATE, {"anew": True})
+
+
 def push(folder: Path, uri: str, experiment: str, sweep: Path | None, *, final: bool) -> str:
-    """Bring MLflow's record of `folder` up to date and return its run id.
+    """Bring MLflow's record of `folder` up to date and return its run id; one process at a time.
 
     `sweep`: the folder of the sweep that asks, whose parent run a new run goes under.
     `final`: nobody works on the folder now, so the run is closed: FINISHED, FAILED, or KILLED when it was interrupted.
     """
+    with (folder / "mlflow.lock").open("a") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        return _push(folder, uri, experiment, sweep, final)
+
+
+def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bool) -> str:
     from mlflow.entities import Metric
 
     run = artifacts.read_json(folder / "run.json") or {}
     state = artifacts.read_json(folder / STATE) or {}
     client = connect(uri)
-    if state.get("uri") != uri or state.get("experiment") != experiment:
-        state = {"uri": uri, "experiment": experiment, "epochs": 0, "status": None, "sweeps": []}
-        state["run_id"] = _find(client, experiment, folder.name) or _create(client, experiment, run, folder, sweep)
+    known = (state.get("uri"), state.get("experiment")) == (uri, experiment) and "run_id" in state
+    if not known or not _there(client, state["run_id"]):
+        found = _find(client, experiment, folder.name)
+        if found and state.get("anew"):
+            client.delete_run(found)
+            found = None
+        run_id = found or _create(client, experiment, run, folder, sweep)
+        logged = client.get_metric_history(run_id, "train/loss") if found else []
+        state = {"uri": uri, "experiment": experiment, "status": None, "sweeps": [], "run_id": run_id}
+        state["epochs"] = max((metric.step for metric in logged), default=0)
     run_id = state["run_id"]
     if sweep and sweep.name not in state["sweeps"]:
         state["sweeps"].append(sweep.name)
@@ -141,10 +161,13 @@ def push(folder: Path, uri: str, experiment: str, sweep: Path | None, *, final: 
         values += [Metric(k, float(v), now, 0) for k, v in _final_metrics(result, history).items()]
     for start in range(0, len(values), 1000):
         client.log_batch(run_id, metrics=values[start : start + 1000])
-    state["epochs"] = len(history)
+    state["epochs"] = max(state["epochs"], len(history))
 
     if status != state["status"]:
         client.set_tag(run_id, "status", status)
+        if state["status"] == "failed":
+            for tag in ("failure", "error"):
+                client.delete_tag(run_id, tag)
         if failure and not result:
             client.set_tag(run_id, "failure", failure["class"])
             client.set_tag(run_id, "error", failure["error"][:4000])
@@ -168,6 +191,32 @@ def _final_metrics(result: dict[str, Any], history: list[dict[str, Any]]) -> dic
     found |= {key: result[key] for key in TIMES}
     found |= {"peak_memory_mib": result["peak_memory_bytes"] / 2**20, "objective": result["objective"]}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _there(client: "MlflowClient", run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def close_dead(uri: str, experiment: str, runs: Path) -> None:
+    """Close what killed processes left as running: sweeps and runs below the folder `runs` that nobody works on."""
+    client = connect(uri)
+    found = client.get_experiment_by_name(experiment)
+    running = client.search_runs([found.experiment_id], "attributes.status = 'RUNNING'") if found else []
+    for run in running:
+        tags = run.data.tags
+        folder = runs / "runs" / tags["signature"] if "signature" in tags else runs / tags.get("sweep", "?")
+        if folder.is_dir() and not artifacts.held(folder):
+            client.set_tag(run.info.run_id, "status", "interrupted")
+            client.set_terminated(run.info.run_id, "KILLED")
+            if "signature" in tags and (state := artifacts.read_json(folder / STATE)):
+                artifacts.write_json(folder / STATE, state | {"status": "interrupted"})
 
 
 def _find(client: "MlflowClient", experiment: str, signature: str) -> str | None:

@@ -4,6 +4,7 @@ The order of the slices and every random draw of an epoch come from (seed, epoch
 the epoch that would have been: no generator's state has to survive an interruption.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -69,6 +70,7 @@ def fit(
         history = state["history"]
         on_epoch(history)
     done = len(history)
+    best: dict[str, Any] | None = None
 
     for epoch in range(done + 1, epochs + 1):
         torch.manual_seed(epoch_seed(seed, epoch))
@@ -100,7 +102,8 @@ def fit(
         row |= {f"{part}/loss": held.loss} | {f"{part}/{name}": v for name, v in summarise(held.counts).items()}
         row |= {"eval_seconds": held.seconds, "images_per_second": train.images / seconds}
         scheduler.step()
-        best = is_best(row, history)
+        if is_best(row, history):  # a copy: it may be a later epoch that is saved
+            best = {"epoch": epoch, "model": copy.deepcopy(model.state_dict())}
         history.append(row)
 
         if epoch % every == 0 or epoch == epochs or epoch in milestones or progress.stopping():
@@ -112,9 +115,10 @@ def fit(
                     "scheduler": scheduler.state_dict(),
                     "history": history,
                 },
-                {"epoch": epoch, "model": model.state_dict()} if best else None,
+                best,
             )
-            checkpoints.prune(keep, milestones | {epochs})
+            best = None
+            checkpoints.prune(epoch, keep, milestones | {epochs})
         on_epoch(history)
         progress.emit("epoch", epochs=epochs, **row)
         if progress.stopping() and epoch < epochs:

@@ -87,15 +87,30 @@ def test_old_checkpoints_go_and_the_ends_of_runs_stay(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for epoch in range(1, 8):
         checkpoints.save(state(epoch), state(epoch)["model"] if epoch in (1, 3) else None)
-        checkpoints.prune(keep=2, milestones={5})
+        checkpoints.prune(epoch, keep=2, milestones={5})
     assert checkpoints.epochs() == [5, 6, 7]
+
+
+def test_a_shorter_run_after_a_longer_one_keeps_its_own_checkpoints(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for epoch in (5, 6):
+        checkpoints.save(state(epoch), None)
+    checkpoints.end(6)
+    for epoch in (1, 2, 3):
+        checkpoints.save(state(epoch), {"epoch": epoch} if epoch == 1 else None)
+        checkpoints.prune(epoch, keep=2, milestones={3})
+    assert checkpoints.epochs() == [2, 3, 5, 6]
+    assert torch.load(checkpoints.best(3))["epoch"] == 1
+    checkpoints.save(state(8), None)
+    checkpoints.prune(8, keep=1, milestones={8})
+    assert checkpoints.epochs() == [6, 8]
 
 
 def test_the_best_weights_until_an_epoch_stay_with_its_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for epoch in range(1, 6):
         checkpoints.save(state(epoch), {"epoch": epoch} if epoch in (1, 3) else None)
-        checkpoints.prune(keep=1, milestones={2})
+        checkpoints.prune(epoch, keep=1, milestones={2})
     assert torch.load(checkpoints.best(2))["epoch"] == 1
     assert torch.load(checkpoints.best(5))["epoch"] == 3
 

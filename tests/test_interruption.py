@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 
 KILLS = int(os.environ.get("SEGSWEEP_SOAK", "3"))
-TINY = ["scheduler=constant", "data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "precision=fp32"]
+TINY = [
+    "scheduler=constant",
+    "data.patients=6",
+    "data.slices=8",
+    "data.image_size=32",
+    "model.width=4",
+    "model.depth=2",
+    "precision=fp32",
+]
 SWEEP = ["-m", "model=unet,r2unet", "epochs=2,3,5", *TINY]
 TIMES = ("seconds", "rate", "images_per_second", "peak_memory", "created", "lr")
 

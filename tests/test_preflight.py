@@ -69,7 +69,35 @@ def test_every_value_of_a_sweep_is_checked():
     ],
 )
 def test_a_right_command_line_passes_and_its_jobs_are_counted(argv, jobs, tmp_path):
-    assert preflight([*argv, f"paths.cache={tmp_path}"]) == jobs
+    assert preflight([*argv, f"paths.cache={tmp_path}"]).jobs == jobs
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("loss=glob(zzz*)", "fits no option"),
+        ("model=null", "model=null: an option is needed"),
+        ("epochs=${nosuch}", "nosuch"),
+        ("seed=99999999999999999999", "at most"),
+        ("paths.runs=''", "paths.runs is empty"),
+        ("+foo=1", "foo: no such key"),
+        ("+loss.reduction=none", "one is needed"),
+        ("+loss.reduction=sum", "grows with the batch"),
+        ("scheduler.T_max=0", "scheduler"),
+        ("model.width={_target_: logging.FileHandler, filename: x}", "model"),
+    ],
+)
+def test_odd_input_is_a_message_too(argument, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert says in message(*(["-m"] if "glob" in argument else ["loss=bce"]), argument)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_only_swept_options_have_is_left_to_the_jobs(lgg, tmp_path):
+    argv = ["-m", "experiment=glob(*)", f"data.root={lgg}", "epochs=1", f"paths.cache={tmp_path}"]
+    checked = preflight(argv)
+    assert checked.jobs == 6
+    assert checked.argv == [*argv[:2], f"data.root=choice({lgg})", *argv[3:]]
 
 
 def test_a_data_set_that_is_not_there_is_told_before_any_job(tmp_path):
@@ -83,4 +111,4 @@ def test_a_component_of_ones_own_runs_once_the_environment_allows_it(tmp_path, m
     argv = ["loss=bce", "loss._target_=mylosses_of_test.Mine", f"paths.cache={tmp_path}"]
     assert "not allowed" in message(*argv)
     monkeypatch.setenv("SEGSWEEP_ALLOW", "mylosses_of_test.*")
-    assert preflight(argv) == 1
+    assert preflight(argv).jobs == 1
