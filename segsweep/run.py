@@ -34,6 +34,9 @@ from segsweep.train import SELECT_BY, fit
 
 log = logging.getLogger(__name__)
 
+_gflops: dict[str, float] = {}
+"""Of the networks that this process has trained, by their configuration and image size."""
+
 
 @dataclasses.dataclass
 class Outcome:
@@ -143,7 +146,8 @@ def _run(
     optimizer = components.build(cfg.optim)(model.parameters())
     scheduler = components.build(cfg.scheduler)(optimizer)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    gflops = flops(model, channels, height, width)
+    network = f"{config['model']} {channels}x{height}x{width}"
+    gflops = _gflops[network] = _gflops.get(network) or flops(model, channels, height, width)
     autocast = _autocast(device, precision)
 
     artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))

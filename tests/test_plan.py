@@ -180,8 +180,8 @@ def test_a_grid_records_how_many_jobs_and_which_lengths(tmp_path):
 def test_the_values_of_a_named_grid_are_checked_with_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sweep = ["-m", "+grid=report_factors", *TINY, f"paths.cache={tmp_path}/cache"]
-    assert preflight(sweep) == 48
-    assert preflight([*sweep, "epochs=5", "seed=0,1,2"]) == 72
+    assert preflight(sweep).jobs == 48
+    assert preflight([*sweep, "epochs=5", "seed=0,1,2"]).jobs == 72
     with pytest.raises(ConfigError, match=r"model=unett?: no such option"):
         preflight([*sweep, "hydra.sweeper.params.model='unett,r2unet'"])
     with pytest.raises(ConfigError, match="optim=sgd,adam: several values are a sweep; add -m"):
