@@ -7,10 +7,12 @@ schema. A configuration from elsewhere therefore cannot call anything but what i
 import difflib
 import importlib
 import inspect
+import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -69,9 +71,8 @@ def check(cfg: DictConfig) -> list[str]:
         for key in map(str, cfg)
         if key not in known
     ]
-    for key in ("paths.runs", "paths.cache"):
-        if _select(cfg, key) == "":
-            problems.append(f"{key} is empty: a folder is needed")
+    problems += [_folder_problem(key, _select(cfg, key)) for key in ("paths.runs", "paths.cache")]
+    problems.append(_uri_problem(_select(cfg, "tracking.uri")))
     if str(_select(cfg, "device")).startswith("cuda"):
         import torch
 
@@ -91,6 +92,18 @@ def check(cfg: DictConfig) -> list[str]:
             optimizer = component
     return found
 
+
+URIS = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+"""Places that MLflow keeps its record in."""
+TORCH: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "lr": ("above 0", lambda v: 0 < v < math.inf),
+    "momentum": ("0 to below 1", lambda v: 0 <= v < 1),
+    "betas": ("two numbers, each 0 to below 1", lambda v: 0 <= v < 1),
+    "eps": ("above 0", lambda v: 0 < v < math.inf),
+    "weight_decay": ("at least 0", lambda v: 0 <= v < math.inf),
+    "eta_min": ("at least 0", lambda v: 0 <= v < math.inf),
+}
+"""Ranges of torch's optimizers and schedules that their constructors let pass or report without the key."""
 
 _right: dict[str, Any] = {}
 """Groups that this process has found without a mistake: the jobs of a sweep have most of them in common."""
@@ -124,6 +137,8 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
     except Exception as error:  # importing somebody's module can raise anything
         return [f"{group}._target_={target}: cannot be imported: {error}"], None
     mistakes = _check_keys(group, node, signature)
+    if group in ("optim", "scheduler") and target.startswith("torch.") and not mistakes:
+        mistakes = _check_ranges(group, node)
     if mistakes or (group == "scheduler" and optimizer is None):
         return mistakes, None
     known = f"{group} {node} {type(optimizer)}"
@@ -162,6 +177,26 @@ def _try(group: str, made: Any) -> None:
     elif group == "scheduler":
         with warnings.catch_warnings(action="ignore"):  # the optimizer has made no step: it would import the compiler
             made.step()
+        if not 0 <= (lr := made.get_last_lr()[0]) < math.inf:
+            raise ValueError(f"makes the learning rate {lr:g} after an epoch; it must stay at 0 or above")
+
+
+def _folder_problem(key: str, text: Any) -> str | None:
+    if not text:
+        return f"{key} is empty: a folder is needed"
+    folder = Path(text)
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        return f"{key}={text}: {there} is a file; a folder is needed"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{key}={text}: {there} cannot be written to"
+
+
+def _uri_problem(uri: Any) -> str | None:
+    scheme = str(uri).partition(":")[0].partition("+")[0]
+    if uri is None or (":" in str(uri) and scheme in URIS):
+        return None
+    hint = "; MLflow keeps no records in plain files any more" if scheme == "file" or ":" not in str(uri) else ""
+    return f"tracking.uri={uri}: must begin with {', '.join(f'{s}:' for s in URIS)}{hint}; or tracking=none"
 
 
 def _select(cfg: DictConfig, key: str) -> Any:
@@ -190,6 +225,19 @@ def _check_keys(group: str, node: Mapping[Any, Any], signature: inspect.Signatur
     ]
     needed = {p.name for p in parameters if p.default is p.empty and p.name in settable}
     return unknown + [f"{group}.{key}: a value is needed" for key in sorted(needed - keys)]
+
+
+def _check_ranges(group: str, node: Mapping[Any, Any]) -> list[str]:
+    found = []
+    for key, (rule, good) in TORCH.items():
+        given = node.get(key)
+        values = given if isinstance(given, list) else [given]
+        pair = len(values) == 2 and all(isinstance(v, int | float) for v in values)
+        if (key == "betas" and key in node and not pair) or any(
+            isinstance(v, int | float) and not good(v) for v in values
+        ):
+            found.append(f"{group}.{key}={given}: must be {rule}")
+    return found
 
 
 def _is_number(parameter: inspect.Parameter) -> bool:
