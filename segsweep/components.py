@@ -4,13 +4,12 @@ conf/ is the registry: a component is any class or function that the whitelist a
 schema. A configuration from elsewhere therefore cannot call anything but what is listed here.
 """
 
-import difflib
 import importlib
 import inspect
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config import GROUPS, Config, range_problem, ranges
-from segsweep.errors import SegsweepError
+from segsweep.errors import SegsweepError, nearest
 
 ALLOW = "SEGSWEEP_ALLOW"
 GIVEN = {"model": {"in_channels"}, "optim": {"params"}, "scheduler": {"optimizer"}}
@@ -49,12 +48,6 @@ def build(node: DictConfig, **given: Any) -> Any:
         return instantiate(node, **given, _execution_whitelist_=execution_whitelist(whitelist(), reset=True))
     except InstantiationException as error:
         raise error.__cause__ or error from None
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the most similar of `names`, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def check(cfg: DictConfig) -> list[str]:

@@ -1,5 +1,8 @@
 """Errors meant for the user: the message is shown as it is, without a traceback, and the exit code is not 0."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class SegsweepError(Exception):
     """Something that the user can mend: the message says what, where, what was found and what is allowed."""
@@ -15,3 +18,9 @@ class DataError(SegsweepError):
 
 class NotFiniteError(SegsweepError):
     """The loss became NaN or infinite; the step is named."""
+
+
+def nearest(name: object, allowed: Iterable[str]) -> str:
+    """`; did you mean x?` for the allowed name that is most like `name`, or nothing."""
+    close = difflib.get_close_matches(str(name), list(allowed), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

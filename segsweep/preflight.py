@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import components
 from segsweep.config import conf_dir
-from segsweep.errors import ConfigError, SegsweepError
+from segsweep.errors import ConfigError, SegsweepError, nearest
 
 COMBINATIONS = 64
 """Most combinations of swept groups that are composed here; the rest is checked job by job."""
@@ -110,7 +110,7 @@ def _wrong_options(override: Override, options: list[str]) -> list[str]:
     if not override.is_delete() and override.value() is None and group != "experiment":
         return [f"{group}=null: an option is needed; allowed are {', '.join(options)}"]
     return [
-        f"{group}={value}: no such option{components.nearest(str(value), options)}; allowed are {', '.join(options)}"
+        f"{group}={value}: no such option{nearest(str(value), options)}; allowed are {', '.join(options)}"
         for value in _values(override)
         if not override.is_delete() and value is not None and str(value).removesuffix(".yaml") not in options
     ]
@@ -158,8 +158,8 @@ def _wrong_key(override: Override, bases: list[DictConfig]) -> list[str]:
     group, _, name = key.rpartition(".")
     own = {k.rpartition(".")[2]: k for k in keys if group and k.rpartition(".")[0] == group}
     if not own:
-        return [f"{key}: no such key{components.nearest(key, [*keys, *{k.split('.')[0] for k in keys}])}"]
-    if hint := components.nearest(name, own):
+        return [f"{key}: no such key{nearest(key, [*keys, *{k.split('.')[0] for k in keys}])}"]
+    if hint := nearest(name, own):
         return [f"{key}: no such key{hint.replace('mean ', f'mean {group}.')}"]
     return [f"{key}: no such key; {group} has {', '.join(sorted(own.values()))}"]
 

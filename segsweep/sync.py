@@ -32,8 +32,13 @@ def main() -> int:
             failed += 1
         asked_by = folder if (folder / "sweep.json").exists() else None
         for run in runs:
-            settings = OmegaConf.load(run / "config.yaml").tracking
-            uri, experiment = args.uri or settings.uri, args.experiment or settings.experiment
+            try:
+                settings = OmegaConf.load(run / "config.yaml").tracking
+                uri, experiment = args.uri or settings.uri, args.experiment or settings.experiment
+            except Exception as error:  # missing, or no YAML, or of another program
+                print(f"{run}/config.yaml is missing or damaged: {str(error).splitlines()[0]}", file=sys.stderr)
+                failed += 1
+                continue
             if uri is None:
                 print(f"{run}: ran with tracking=none; say where to: --uri sqlite:///mlruns/mlflow.db", file=sys.stderr)
                 failed += 1

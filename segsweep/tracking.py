@@ -295,6 +295,7 @@ def connect(uri: str) -> "MlflowClient":
 
     for chatty in ("alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries: what came of them is said at the end
     file = database(uri)
     if file is None:
         return MlflowClient(uri)

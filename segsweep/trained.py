@@ -21,7 +21,7 @@ from yaml import YAMLError
 
 from segsweep import __version__, artifacts, components, sweep
 from segsweep.environment import spare_dynamo
-from segsweep.errors import SegsweepError
+from segsweep.errors import SegsweepError, nearest
 from segsweep.metrics import METRICS
 
 REFERENCE = (
@@ -141,7 +141,7 @@ def find(reference: str, root: Path) -> tuple[Path, str]:
         raise SegsweepError(f"{reference}: {len(found)} runs begin so: {names}; give more of the signature")
     if len(reference) == 32 and all(c in "0123456789abcdef" for c in reference):
         return _mlflow_run(reference), f"MLflow run {reference}"
-    close = components.nearest(reference, (p.name for p in runs))
+    close = nearest(reference, (p.name for p in runs))
     raise SegsweepError(f"{reference}: no such run under {root / 'runs'}{close}. Expected {REFERENCE}")
 
 
@@ -150,9 +150,7 @@ def _best(name: str, root: Path) -> tuple[Path, str]:
     folder = next((p for p in (Path(name), root / name) if (p / "sweep.json").exists()), None)
     if folder is None:
         sweeps = [p.parent.name for p in root.glob("*/sweep.json")]
-        raise SegsweepError(
-            f"best:{name}: no such sweep{components.nearest(name, sweeps)}; expected a folder with sweep.json"
-        )
+        raise SegsweepError(f"best:{name}: no such sweep{nearest(name, sweeps)}; expected a folder with sweep.json")
     scored: dict[Path, float] = {}
     tested = 0
     for run in {job["folder"] for job in sweep.jobs(folder) if job["folder"]}:

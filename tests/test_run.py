@@ -147,6 +147,13 @@ def test_the_best_weights_are_those_of_the_best_validation_dice(tmp_path):
     assert torch.load(outcome.folder / "best.pt", weights_only=True)["epoch"] == best
 
 
+def test_the_best_weights_are_the_same_where_checkpoints_are_rare(tmp_path):
+    settings = ["epochs=5", "optim.lr=0.02"]
+    often = do(tmp_path / "often", *settings)
+    rarely = do(tmp_path / "rarely", *settings, "checkpoint.every=4")
+    assert same(weights(often, "best.pt"), weights(rarely, "best.pt"))
+
+
 def test_failures_are_classed():
     assert classify(torch.OutOfMemoryError("CUDA out of memory")) == "oom"
     assert classify(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")) == "oom"

@@ -152,6 +152,50 @@ def test_jobs_go_under_their_sweep_once_its_run_is_there(uri, folder, tmp_path):
     assert tracking.connect(uri).get_run(parent).info.status == "FINISHED"
 
 
+def test_a_run_deleted_in_mlflow_is_copied_whole_again(uri, folder):
+    finish(folder)
+    first = tracking.push(folder, uri, "e", None, final=True)
+    tracking.connect(uri).delete_run(first)
+    assert tracking.push(folder, uri, "e", None, final=True) != first
+    _, run = the_run(uri)
+    assert (run.info.status, run.data.metrics["train/loss"]) == ("FINISHED", pytest.approx(1 / 3))
+
+
+def test_a_run_trained_anew_takes_the_place_of_the_old_one(uri, folder):
+    finish(folder)
+    first = tracking.push(folder, uri, "e", None, final=True)
+    tracking.forget(folder)
+    (folder / "result.json").unlink()
+    artifacts.write_lines(folder / "history.jsonl", [row(1)])
+    assert tracking.push(folder, uri, "e", None, final=False) != first
+    client, run = the_run(uri)
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1]
+
+
+def test_what_a_killed_process_left_running_is_closed_and_what_lives_is_not(uri, folder, tmp_path):
+    tracking.push(folder, uri, "e", None, final=False)
+    with artifacts.lock(folder):
+        tracking.close_dead(uri, "e", tmp_path)
+        assert the_run(uri)[1].info.status == "RUNNING"
+    tracking.close_dead(uri, "e", tmp_path)
+    _, run = the_run(uri)
+    assert (run.info.status, run.data.tags["status"]) == ("KILLED", "interrupted")
+
+
+def test_two_processes_that_copy_one_run_make_one(uri, folder):
+    finish(folder)
+    code = f"""
+from pathlib import Path
+from segsweep import tracking
+print(tracking.push(Path({str(folder)!r}), {uri!r}, "e", None, final=True))
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    ids = {process.communicate(timeout=120)[0] for process in both}
+    assert len(ids) == 1
+    client, run = the_run(uri)
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3]
+
+
 class Settings:
     uri = "http://127.0.0.1:9"  # the discard port: nobody answers
     experiment = "e"
@@ -181,3 +225,16 @@ def test_sync_says_where_there_is_nothing(tmp_path):
     assert done.returncode == 1
     assert "run.json" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_sync_names_a_damaged_record_and_copies_the_others(uri, folder, tmp_path):
+    finish(folder)
+    damaged = folder.parent / "fedcba9876543210"
+    shutil.copytree(folder, damaged)
+    (damaged / "config.yaml").unlink()
+    command = [sys.executable, "-m", "segsweep.sync", str(tmp_path), "--uri", uri]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"{damaged}/config.yaml is missing" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert the_run(uri)[1].data.tags["signature"] == folder.name

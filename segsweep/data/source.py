@@ -3,7 +3,6 @@
 Nothing here imports torch: decoding processes import it, and torch alone would take them longer than their work.
 """
 
-import difflib
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segsweep.errors import DataError
+from segsweep.errors import DataError, nearest
 
 NORMALISE = ("zscore", "percentile", "unit")
 Pairs = dict[str, list[tuple[str, str, str]]]
@@ -60,12 +59,6 @@ def check_root(root: Any) -> None:
     """Raise DataError if no folder is given at all."""
     if root in (None, ""):
         raise DataError(f"data.root={root}: expected the folder of the data set")
-
-
-def nearest(name: object, allowed: Iterable[str]) -> str:
-    """`; did you mean x?` for the allowed name that is most like `name`, or nothing."""
-    close = difflib.get_close_matches(str(name), list(allowed), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:

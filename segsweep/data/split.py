@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from segsweep.data import source
-from segsweep.errors import DataError
+from segsweep.errors import DataError, nearest
 
 PARTS = ("train", "val", "test")
 Patients = Mapping[str, list[str]]
@@ -128,7 +128,7 @@ class FromFile:
             raise DataError(f"{where}: {form}")
         content = {key: value for key, value in content.items() if key not in ("kind", "leaks")}
         if wrong := sorted(set(content) - set(PARTS)):
-            raise DataError(f"{where}: a part {wrong[0]!r}{source.nearest(wrong[0], PARTS)}; {form}")
+            raise DataError(f"{where}: a part {wrong[0]!r}{nearest(wrong[0], PARTS)}; {form}")
         parts = {part: content.get(part, []) for part in PARTS}
         for part, names in parts.items():
             if not isinstance(names, list | dict) or not all(isinstance(name, str) for name in names):
@@ -136,7 +136,7 @@ class FromFile:
             for name in names:
                 if name not in patients:
                     raise DataError(
-                        f"{where}: patient {name} of {part} is not in the data{source.nearest(name, patients)}; "
+                        f"{where}: patient {name} of {part} is not in the data{nearest(name, patients)}; "
                         f"the data has {len(patients)} patients, such as {source.listed(patients)}"
                     )
         return _by_patient("file", patients, {part: list(names) for part, names in parts.items()}, where)

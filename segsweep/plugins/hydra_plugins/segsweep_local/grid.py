@@ -16,7 +16,7 @@ from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep import progress, sweep
-from segsweep.components import nearest
+from segsweep.errors import nearest
 
 COMPARE = {
     "!=": operator.ne,
