@@ -22,6 +22,7 @@ from segsweep.config import GROUPS, Config, range_problem, ranges
 from segsweep.errors import SegsweepError
 
 ALLOW = "SEGSWEEP_ALLOW"
+PRUNERS = "optuna.pruners.*"
 GIVEN = {"model": {"in_channels"}, "optim": {"params"}, "scheduler": {"optimizer"}}
 """Arguments that the run itself passes."""
 
@@ -34,7 +35,7 @@ def whitelist() -> list[str]:
     """Targets that a component may be. One's own package: SEGSWEEP_ALLOW=mypackage.* in the environment, which a
     configuration from elsewhere cannot set."""
     own = [entry.strip() for entry in os.environ.get(ALLOW, "").split(",") if entry.strip()]
-    return ["segsweep.models.*", "segsweep.losses.*", "segsweep.data.*", "torch.nn.*", "torch.optim.*", *own]
+    return ["segsweep.models.*", "segsweep.losses.*", "segsweep.data.*", "torch.nn.*", "torch.optim.*", PRUNERS, *own]
 
 
 def allowed(target: str) -> bool:
@@ -89,6 +90,11 @@ def check(cfg: DictConfig) -> list[str]:
         found += mistakes
         if group == "optim" and component is not None:
             optimizer = component
+    if _select(cfg, "pruner._target_"):
+        from segsweep import pruning
+
+        found += _check_group(cfg, "pruner", None)[0]
+        found += [problem] if (problem := pruning.problem(cfg, validation=1)) else []
     return found
 
 
@@ -137,7 +143,10 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
         given = {"in_channels": 3}
     try:
         with torch.device("meta") if group == "model" else torch.device("cpu"):
-            component = build(cfg[group], **given)
+            with warnings.catch_warnings():
+                if group == "pruner":  # Optuna calls some of its own experimental
+                    warnings.simplefilter("ignore")
+                component = build(cfg[group], **given)
             made = component(**dummy) if dummy else component
             _try(group, made)
             _right[known] = made if group == "optim" else None
@@ -162,6 +171,10 @@ def _try(group: str, made: Any) -> None:
     elif group == "scheduler":
         with warnings.catch_warnings(action="ignore"):  # the optimizer has made no step: it would import the compiler
             made.step()
+    elif group == "pruner":
+        from segsweep import pruning
+
+        pruning.attempt(made)
 
 
 def _select(cfg: DictConfig, key: str) -> Any:
