@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STATE = "mlflow.json"
-FILES = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json", "failure.json")
-FILES += ("pruned.json",)
+FILES = (
+    *("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv"),
+    *("result.json", "failure.json", "pruned.json"),
+)
 FIGURES = ("curves.png", "overlays.png")
 WEIGHTS = ("last.pt", "best.pt")
 TIMES = ("training_seconds", "evaluation_seconds", "total_seconds", "images_per_second", "parameters", "gflops")
