@@ -23,6 +23,7 @@ from segsweep.config import GROUPS, Config, range_problem, ranges
 from segsweep.errors import SegsweepError, nearest
 
 ALLOW = "SEGSWEEP_ALLOW"
+PRUNERS = "optuna.pruners.*"
 GIVEN = {"model": {"in_channels"}, "optim": {"params"}, "scheduler": {"optimizer"}}
 """Arguments that the run itself passes."""
 
@@ -35,7 +36,7 @@ def whitelist() -> list[str]:
     """Targets that a component may be. One's own package: SEGSWEEP_ALLOW=mypackage.* in the environment, which a
     configuration from elsewhere cannot set."""
     own = [entry.strip() for entry in os.environ.get(ALLOW, "").split(",") if entry.strip()]
-    return ["segsweep.models.*", "segsweep.losses.*", "segsweep.data.*", "torch.nn.*", "torch.optim.*", *own]
+    return ["segsweep.models.*", "segsweep.losses.*", "segsweep.data.*", "torch.nn.*", "torch.optim.*", PRUNERS, *own]
 
 
 def allowed(target: str) -> bool:
@@ -83,6 +84,11 @@ def check(cfg: DictConfig) -> list[str]:
         found += mistakes
         if group == "optim" and component is not None:
             optimizer = component
+    if _select(cfg, "pruner._target_"):
+        from segsweep import pruning
+
+        found += _check_group(cfg, "pruner", None)[0]
+        found += [problem] if (problem := pruning.problem(cfg, validation=1)) else []
     return found
 
 
@@ -145,7 +151,10 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
         given = {"in_channels": 3}
     try:
         with torch.device("meta") if group == "model" else torch.device("cpu"):
-            component = build(cfg[group], **given)
+            with warnings.catch_warnings():
+                if group == "pruner":  # Optuna calls some of its own experimental
+                    warnings.simplefilter("ignore")
+                component = build(cfg[group], **given)
             made = component(**dummy) if dummy else component
             _try(group, made)
             _right[known] = made if group == "optim" else None
@@ -172,6 +181,10 @@ def _try(group: str, made: Any) -> None:
             made.step()
         if not 0 <= (lr := made.get_last_lr()[0]) < math.inf:
             raise ValueError(f"makes the learning rate {lr:g} after an epoch; it must stay at 0 or above")
+    elif group == "pruner":
+        from segsweep import pruning
+
+        pruning.attempt(made)
 
 
 def _folder_problem(key: str, text: Any) -> str | None:

@@ -58,6 +58,7 @@ class Config:
     data: dict[str, Any] = MISSING
     split: dict[str, Any] = MISSING
     augment: dict[str, Any] = MISSING
+    pruner: dict[str, Any] = MISSING
     epochs: int = value(least=1)
     batch_size: int = value(least=1)
     eval_batch_size: int = value(least=1)

@@ -26,7 +26,8 @@ SECONDS_PER_GFLOP = 0.02
 
 @dataclass
 class Point:
-    """One job of a plan. `state`: finished, failed, continue or new; `epoch`: complete epochs on disk, of `epochs`."""
+    """One job of a plan. `state`: finished, pruned (as it was asked now), failed, continue or new; `epoch`: complete
+    epochs on disk, of `epochs`; `pruned`: the epoch at which one ended it; `pruner`: whether one may end it."""
 
     signature: str
     trajectory: str
@@ -39,6 +40,13 @@ class Point:
     train: int
     held_out: int
     note: str = ""
+    pruned: int | None = None
+    pruner: bool = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether the record answers, so that nothing is trained."""
+        return self.state in ("finished", "pruned")
 
 
 @dataclass
@@ -77,6 +85,14 @@ class Planner:
         there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= cfg.epochs]
         finished = cfg.reuse and (folder / "result.json").exists()
         failed = (folder / "failure.json").exists()
+        state = "failed" if failed else "continue" if there and cfg.reuse else "new"
+        pruned = artifacts.read_json(folder / "pruned.json") if cfg.reuse else None
+        pruner = bool(OmegaConf.select(cfg, "pruner._target_"))
+        if pruned and pruner:
+            from segsweep.pruning import same
+
+            state = "pruned" if same(pruned, cfg) else state
+        state = "finished" if finished else state
         network = str((config["model"], channels, height, width))
         self._builders[network] = partial(_measure, cfg.model, channels, height, width)
         size = height, width, channels
@@ -84,13 +100,15 @@ class Planner:
             signature=ids["signature"],
             trajectory=ids["trajectory"],
             folder=folder,
-            state="finished" if finished else "failed" if failed else "continue" if there and cfg.reuse else "new",
+            state=state,
             epoch=cfg.epochs if finished else max(there, default=0) if cfg.reuse else 0,
             epochs=cfg.epochs,
             alike=_alike(choices, config["model"], size, cfg.batch_size, precision, device_name(device)),
             network=network,
             train=len(split.train),
             held_out=len(split.val) or len(split.test),
+            pruned=pruned["epoch"] if pruned else None,
+            pruner=pruner,
         )
 
     def _look(self, cfg: DictConfig) -> tuple[Any, tuple[int, int, int]]:
@@ -201,13 +219,15 @@ def share(points: Sequence[Point | None]) -> list[int]:
             point.state, point.note = "duplicate", f"of job {first[point.signature] + 1}"
             continue
         first[point.signature] = number
-        if point.state == "finished":
+        if point.state == "pruned":
+            point.note = f"at epoch {point.pruned}, can be continued with pruner=none"
+        if point.answered:
             continue
         epoch, other = reached.get(point.trajectory, (0, -1))
         if epoch > point.epoch:
             point.note = f"epochs 1-{epoch} with job {other + 1}"
         elif point.epoch:
-            point.note = f"from epoch {point.epoch}"
+            point.note = f"from epoch {point.epoch}" + (f", pruned at {point.pruned}" if point.pruned else "")
         todo[number] = point.epochs - max(epoch, point.epoch)
         reached[point.trajectory] = point.epochs, number
     return todo
@@ -225,7 +245,7 @@ def table(names: Sequence[str], points: Sequence[Point | SegsweepError], planner
             rows.append((str(number), name, str(points[number - 1]).splitlines()[0], *[""] * 5))
             continue
         state = {"continue": "to continue", "failed": "failed, again"}.get(point.state, point.state)
-        over = point.state in ("finished", "duplicate")
+        over = point.answered or point.state == "duplicate"
         time = None if over else planner.seconds(point, left)
         seconds += time or 0
         unknown += not over and time is None
@@ -242,7 +262,9 @@ def table(names: Sequence[str], points: Sequence[Point | SegsweepError], planner
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     expected = f"about {clock(seconds)} of one device's time" if seconds or not unknown else "time not measured yet"
     more = f"; {unknown} of the jobs are like none that was measured" if unknown and seconds else ""
-    lines += ["", f"{len(points)} jobs: {counts}", f"{sum(todo)} epochs, {work / 1000:,.4g} TFLOP, {expected}{more}"]
+    most = "at most " if any(p.pruner for p, n in zip(known, todo, strict=True) if p and n) else ""
+    lines += ["", f"{len(points)} jobs: {counts}"]
+    lines += [f"{most}{sum(todo)} epochs, {work / 1000:,.4g} TFLOP, {expected}{more}"]
     return "\n".join(lines)
 
 

@@ -230,5 +230,9 @@ def _check_data(bases: list[DictConfig], tasks: list[Override]) -> None:
                 seen[keys[0]] = components.build(cfg.data).scan(Path(cfg.paths.cache))
             if "\n".join(keys) not in seen:
                 seen["\n".join(keys)] = components.build(cfg.split)(seen[keys[0]].patients)
+            if OmegaConf.select(cfg, "pruner._target_"):
+                from segsweep import pruning
+
+                pruning.refuse(cfg, seen["\n".join(keys)])
         except SegsweepError as error:
             raise ConfigError(str(error)) from None

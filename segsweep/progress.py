@@ -22,6 +22,16 @@ class Interrupted(Exception):
         self.epoch = epoch
 
 
+class Pruned(Exception):
+    """The run fell behind those that it is compared with; its state after `epoch` complete epochs is saved.
+
+    `record`: what pruned.json is to hold."""
+
+    def __init__(self, epoch: int, record: dict[str, Any]):
+        super().__init__(record["reason"])
+        self.epoch, self.record = epoch, record
+
+
 def send_to(sink: Sink) -> None:
     global _sink
     _sink = sink

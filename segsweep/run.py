@@ -40,7 +40,7 @@ _gflops: dict[str, float] = {}
 
 @dataclasses.dataclass
 class Outcome:
-    """How a job ended. `status`: finished, continued, reused, failed or interrupted."""
+    """How a job ended. `status`: finished, continued, reused, pruned, failed or interrupted."""
 
     status: str
     signature: str | None = None
@@ -119,10 +119,27 @@ def _run(
     folder = outcome.folder = runs / "runs" / ids["signature"]
     outcome.signature = ids["signature"]
 
+    judge = None
+    if OmegaConf.select(cfg, "pruner._target_"):
+        from segsweep.pruning import Judge, refuse, same
+
+        refuse(cfg, split)
+        about = {"signature": ids["signature"], "data": manifest.digest, "split": split.digest}
+        judge = Judge(cfg, pruner=choices.get("pruner", "none"), name=name, sweep=sweep, **about)
+
     stack.enter_context(artifacts.lock(folder))
-    if cfg.reuse and (record := artifacts.read_json(folder / "result.json")):
+    known = {file: artifacts.read_json(folder / file) if cfg.reuse else None for file in ("result.json", "pruned.json")}
+    if judge:
+        stack.enter_context(judge)
+    if record := known["result.json"]:
+        if judge:
+            judge.end("COMPLETE", artifacts.read_lines(folder / "history.jsonl"))
         mirror = stack.enter_context(Mirror(folder, cfg.tracking, sweep))
         return _answer(outcome, record, "reused")
+    if judge and (record := known["pruned.json"]) and same(record, cfg):
+        judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: record["epoch"]])
+        mirror = stack.enter_context(Mirror(folder, cfg.tracking, sweep))
+        return _answer_pruned(outcome, record)
     checkpoints = Checkpoints(runs / "trajectories" / ids["trajectory"])
     stack.enter_context(artifacts.lock(checkpoints.folder))
     if not cfg.reuse:
@@ -130,7 +147,8 @@ def _run(
         (folder / "result.json").unlink(missing_ok=True)
         forget(folder)
     checkpoints.tidy()
-    (folder / "failure.json").unlink(missing_ok=True)
+    for ended in ("failure.json", "pruned.json"):
+        (folder / ended).unlink(missing_ok=True)
 
     volumes = cache.load(dataset, manifest, decoded, cfg.workers or os.cpu_count() or 1)
     batches = partial(Batches, volumes, device=device)
@@ -185,31 +203,42 @@ def _run(
         artifacts.write_lines(folder / "history.jsonl", history)
         mirror.update()
 
-    history, done = fit(
-        model,
-        loss,
-        optimizer,
-        scheduler,
-        train,
-        held_out,
-        part=part,
-        patients=len(volumes.patients),
-        epochs=cfg.epochs,
-        seed=cfg.seed,
-        autocast=autocast,
-        clip_norm=cfg.clip_norm,
-        checkpoints=checkpoints,
-        every=cfg.checkpoint.every,
-        keep=cfg.checkpoint.keep,
-        milestones=milestones,
-        forward=torch.compile(model) if cfg.compile else None,
-        on_epoch=on_epoch,
-    )
+    try:
+        history, done = fit(
+            model,
+            loss,
+            optimizer,
+            scheduler,
+            train,
+            held_out,
+            part=part,
+            patients=len(volumes.patients),
+            epochs=cfg.epochs,
+            seed=cfg.seed,
+            autocast=autocast,
+            clip_norm=cfg.clip_norm,
+            checkpoints=checkpoints,
+            every=cfg.checkpoint.every,
+            keep=cfg.checkpoint.keep,
+            milestones=milestones,
+            forward=torch.compile(model) if cfg.compile else None,
+            on_epoch=on_epoch,
+            judge=judge or (lambda history: None),
+        )
+    except progress.Pruned as end:
+        assert judge
+        row = artifacts.read_lines(folder / "history.jsonl")
+        record = end.record | {"metrics": _metrics(row[-1]), "parameters": parameters}
+        record["training_seconds"] = sum(r["seconds"] for r in row)
+        checkpoints.end(end.epoch)
+        artifacts.write_json(folder / "pruned.json", record)
+        judge.end("PRUNED")
+        return _answer_pruned(outcome, record)
 
     progress.emit("note", text="testing")
     final = evaluate(model, loss, test, patients=len(volumes.patients), autocast=autocast, keep=True)
     patients = patient_table(final, volumes, split.test)
-    metrics: dict[str, Any] = {key: value for key, value in history[-1].items() if "/" in key}
+    metrics = _metrics(history[-1])
     metrics |= {"test/loss": final.loss} | {f"test/{k}": v for k, v in summarise(final.counts).items()}
     metrics |= {f"test/{key}": value for key, value in patients.summary.items()}
     scores = [row[SELECT_BY] for row in history if part == "val" and not math.isnan(row[SELECT_BY])]
@@ -239,6 +268,8 @@ def _run(
     }
     artifacts.write_json(folder / "result.json", record)
     checkpoints.end(cfg.epochs)
+    if judge:
+        judge.end("COMPLETE", history)
     return _answer(outcome, record, "finished" if done == 0 else "continued" if done < cfg.epochs else "reused")
 
 
@@ -247,6 +278,17 @@ def _answer(outcome: Outcome, record: dict[str, Any], status: str) -> Outcome:
     outcome.training_seconds, outcome.parameters = record["training_seconds"], record["parameters"]
     outcome.epoch = record["epochs"]
     return outcome
+
+
+def _answer_pruned(outcome: Outcome, record: dict[str, Any]) -> Outcome:
+    outcome.status, outcome.metrics, outcome.epoch = "pruned", record["metrics"], record["epoch"]
+    outcome.training_seconds, outcome.parameters = record["training_seconds"], record["parameters"]
+    outcome.error = record["reason"]
+    return outcome
+
+
+def _metrics(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if "/" in key}
 
 
 def pick_device(asked: str) -> torch.device:

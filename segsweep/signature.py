@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 IGNORED = (
-    "device", "workers", "compile", "reuse", "checkpoint", "paths", "tracking", "sweep",
+    "device", "workers", "compile", "reuse", "checkpoint", "paths", "tracking", "sweep", "pruner",
     "data.root", "data.model_width", "split.file",
 )  # fmt: skip
-"""Keys that do not change a result; the manifest's hash covers `data.root`, and `model.width` `data.model_width`."""
+"""Keys that do not change a result: a pruned run is the beginning of the whole one; the manifest's hash covers
+`data.root`, and `model.width` `data.model_width`."""
 REPEATS = ("seed", "split.fold")
 """Keys in which the repeats of one configuration differ."""
 CODE = ("models", "data", "losses.py", "metrics.py", "train.py", "evaluate.py")
@@ -46,7 +47,8 @@ def signatures(config: Mapping[str, Any], data: str, split: str) -> dict[str, st
     A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`), so that runs of different
     length share a trajectory exactly when their epochs are the same computation.
     """
-    identity: dict[str, Any] = {"config": without(config, IGNORED), "code": code_fingerprint(*_foreign(config))}
+    kept = without(config, IGNORED)
+    identity: dict[str, Any] = {"config": kept, "code": code_fingerprint(*_foreign(kept))}
     whole = identity | {"data": data, "split": split}
     return {
         "signature": digest(whole),

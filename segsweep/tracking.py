@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STATE = "mlflow.json"
-FILES = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json", "failure.json")
+FILES = (
+    *("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv"),
+    *("result.json", "failure.json", "pruned.json"),
+)
 FIGURES = ("curves.png", "overlays.png")
 WEIGHTS = ("last.pt", "best.pt")
 TIMES = ("training_seconds", "evaluation_seconds", "total_seconds", "images_per_second", "parameters", "gflops")
@@ -116,7 +119,8 @@ def push(folder: Path, uri: str, experiment: str, sweep: Path | None, *, final: 
     """Bring MLflow's record of `folder` up to date and return its run id; one process at a time.
 
     `sweep`: the folder of the sweep that asks, whose parent run a new run goes under.
-    `final`: nobody works on the folder now, so the run is closed: FINISHED, FAILED, or KILLED when it was interrupted.
+    `final`: nobody works on the folder now, so the run is closed: FINISHED, FAILED, or KILLED when it was interrupted
+    or pruned, which the tag `status` tells apart.
     """
     with (folder / "mlflow.lock").open("a") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
@@ -155,7 +159,9 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
     ]
     result = artifacts.read_json(folder / "result.json")
     failure = artifacts.read_json(folder / "failure.json")
-    status = result["status"] if result else "failed" if failure else "interrupted" if final else "running"
+    pruned = artifacts.read_json(folder / "pruned.json")
+    ended = "failed" if failure else "pruned" if pruned else "interrupted" if final else "running"
+    status = result["status"] if result else ended
     if result and state["status"] != status:
         # one value at step 0: MLflow draws such metrics as bars, side by side
         values += [Metric(k, float(v), now, 0) for k, v in _final_metrics(result, history).items()]
@@ -165,9 +171,10 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
 
     if status != state["status"]:
         client.set_tag(run_id, "status", status)
-        if state["status"] == "failed":
-            for tag in ("failure", "error"):
-                client.delete_tag(run_id, tag)
+        for tag in {"failed": ("failure", "error"), "pruned": ("pruned",)}.get(state["status"], ()):
+            client.delete_tag(run_id, tag)
+        if pruned and not result:
+            client.set_tag(run_id, "pruned", pruned["reason"])
         if failure and not result:
             client.set_tag(run_id, "failure", failure["class"])
             client.set_tag(run_id, "error", failure["error"][:4000])

@@ -50,12 +50,14 @@ def fit(
     milestones: set[int] = frozenset(),  # type: ignore[assignment]
     forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
     on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
+    judge: Callable[[list[dict[str, Any]]], Exception | None] = lambda history: None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Train until `epochs` epochs are complete, going on from the latest checkpoint; the model ends with the weights of
     the last epoch.
 
-    `part` names what `held_out` is, "val" or "test"; `forward` is the compiled model where there is one. Returns the
-    history (one dict an epoch: losses, metrics, seconds) and the number of epochs that were already there.
+    `part` names what `held_out` is, "val" or "test"; `forward` is the compiled model where there is one; `judge` is
+    asked after each epoch but the last and gives what to raise once the state is saved, or None. Returns the history
+    (one dict an epoch: losses, metrics, seconds) and the number of epochs that were already there.
     Raises NotFiniteError naming the step, and progress.Interrupted at the end of an epoch when asked to stop.
     """
     forward = forward or model
@@ -70,6 +72,8 @@ def fit(
         history = state["history"]
         on_epoch(history)
     done = len(history)
+    if 0 < done < epochs and (end := judge(history)):
+        raise end
     best: dict[str, Any] | None = None
 
     for epoch in range(done + 1, epochs + 1):
@@ -106,7 +110,9 @@ def fit(
             best = {"epoch": epoch, "model": copy.deepcopy(model.state_dict())}
         history.append(row)
 
-        if epoch % every == 0 or epoch == epochs or epoch in milestones or progress.stopping():
+        stop = progress.Interrupted(epoch) if progress.stopping() else None
+        end = (stop or judge(history)) if epoch < epochs else None
+        if epoch % every == 0 or epoch == epochs or epoch in milestones or end:
             checkpoints.save(
                 {
                     "epoch": epoch,
@@ -121,8 +127,8 @@ def fit(
             checkpoints.prune(epoch, keep, milestones | {epochs})
         on_epoch(history)
         progress.emit("epoch", epochs=epochs, **row)
-        if progress.stopping() and epoch < epochs:
-            raise progress.Interrupted(epoch)
+        if end:
+            raise end
     return history, done
 
 

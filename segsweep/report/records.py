@@ -121,6 +121,7 @@ def read(sources: Sequence[Path | str]) -> Record:
                 (folder / "run.json").exists()
                 or (folder / "result.json").exists()
                 or (folder / "failure.json").exists()
+                or (folder / "pruned.json").exists()
             ):
                 run = _shared(runs, folder, record.problems)
                 record.jobs.append(
@@ -188,6 +189,8 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
         elif run and run.status == "unfinished" and status in ("finished", "reused", "continued"):
             status = "result missing"
         error = job.get("error") or (run.error if run else "")
+        if status == "pruned" and run and run.status == "finished":  # continued to its end since
+            status, error = "finished", ""
         kind = job.get("class") or (run.error_class if run else "")
         overrides, varied = job.get("overrides") or [], job.get("varied") or {}
         record.jobs.append(
@@ -216,10 +219,14 @@ def _read_run(folder: Path, problems: list[str]) -> Run:
     info = _json(folder / "run.json", problems) or {}
     result = _json(folder / "result.json", problems, needed=False)
     failure = _json(folder / "failure.json", problems, needed=False) if result is None else None
-    status = str(result.get("status") or "finished") if result else "failed" if failure else "unfinished"
+    pruned = _json(folder / "pruned.json", problems, needed=False) if result is None else None
+    ended = "failed" if failure else "pruned" if pruned else "unfinished"
+    status = str(result.get("status") or "finished") if result else ended
     run = Run(folder, str(info.get("signature") or folder.name), status, info, result or {})
     if failure:
         run.error, run.error_class = str(failure.get("error") or "no message"), str(failure.get("class") or "error")
+    elif pruned:
+        run.error = str(pruned.get("reason") or "")
     run.history = _history(folder / "history.jsonl", problems)
     if status == "finished":
         run.patients = _patients(folder / "patients.csv", problems)

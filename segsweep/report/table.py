@@ -76,7 +76,7 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False) ->
             console.print(
                 Text(
                     f"job {job.number} {job.status}: {f'{job.error_class}: ' if job.error_class else ''}{first}",
-                    style="red",
+                    style=STYLES.get(job.status, "red"),
                 ),
                 soft_wrap=True,
             )

@@ -45,12 +45,12 @@ class Job:
         self.rank = 1, 0.0, self.number
         with contextlib.suppress(SegsweepError):  # the job itself will say so
             self.point = planner.point(*bare(self.config))
-            state = {"finished": 0, "failed": 2}.get(self.point.state, 1)
+            state = {"finished": 0, "pruned": 0, "failed": 2}.get(self.point.state, 1)
             self.rank = state, -planner.cost(self.point) if longest_first else 0.0, self.number
 
     @property
-    def finished(self) -> bool:
-        return self.point is not None and self.point.state == "finished"
+    def answered(self) -> bool:
+        return self.point is not None and self.point.answered
 
     def start(self) -> None:
         self.began, self.failure, self.oom_kills = time.monotonic(), None, oom_kills()

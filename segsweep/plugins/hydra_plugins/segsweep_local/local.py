@@ -228,7 +228,7 @@ class LocalLauncher(Launcher):
         found = None
         while self.waiting and found is None:
             job = heapq.heappop(self.waiting)
-            if over and not job.finished:
+            if over and not job.answered:
                 self._leave(job)
             elif job.point and job.point.trajectory in taken:
                 later.append(job)
