@@ -61,6 +61,8 @@ class Display:
 
     def _total(self, job: int, event: dict[str, Any]) -> None:
         self.total = event["jobs"]
+        if event.get("before"):
+            self.counts["before"] = event["before"]
         if self.live:
             self.live.update(self.sweep, total=self.total)
 

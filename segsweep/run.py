@@ -120,6 +120,9 @@ def _run(
     outcome.signature = ids["signature"]
 
     stack.enter_context(artifacts.lock(folder))
+    if cfg.search.trial is not None:
+        trial = {"study": cfg.search.study, "number": cfg.search.trial, "state": "RUNNING"}
+        artifacts.write_json(folder / "trial.json", trial)
     if cfg.reuse and (record := artifacts.read_json(folder / "result.json")):
         mirror = stack.enter_context(Mirror(folder, cfg.tracking, sweep))
         return _answer(outcome, record, "reused")

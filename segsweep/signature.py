@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 IGNORED = (
-    "device", "workers", "compile", "reuse", "checkpoint", "paths", "tracking", "sweep",
+    "device", "workers", "compile", "reuse", "checkpoint", "paths", "tracking", "sweep", "search",
     "data.root", "data.model_width", "split.file",
 )  # fmt: skip
 """Keys that do not change a result; the manifest's hash covers `data.root`, and `model.width` `data.model_width`."""

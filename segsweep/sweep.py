@@ -27,6 +27,8 @@ asked = ""
 """The command line that started this process, as one would type it."""
 _opening: threading.Thread | None = None
 _noting = threading.Lock()
+TOLD = ("finished", "continued", "reused")
+"""How a job ends that has a whole run behind it."""
 _held = contextlib.ExitStack()
 
 
