@@ -4,6 +4,7 @@ Imports neither torch nor mlflow nor optuna, so that `--help` and `--cfg job` an
 """
 
 import os
+import re
 import secrets
 import signal
 import sys
@@ -75,13 +76,11 @@ def _value(cfg: DictConfig, outcome: Any) -> Any:
 
 
 def job_name(overrides: list[str], asked: list[str]) -> str:
-    """What varies in a sweep; all overrides where nothing does."""
+    """What varies in a sweep, numbers to four digits; all overrides where nothing does."""
     fixed = set(asked)
     shown = [o for o in overrides if o not in fixed] or overrides
-    return (
-        " ".join(o for o in shown if not o.startswith(("paths.", "tracking", "data.root", "device", "search.")))
-        or "default"
-    )
+    kept = (o for o in shown if not o.startswith(("paths.", "tracking", "data.root", "device", "search.")))
+    return re.sub(r"\d+\.\d{5,}(e-?\d+)?\b", lambda n: f"{float(n[0]):.4g}", " ".join(kept)) or "default"
 
 
 def main() -> int:

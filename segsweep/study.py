@@ -234,9 +234,8 @@ class Study:
 
     def claim(self, total: int) -> Trial | None:
         """A trial to work on: one that was put back, else a new one; None while `total` trials count."""
-        self._revive()
         while True:
-            first = counted(self.trials())[:total]
+            first = counted(self._revive())[:total]
             if len(first) == total and not any(t.state is TrialState.WAITING for t in first):
                 return None
             with reaching(self.url):
@@ -306,10 +305,13 @@ class Study:
             with contextlib.suppress(ValueError, UpdateFinishedTrialError):  # another process was quicker
                 self.study.tell(number, state=TrialState.FAIL)
 
-    def _revive(self) -> None:
-        for trial in self.trials():
-            if trial.state is TrialState.RUNNING and trial.number not in self.mine and self._dead(trial):
-                self.put_back(trial.number)
+    def _revive(self) -> list[FrozenTrial]:
+        """All trials, after those of dead processes have been put back."""
+        trials = self.trials()
+        dead = [t for t in trials if t.state is TrialState.RUNNING and t.number not in self.mine and self._dead(t)]
+        for trial in dead:
+            self.put_back(trial.number)
+        return self.trials() if dead else trials
 
     def _dead(self, trial: FrozenTrial) -> bool:
         owner = trial.user_attrs.get("owner") or {}

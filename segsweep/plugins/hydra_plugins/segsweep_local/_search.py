@@ -69,9 +69,12 @@ def read_space(params: Any, when: Sequence[str], arguments: Sequence[str]) -> Sp
             continue
         key = override.get_key_element()
         found = _distribution(override)
-        for mapping in (space.searched, space.fixed):
-            mapping.pop(key, None)
-        (space.searched if isinstance(found, BaseDistribution) else space.fixed)[key] = found  # type: ignore[index]
+        space.searched.pop(key, None)
+        space.fixed.pop(key, None)
+        if isinstance(found, BaseDistribution):
+            space.searched[key] = found
+        else:
+            space.fixed[key] = found
     given = {key.lstrip("+") for key in space.fixed}
     for text in when:
         where, colon, line = text.partition(":")
@@ -121,6 +124,7 @@ class Search:
         self.repeats = 0
         self.over_budget = False
         self.waited: list[int] = []
+        self.told: set[int] = set()
         choices = self.config.hydra.runtime.choices
         sampler = str(choices.get("hydra/sweeper/sampler"))
         self.sampler = Seeded(self._sampler(), asked.seed)
@@ -269,14 +273,13 @@ class Search:
         """A trial with all its values, of a point that the study does not have yet."""
         while not self.over_budget and not progress.stopping() and (trial := self.study.claim(self.total)):
             self._suggest(trial)
-            earlier = [t for t in self._first() if t.number != trial.number and t.params == trial.params]
-            again = trial.user_attrs.get("instead_of") is None and [
-                t for t in earlier if t.state is not TrialState.FAIL
-            ]
+            first = self._first()
+            known = [t for t in first if t.number != trial.number and t.state is not TrialState.FAIL]
+            again = [t for t in known if t.params == trial.params and "instead_of" not in trial.user_attrs]
             if not again or self.repeats == REPEATS:
                 self.repeats, self.sampler.explore = 0, False
-                done = [t for t in self._first() if t.state.is_finished()]
-                progress.emit("total", jobs=self.total, before=len(done))
+                elsewhere = [t for t in first if t.state.is_finished() and t.number not in self.told]
+                progress.emit("total", jobs=self.total, before=len(elsewhere))
                 return trial
             self.study.withdraw(trial, f"the point of trial {again[0].number}")
             self.repeats, self.sampler.explore = self.repeats + 1, True  # it would say the same again
@@ -307,6 +310,7 @@ class Search:
 
     def _tell(self, trial: Trial, number: int, result: JobReturn) -> None:
         """Tell the study what became of a trial, from the record of its job."""
+        self.told.add(trial.number)
         place = self.folder / str(number)
         entry = artifacts.read_json(place / "job.json") or {}
         status = "failed" if result.status is JobStatus.FAILED else entry.get("status", "failed")
@@ -315,7 +319,7 @@ class Search:
             self.study.put_back(trial.number)
             return
         run = (place / entry["run"]).resolve() if entry.get("run") else None
-        facts = {"status": status, "signature": entry.get("signature")}
+        facts = {key: entry[key] for key in ("signature", "error") if entry.get(key)} | {"status": status}
         state, found = TrialState.FAIL, None
         if status == "pruned":
             state = TrialState.PRUNED
@@ -326,7 +330,6 @@ class Search:
             except SegsweepError as error:
                 facts["error"] = str(error)
                 progress.emit("text", text=f"trial {trial.number}: {error}")
-        facts["error"] = facts.get("error") or entry.get("error")
         if not self.study.tell(trial, state, found, facts, self._exceeded(run) if run else {}):
             progress.emit("text", text=f"trial {trial.number}: another process had taken it over")
         elif run:
@@ -345,6 +348,8 @@ class Search:
         return {name: found / limit - 1 for name, (limit, found) in limits.items() if limit and found is not None}
 
     def _give_up(self) -> None:
+        if self.settings["max_failure_rate"] >= 1:
+            return
         ended = [t.state for t in self._first() if t.state.is_finished()]
         share = ended.count(TrialState.FAIL) / max(len(ended), 1)
         if share > self.settings["max_failure_rate"]:
