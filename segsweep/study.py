@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler, GridSampler, RandomSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -87,6 +87,8 @@ def open_storage(url: str) -> BaseStorage:
             with _making(file):
                 return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
         limits = {"connect_args": {"connect_timeout": 10}} if kind.startswith("postgresql") else {}
+        if kind == "postgresql":  # SQLAlchemy's own choice changed to psycopg 3, which the extra does not have
+            url = f"postgresql+psycopg2://{rest}"
         for _ in range(2):  # two processes that make the tables of one new database at once: one of them fails
             with contextlib.suppress(StorageInternalError, SQLAlchemyError):
                 return RDBStorage(url, engine_kwargs={"pool_pre_ping": True} | limits)
@@ -122,7 +124,9 @@ class Seeded(BaseSampler):
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """`explore`: this trial is drawn at random."""
         seed = int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
-        self.inner = RandomSampler(seed=seed) if self.explore else self.make(seed)
+        self.inner = self.make(seed)
+        if self.explore and not isinstance(self.inner, GridSampler):  # which does not repeat itself
+            self.inner = RandomSampler(seed=seed)
         self.inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
@@ -250,6 +254,8 @@ class Study:
         """Close a trial that nobody is to work on: Optuna cannot delete it, so it is FAIL and does not count."""
         with reaching(self.url):
             trial.set_user_attr("withdrawn", why)
+            if "grid_id" in trial.system_attrs:  # else the grid's sampler would hold this point to be done
+                self.study._storage.set_trial_system_attr(trial._trial_id, "grid_id", -1)
             self.study.tell(trial, state=TrialState.FAIL)
         del self.mine[trial.number]
 

@@ -114,9 +114,12 @@ class Search:
     def __init__(self, sweeper: Any, arguments: list[str]):
         self.config, self.context, self.launcher = sweeper.config, sweeper.hydra_context, sweeper.launcher
         self.settings: dict[str, Any] = sweeper.settings
+        for key, least, most in (("n_jobs", 1, math.inf), ("n_trials", 1, math.inf), ("max_failure_rate", 0, 1)):
+            if (value := self.settings[key]) is not None and not least <= value <= most:
+                raise CompactHydraException(f"hydra.sweeper.{key}={value}: must be from {least} to {most}")
         asked = self.asked = self.config.search
         self.folder = Path(self.config.hydra.sweep.dir)
-        own = ("search.study", "search.trial")
+        own = ("search.study", "search.storage", "search.trial")
         arguments = [a for a in arguments if a.lstrip("+").partition("=")[0] not in own]
         self.space = read_space(self.settings["params"], list(asked.when), arguments)
         self.conditions = [condition(where, WHEN) for where, _, _ in self.space.when]
@@ -159,7 +162,7 @@ class Search:
         """seed -> sampler."""
         node = {key: v for key, v in OmegaConf.to_container(self.settings["sampler"]).items() if v is not None}  # type: ignore[union-attr]
         target = str(node.get("_target_"))
-        fixed = node.pop("seed", None)  # search.seed is the one; QMC needs the same in every trial
+        node.pop("seed", None)  # search.seed is the one
         if target.endswith(".TPESampler"):
             node["constant_liar"] = True  # what still runs is taken for bad, so that two workers do not go to one place
         grid = None
@@ -173,7 +176,8 @@ class Search:
             grid = {key: choices(found) for key, found in self.space.searched.items()}
 
         def make(seed: int) -> BaseSampler:
-            seed = (fixed if fixed is not None else self.asked.seed) if target.endswith(".QMCSampler") else seed
+            if target.endswith((".QMCSampler", ".GridSampler")):  # one sequence of points, which all trials share
+                seed = self.asked.seed
             allowed = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
             made = instantiate(node, seed=seed, _execution_whitelist_=allowed)
             return made(grid) if isinstance(made, functools.partial) else made
@@ -216,7 +220,7 @@ class Search:
                 self._close()
         except StorageGone as gone:
             raise CompactHydraException(
-                f"{gone}\nWhat ran has been trained to its end and is recorded; the search stops. "
+                f"{gone}\nThe search stops; what ran went on to its end and is recorded. "
                 f"To go on when the storage is back: {sweep.asked}"
             ) from None
         return []
@@ -274,7 +278,7 @@ class Search:
         while not self.over_budget and not progress.stopping() and (trial := self.study.claim(self.total)):
             self._suggest(trial)
             first = self._first()
-            known = [t for t in first if t.number != trial.number and t.state is not TrialState.FAIL]
+            known = [t for t in first if t.number < trial.number and t.state is not TrialState.FAIL]
             again = [t for t in known if t.params == trial.params and "instead_of" not in trial.user_attrs]
             if not again or self.repeats == REPEATS:
                 self.repeats, self.sampler.explore = 0, False
@@ -282,7 +286,7 @@ class Search:
                 progress.emit("total", jobs=self.total, before=len(elsewhere))
                 return trial
             self.study.withdraw(trial, f"the point of trial {again[0].number}")
-            self.repeats, self.sampler.explore = self.repeats + 1, True  # it would say the same again
+            self.repeats, self.sampler.explore = self.repeats + 1, True  # it might well say the same again
         return None
 
     def _suggest(self, trial: Trial) -> None:
@@ -306,7 +310,8 @@ class Search:
         return [*(f"{key}={value}" for key, value in given.items()), *self.space.deleted]
 
     def _overrides(self, trial: Trial) -> list[str]:
-        return [*self._point(trial), f"search.study={self.study.name}", f"search.trial={trial.number}"]
+        place = [f"search.study='{self.study.name}'", f"search.storage='{self.study.url}'"]
+        return [*self._point(trial), *place, f"search.trial={trial.number}"]
 
     def _tell(self, trial: Trial, number: int, result: JobReturn) -> None:
         """Tell the study what became of a trial, from the record of its job."""

@@ -7,9 +7,12 @@ of it; here each free worker has its next trial at once, told with all that is k
 from typing import Any
 
 from hydra.core.plugins import Plugins
+from hydra.errors import CompactHydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+from segsweep.errors import SegsweepError
 
 
 class SearchSweeper(Sweeper):
@@ -27,4 +30,7 @@ class SearchSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from ._search import Search  # which imports optuna
 
-        return Search(self, arguments).run()
+        try:
+            return Search(self, arguments).run()
+        except SegsweepError as error:
+            raise CompactHydraException(str(error)) from None
