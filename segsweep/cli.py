@@ -4,6 +4,7 @@ Imports neither torch nor mlflow nor optuna, so that `--help` and `--cfg job` an
 """
 
 import os
+import re
 import secrets
 import signal
 import sys
@@ -16,7 +17,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import artifacts, plugins, progress, sweep, worker
+from segsweep import artifacts, objective, plugins, progress, sweep, worker
 from segsweep.config import conf_dir
 from segsweep.errors import SegsweepError
 from segsweep.preflight import preflight
@@ -28,7 +29,7 @@ OmegaConf.register_resolver(
 _ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
 
 
-def job(cfg: DictConfig) -> float:
+def job(cfg: DictConfig) -> Any:
     """One job of a sweep, wherever it was launched: run it, record it, give its objective (NaN where it has none)."""
     from segsweep import tracking
     from segsweep.run import run
@@ -47,7 +48,7 @@ def job(cfg: DictConfig) -> float:
         cfg,
         choices={group: option for group, option in settings.runtime.choices.items() if "/" not in group},
         name=name,
-        command=f"python -m segsweep {' '.join(overrides)}".strip(),
+        command=f"python -m segsweep {' '.join(o for o in overrides if not o.startswith('search.'))}".strip(),
         sweep=folder.parent,
         milestones=set(record.get("milestones", [])),
     )
@@ -58,14 +59,28 @@ def job(cfg: DictConfig) -> float:
     progress.emit("end", **facts, dice=outcome.metrics.get("test/dice"))
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
-    return outcome.objective if outcome.objective is not None else float("nan")
+    return _value(cfg, outcome)
+
+
+def _value(cfg: DictConfig, outcome: Any) -> Any:
+    """What a sweeper is told: the objectives of a search, NaN where there are none."""
+    names = list(cfg.search.objective)
+    none: Any = float("nan") if len(names) == 1 else [float("nan")] * len(names)
+    if outcome.status not in sweep.TOLD:
+        return none
+    try:
+        found = objective.values(outcome.folder, names, cfg.search.epoch)
+    except SegsweepError:  # no validation part: nothing to search on
+        return none
+    return found[0] if len(names) == 1 else found
 
 
 def job_name(overrides: list[str], asked: list[str]) -> str:
-    """What varies in a sweep; all overrides where nothing does."""
+    """What varies in a sweep, numbers to four digits; all overrides where nothing does."""
     fixed = set(asked)
     shown = [o for o in overrides if o not in fixed] or overrides
-    return " ".join(o for o in shown if not o.startswith(("paths.", "tracking", "data.root", "device"))) or "default"
+    kept = (o for o in shown if not o.startswith(("paths.", "tracking", "data.root", "device", "search.")))
+    return re.sub(r"\d+\.\d{5,}(e-?\d+)?\b", lambda n: f"{float(n[0]):.4g}", " ".join(kept)) or "default"
 
 
 def main() -> int:
@@ -86,7 +101,7 @@ def main() -> int:
     from segsweep.display import Display
 
     sys.argv[1:], sweep.expected, sweep.asked = checked.argv, checked.jobs, asked
-    stopped = False
+    stopped, code = False, 0
     with Display(checked.jobs) as display:
         progress.send_to(display.handle)
         signal.signal(signal.SIGINT, _on_signal)
@@ -96,11 +111,12 @@ def main() -> int:
         except KeyboardInterrupt:
             stopped = True
         except SystemExit as error:
+            code = int(error.code or 0)
             if sweep.current is None or sweep.abandon(sweep.current):
-                return int(error.code or 0)
+                return code
         finally:
             worker.close()
-    return sweep.finish(sweep.current, stopped) if sweep.current else 130 if stopped else 0
+    return max(sweep.finish(sweep.current, stopped), code) if sweep.current else 130 if stopped else 0
 
 
 def _in_workers(argv: list[str]) -> bool:

@@ -48,6 +48,21 @@ class Sweep:
 
 
 @dataclass
+class Search:
+    study: str | None = MISSING
+    storage: str = MISSING
+    trials: int = value(least=1)
+    objective: list[str] = MISSING
+    epoch: Any = MISSING
+    max_seconds: float | None = value(above=0)
+    max_parameters: float | None = value(above=0)
+    max_gflops: float | None = value(above=0)
+    seed: int = value(least=0)
+    when: list[str] = MISSING
+    trial: int | None = value(least=0)
+
+
+@dataclass
 class Config:
     """All that a run can be told. Groups are free-form here: `components.check` holds them against their targets."""
 
@@ -73,6 +88,7 @@ class Config:
     tracking: Tracking = field(default_factory=Tracking)
     paths: Paths = field(default_factory=Paths)
     sweep: Sweep = field(default_factory=Sweep)
+    search: Search = field(default_factory=Search)
 
 
 GROUPS = ("model", "loss", "optim", "scheduler", "data", "split", "augment")

@@ -47,7 +47,7 @@ class Display:
 
     def _label(self, job: int) -> str:
         width = len(str(self.total)) if self.total else 1
-        return f"[{job + 1:>{width}}/{self.total}]" if self.total else f"[{job + 1}]"
+        return f"[{job + 1:>{width}}/{self.total}]" if self.total and job < self.total else f"[{job + 1}]"
 
     def _say(self, text: str) -> None:
         (self.live.console if self.live else self.console).print(text, markup=False, highlight=False, soft_wrap=True)
@@ -61,6 +61,8 @@ class Display:
 
     def _total(self, job: int, event: dict[str, Any]) -> None:
         self.total = event["jobs"]
+        if event.get("before"):
+            self.counts["before"] = event["before"]
         if self.live:
             self.live.update(self.sweep, total=self.total)
 

@@ -21,7 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import components
+from segsweep import components, objective
+from segsweep.conditions import condition
 from segsweep.config import conf_dir
 from segsweep.errors import ConfigError, SegsweepError, nearest
 
@@ -64,22 +65,69 @@ def preflight(argv: list[str]) -> Checked:
                 master = next(iter(_compositions([o for o in chosen if id(o) not in swept], values)))
                 break
             lines = beside + lines
-    searching = "Optuna" in str(OmegaConf.select(bases[0], "hydra.sweeper._target_"))
-    tasks = [o for o in values if not o.key_or_group.startswith("hydra.")]
-    wrong = {o.input_line: _wrong_key(o, bases) or _wrong_values(o, bases) for o in tasks}
-    for mistakes in wrong.values():
-        problems += mistakes
-    for cfg in _variants(bases, [o for o in tasks if not wrong[o.input_line]]):
-        problems += components.check(cfg)
-    _stop(problems)
-    _check_data(bases, tasks)
+        search = args.multirun and searching(bases[0])
+        tasks = [o for o in values if not o.key_or_group.startswith("hydra.")]
+        problems += _wrong(bases, tasks)
+        if search:
+            problems += _wrong_search(loader, lines, overrides, bases)
+        _stop(problems)
+    _check_data(bases, tasks, list(bases[0].search.objective) if search else [])
     if not args.multirun:
         return Checked(1, argv)
     late = {o.input_line for o in tasks if not o.is_sweep_override() and not _has(master, o.key_or_group)}
     late -= {o.input_line for o in tasks if o.is_add() or o.is_force_add() or o.is_delete()}
     argv = [_late(argument) if argument in late else argument for argument in argv]
     several = [o for o in overrides if o.is_sweep_override()]
-    return Checked(None if searching else math.prod(len(_values(o)) for o in several), argv)
+    return Checked(None if search else math.prod(len(_values(o)) for o in several), argv)
+
+
+def searching(cfg: DictConfig) -> bool:
+    """Whether a composed configuration's sweeper is an Optuna search, this program's or the published one."""
+    target = str(OmegaConf.select(cfg, "hydra.sweeper._target_"))
+    return "Optuna" in target or "SearchSweeper" in target
+
+
+def _wrong(bases: list[DictConfig], tasks: list[Override]) -> list[str]:
+    wrong = {o.input_line: _wrong_key(o, bases) or _wrong_values(o, bases) for o in tasks}
+    problems = [mistake for mistakes in wrong.values() for mistake in mistakes]
+    for cfg in _variants(bases, [o for o in tasks if not wrong[o.input_line]]):
+        problems += components.check(cfg)
+    return problems
+
+
+def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], bases: list[DictConfig]) -> list[str]:
+    """Of a search's space, its conditional part included, and its objective."""
+    cfg = bases[0].copy()
+    tasks = [o for o in overrides if o.key_or_group.split(".")[0] in ("search", "epochs") and not o.is_sweep_override()]
+    for override in tasks:
+        if "." in override.key_or_group or override.key_or_group == "epochs":
+            _apply(cfg, override, override.value())
+    problems = objective.problems(cfg.search, cfg.epochs)
+    spaces = [o for o in overrides if o.is_sweep_override()]
+    if not spaces and not cfg.search.when:
+        problems.append(
+            "There is nothing to search: give values or an interval, as in model=unet,r2unet "
+            "'optim.lr=tag(log, interval(1e-4, 1e-1))'"
+        )
+    for text in cfg.search.when:
+        where, _, line = text.partition(":")
+        try:
+            terms = condition(where, "search.when")
+            override = OverridesParser.create(config_loader=loader).parse_override(line.strip())
+        except HydraException as error:
+            problems.append(str(error).strip() if "no condition" in str(error) else f"search.when: {text}: {error}")
+            continue
+        given = {term.key: f"{term.key}={term.value}" for term in terms if term.sign in ("=", "==")}
+        apart = {*given, override.key_or_group}
+        kept = [line for line, o in zip(lines, overrides, strict=True) if o.key_or_group not in apart]
+        then = OverridesParser.create(config_loader=loader).parse_overrides([*kept, *given.values()])
+        chosen = [o for o in then if loader.get_group_options(o.key_or_group)]
+        values = [o for o in then if o not in chosen]
+        problems += [p for o in chosen for p in _wrong_options(o, loader.get_group_options(o.key_or_group))]
+        if not problems:
+            own = [o for o in values if not o.key_or_group.startswith("hydra.")]
+            problems += _wrong(list(_compositions(chosen, values)), [*own, override])
+    return problems
 
 
 def _late(argument: str) -> str:
@@ -186,6 +234,8 @@ def _keys(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
 def _wrong_values(override: Override, bases: list[DictConfig]) -> list[str]:
     if override.is_delete():
         return []
+    if override.is_interval_sweep() and (problem := _wrong_interval(override, searching(bases[0]))):
+        return [problem]
     problems = []
     for cfg, value in itertools.product(bases[:1], _values(override)):
         try:
@@ -193,6 +243,20 @@ def _wrong_values(override: Override, bases: list[DictConfig]) -> list[str]:
         except OmegaConfBaseException as error:
             problems.append(f"{override.key_or_group}={value}: {str(error).splitlines()[0]}")
     return problems
+
+
+def _wrong_interval(override: Override, search: bool) -> str | None:
+    line, found = override.input_line, override.value()
+    assert isinstance(found, IntervalSweep)
+    low, high = float(found.start or 0), float(found.end or 0)
+    if not search:
+        key = override.key_or_group
+        return f"{line}: an interval is for a search, such as +search=tpe; a grid takes values, {key}=1,2"
+    if not low < high:
+        return f"{line}: the interval is empty; the lower end comes first, as in interval({min(low, high):g}, 1)"
+    if "log" in found.tags and low <= 0:
+        return f"{line}: a logarithm begins above 0, as in tag(log, interval(1e-5, 1e-2))"
+    return None
 
 
 def _apply(cfg: DictConfig, override: Override, value: Any) -> None:
@@ -220,8 +284,10 @@ def _variants(bases: list[DictConfig], tasks: list[Override]) -> Iterable[DictCo
                 yield variant
 
 
-def _check_data(bases: list[DictConfig], tasks: list[Override]) -> None:
-    """Every data set and split that the jobs will use: scanned and divided, not decoded."""
+def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str]) -> None:
+    """Every data set and split that the jobs will use: scanned and divided, not decoded.
+
+    `scores`: what a search wants of the validation part."""
     seen: dict[str, Any] = {}
     for cfg in _variants(bases, tasks):
         keys = [str(OmegaConf.to_container(cfg[group], resolve=True)) for group in ("data", "split")]
@@ -229,7 +295,9 @@ def _check_data(bases: list[DictConfig], tasks: list[Override]) -> None:
             if keys[0] not in seen:
                 seen[keys[0]] = components.build(cfg.data).scan(Path(cfg.paths.cache))
             if "\n".join(keys) not in seen:
-                seen["\n".join(keys)] = components.build(cfg.split)(seen[keys[0]].patients)
+                seen["\n".join(keys)] = split = components.build(cfg.split)(seen[keys[0]].patients)
+                if scores:
+                    objective.check_part(split, scores)
             if OmegaConf.select(cfg, "pruner._target_"):
                 from segsweep import pruning
 

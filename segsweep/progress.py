@@ -55,3 +55,8 @@ def stop(now: bool = True) -> None:
 
 def stopping() -> bool:
     return _stop.is_set()
+
+
+def wait(seconds: float) -> bool:
+    """Sleep, but no longer than until this process is asked to stop: then True."""
+    return _stop.wait(seconds)

@@ -129,6 +129,9 @@ def _run(
 
     stack.enter_context(artifacts.lock(folder))
     known = {file: artifacts.read_json(folder / file) if cfg.reuse else None for file in ("result.json", "pruned.json")}
+    if cfg.search.trial is not None:
+        trial = {"study": cfg.search.study, "number": cfg.search.trial, "state": "RUNNING"}
+        artifacts.write_json(folder / "trial.json", trial)
     if judge:
         stack.enter_context(judge)
     if record := known["result.json"]:
@@ -168,7 +171,8 @@ def _run(
     gflops = _gflops[network] = _gflops.get(network) or flops(model, channels, height, width)
     autocast = _autocast(device, precision)
 
-    artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
+    artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
     artifacts.write_json(folder / "split.json", split.to_json())
     artifacts.write_json(
         folder / "run.json",

@@ -7,6 +7,7 @@ which the command calls itself.
 import contextlib
 import dataclasses
 import os
+import re
 import shlex
 import sys
 import threading
@@ -27,6 +28,8 @@ asked = ""
 """The command line that started this process, as one would type it."""
 _opening: threading.Thread | None = None
 _noting = threading.Lock()
+TOLD = ("finished", "continued", "reused")
+"""How a job ends that has a whole run behind it."""
 _held = contextlib.ExitStack()
 
 
@@ -48,7 +51,8 @@ def _open(folder: Path, config: DictConfig, parent: bool) -> None:
     for earlier in folder.glob("*/job.json"):  # of another sweep in a folder that was named by hand
         earlier.unlink()
     tracking, overrides = config.tracking, list(config.hydra.overrides.task)
-    record: dict[str, Any] = {"name": folder.name, "command": asked, "overrides": overrides, "finished": None}
+    record: dict[str, Any] = {"name": folder.name, "command": without_password(asked), "finished": None}
+    record["overrides"] = [without_password(override) for override in overrides]
     record |= {"started": _now(), "jobs": expected, "milestones": milestones(overrides), "mlflow": None}
     if tracking.uri:
         record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": None, "error": None}
@@ -77,6 +81,11 @@ def note(folder: Path, **facts: Any) -> None:
         artifacts.write_json(folder / "sweep.json", (artifacts.read_json(folder / "sweep.json") or {}) | facts)
 
 
+def without_password(text: str) -> str:
+    """`postgresql://user:***@host` for what goes into records, which MLflow shows."""
+    return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", text)
+
+
 def command() -> str:
     """The command line that started this process, as one would type it."""
     return shlex.join(["python", "-m", "segsweep", *sys.argv[1:]])
@@ -93,7 +102,8 @@ def milestones(overrides: list[str]) -> list[int]:
 
 
 def open_job(folder: Path, number: int, overrides: list[str]) -> dict[str, Any]:
-    job = {"number": number, "overrides": overrides, "status": "running", "started": _now(), "pid": os.getpid()}
+    job = {"number": number, "overrides": [without_password(override) for override in overrides]}
+    job |= {"status": "running", "started": _now(), "pid": os.getpid()}
     artifacts.write_json(folder / "job.json", job)
     return job
 
@@ -162,7 +172,8 @@ def finish(folder: Path, stopped: bool) -> int:
     if stopped:
         print(f"Stopped; what was trained is saved up to the last checkpoint. To go on: {asked}")
         return 130
-    return 1 if bad or not ended else 0
+    nothing = not ended and "search" not in (artifacts.read_json(folder / "sweep.json") or {})
+    return 1 if bad or nothing else 0
 
 
 def _interrupted(folder: Path) -> None:

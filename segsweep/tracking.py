@@ -148,6 +148,11 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
         state["sweeps"].append(sweep.name)
         client.set_tag(run_id, "sweeps", ", ".join(state["sweeps"]))
 
+    trial = artifacts.read_json(folder / "trial.json") or {}
+    if trial != state.get("trial", {}):
+        for tag, key in (("study", "study"), ("trial", "number"), ("trial.state", "state")):
+            client.set_tag(run_id, tag, str(trial.get(key)))
+        state["trial"] = trial
     history = artifacts.read_lines(folder / "history.jsonl")
     now = int(time.time() * 1000)
     new = history[state["epochs"] :]

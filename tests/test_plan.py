@@ -112,13 +112,13 @@ def test_times_are_read_at_a_glance(seconds, text):
     ],
 )
 def test_a_condition_compares_values_as_the_command_line_reads_them(text, found, holds):
-    assert all(term.holds(found[term.key]) for term in condition(text)) is holds
+    assert all(term.holds(found[term.key]) for term in condition(text, "sweep.exclude")) is holds
 
 
 @pytest.mark.parametrize("text", ["optim", "optim=", "a=1 & ", "a=1 | b=2 &", ""])
 def test_what_is_no_condition_is_said(text):
     with pytest.raises(HydraException, match="no condition"):
-        condition(text)
+        condition(text, "sweep.exclude")
 
 
 @pytest.mark.slow

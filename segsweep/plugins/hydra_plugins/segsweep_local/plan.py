@@ -11,13 +11,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segsweep.errors import SegsweepError
+from segsweep.preflight import searching
 
 
 class PlanLauncher(Launcher):
     """A search has no plan: its points depend on results."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        if "Optuna" in str(config.hydra.sweeper._target_):
+        if searching(config):
             raise CompactHydraException("hydra/launcher=plan: a search chooses its jobs as it goes; a grid has a plan")
         self.context, self.config = hydra_context, config
 

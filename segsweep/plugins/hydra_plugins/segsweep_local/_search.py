@@ -1,0 +1,381 @@
+"""One process' part in a search: the space, the loop over free workers, and what each trial came to."""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import CompactHydraException, HydraException
+from hydra.utils import instantiate
+from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_optuna_distribution_from_override
+from omegaconf import OmegaConf
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from segsweep import artifacts, objective, progress, sweep
+from segsweep.components import whitelist
+from segsweep.conditions import Term, condition, values
+from segsweep.config import GROUPS
+from segsweep.errors import SegsweepError
+from segsweep.objective import direction
+from segsweep.signature import IGNORED, digest, without
+from segsweep.study import Seeded, StorageGone, Study, counted, shown
+
+WHEN = "search.when"
+REPEATS = 20
+"""Points in a row that the study has already, after which the next such point is taken all the same."""
+LOOK = 1.0
+"""Seconds between two looks at what other processes do."""
+BATCH = 2
+"""Trials at once with a launcher that takes batches only, where n_jobs does not say: as the published sweeper."""
+
+
+@dataclass
+class Space:
+    """What is searched and what is fixed, by key as on the command line. when: (condition, key, values), in order."""
+
+    searched: dict[str, BaseDistribution]
+    fixed: dict[str, str]
+    deleted: list[str]
+    when: list[tuple[str, str, BaseDistribution]]
+
+    @property
+    def size(self) -> float:
+        """Number of points; infinite where there is an interval or a condition."""
+        if self.when:
+            return math.inf
+        try:
+            return math.prod(len(OptunaSweeperImpl._to_grid_sampler_choices(d)) for d in self.searched.values())
+        except ValueError:
+            return math.inf
+
+    def texts(self) -> dict[str, str]:
+        return {k: str(d) for k, d in self.searched.items()} | {f"{k} when {c}": str(d) for c, k, d in self.when}
+
+
+def read_space(params: Any, when: Sequence[str], arguments: Sequence[str]) -> Space:
+    """params: of hydra.sweeper, which the command line's `arguments` replace key by key. Raises HydraException."""
+    parser = OverridesParser.create()
+    lines = [*(f"{key}={value}" for key, value in (params or {}).items()), *arguments]
+    space = Space({}, {}, [], [])
+    for override in parser.parse_overrides(lines):
+        if override.is_delete():
+            space.deleted.append(str(override.input_line))
+            continue
+        key = override.get_key_element()
+        found = _distribution(override)
+        space.searched.pop(key, None)
+        space.fixed.pop(key, None)
+        if isinstance(found, BaseDistribution):
+            space.searched[key] = found
+        else:
+            space.fixed[key] = found
+    given = {key.lstrip("+") for key in space.fixed}
+    for text in when:
+        where, colon, line = text.partition(":")
+        try:
+            override = parser.parse_override(line.strip())
+            found = _distribution(override)
+        except HydraException:
+            colon = ""
+        if not colon or not isinstance(found, BaseDistribution):
+            raise CompactHydraException(
+                f"{WHEN}: {text!r}: write CONDITION: KEY=VALUES, as in 'optim=sgd: optim.momentum=interval(0.0, 0.99)'"
+            )
+        condition(where, WHEN)
+        if override.key_or_group not in given:
+            space.when.append((where.strip(), override.get_key_element(), found))
+    if not space.searched and not space.when:
+        raise CompactHydraException(
+            "There is nothing to search: give values or an interval, as in model=unet,r2unet "
+            "'optim.lr=tag(log, interval(1e-4, 1e-1))'"
+        )
+    return space
+
+
+def _distribution(override: Any) -> BaseDistribution | str:
+    """Of one override; a choice of one value is that value."""
+    try:
+        found = create_optuna_distribution_from_override(override)
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        raise CompactHydraException(f"{override.input_line}: {error}") from None
+    single = isinstance(found, CategoricalDistribution) and len(found.choices) == 1
+    return str(found.choices[0]) if single else found
+
+
+class Search:
+    """`sweeper`: a SearchSweeper that was set up. Raises HydraException where anything is wrong, before any job."""
+
+    def __init__(self, sweeper: Any, arguments: list[str]):
+        self.config, self.context, self.launcher = sweeper.config, sweeper.hydra_context, sweeper.launcher
+        self.settings: dict[str, Any] = sweeper.settings
+        for key, least, most in (("n_jobs", 1, math.inf), ("n_trials", 1, math.inf), ("max_failure_rate", 0, 1)):
+            if (value := self.settings[key]) is not None and not least <= value <= most:
+                raise CompactHydraException(f"hydra.sweeper.{key}={value}: must be from {least} to {most}")
+        asked = self.asked = self.config.search
+        self.folder = Path(self.config.hydra.sweep.dir)
+        own = ("search.study", "search.storage", "search.trial")
+        arguments = [a for a in arguments if a.lstrip("+").partition("=")[0] not in own]
+        self.space = read_space(self.settings["params"], list(asked.when), arguments)
+        self.conditions = [condition(where, WHEN) for where, _, _ in self.space.when]
+        self.names = list(asked.objective)
+        self.repeats = 0
+        self.over_budget = False
+        self.waited: list[int] = []
+        self.told: set[int] = set()
+        choices = self.config.hydra.runtime.choices
+        sampler = str(choices.get("hydra/sweeper/sampler"))
+        self.sampler = Seeded(self._sampler(), asked.seed)
+        fixed = {key: str(value) for key, value in self._fixed()}
+        goal = {"search.objective": ", ".join(self.names), "search.epoch": str(asked.epoch)}
+        identity = self.space.texts() | fixed | goal
+        name = self.settings["study_name"] or f"{sampler}-{digest([identity, sampler, asked.seed])[:8]}"
+        directions = self._directions()
+        url = self.settings["storage"]
+        self.study = Study(name, url, self.sampler, directions, identity, self.folder)
+        self.total = int(min(self.settings["n_trials"], self.space.size))
+        if self.total < self.settings["n_trials"]:
+            progress.emit("text", text=f"The space has {self.total} points: the search ends when all are known")
+        facts = {"study": name, "storage": shown(url), "sampler": sampler, "objective": self.names}
+        facts |= {"epoch": asked.epoch, "directions": directions, "trials": self.total, "seed": asked.seed}
+        if sweep.current:
+            sweep.note(sweep.current, search=facts | {"space": self.space.texts()})
+
+    def _directions(self) -> list[str]:
+        directions = [direction(name) for name in self.names]
+        given = self.settings["direction"]
+        if given is not None:
+            listed = [given] if isinstance(given, str) else list(given)
+            if [str(getattr(d, "name", d)) for d in listed] != directions:
+                raise CompactHydraException(
+                    f"hydra.sweeper.direction={given}: {', '.join(self.names)} is to {', '.join(directions)}; "
+                    "leave hydra.sweeper.direction out"
+                )
+        return directions
+
+    def _sampler(self) -> Any:
+        """seed -> sampler."""
+        node = {key: v for key, v in OmegaConf.to_container(self.settings["sampler"]).items() if v is not None}  # type: ignore[union-attr]
+        target = str(node.get("_target_"))
+        node.pop("seed", None)  # search.seed is the one
+        if target.endswith(".TPESampler"):
+            node["constant_liar"] = True  # what still runs is taken for bad, so that two workers do not go to one place
+        grid = None
+        if target.endswith(".GridSampler"):
+            if math.isinf(self.space.size):
+                raise CompactHydraException(
+                    "hydra/sweeper/sampler=grid: needs values, not an interval or a condition, for every key; "
+                    "use +search=tpe or +search=random"
+                )
+            choices = OptunaSweeperImpl._to_grid_sampler_choices
+            grid = {key: choices(found) for key, found in self.space.searched.items()}
+
+        def make(seed: int) -> BaseSampler:
+            if target.endswith((".QMCSampler", ".GridSampler")):  # one sequence of points, which all trials share
+                seed = self.asked.seed
+            allowed = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
+            made = instantiate(node, seed=seed, _execution_whitelist_=allowed)
+            return made(grid) if isinstance(made, functools.partial) else made
+
+        try:
+            make(0)
+        except (HydraException, ImportError) as error:
+            raise CompactHydraException(f"hydra.sweeper.sampler: {error.__cause__ or error}") from None
+        return make
+
+    def _fixed(self) -> Iterator[tuple[str, Any]]:
+        """What all trials have in common and decides their numbers, flat; not what is searched."""
+        keys = {key.lstrip("+") for key in [*self.space.searched, *(key for _, key, _ in self.space.when)]}
+        config: Any = OmegaConf.to_container(self.config, resolve=False)
+        config.pop("hydra")
+        choices = self.config.hydra.runtime.choices
+        yield from ((group, choices[group]) for group in GROUPS if group not in keys and group in choices)
+
+        def walk(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+            for key, value in node.items():
+                name = f"{prefix}{key}"
+                if name in keys:
+                    continue
+                if isinstance(value, dict):
+                    yield from walk(value, f"{name}.")
+                elif not str(key).startswith("_"):
+                    yield name, value
+
+        yield from walk(without(config, IGNORED))
+        for key, value in self.space.fixed.items():
+            name = key.lstrip("+")
+            if not any(name == other or name.startswith(f"{other}.") for other in (*IGNORED, "hydra")):
+                yield name, value
+
+    def run(self) -> list[Any]:
+        launch = self._keep_busy if hasattr(self.launcher, "submit") else self._in_batches
+        try:
+            with self.study.attended():
+                launch()
+                self._close()
+        except StorageGone as gone:
+            raise CompactHydraException(
+                f"{gone}\nThe search stops; what ran went on to its end and is recorded. "
+                f"To go on when the storage is back: {sweep.asked}"
+            ) from None
+        return []
+
+    def _keep_busy(self) -> None:
+        """A free worker has a new trial at once."""
+        slots = self.settings["n_jobs"] or len(self.launcher.slots)
+        running: dict[int, Trial] = {}
+        try:
+            while True:
+                while len(running) < slots and (trial := self._next()):
+                    running[trial.number] = trial
+                    self.launcher.submit(self._overrides(trial), trial.number)
+                if running:
+                    number, result = self.launcher.wait()
+                    self._tell(running.pop(number), number, result)
+                elif not self._others():
+                    return
+        except StorageGone:
+            while running:
+                running.pop(self.launcher.wait()[0])
+            raise
+
+    def _in_batches(self) -> None:
+        """For launchers that take many jobs at once and give all results together."""
+        number = None
+        while True:
+            batch: list[Trial] = []
+            while len(batch) < (self.settings["n_jobs"] or BATCH) and (trial := self._next()):
+                batch.append(trial)
+            if batch:
+                number = batch[0].number if number is None else number
+                results = self.launcher.launch([self._overrides(t) for t in batch], initial_job_idx=number)
+                for trial, result in zip(batch, results, strict=True):
+                    self._tell(trial, number, result)
+                    number += 1
+            elif not self._others():
+                return
+
+    def _others(self) -> bool:
+        """Wait a moment for the trials of other processes, to take them over from those that die; False: none runs."""
+        running = [t.number for t in self._first() if t.state is TrialState.RUNNING]
+        if running and not self.over_budget and running != self.waited:
+            self.waited = running
+            progress.emit("text", text=f"Waiting for trials of other processes: {', '.join(map(str, running))}")
+        if progress.wait(LOOK if running else 0):
+            raise KeyboardInterrupt
+        return bool(running) and not self.over_budget
+
+    def _first(self) -> list[FrozenTrial]:
+        return counted(self.study.trials())[: self.total]
+
+    def _next(self) -> Trial | None:
+        """A trial with all its values, of a point that the study does not have yet."""
+        while not self.over_budget and not progress.stopping() and (trial := self.study.claim(self.total)):
+            self._suggest(trial)
+            first = self._first()
+            known = [t for t in first if t.number < trial.number and t.state is not TrialState.FAIL]
+            again = [t for t in known if t.params == trial.params and "instead_of" not in trial.user_attrs]
+            if not again or self.repeats == REPEATS:
+                self.repeats, self.sampler.explore = 0, False
+                elsewhere = [t for t in first if t.state.is_finished() and t.number not in self.told]
+                progress.emit("total", jobs=self.total, before=len(elsewhere))
+                return trial
+            self.study.withdraw(trial, f"the point of trial {again[0].number}")
+            self.repeats, self.sampler.explore = self.repeats + 1, True  # it might well say the same again
+        return None
+
+    def _suggest(self, trial: Trial) -> None:
+        for key, found in self.space.searched.items():
+            trial._suggest(key, found)
+        for terms, (_, key, found) in zip(self.conditions, self.space.when, strict=True):
+            if self._met(terms, self._point(trial)):
+                trial._suggest(key, found)
+        if extend := self.settings["custom_search_space"]:
+            allowed = whitelist()
+            instantiate({"_target_": extend, "_partial_": True}, _execution_whitelist_=allowed)(self.config, trial)
+
+    def _met(self, terms: list[Term], point: list[str]) -> bool:
+        keys = {term.key for term in terms}
+        compose = functools.partial(self.context.config_loader.load_sweep_config, self.config)
+        found = values(point, keys, compose, WHEN)
+        return all(term.holds(found[term.key]) for term in terms)
+
+    def _point(self, trial: Trial) -> list[str]:
+        given = trial.params | self.space.fixed
+        return [*(f"{key}={value}" for key, value in given.items()), *self.space.deleted]
+
+    def _overrides(self, trial: Trial) -> list[str]:
+        place = [f"search.study='{self.study.name}'", f"search.storage='{self.study.url}'"]
+        return [*self._point(trial), *place, f"search.trial={trial.number}"]
+
+    def _tell(self, trial: Trial, number: int, result: JobReturn) -> None:
+        """Tell the study what became of a trial, from the record of its job."""
+        self.told.add(trial.number)
+        place = self.folder / str(number)
+        entry = artifacts.read_json(place / "job.json") or {}
+        status = "failed" if result.status is JobStatus.FAILED else entry.get("status", "failed")
+        if status in ("interrupted", "not started"):
+            self.over_budget = True
+            self.study.put_back(trial.number)
+            return
+        run = (place / entry["run"]).resolve() if entry.get("run") else None
+        facts = {key: entry[key] for key in ("signature", "error") if entry.get(key)} | {"status": status}
+        state, found = TrialState.FAIL, None
+        if status == "pruned":
+            state = TrialState.PRUNED
+        elif status in sweep.TOLD and run:
+            try:
+                found = objective.values(run, self.names, self.asked.epoch)
+                state = TrialState.COMPLETE
+            except SegsweepError as error:
+                facts["error"] = str(error)
+                progress.emit("text", text=f"trial {trial.number}: {error}")
+        if not self.study.tell(trial, state, found, facts, self._exceeded(run) if run else {}):
+            progress.emit("text", text=f"trial {trial.number}: another process had taken it over")
+        elif run:
+            note = {"study": self.study.name, "number": trial.number, "state": state.name}
+            artifacts.write_json(run / "trial.json", note)
+            from segsweep.tracking import Mirror
+
+            Mirror(run, self.config.tracking, self.folder).__exit__()
+        self._give_up()
+
+    def _exceeded(self, run: Path) -> dict[str, float]:
+        """By how much of itself each limit is exceeded; feasible at 0 or below."""
+        facts = (artifacts.read_json(run / "run.json") or {}) | (artifacts.read_json(run / "result.json") or {})
+        keys = {"max_seconds": "training_seconds", "max_parameters": "parameters", "max_gflops": "gflops"}
+        limits = {name: (self.asked[name], facts.get(key)) for name, key in keys.items()}
+        return {name: found / limit - 1 for name, (limit, found) in limits.items() if limit and found is not None}
+
+    def _give_up(self) -> None:
+        if self.settings["max_failure_rate"] >= 1:
+            return
+        ended = [t.state for t in self._first() if t.state.is_finished()]
+        share = ended.count(TrialState.FAIL) / max(len(ended), 1)
+        if share > self.settings["max_failure_rate"]:
+            raise CompactHydraException(
+                f"{ended.count(TrialState.FAIL)} of {len(ended)} trials failed, more than "
+                f"hydra.sweeper.max_failure_rate={self.settings['max_failure_rate']} allows: the search stops"
+            )
+
+    def _close(self) -> None:
+        trials = self._first()
+        states = [t.state.name.lower() for t in trials]
+        counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+        text = f"Study {self.study.name}: {len(trials)} of {self.total} trials ({counts})"
+        best = self.study.best()
+        if best and len(self.names) == 1:
+            text += f"; {self._describe(best[0])}"
+        elif best:
+            text += f"; {len(best)} on the Pareto front:" + "".join(f"\n  {self._describe(t)}" for t in best)
+        progress.emit("text", text=text)
+
+    def _describe(self, trial: FrozenTrial) -> str:
+        scores = zip(self.names, trial.values, strict=True)
+        score = ", ".join(f"{name} {value:{objective.OBJECTIVES[name].format}}" for name, value in scores)
+        return f"best {score} in trial {trial.number}: {' '.join(f'{k}={v}' for k, v in trial.params.items())}"

@@ -1,0 +1,380 @@
+"""What a search asks, tells and counts: real studies, jobs that train nothing."""
+
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import postgres
+import pytest
+from hydra.errors import HydraException
+from optuna.trial import FrozenTrial, TrialState
+from toy_search import Batches, Toy, search, study
+
+from segsweep import progress, sweep
+from segsweep.study import Study, counted
+
+RATE = "optim.lr=tag(log,interval(1e-4,1e-1))"
+
+
+@pytest.fixture
+def url(tmp_path) -> str:
+    return f"sqlite:///{tmp_path}/optuna.db"
+
+
+@pytest.fixture(autouse=True)
+def said() -> Iterator[list[str]]:
+    """What a search says."""
+    texts: list[str] = []
+    progress.send_to(lambda event: texts.append(event.get("text", "")))
+    yield texts
+    progress.send_to(lambda event: None)
+    progress.stop(False)
+
+
+@pytest.fixture
+def run(tmp_path, url) -> Callable[..., Any]:
+    """A search of the study `s`, each time in a sweep folder of its own."""
+
+    def run(*overrides: str, trials: int = 4, **settings: Any) -> Any:
+        folder = tmp_path / f"sweep{time.monotonic_ns()}"
+        if make := settings.pop("make", None):
+            settings["launcher"] = make(folder)
+        given = [*overrides, f"search.trials={trials}"]
+        for key, value in (("search.study", "s"), ("search.storage", url)):
+            given += [] if any(o.startswith(key) for o in overrides) else [f"{key}={value}"]
+        return search(folder, *given, **settings)
+
+    return run
+
+
+def states(url: str) -> dict[str, int]:
+    return dict(Counter(t.state.name for t in counted(study(url).trials)))
+
+
+def trained(folder: Path) -> list[str]:
+    return (folder / "log").read_text().split()
+
+
+def test_a_study_that_is_continued_runs_what_is_missing_and_its_numbers_go_on(run, url, tmp_path):
+    run(trials=3)
+    assert states(url) == {"COMPLETE": 3}
+    launcher = run(trials=5)
+    assert states(url) == {"COMPLETE": 5}
+    assert sorted(int(path.name) for path in launcher.folder.iterdir() if path.is_dir()) == [3, 4]
+    assert len(trained(tmp_path)) == len(set(trained(tmp_path))) == 5
+    run(trials=5)
+    assert len(trained(tmp_path)) == 5
+
+
+def test_each_free_slot_has_a_trial_at_once_told_with_what_is_known(run, url):
+    seen = []
+
+    class Watching(Toy):
+        def submit(self, overrides, number):
+            seen.append((len(self.running), states(url).get("COMPLETE", 0)))
+            super().submit(overrides, number)
+
+    assert run(trials=6, make=lambda folder: Watching(folder, slots=3)).most == 3
+    assert seen == [(0, 0), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
+
+
+def test_a_search_that_was_interrupted_goes_on_as_it_would_have(run, tmp_path, url):
+    one = {"make": lambda folder: Toy(folder, slots=1)}
+    run(trials=9, **one)
+    other = f"search.storage=sqlite:///{tmp_path}/other.db"
+    for trials in (2, 7, 9):
+        run(other, trials=trials, **one)
+    points = [[t.params for t in study(u).trials] for u in (url, other.partition("=")[2])]
+    assert points[0] == points[1]
+    run(f"search.storage=sqlite:///{tmp_path}/third.db", "search.seed=1", trials=2, **one)
+    assert [t.params for t in study(f"sqlite:///{tmp_path}/third.db").trials] != points[0][:2]
+
+
+def test_failed_and_pruned_trials_are_told_as_that_and_the_search_goes_on(run, url):
+    ends = {"optim=sgd": "failed", "batch_size=8": "pruned"}
+    run(trials=12, make=lambda folder: Toy(folder, ends=ends))
+    found = states(url)
+    assert sum(found.values()) == 12
+    assert set(found) == {"COMPLETE", "FAIL", "PRUNED"}
+    for trial in study(url).trials:
+        expected = "FAIL" if trial.params["optim"] == "sgd" else "PRUNED" if trial.params["batch_size"] == 8 else None
+        assert trial.state.name == (expected or "COMPLETE")
+
+
+def test_a_share_of_failures_can_stop_the_search(run, url):
+    with pytest.raises(HydraException, match="max_failure_rate=0.5"):
+        run(
+            "hydra.sweeper.max_failure_rate=0.5",
+            trials=20,
+            make=lambda folder: Toy(folder, ends={"search.study='s'": "failed"}),
+        )
+    run("hydra.sweeper.max_failure_rate=0.5", "search.study=t", trials=2)
+    assert study(url, "t").best_value > 0
+
+
+def test_the_best_trial_is_the_best_by_the_metrics_own_direction(run, url, said):
+    run("search.objective=[val/loss]", trials=6)
+    found = study(url)
+    assert found.best_value == min(t.value for t in found.trials)
+    assert any(f"best val/loss {found.best_value:.4f} in trial {found.best_trial.number}" in text for text in said)
+
+
+@pytest.mark.parametrize(("epoch", "share"), [("best", 1), ("last", 1), ("2", 2 / 3), ("1", 1 / 3)])
+def test_the_score_is_that_of_the_epoch_asked_for(run, url, epoch, share):
+    run(f"search.epoch={epoch}", trials=1)
+    (trial,) = study(url).trials
+    assert trial.value == pytest.approx(share * (1 - abs(math.log10(trial.params["optim.lr"]) + 2) / 4), abs=1e-6)
+
+
+def test_a_point_that_is_known_from_another_search_costs_nothing(run, url, tmp_path):
+    first = run(trials=3)
+    run("search.study=other", trials=3)
+    assert len(trained(tmp_path)) == 3
+    assert [t.value for t in study(url, "other").trials] == [t.value for t in study(url).trials]
+    assert {t.user_attrs["status"] for t in study(url, "other").trials} == {"reused"}
+    assert first.most == 2
+
+
+def test_a_point_that_the_study_has_is_not_asked_again_and_a_finite_space_ends(run, url, tmp_path, said):
+    small = ["model=unet,r2unet", "loss=bce", "optim=sgd,adam", "optim.lr=0.01", "batch_size=8,16", "search.when=[]"]
+    run(*small, preset="random", trials=50)
+    points = [str(t.params) for t in counted(study(url).trials)]
+    assert len(points) == len(set(points)) == 8
+    assert len(trained(tmp_path)) == 8
+    assert any("8 points" in text for text in said)
+
+
+def test_a_grid_has_every_point_once(run, url):
+    run("loss=bce,dice", "batch_size=8,16", "optim.lr=0.01", "model=unet", "optim=adam", preset="grid", trials=48)
+    assert sorted((t.params["loss"], t.params["batch_size"]) for t in study(url).trials) == [
+        ("bce", 8), ("bce", 16), ("dice", 8), ("dice", 16),
+    ]  # fmt: skip
+
+
+def test_limits_are_constraints_that_the_sampler_knows_and_the_best_trial_keeps(run, url):
+    wide = ["model.width=int(interval(2,32))", "optim.lr=0.01", "search.max_parameters=100", "search.max_seconds=30"]
+    run(*wide, "search.objective=[val/dice]", trials=16)
+    found = study(url)
+    for trial in found.trials:
+        width = trial.params["model.width"]
+        assert trial.constraints == pytest.approx({"max_parameters": width**2 / 100 - 1, "max_seconds": width / 30 - 1})
+    assert found.best_trial.params["model.width"] <= 10
+    later = [t.params["model.width"] <= 10 for t in found.trials[8:]]
+    assert sum(later) > len(later) / 2, "27 % of the interval is within the limit"
+
+
+def test_a_value_is_asked_only_where_its_condition_holds(run, url):
+    when = "search.when=['optim=sgd: optim.momentum=interval(0.5,0.9)','optim.momentum>0.7: optim.nesterov=true,false']"
+    run(when, trials=14)
+    kinds = Counter()
+    for trial in study(url).trials:
+        momentum = trial.params.get("optim.momentum")
+        assert (momentum is not None) == (trial.params["optim"] == "sgd")
+        assert ("optim.nesterov" in trial.params) == (momentum is not None and momentum > 0.7)
+        kinds[len(trial.params)] += 1
+    assert len(kinds) == 3
+
+
+def test_the_command_line_replaces_and_adds_to_a_presets_space(run, url):
+    launcher = run("optim=sgd", "batch_size=4", "optim.momentum=0.8", "model.width=4,8", trials=3)
+    for trial in study(url).trials:
+        assert set(trial.params) == {"model", "loss", "optim.lr", "model.width"}
+    job = json.loads((launcher.folder / "0" / "job.json").read_text())
+    assert {"optim=sgd", "batch_size=4", "optim.momentum=0.8", "+search=tpe"} <= set(job["overrides"])
+    assert {"search.study='s'", "search.trial=0"} <= set(job["overrides"])
+
+
+def test_two_objectives_make_a_front(run, url, said):
+    run("model.width=int(interval(2,32))", preset="nsga2", trials=24)
+    found = study(url)
+    assert [d.name for d in found.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert all(t.values[1] == t.params["model.width"] for t in found.trials)
+    assert any(f"{len(found.best_trials)} on the Pareto front" in text for text in said)
+
+
+@pytest.mark.parametrize("preset", ["random", "cmaes", "gp"])
+def test_every_preset_searches(run, url, preset):
+    run(preset=preset, trials=8)
+    assert states(url) == {"COMPLETE": 8}
+
+
+def test_a_launcher_that_takes_batches_only_is_given_batches(run, url):
+    assert run("hydra.sweeper.n_jobs=3", trials=7, make=Batches).most == 3
+    assert states(url) == {"COMPLETE": 7}
+
+
+def test_trials_of_a_search_that_is_stopped_are_put_back_and_taken_up_first(run, url, tmp_path):
+    class Stopped(Toy):
+        def wait(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(trials=5, make=Stopped)
+    assert states(url) == {"WAITING": 2}
+    begun = [t.params for t in study(url).trials[:2]]
+    run(trials=5)
+    assert states(url) == {"COMPLETE": 5}
+    assert [t.params for t in counted(study(url).trials)][:2] == begun
+
+
+def test_without_a_name_a_study_is_named_by_what_it_searches(tmp_path, url):
+    import optuna
+
+    def names() -> list[str]:
+        return optuna.get_all_study_names(url)
+
+    def go(*overrides: str) -> None:
+        search(tmp_path / f"s{time.monotonic_ns()}", *overrides, f"search.storage={url}")
+
+    go("search.trials=1")
+    go("search.trials=2")
+    assert len(names()) == 1
+    go("search.trials=1", "epochs=2")
+    go("search.trials=1", "search.seed=1")
+    assert len(names()) == 3
+    assert all(re.fullmatch("tpe-[0-9a-f]{8}", name) for name in names())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["optim.lr=interval(0.1,0.2)"], r"optim.lr: FloatDistribution\(high=0.1.*there, FloatDistribution\(high=0.2"),
+        (["epochs=2"], "epochs: 3 there, 2 here"),
+        (["search.objective=[val/loss]"], "direction: maximize there, minimize here"),
+        (["search.objective=[val/dice,gflops]"], "direction: maximize there, maximize, minimize here"),
+        (["search.objective=[val/iou]"], "search.objective: val/dice there, val/iou here"),
+        (["loss=bce"], "loss: CategoricalDistribution.* there, bce here"),
+    ],
+)
+def test_a_study_of_another_search_is_refused_before_any_job(run, url, overrides, says):
+    run(trials=1)
+    with pytest.raises(HydraException, match=says):
+        run(*overrides, trials=3)
+    assert len(study(url).trials) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("postgresql://u:secret@127.0.0.1:1/none", r"postgresql://u:\*\*\*@127.0.0.1:1/none: cannot be opened"),
+        ("nosuch://host/db", "nosuch"),
+        ("optuna.db", "an address is needed, such as sqlite:///"),
+        ("sqlite:////proc/none/optuna.db", "cannot be opened"),
+        ("sqlite://", "names no file"),
+        ("journal:////proc/none/optuna.log", "cannot be opened"),
+    ],
+)
+def test_a_storage_that_cannot_be_reached_is_told_before_any_job(run, tmp_path, address, says):
+    with pytest.raises(HydraException, match=says):
+        run(f"search.storage={address}")
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.fixture(params=["sqlite", "journal", "postgresql"])
+def storage(request, tmp_path) -> Iterator[str]:
+    if request.param == "postgresql":
+        if postgres.PG_CTL is None:
+            pytest.skip("no PostgreSQL on this machine")
+        with postgres.server() as server:
+            yield server.url
+    else:
+        yield f"{request.param}:///{tmp_path}/optuna.{request.param}"
+
+
+def test_two_processes_one_killed_make_the_total_exactly(tmp_path, storage):
+    """Two slots each; each trial is trained once, none is left running."""
+    toy = str(Path(__file__).with_name("toy_search.py"))
+    given = ["search.study=s", f"search.storage={storage}", "search.trials=24"]
+
+    def start(name: str) -> subprocess.Popen:
+        command = [sys.executable, toy, str(tmp_path / name), "0.15", *given]
+        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    both = [start("a"), start("b")]
+    while len(list(tmp_path.glob("b/*/job.json"))) < 3:
+        assert both[1].poll() is None, both[1].communicate()
+        time.sleep(0.01)
+    both[1].send_signal(signal.SIGKILL)
+    both[1].communicate()
+    output, errors = both[0].communicate(timeout=120)
+    assert both[0].returncode == 0, output + errors
+    trials = study(storage).trials
+    ended = counted(trials)
+    assert Counter(t.state.name for t in ended) == {"COMPLETE": 24}
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+    assert len({str(t.params) for t in ended}) == 24
+    assert max(Counter(trained(tmp_path)).values()) == 1
+    assert len(trained(tmp_path)) == 24
+    assert {t.user_attrs["owner"]["folder"] for t in ended} == {str(tmp_path / "a"), str(tmp_path / "b")}
+    assert any("instead_of" in t.user_attrs for t in ended), "the killed process had trials in hand"
+
+
+def test_a_storage_that_goes_away_stops_the_search_and_nothing_is_lost(tmp_path, monkeypatch):
+    if postgres.PG_CTL is None:
+        pytest.skip("no PostgreSQL on this machine")
+    monkeypatch.setattr(sweep, "asked", "python -m segsweep -m +search=tpe")
+    with postgres.server() as server:
+
+        class Leaving(Toy):
+            def submit(self, overrides, number):
+                super().submit(overrides, number)
+                if number == 3:
+                    server.stop()
+
+        given = ["search.study=s", f"search.storage={server.url}", "search.trials=6"]
+        with pytest.raises(HydraException) as caught:
+            search(tmp_path / "one", *given, launcher=Leaving(tmp_path / "one"))
+        assert "To go on when the storage is back: python -m segsweep -m +search=tpe" in str(caught.value)
+        begun = trained(tmp_path)
+        assert len(begun) == 4, "what ran went on to its end"
+        server.start()
+        search(tmp_path / "two", *given)
+        assert states(server.url) == {"COMPLETE": 6}
+    assert len(trained(tmp_path)) == len(set(trained(tmp_path))) == 6
+
+
+def test_of_two_heirs_one_counts_and_it_has_the_place_of_the_first_try():
+    def trial(number: int, **attributes: Any) -> FrozenTrial:
+        return FrozenTrial(
+            number=number, trial_id=number, state=TrialState.FAIL, value=None, datetime_start=None,
+            datetime_complete=None, params={}, distributions={}, user_attrs=attributes, system_attrs={},
+            intermediate_values={},
+        )  # fmt: skip
+
+    heirs = [trial(3, instead_of=1, origin=1), trial(4, instead_of=1, origin=1), trial(5, instead_of=3, origin=1)]
+    found = counted([trial(0), trial(1), trial(2), *heirs, trial(6, withdrawn="late")])
+    assert [t.number for t in found] == [0, 5, 2]
+
+
+def test_on_another_machine_a_process_is_dead_when_it_gives_no_sign_of_life(tmp_path, url, monkeypatch):
+    from segsweep import study as module
+
+    def part(name: str) -> Study:
+        from optuna.samplers import RandomSampler
+
+        made = Study("s", url, RandomSampler(), ["maximize"], {}, tmp_path / name)
+        made.owner["host"] = name
+        return made
+
+    here, there = part("here"), part("there")
+    monkeypatch.setattr(module, "GRACE", 0.3)
+    mine = there.claim(2)
+    assert mine is not None
+    assert here.claim(2) is not None
+    for count in range(3):  # alive
+        mine.set_user_attr("beat", count)
+        time.sleep(0.2)
+        assert here.claim(2) is None
+    time.sleep(0.4)
+    taken = here.claim(2)
+    assert taken is not None
+    assert taken.user_attrs["instead_of"] == mine.number
+    assert there.tell(mine, TrialState.COMPLETE, [1.0], {}, {}) is False

@@ -1,0 +1,105 @@
+"""A search as a person meets it: the command in a process of its own, on tiny networks."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from toy_search import study
+
+from segsweep.study import counted
+
+TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
+
+
+def start(cwd: Path, *arguments: str) -> subprocess.Popen:
+    places = ["paths.runs=multirun", f"paths.cache={cwd.parent / 'cache'}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "segsweep", "-m", *arguments, *TINY, *places],
+        cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def results(cwd: Path) -> list[Path]:
+    return list(cwd.glob("multirun/runs/*/result.json"))
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_and_started_again_reaches_the_same_total(tmp_path):
+    cwd = tmp_path / "work"
+    cwd.mkdir()
+    command = ["+search=tpe", "search.trials=6", "epochs=3", "loss=dice"]
+    first = start(cwd, *command)
+    while len(results(cwd)) < 2:
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    again = start(cwd, *command)
+    output, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, output
+    url = f"sqlite:///{cwd}/mlruns/optuna.db"
+    (name,) = optuna.get_all_study_names(url)
+    trials = study(url, name).trials
+    kept = counted(trials)
+    assert [t.state.name for t in kept] == ["COMPLETE"] * 6, output
+    assert {t.state.name for t in trials} <= {"COMPLETE", "FAIL"}
+    assert {t.user_attrs["signature"] for t in kept} == {path.parent.name for path in results(cwd)}
+    assert len(results(cwd)) == 6, "a point was trained that the study does not have"
+    assert f"Study {name}: 6 of 6 trials (6 complete); best val/dice" in output
+    for path in results(cwd):
+        recorded = json.loads(path.with_name("trial.json").read_text())
+        assert recorded["state"] == "COMPLETE"
+        assert "search:" not in path.with_name("config.yaml").read_text()
+
+    with sqlite3.connect(cwd / "mlruns" / "mlflow.db") as connection:
+        rows = connection.execute(
+            "select run_uuid, key, value from tags where key in ('study', 'trial', 'trial.state')"
+        )
+        tags: dict[str, dict[str, str]] = {}
+        for run, key, value in rows:
+            tags.setdefault(run, {})[key] = value
+        params = {key for (key,) in connection.execute("select distinct key from params")}
+    assert sorted(int(t["trial"]) for t in tags.values()) == sorted(t.number for t in kept)
+    assert Counter(t["trial.state"] for t in tags.values()) == {"COMPLETE": 6}
+    assert {t["study"] for t in tags.values()} == {name}
+    assert not {key for key in params if key.startswith("search")}
+
+    over = start(cwd, *command)
+    output, _ = over.communicate(timeout=120)
+    assert over.returncode == 0, output
+    assert "6 of 6 trials" in output
+    assert len(study(url, name).trials) == len(trials)
+
+
+@pytest.mark.slow
+def test_the_published_sweeper_goes_on_working(tmp_path):
+    cwd = tmp_path / "work"
+    cwd.mkdir()
+    own = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.direction=maximize", "epochs=1"]
+    done = start(cwd, *own, "optim.lr=tag(log,interval(1e-4,1e-1))", "tracking=none")
+    output, _ = done.communicate(timeout=240)
+    assert done.returncode == 0, output
+    assert len(results(cwd)) == 2
+
+
+def test_a_storage_out_of_reach_is_one_message_and_leaves_nothing(tmp_path):
+    cwd = tmp_path / "work"
+    cwd.mkdir()
+    storage = "search.storage=postgresql://me:secret@127.0.0.1:1/none"
+    done = start(cwd, "+search=tpe", storage, "tracking=none")
+    output, _ = done.communicate(timeout=240)
+    assert done.returncode == 1
+    assert "search.storage=postgresql" in output
+    assert "cannot be opened" in output
+    assert "Traceback" not in output
+    assert "secret" not in output
+    assert not list(cwd.glob("multirun/2*"))

@@ -1,0 +1,100 @@
+"""What is wrong with a search is said in one message before any job."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from segsweep.errors import ConfigError, SegsweepError
+from segsweep.objective import direction, values
+from segsweep.preflight import preflight
+from segsweep.sweep import without_password
+
+WHEN = "search.when=['optim=sgd: optim.momentun=interval(0,0.9)']"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["hydra/sweeper=search"], "nothing to search"),
+        (["hydra/sweeper=search", "model=unet", "optim.lr=0.1"], "nothing to search"),
+        (["hydra/sweeper=optuna"], "nothing to search"),
+        (["+search=tpe", "optim.lr=interval(0.1,0.1)"], "the interval is empty"),
+        (["+search=tpe", "optim.lr=interval(0.1,0.01)"], "the lower end comes first"),
+        (["+search=tpe", "optim.lr=tag(log,interval(0,0.1))"], "a logarithm begins above 0"),
+        (["+search=tpe", "optim.lr=interval(-1,0.1)"], "optim"),
+        (["optim.lr=interval(0.01,0.1)"], "an interval is for a search, such as +search=tpe"),
+        (["+search=tpee"], "search=tpee: no such option; did you mean tpe?"),
+        (["+search=tpe", "hydra/sweeper/sampler=annealing"], "hydra/sweeper/sampler=annealing: no such option"),
+        (["+search=tpe", "search.objective=[val/dicee]"], "did you mean val/dice?"),
+        (["+search=tpe", "search.objective=[test/dice]"], "nothing is chosen on the test part; did you mean val/dice?"),
+        (["+search=tpe", "search.objective=[gflops]"], "a score such as val/dice comes first"),
+        (["+search=tpe", "search.objective=[]"], "a score such as val/dice comes first"),
+        (["+search=tpe", "search.epoch=9"], "search.epoch=9: a run has epochs=3"),
+        (["+search=tpe", "search.epoch=middle"], "search.epoch=middle: allowed are best, last"),
+        (["+search=tpe", "search.trials=0"], "search.trials=0: must be at least 1"),
+        (["+search=tpe", "search.max_seconds=0"], "search.max_seconds=0"),
+        (["+search=tpe", "split=holdout"], "this split has no validation part"),
+        (["+search=tpe", "optim.lrr=interval(0.01,0.1)"], "did you mean optim.lr?"),
+        (["+search=tpe", "search.when=['optim=sgd optim.momentum=0.9']"], "search.when"),
+        (["+search=tpe", "search.when=['optim: optim.momentum=0.5,0.9']"], "is no condition"),
+        (["+search=tpe", WHEN], "did you mean optim.momentum?"),
+        (["+search=tpe", "search.when=['optim=adam: optim.momentum=0.5,0.9']"], "optim.momentum: no such key"),
+        (["+search=tpe", "search.when=['optm=sgd: optim.lr=0.5,0.9']"], "optm: no such key; did you mean optim?"),
+        (["+search=tpe", "search.when=['optim=sgd: optim.momentum=interval(0.9,0.5)']"], "the lower end comes first"),
+    ],
+)
+def test_a_mistake_in_a_search_is_named(arguments, says, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        preflight(["-m", *arguments, f"paths.cache={tmp_path}"])
+    assert says in str(caught.value)
+
+
+def test_a_search_without_m_is_told_to_be_a_sweep(tmp_path):
+    with pytest.raises(ConfigError, match="several values are a sweep; add -m"):
+        preflight(["+search=tpe", f"paths.cache={tmp_path}"])
+
+
+@pytest.mark.parametrize("preset", ["tpe", "random", "cmaes", "gp", "nsga2", "grid"])
+def test_every_preset_is_right_and_needs_no_optuna_to_be_checked(preset, tmp_path):
+    code = (
+        "import sys\nfrom segsweep import cli\nfrom segsweep.preflight import preflight\n"
+        f"assert preflight(['-m', '+search={preset}', 'paths.cache={tmp_path}']).jobs is None\n"
+        "assert 'optuna' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def record(folder: Path, rows: list[dict], **result: float) -> Path:
+    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "result.json").write_text(json.dumps({"status": "finished"} | result))
+    return folder
+
+
+def test_objectives_are_of_one_epoch_of_the_record(tmp_path):
+    rows = [
+        {"epoch": 1, "val/dice": None, "val/loss": 0.1},
+        {"epoch": 2, "val/dice": 0.7, "val/loss": 0.5},
+        {"epoch": 3, "val/dice": 0.6, "val/loss": 0.4},
+    ]
+    run = record(tmp_path, rows, training_seconds=12.5, parameters=77)
+    assert values(run, ["val/dice", "val/loss"], "best") == [0.7, 0.5]
+    assert values(run, ["val/loss", "val/dice"], 3) == [0.4, 0.6]
+    assert values(run, ["val/loss"], "best") == [0.1]
+    assert values(run, ["val/dice", "training_seconds", "parameters"], "last") == [0.6, 12.5, 77.0]
+    for names, epoch in ((["val/dice"], 1), (["val/dice"], 4), (["val/dice", "gflops"], "best")):
+        with pytest.raises(SegsweepError, match="is not a number"):
+            values(run, names, epoch)
+
+
+def test_directions_are_the_metrics_own():
+    found = [direction(name) for name in ("val/dice", "val/loss", "training_seconds")]
+    assert found == ["maximize", "minimize", "minimize"]
+
+
+def test_a_password_stays_out_of_records():
+    text = "python -m segsweep search.storage=postgresql://me:pa:ss@host:5432/db tracking.uri=http://host:5000"
+    assert without_password(text) == text.replace("pa:ss", "***")
