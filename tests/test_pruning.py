@@ -138,8 +138,8 @@ def test_the_epoch_at_which_it_was_pruned_stays_on_disk_when_a_longer_run_passes
     short = do(tmp_path, *HALVING, BAD, "scheduler=constant")
     assert (short.status, short.epoch) == ("pruned", 2)
     do(tmp_path, BAD, "scheduler=constant", "epochs=6", "checkpoint.keep=1")
-    (trajectory,) = [p for p in (tmp_path / "runs" / "trajectories").glob("*/state_0006.pt")]
-    assert (trajectory.parent / "state_0002.pt").exists()
+    (last,) = (tmp_path / "runs" / "trajectories").glob("*/state_0006.pt")
+    assert (last.parent / "state_0002.pt").exists()
     assert do(tmp_path, BAD, "scheduler=constant").status == "continued"
 
 
@@ -283,7 +283,8 @@ def test_a_plan_says_what_was_pruned_and_that_it_can_go_on(tmp_path):
 def test_without_a_pruner_optuna_is_not_imported():
     plain = (
         "import sys; from segsweep import run, cli, tracking, sweep, preflight; "
-        "preflight.preflight(['data.patients=4', 'data.slices=4', 'data.image_size=16']); print('optuna' in sys.modules)"
+        "preflight.preflight(['data.patients=4', 'data.slices=4', 'data.image_size=16']); "
+        "print('optuna' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", plain], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
