@@ -16,7 +16,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from segsweep import artifacts, display
 
@@ -24,6 +24,8 @@ current: Path | None = None
 """The sweep that this process leads."""
 expected: int | None = None
 """Number of its jobs; None where a search decides."""
+storage: str | None = None
+"""Where a search keeps its study, with the password that no record holds."""
 asked = ""
 """The command line that started this process, as one would type it."""
 _opening: threading.Thread | None = None
@@ -45,8 +47,8 @@ class SweepCallback(Callback):
 
 
 def _open(folder: Path, config: DictConfig, parent: bool) -> None:
-    global current, _opening
-    current = folder
+    global current, storage, _opening
+    current, storage = folder, OmegaConf.select(config, "search.storage")
     _held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
     for earlier in folder.glob("*/job.json"):  # of another sweep in a folder that was named by hand
         earlier.unlink()
@@ -168,6 +170,8 @@ def finish(folder: Path, stopped: bool) -> int:
     print(f"Sweep: {folder}   its jobs: {folder}/*/job.json")
     if not stopped and len(ended) > max(len(bad), 1):
         print(f"Report: {_report(folder)}")
+    if not stopped and (artifacts.read_json(folder / "sweep.json") or {}).get("search"):
+        print(f"Search: {_search(folder)}")
     _finish_mlflow(folder, stopped, bool(bad))
     if stopped:
         print(f"Stopped; what was trained is saved up to the last checkpoint. To go on: {asked}")
@@ -193,6 +197,19 @@ def _report(folder: Path) -> str:
         return f"not written ({type(error).__name__}: {error}); again: python -m segsweep.report {folder}"
 
 
+def _search(folder: Path) -> str:
+    from segsweep.report import search
+
+    try:
+        page = search.write(search.of_sweep(folder, storage), folder)
+    except Exception as error:  # the study is kept: its reading can be made again
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return f"not written ({reason}); again: python -m segsweep.report.search {folder}"
+    best = folder / "search" / "experiment" / "best.yaml"
+    again = f"   the best: python -m segsweep --config-dir {folder / 'search'} experiment=best"
+    return f"{page}{again if best.exists() else ''}"
+
+
 def _finish_mlflow(folder: Path, stopped: bool, bad: bool) -> None:
     from segsweep import tracking
 
@@ -202,7 +219,9 @@ def _finish_mlflow(folder: Path, stopped: bool, bad: bool) -> None:
     if place and place["run_id"]:
         status = "KILLED" if stopped else "FAILED" if bad else "FINISHED"
         try:
-            files = [folder / name for name in ("table.txt", "sweep.json", "report.html", "report.md", "runs.csv")]
+            names = ("table.txt", "sweep.json", "report.html", "report.md", "runs.csv", "search.html")
+            files = [folder / name for name in names]
+            files += sorted([*folder.glob("search/*.png"), *folder.glob("search/experiment/*.yaml")])
             tracking.end_parent(place["uri"], place["run_id"], status, files)
         except Exception as problem:  # the files are the record
             error = str(problem).splitlines()[0]

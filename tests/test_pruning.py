@@ -138,8 +138,8 @@ def test_the_epoch_at_which_it_was_pruned_stays_on_disk_when_a_longer_run_passes
     short = do(tmp_path, *HALVING, BAD, "scheduler=constant")
     assert (short.status, short.epoch) == ("pruned", 2)
     do(tmp_path, BAD, "scheduler=constant", "epochs=6", "checkpoint.keep=1")
-    (trajectory,) = list((tmp_path / "runs" / "trajectories").glob("*/state_0006.pt"))
-    assert (trajectory.parent / "state_0002.pt").exists()
+    (last,) = (tmp_path / "runs" / "trajectories").glob("*/state_0006.pt")
+    assert (last.parent / "state_0002.pt").exists()
     assert do(tmp_path, BAD, "scheduler=constant").status == "continued"
 
 

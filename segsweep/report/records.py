@@ -22,7 +22,8 @@ SCORES = ("dice", "iou", "hd95")  # per patient, with an interval
 
 @dataclass
 class Run:
-    """One run folder. `status`: finished, pruned, failed or unfinished; `info` is run.json, `result` is result.json."""
+    """One run folder. `status`: finished, pruned, failed or unfinished; `info` is run.json, `result` is result.json, or
+    pruned.json of a run that was pruned."""
 
     folder: Path
     signature: str
@@ -219,14 +220,14 @@ def _read_run(folder: Path, problems: list[str]) -> Run:
     info = _json(folder / "run.json", problems) or {}
     result = _json(folder / "result.json", problems, needed=False)
     failure = _json(folder / "failure.json", problems, needed=False) if result is None else None
-    pruned = _json(folder / "pruned.json", problems, needed=False) if result is None else None
-    ended = "failed" if failure else "pruned" if pruned else "unfinished"
-    status = str(result.get("status") or "finished") if result else ended
+    if result is None and failure is None:
+        result = _json(folder / "pruned.json", problems, needed=False)
+    status = str(result.get("status") or "finished") if result else "failed" if failure else "unfinished"
     run = Run(folder, str(info.get("signature") or folder.name), status, info, result or {})
     if failure:
         run.error, run.error_class = str(failure.get("error") or "no message"), str(failure.get("class") or "error")
-    elif pruned:
-        run.error = str(pruned.get("reason") or "")
+    elif status == "pruned":
+        run.error = str(run.result.get("reason") or "")
     run.history = _history(folder / "history.jsonl", problems)
     if status == "finished":
         run.patients = _patients(folder / "patients.csv", problems)

@@ -36,6 +36,17 @@ def test_every_ending_is_told_apart(sweep):
     assert record.problems == []
 
 
+def test_a_pruned_run_says_when_and_one_that_was_continued_since_is_finished(sweep):
+    job = read([sweep]).jobs[2]
+    assert "after epoch 2 of 5 by halving" in job.error
+    assert (job.run.metrics["parameters"], job.run.patients) == (1_942_289, {})
+    finished = next(path for path in (sweep.parent / "runs").glob("*/result.json"))
+    (job.run.folder / "pruned.json").unlink()
+    (job.run.folder / "result.json").write_text(finished.read_text())
+    job = read([sweep]).jobs[2]
+    assert (job.status, job.error, job.run.status) == ("finished", "", "finished")
+
+
 def test_finished_run_is_read_whole(sweep):
     run = read([sweep]).runs[0]
     assert run.metrics["test/dice"] == pytest.approx(0.8)

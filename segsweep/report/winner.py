@@ -1,0 +1,127 @@
+"""A configuration as the shortest thing that makes it again: a file for `experiment=`, and a command line.
+
+What the run folder holds is the whole resolved configuration; what is written is how it differs from the defaults.
+"""
+
+import contextlib
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from segsweep import artifacts
+from segsweep.config import GROUPS, conf_dir
+from segsweep.signature import IGNORED
+
+PLACES = ("data.root", "split.file")
+"""Keys that belong to a machine: asked for on the command line, left out of a file."""
+_ABSENT = object()
+
+
+def of_run(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """The option of each group that is not the default, and the values that differ from those of these options."""
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    chosen = (artifacts.read_json(folder / "run.json") or {}).get("choices") or {}
+    assert isinstance(config, dict)
+    return difference({g: chosen[g] for g in GROUPS if chosen.get(g)}, dict(_leaves(config)))
+
+
+def of_trial(params: Mapping[str, Any], asked: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Any]]:
+    """The same from a study alone: what a trial drew, and what the search kept fixed (key -> text), if it says so."""
+    drawn = {key.lstrip("+"): value for key, value in params.items()}
+    fixed = {key: _parsed(text) for key, text in asked.items() if "Distribution(" not in text and "search." not in key}
+    whole = fixed | drawn
+    values = {key: value for key, value in whole.items() if key not in GROUPS}
+    return difference({g: str(whole[g]) for g in GROUPS if g in whole}, values)
+
+
+def difference(choices: dict[str, str], values: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """`choices` and `values` less what is the default, keys that no default has with a `+` as on the command line.
+
+    Interpolated defaults come last, since they follow the values that they point at."""
+    plain, _ = _compose({})
+    kept = {group: option for group, option in choices.items() if plain[group] != option}
+    _, base = _compose(kept)
+    found: dict[str, Any] = {}
+    wanted = {k: v for k, v in values.items() if k not in IGNORED and k.split(".")[0] not in IGNORED or k in PLACES}
+    for interpolated in (False, True):
+        for key, value in wanted.items():
+            parent, _, last = key.rpartition(".")
+            node = OmegaConf.select(base, parent) if parent else base
+            known = isinstance(node, DictConfig) and last in list(node)
+            raw = node._get_node(last)._value() if known else None
+            same = known and value in (raw, OmegaConf.select(base, key, default=_ABSENT))
+            linked = known and OmegaConf.is_interpolation(node, last)
+            if not same and linked is interpolated and not last.startswith("_"):
+                found[key if known else f"+{key}"] = value
+                with open_dict(base):
+                    OmegaConf.update(base, key, value, merge=False)
+    return kept, found
+
+
+def experiment(head: list[str], choices: Mapping[str, str], values: Mapping[str, Any]) -> str:
+    """The text of `experiment/NAME.yaml`; `head`: comment lines."""
+    nested: dict[str, Any] = {}
+    if choices:
+        nested["defaults"] = [{f"override /{group}": option} for group, option in choices.items()]
+    for key, value in sorted(values.items(), key=lambda item: "." in item[0]):
+        if key not in PLACES:
+            *groups, last = key.removeprefix("+").split(".")
+            node = nested
+            for group in groups:
+                node = node.setdefault(group, {})
+            node[last] = value
+    lines = ["# @package _global_", *(f"# {line}".rstrip() for line in head)]
+    return "\n".join(lines) + "\n" + (yaml.safe_dump(nested, sort_keys=False) if nested else "")
+
+
+def command(choices: Mapping[str, str], values: Mapping[str, Any], *before: str) -> str:
+    """The command line that trains it; `before`: arguments that come first."""
+    words = [f"{key}={_text(value)}" for key, value in {**choices, **values}.items()]
+    return shlex.join(["python", "-m", "segsweep", *before, *words])
+
+
+def _compose(choices: Mapping[str, str]) -> tuple[dict[str, str], DictConfig]:
+    with initialize_config_dir(str(conf_dir())):
+        lines = [f"{group}={option}" for group, option in choices.items()]
+        cfg = compose("config", overrides=lines, return_hydra_config=True)
+        chosen: Any = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return chosen, cfg
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _parsed(text: str) -> Any:
+    """A value back from its text in a study."""
+    named = {"None": None, "True": True, "False": False}
+    if text in named:
+        return named[text]
+    for kind in (int, float):  # YAML takes 1e-05 for text
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text if "${" in text else yaml.safe_load(text)
+
+
+def _text(value: Any) -> str:
+    """A value as Hydra's command line takes it."""
+    if isinstance(value, str):
+        plain = value and all(c.isalnum() or c in "_-./:%@+" for c in value) and _parsed(value) == value
+        return value if plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}:{_text(v)}" for k, v in value.items()) + "}"
+    return repr(value) if isinstance(value, float) else json.dumps(value)

@@ -1,0 +1,238 @@
+"""Reading a search: its best configuration runs and is the run that was found; figures from the study alone."""
+
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, open_dict
+from optuna.trial import TrialState
+from PIL import Image
+
+from segsweep import artifacts, sweep
+from segsweep.config import conf_dir
+from segsweep.report import search, winner
+from segsweep.run import Outcome, run
+
+TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
+ASKED = {"search.objective": "val/dice", "data": "phantom", "epochs": "2", "scheduler.T_max": "${epochs}"}
+ASKED |= {"clip_norm": "None", "data.patients": "6", "optim.lr": "FloatDistribution(high=0.1, log=True, low=1e-05)"}
+
+
+def storage(folder: Path) -> str:
+    return f"sqlite:///{folder}/optuna.db"
+
+
+def filled(folder: Path, name: str = "s", trials: int = 24, two: bool = False, asked: bool = True) -> optuna.Study:
+    """A study with conditional hyperparameters, pruned, failed and withdrawn trials; the best has a rate near 0.003."""
+    directions = ["maximize", "minimize"] if two else ["maximize"]
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(study_name=name, storage=storage(folder), directions=directions, sampler=sampler)
+    if asked:
+        study.set_user_attr("segsweep", ASKED | ({"search.objective": "val/dice, parameters"} if two else {}))
+    for number in range(trials):
+        trial = study.ask()
+        rate = trial.suggest_float("optim.lr", 1e-5, 1e-1, log=True)
+        optimizer = trial.suggest_categorical("optim", ["sgd", "adam"])
+        trial.suggest_categorical("batch_size", [8, 16])
+        if optimizer == "sgd":
+            trial.suggest_float("optim.momentum", 0.0, 0.99)
+        dice = 0.9 - abs(rate - 0.003)
+        if two:
+            study.tell(trial, [dice, 1e6 * rate])
+            continue
+        trial.report(dice / 2, 1)
+        if number == 3:
+            study.tell(trial, state=TrialState.FAIL)
+        elif number == 4:
+            trial.set_user_attr("withdrawn", "another process was quicker")
+            study.tell(trial, state=TrialState.FAIL)
+        elif number % 5 == 2:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, dice)
+    return study
+
+
+class Words(HTMLParser):
+    """The text of a page, and what it would fetch."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.text, self.fetched = "", []
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        found = dict(attributes)
+        links = [found.get(key) or "" for key in ("src", "href")]
+        self.fetched += [link for link in links if link and not link.startswith(("#", "data:"))]
+
+    def handle_data(self, data: str) -> None:
+        self.text += f" {data}"
+
+
+def written(folder: Path, name: str = "s") -> tuple[Path, str]:
+    page = search.write(search.load(name, storage(folder)), folder / "out")
+    words = Words(page)
+    assert words.fetched == []
+    return folder / "out", " ".join(words.text.split())
+
+
+def test_the_page_counts_the_trials_and_has_every_figure(tmp_path):
+    study = filled(tmp_path)
+    out, text = written(tmp_path)
+    states = [t.state for t in study.trials]
+    complete, pruned = states.count(TrialState.COMPLETE), states.count(TrialState.PRUNED)
+    assert f"23 trials: {complete} complete, {pruned} pruned and 1 failed." in text
+    assert "Pruned after 1 to 1 epochs" in text
+    best = study.best_trial
+    assert f"Trial {best.number}, val/dice {best.value:.4g}" in text
+    assert f"Over {complete} complete trials. fANOVA" in text
+    assert "Only some trials have optim.momentum: fANOVA leaves that out." in text
+    assert "a hint, not a finding" in text
+    assert "not there" in text  # on the axis of the momentum
+    names = {"history-0", "importance-0", "parallel-0", "curves"}
+    names |= {f"slice-0-{p}" for p in ("optim-lr", "optim", "batch-size", "optim-momentum")}
+    assert {p.stem for p in (out / "search").glob("*.png")} == names
+    assert all(min(Image.open(p).size) > 200 for p in (out / "search").glob("*.png"))
+
+
+def test_importance_finds_what_matters_and_is_not_shown_for_few_trials(tmp_path):
+    found = search.load("s", storage(tmp_path)) if filled(tmp_path) else None
+    shares = search._shares(found, 0, ["optim.lr", "optim", "batch_size"], ["optim.lr", "optim", "batch_size"])
+    assert set(shares) == {"fANOVA", "PED-ANOVA"}
+    assert all(max(share, key=share.get) == "optim.lr" for share in shares.values())
+    filled(tmp_path, "few", trials=4)
+    out, text = written(tmp_path, "few")
+    assert "Not worked out: it would rest on 2 complete trials, and wants at least 10." in text
+    assert not list((out / "search").glob("importance*"))
+
+
+def test_two_objectives_have_a_front_and_a_file_for_each_point_of_it(tmp_path):
+    study = filled(tmp_path, two=True)
+    out, text = written(tmp_path)
+    front = {t.number for t in study.best_trials}
+    assert len(front) > 1
+    assert all(f"Trial {number}, val/dice" in text for number in front)
+    assert len(list((out / "search" / "experiment").glob("*.yaml"))) == len(front)
+    assert {"pareto-1.png", "history-1.png", "parallel-1.png"} <= {p.name for p in (out / "search").glob("*.png")}
+    top = max(study.best_trials, key=lambda t: t.values[0])
+    chosen = yaml.safe_load((out / "search" / "experiment" / "best.yaml").read_text())
+    assert chosen["optim"]["lr"] == top.params["optim.lr"]
+
+
+def test_a_study_without_a_complete_trial_says_so(tmp_path):
+    study = optuna.create_study(study_name="s", storage=storage(tmp_path))
+    study.tell(study.ask(), state=TrialState.FAIL)
+    out, text = written(tmp_path)
+    assert "No trial is complete yet" in text
+    assert not (out / "search").exists()
+
+
+def test_from_the_study_alone_the_file_has_what_was_drawn_and_what_was_fixed(tmp_path):
+    study = filled(tmp_path)
+    out, text = written(tmp_path)
+    file = out / "search" / "experiment" / "best.yaml"
+    content, params = yaml.safe_load(file.read_text()), study.best_trial.params
+    assert content["epochs"] == 2
+    assert content["data"] == {"patients": 6}
+    assert content["optim"]["lr"] == params["optim.lr"]
+    assert "clip_norm" not in content
+    assert "scheduler" not in content  # ${epochs}, as in conf/
+    assert ("defaults" in content) == (params["optim"] == "sgd")
+    assert file.read_text().startswith(
+        f"# @package _global_\n# Best of the search s: trial {study.best_trial.number}, "
+    )
+    assert "has to be given again" not in file.read_text()
+    filled(tmp_path, "foreign", asked=False)
+    written(tmp_path, "foreign")
+    assert "has to be given again" in file.read_text()
+
+
+def composed(tmp_path: Path, *overrides: str) -> tuple[DictConfig, dict[str, str]]:
+    places = ["tracking=none", f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path}/cache"]
+    with initialize_config_dir(str(conf_dir())):
+        cfg = compose("config", overrides=[*overrides, *places], return_hydra_config=True)
+    choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if "/" not in k}
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, choices
+
+
+def trained(tmp_path: Path, *overrides: str) -> Outcome:
+    cfg, choices = composed(tmp_path, *TINY, *overrides)
+    return run(cfg, choices=choices, name="n", command="c", sweep=None, milestones=set())
+
+
+def test_the_best_runs_as_an_experiment_and_as_a_command_and_is_the_run_that_was_found(tmp_path, monkeypatch):
+    drawn = {"optim": "sgd", "optim.lr": 0.0123, "optim.momentum": 0.5, "batch_size": 8}
+    outcome = trained(tmp_path, "epochs=2", "loss=tversky", "augment=flips", *(f"{k}={v}" for k, v in drawn.items()))
+    study = optuna.create_study(study_name="s", storage=storage(tmp_path), direction="maximize")
+    floats = {k: optuna.distributions.FloatDistribution(0, 1) for k in ("optim.lr", "optim.momentum")}
+    choices = {"optim": ["sgd", "adam"], "batch_size": [8, 16]}
+    kinds = floats | {k: optuna.distributions.CategoricalDistribution(v) for k, v in choices.items()}
+    attributes = {"signature": outcome.signature}
+    study.add_trial(optuna.trial.create_trial(params=drawn, distributions=kinds, value=0.7, user_attrs=attributes))
+    folder = tmp_path / "runs" / "sweep"
+    folder.mkdir()
+    artifacts.write_json(folder / "sweep.json", {"search": {"study": "s", "storage": storage(tmp_path)}})
+    monkeypatch.setattr(sweep, "storage", None)
+    told = sweep._search(folder)
+    assert told.startswith(f"{folder}/search.html   the best: python -m segsweep --config-dir {folder}/search experim")
+    head = (folder / "search" / "experiment" / "best.yaml").read_text().splitlines()
+    lines = [line.removeprefix("#").split() for line in head if "python -m segsweep" in line]
+    assert len(lines) == 2
+    for line in lines:
+        places = ["tracking=none", f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path}/cache"]
+        done = subprocess.run(
+            [sys.executable, *line[1:], *places], capture_output=True, text=True,
+            cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "reused in" in done.stderr, (line, done.stderr)
+    content = yaml.safe_load((folder / "search" / "experiment" / "best.yaml").read_text())
+    overridden = {k: v for entry in content["defaults"] for k, v in entry.items()}
+    assert overridden == {"override /loss": "tversky", "override /optim": "sgd", "override /augment": "flips"}
+    assert content["optim"] == {"lr": 0.0123, "momentum": 0.5}
+    assert "T_max" not in json.dumps(content)
+
+
+def test_added_keys_lists_and_texts_come_back_on_the_command_line(tmp_path):
+    values = {"+optim.foreach": False, "optim.betas": [0.8, 0.9], "data.root": "/a b/c", "clip_norm": None, "x": "1e-3"}
+    line = winner.command({"model": "r2unet"}, values)
+    expected = "python -m segsweep model=r2unet +optim.foreach=false 'optim.betas=[0.8,0.9]' "
+    assert line == expected + """'data.root='"'"'/a b/c'"'"'' clip_norm=null 'x='"'"'1e-3'"'"''"""
+    choices, found = winner.difference({"optim": "adam"}, {"optim.foreach": False, "optim.betas": [0.8, 0.9]})
+    assert (choices, found) == ({}, {"+optim.foreach": False, "optim.betas": [0.8, 0.9]})
+    assert yaml.safe_load(winner.experiment(["h"], choices, found)) == {
+        "optim": {"foreach": False, "betas": [0.8, 0.9]}
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "message"),
+    [
+        ("tpx", "sqlite:///{}/optuna.db", "no such study in .*; did you mean tpe?; there are tpe"),
+        ("tpe", "sqlite:///{}/nowhere.db", "no such file"),
+        ("tpe", "journal:///{}/optuna.db", "cannot be read"),
+        ("tpe", "nonsense://x", "cannot be read"),
+    ],
+)
+def test_a_wrong_study_or_storage_is_told_in_a_line(tmp_path, capsys, name, place, message):
+    filled(tmp_path, "tpe", trials=1)
+    assert search.main([name, "--storage", place.format(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert __import__("re").search(message.replace("?", "\\?"), told), told
+
+
+def test_a_sweep_that_was_no_search_is_told(tmp_path, capsys):
+    artifacts.write_json(tmp_path / "sweep.json", {})
+    assert search.main([str(tmp_path)]) == 1
+    assert "records no search" in capsys.readouterr().err
