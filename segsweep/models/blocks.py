@@ -6,10 +6,12 @@ are here once.
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class DoubleConv(nn.Sequential):
@@ -52,17 +54,31 @@ class RecurrentResidual(nn.Module):
         return self.shortcut(x).add_(state)
 
 
-class UpConv(nn.ConvTranspose2d):
-    """2x2 transposed convolution of stride 2, halving the channels: (B, C, H, W) -> (B, C / 2, 2H, 2W)."""
+class Join(torch.autograd.Function):
+    """cat((skip, up(x))) of a 2x2 transposed convolution of stride 2, with a gradient that suits a CPU.
 
-    def __init__(self, in_channels: int) -> None:
-        super().__init__(in_channels, in_channels // 2, 2, stride=2)
+    autograd's own gives the next operations channels cut out of a wider tensor, which take ten times as long as whole
+    ones, and a bias's gradient that in bf16 takes longer than the convolution."""
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        # Added apart: as part of the convolution the bias's gradient takes a CPU in bf16 longer than all the rest.
-        x = F.conv_transpose2d(x, self.weight, stride=self.stride)
-        assert self.bias is not None
-        return x.add_(self.bias.to(x.dtype)[:, None, None])
+    @staticmethod
+    def forward(ctx: Any, skip: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """skip (B, C, 2H, 2W), x (B, 2C, H, W), weight (2C, C, 2, 2), bias (C,) -> (B, 2C, 2H, 2W)."""
+        weight = weight.to(x.dtype)  # what autocast does outside
+        ctx.save_for_backward(x, weight)
+        return torch.cat((skip, F.conv_transpose2d(x, weight, bias.to(x.dtype), stride=2)), dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        x, weight = ctx.saved_tensors
+        last = grad.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        skip, up = (part.contiguous(memory_format=layout) for part in grad.chunk(2, dim=1))
+        needed = (*ctx.needs_input_grad[1:3], False)
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            up, x, weight, None, [2, 2], [0, 0], [1, 1], True, [0, 0], 1, needed
+        )
+        return skip, of_x, of_weight, up.sum((0, 2, 3), dtype=torch.float32)
 
 
 class EncoderDecoder(nn.Module):
@@ -83,7 +99,7 @@ class EncoderDecoder(nn.Module):
         channels = [width * 2**level for level in range(depth + 1)]
         self.multiple = 2**depth
         self.encoder = nn.ModuleList(block(before, after) for before, after in pairwise([in_channels, *channels]))
-        self.up = nn.ModuleList(UpConv(2 * c) for c in reversed(channels[:-1]))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * c, c, 2, stride=2) for c in reversed(channels[:-1]))
         self.decoder = nn.ModuleList(block(2 * c, c) for c in reversed(channels[:-1]))
         self.head = nn.Conv2d(width, out_channels, 1)
 
@@ -100,8 +116,10 @@ class EncoderDecoder(nn.Module):
         for block in self.encoder[1:]:
             skips.append(x)  # (B, width * 2**level, H / 2**level, W / 2**level)
             x = block(F.max_pool2d(x, 2))
+        own = self.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
         for up, block in zip(self.up, self.decoder, strict=True):
-            x = block(torch.cat((skips.pop(), up(x)), dim=1))
+            skip = skips.pop()
+            x = block(Join.apply(skip, x, up.weight, up.bias) if own else torch.cat((skip, up(x)), dim=1))
         return self.head(x)
 
 

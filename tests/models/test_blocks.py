@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segsweep.models.blocks import DoubleConv, RecurrentResidual, UpConv, _padding, check_range
+from segsweep.models.blocks import DoubleConv, Join, RecurrentResidual, _padding, check_range
 
 
 @pytest.mark.parametrize("t", [1, 2, 3])
@@ -39,13 +39,22 @@ def test_double_conv_is_twice_convolution_norm_relu_with_a_bias():
     assert sum(p.numel() for p in DoubleConv(3, 4).parameters()) == (27 * 4 + 4) + 8 + (36 * 4 + 4) + 8
 
 
-def test_up_convolution_is_torchs_own():
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_joining_has_torchs_own_values_and_gradients(layout, dtype):
     torch.manual_seed(0)
-    up = UpConv(4)
-    x = torch.randn(2, 4, 3, 5)
-    expected = nn.ConvTranspose2d.forward(up, x)
-    assert expected.shape == (2, 2, 6, 10)
-    torch.testing.assert_close(up(x), expected)
+    up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+    x, skip = torch.randn(2, 8, 3, 5), torch.randn(2, 4, 6, 10)
+    x, skip = (t.to(dtype).contiguous(memory_format=layout).requires_grad_() for t in (x, skip))
+    weights = torch.randn(2, 8, 6, 10).contiguous(memory_format=layout)  # so that every place has its own gradient
+    given = skip, x, up.weight, up.bias
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        own, expected = Join.apply(*given), torch.cat((skip, up(x)), dim=1)
+    torch.testing.assert_close(own, expected)
+    gradients = [torch.autograd.grad((joined * weights).sum(), given) for joined in (own, expected)]
+    for mine, torchs, of in zip(*gradients, given, strict=True):
+        assert (mine.dtype, mine.shape) == (of.dtype, of.shape)
+        torch.testing.assert_close(mine, torchs, rtol=2e-2 if dtype is torch.bfloat16 else 1e-5, atol=2e-2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""Whether what is fast is as accurate: per-patient Dice of segsweep's arithmetic and of the plain loop's, by seed.
+
+    python -m benchmarks.accuracy --data-root LGG [--networks unet r2unet] [--seeds 0 1 2] [--epochs 8]
+
+Both sides start from the same weights and see the same batches in the same order; one computes as segsweep does here
+(channels last, bf16 where it is used, fused optimizer), the other in float32, NCHW, with the networks and the optimizer
+of benchmarks/plain.py. What differs is arithmetic alone.
+"""
+
+import tempfile
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from benchmarks import common, plain
+from benchmarks.train import NoCheckpoints
+from segsweep import components, plugins
+from segsweep.config import conf_dir
+from segsweep.data import cache
+from segsweep.data.batches import Batches
+from segsweep.evaluate import evaluate
+from segsweep.metrics import per_patient
+from segsweep.run import _autocast, pick_device, pick_precision
+from segsweep.train import epoch_seed, fit
+
+
+def composed(root: str, network: str, args: Any) -> DictConfig:
+    overrides = ["data=lgg", f"data.root={root}", f"data.image_size={args.size}", f"model.width={args.width}"]
+    overrides += [f"model={network}", f"epochs={args.epochs}", "augment=flips", *args.options]
+    plugins.register()
+    with initialize_config_dir(str(conf_dir())):
+        return compose("config", overrides=overrides)
+
+
+def train(cfg: DictConfig, network: str, seed: int, decoded: Path) -> dict[str, np.ndarray]:
+    """Each side's Dice of the test patients, in the same order."""
+    device = pick_device(cfg.device)
+    dataset = components.build(cfg.data)
+    manifest = dataset.scan(decoded)
+    split = components.build(cfg.split)(manifest.patients)
+    volumes = cache.load(dataset, manifest, decoded, 2)
+    batches = partial(Batches, volumes, device=device)
+    augment = components.build(cfg.augment)
+    order = batches(split.train, batch_size=cfg.batch_size, augment=augment, shuffle=True)
+    test = batches(split.test, batch_size=cfg.eval_batch_size)
+    torch.manual_seed(seed)
+    model = components.build(cfg.model, in_channels=3).to(device, memory_format=torch.channels_last)
+    other = plain.Network(network, cfg.model.width).to(device)
+    other.load_state_dict(model.state_dict())
+    loss = components.build(cfg.loss).to(device)
+    patients = len(volumes.patients)
+
+    optimizer = components.build(cfg.optim)(model.parameters())
+    autocast = _autocast(device, pick_precision(cfg.precision, device))
+    scheduler = components.build(cfg.scheduler)(optimizer)
+    fit(
+        model, loss, optimizer, scheduler, order, batches(split.test[:2], batch_size=2),
+        part="test", patients=patients, epochs=cfg.epochs, seed=seed, autocast=autocast, clip_norm=cfg.clip_norm,
+        checkpoints=NoCheckpoints(decoded / "none"),
+    )  # fmt: skip
+
+    optimizer = components.build(cfg.optim, fused=False, foreach=False)(other.parameters())
+    scheduler = components.build(cfg.scheduler)(optimizer)
+    for epoch in range(1, cfg.epochs + 1):
+        torch.manual_seed(epoch_seed(seed, epoch))
+        other.train()
+        for x, y, _ in order.epoch(epoch_seed(seed, epoch)):
+            optimizer.zero_grad()
+            loss(other(x.contiguous()), y).backward()
+            optimizer.step()
+        scheduler.step()
+
+    sides = {"ours": (model, autocast), "plain": (other, nullcontext)}
+    counts = {n: evaluate(m, loss, test, patients=patients, autocast=a).counts for n, (m, a) in sides.items()}
+    return {name: per_patient(found[np.unique(volumes.patient[split.test])])["dice"] for name, found in counts.items()}
+
+
+def main() -> None:
+    parser = common.arguments(__doc__ or "", rounds=1)
+    parser.add_argument("--networks", nargs="+", default=["unet", "r2unet"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--options", nargs="*", default=[], help="more overrides, for both sides")
+    args = parser.parse_args()
+    result: dict[str, Any] = {"data": "LGG" if args.data_root else "phantom", "networks": {}}
+    result |= {"epochs": args.epochs, "width": args.width, "size": args.size, "seeds": args.seeds}
+    with common.lgg_files(args.data_root, patients=24) as root, tempfile.TemporaryDirectory() as decoded:
+        for network in args.networks:
+            cfg = composed(root, network, args)
+            device = pick_device(cfg.device)
+            result["machine"] = common.machine(device)
+            result["precision"] = pick_precision(cfg.precision, device)
+            found = result["networks"][network] = {"ours": [], "plain": []}
+            for seed in args.seeds:
+                for side, dice in train(cfg, network, seed, Path(decoded)).items():
+                    found[side].append(dice.tolist())
+                print(network, seed, *(f"{side} {np.nanmean(found[side][-1]):.4f} " for side in found), flush=True)
+            means = {side: np.nanmean(rows, axis=1).tolist() for side, rows in found.items()}
+            found["mean"] = means
+            found["difference"] = float(np.mean(np.subtract(means["ours"], means["plain"])))
+            found["spread"] = {side: max(values) - min(values) for side, values in means.items()}
+            found["within"] = min(means["plain"]) <= np.mean(means["ours"]) <= max(means["plain"])
+            common.write(args.out, "accuracy", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The benchmarks compare what they say: the same networks on the same files; and they run, on next to nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import common, plain
+from segsweep.data import cache
+from segsweep.models.r2unet import R2UNet
+from segsweep.models.unet import UNet
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(("name", "network"), [("unet", UNet), ("r2unet", R2UNet)])
+def test_the_plain_network_computes_the_same(name, network):
+    torch.manual_seed(0)
+    ours, theirs = network(3, 1, width=4), plain.Network(name, 4)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(theirs(x), ours(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(theirs.eval()(x), ours.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_both_sides_read_the_same_pixels(tmp_path):
+    with common.lgg_files(None, patients=2) as root:
+        dataset = common.lgg(root, 256)
+        manifest = dataset.scan(tmp_path)
+        volumes = cache.load(dataset, manifest, tmp_path, 1)
+        files = [pair for pairs in manifest.files.values() for pair in pairs]
+        items = [plain.Slices(files, 256)[i] for i in (0, 10, 31)]
+    for (x, y), i in zip(items, (0, 10, 31), strict=True):
+        np.testing.assert_array_equal((x * 255).round().permute(1, 2, 0), volumes.images[i])
+        np.testing.assert_array_equal(y[0], volumes.masks[i])
+
+
+def run(module: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_training_benchmark_runs(tmp_path):
+    run("train", "--cases", "r2unet:4:32:4", "--rounds", "2", "--seconds", "0.01", "--out", str(tmp_path))
+    result = json.loads(next(tmp_path.glob("train-*.json")).read_text())
+    (case,) = result["cases"]
+    assert len(case["ratios"]) == 2
+    assert case["ratio"] == pytest.approx(np.mean(case["ratios"]), rel=1e-3)
+    assert 0 < case["share"]["ours"] < 1
+    assert all(0 < value < 4000 for value in case["memory_mib"].values())
+
+
+@pytest.mark.slow
+def test_the_data_benchmark_runs(tmp_path):
+    run("data", "--sizes", "64", "--rounds", "1", "--out", str(tmp_path))
+    result = json.loads((tmp_path / "data.json").read_text())
+    (decode,), (batches,) = result["decode"], result["batches"]
+    assert decode["slices"] == 24 * 16
+    assert 0 < decode["seconds"]["warm"] < decode["seconds"]["cold"]
+    assert {"ours", "loader0", "loader2"} == set(batches["images_per_second"])
+
+
+def test_the_tables_are_those_of_the_results():
+    text = benchmarks.README.read_text()
+    assert benchmarks.filled(text) == text
+    assert all(f"<!-- {name} -->" in text for name in benchmarks.TABLES)
