@@ -155,6 +155,8 @@ def over_pairs(factor: str, pairs: list[Pair], comparison: Comparison) -> Contra
     over, repeats = statistics.crossed_interval(seeds), "seeds"
     if over is None and len(pairs) >= statistics.FEWEST_REPEATS:
         over, repeats = statistics.crossed_interval(np.array([p.values for p in pairs])), "pairs"
+    if over:
+        over = over._replace(low=max(over.low, -1), high=min(over.high, 1))  # no two Dice differ by more
     interval = statistics.mean_interval(values, symmetric=True, bounds=(-1, 1))
     a, b = (show(level(rows[row], factor)) for row in (pairs[0].a, pairs[0].b))
     p, rank = float(statistics.sign_flip(values)[0]), statistics.signed_rank(values)
