@@ -222,7 +222,8 @@ def _finish_mlflow(folder: Path, stopped: bool, bad: bool) -> None:
             names = ("table.txt", "sweep.json", "report.html", "report.md", "runs.csv", "search.html")
             files = [folder / name for name in names]
             files += sorted([*folder.glob("search/*.png"), *folder.glob("search/experiment/*.yaml")])
-            tracking.end_parent(place["uri"], place["run_id"], status, files)
+            summary = _summary(folder / "report.md")
+            tracking.end_parent(place["uri"], place["run_id"], status, files, folder / "figures", summary)
         except Exception as problem:  # the files are the record
             error = str(problem).splitlines()[0]
     reasons = [tracking.lacking(job["folder"]) for job in jobs(folder) if job["folder"]]
@@ -231,6 +232,13 @@ def _finish_mlflow(folder: Path, stopped: bool, bad: bool) -> None:
         print(f"MLflow: {place['uri']}   to look at it: make ui")
     if error:
         print(f"MLflow was out of reach ({error}); nothing is lost: python -m segsweep.sync {folder}", file=sys.stderr)
+
+
+def _summary(report: Path) -> str:
+    """The first section of the report, as a list."""
+    if not report.exists():
+        return ""
+    return report.read_text(encoding="utf-8").partition("## In short")[2].partition("\n## ")[0].strip()
 
 
 def _now() -> str:

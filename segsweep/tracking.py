@@ -1,4 +1,4 @@
-"""The only importer of mlflow: copies run folders to it.
+"""Copies run folders to MLflow. Nothing but this and `registry.py`, its model registry, imports mlflow.
 
 `push` is idempotent and knows from `mlflow.json` in the folder what is already there, so that live logging, catching up
 after an outage (`python -m segsweep.sync`) and resuming an interrupted run are one piece of code.
@@ -37,8 +37,10 @@ FIGURES = ("curves.png", "overlays.png")
 WEIGHTS = ("last.pt", "best.pt")
 TIMES = ("training_seconds", "evaluation_seconds", "total_seconds", "images_per_second", "parameters", "gflops")
 
-VIEW = "segsweep"
-"""Name and key of the saved view that MLflow's UI offers: the runs of all sweeps, best first, with these columns."""
+VIEW, FACTORS = "segsweep", "segsweep-factors"
+"""Names and keys of the saved views that MLflow's UI offers: the runs of all sweeps, best first, with these columns;
+and the same grouped by network, loss and optimizer, so that a line of the table and a bar of the charts is a mean over
+the runs that share them."""
 COLUMNS = (
     *(f"params.`{name}`" for name in ("model", "loss", "optim", "optim.lr", "epochs", "batch_size", "seed")),
     *(f"metrics.`{name}`" for name in ("test/dice", "test/hd95", "test/missed", "test/accuracy", "test/loss")),
@@ -291,11 +293,19 @@ def start_parent(uri: str, experiment: str, name: str, command: str) -> str:
     return client.create_run(experiment_id(client, experiment), tags=tags, run_name=name).info.run_id
 
 
-def end_parent(uri: str, run_id: str, status: str, files: list[Path]) -> None:
+def end_parent(uri: str, run_id: str, status: str, files: list[Path], figures: Path, summary: str) -> None:
+    """Close a sweep's run with its files and the report's `figures`; `summary` (Markdown) goes below the command in its
+    description.
+    """
     client = connect(uri)
     for file in files:
         if file.exists():
             client.log_artifact(run_id, str(file))
+    if figures.is_dir():
+        client.log_artifacts(run_id, str(figures), figures.name)
+    if summary:
+        command = client.get_run(run_id).data.tags.get("mlflow.note.content", "").split("\n")[0]
+        client.set_tag(run_id, "mlflow.note.content", f"{command}\n\n{summary}"[:8000])
     client.set_terminated(run_id, status)
 
 
@@ -339,7 +349,8 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
         return found.experiment_id
     file = database(client.tracking_uri)
     place = (file.parent.resolve() / "artifacts" / name).as_uri() if file else None
-    tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": saved_view()}
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    tags |= {f"mlflow.sharedViewState.{view}": saved_view(view) for view in (VIEW, FACTORS)}
     try:
         return client.create_experiment(name, artifact_location=place, tags=tags)
     except Exception:  # another process was quicker
@@ -349,15 +360,17 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
         return found.experiment_id
 
 
-def saved_view() -> str:
-    """A view of the runs table as MLflow's own "Save as new view" writes it into a tag of the experiment."""
+def saved_view(name: str) -> str:
+    """VIEW or FACTORS, as MLflow's own "Save as new view" writes a view into a tag of the experiment."""
+    keys = [{"mode": "param", "groupByData": factor} for factor in ("model", "loss", "optim")]
+    group = {"aggregateFunction": "average", "groupByKeys": keys} if name == FACTORS else None
     state = {"searchFilter": "tags.signature LIKE '%'", "orderByKey": "metrics.`test/dice`", "orderByAsc": False}
     state |= {"startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs"}
-    state |= {"selectedColumns": list(COLUMNS), "columnOrder": [], "columnWidths": {}, "groupBy": None}
+    state |= {"selectedColumns": list(COLUMNS), "columnOrder": [], "columnWidths": {}, "groupBy": group}
     state |= {"runsHiddenMode": "FIRST_10_RUNS", "useGroupedValuesInCharts": True, "hideEmptyCharts": True}
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     made = int(time.time() * 1000)
-    return json.dumps({"name": VIEW, "createdAt": made, "updatedAt": made, "state": f"deflate;{packed}"})
+    return json.dumps({"name": name, "createdAt": made, "updatedAt": made, "state": f"deflate;{packed}"})
 
 
 def find_runs(reference: str, uri: str | None = None) -> list[Path]:

@@ -148,8 +148,16 @@ def test_jobs_go_under_their_sweep_once_its_run_is_there(uri, folder, tmp_path):
     run_id = tracking.push(folder, uri, "e", sweep, final=True)
     assert tracking.connect(uri).get_run(run_id).data.tags["mlflow.parentRunId"] == parent
     (tmp_path / "table.txt").write_text("table")
-    tracking.end_parent(uri, parent, "FINISHED", [tmp_path / "table.txt", tmp_path / "none"])
-    assert tracking.connect(uri).get_run(parent).info.status == "FINISHED"
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "dice.png").write_bytes(b"\x89PNG")
+    files = [tmp_path / "table.txt", tmp_path / "none"]
+    tracking.end_parent(uri, parent, "FINISHED", files, tmp_path / "figures", "- **adam** is ahead")
+    client = tracking.connect(uri)
+    ended = client.get_run(parent)
+    assert ended.info.status == "FINISHED"
+    assert ended.data.tags["mlflow.note.content"] == "`python -m segsweep -m`\n\n- **adam** is ahead"
+    assert {file.path for file in client.list_artifacts(parent)} == {"table.txt", "figures"}
+    assert [file.path for file in client.list_artifacts(parent, "figures")] == ["figures/dice.png"]
 
 
 def test_a_run_deleted_in_mlflow_is_copied_whole_again(uri, folder):

@@ -120,7 +120,15 @@ def analyse(comparison: Comparison, limit: int = 12) -> Analysis:
             continue
         pair = Pair(a, b, int((~np.isnan(both)).any(1).sum()), statistics.nanmean(both, 0))
         pooled.setdefault((factor, key(level(rows[a], factor)), key(level(rows[b], factor))), []).append(pair)
-    contrasts = [_contrast(factor, pairs, comparison) for (factor, _, _), pairs in pooled.items()]
+    contrasts = [over_pairs(factor, pairs, comparison) for (factor, _, _), pairs in pooled.items()]
+    correct(contrasts)
+    contrasts.sort(key=lambda c: (names.index(c.factor), c.p_holm, -abs(c.mean)))
+    confounded = _confounded(rows, names, differs, set(pooled), set(continuous))
+    return Analysis(contrasts, confounded[:limit], len(confounded), unpaired, continuous)
+
+
+def correct(contrasts: list[Contrast]) -> None:
+    """Holm's correction over all of them, of the test over patients and of that over repeats."""
     for contrast, p, again in zip(
         contrasts,
         statistics.holm(np.array([c.p for c in contrasts])),
@@ -128,12 +136,10 @@ def analyse(comparison: Comparison, limit: int = 12) -> Analysis:
         strict=True,
     ):
         contrast.p_holm, contrast.p_repeats_holm = float(p), float(again)
-    contrasts.sort(key=lambda c: (names.index(c.factor), c.p_holm, -abs(c.mean)))
-    confounded = _confounded(rows, names, differs, set(pooled), set(continuous))
-    return Analysis(contrasts, confounded[:limit], len(confounded), unpaired, continuous)
 
 
-def _contrast(factor: str, pairs: list[Pair], comparison: Comparison) -> Contrast:
+def over_pairs(factor: str, pairs: list[Pair], comparison: Comparison) -> Contrast:
+    """The contrast that matched pairs of the same two levels give together, not yet corrected."""
     rows, scores = comparison.rows, comparison.scores["dice"]
     values = statistics.nanmean(np.array([pair.values for pair in pairs]), 0)
     named = isinstance(level(rows[pairs[0].a], factor), str)
@@ -149,6 +155,8 @@ def _contrast(factor: str, pairs: list[Pair], comparison: Comparison) -> Contras
     over, repeats = statistics.crossed_interval(seeds), "seeds"
     if over is None and len(pairs) >= statistics.FEWEST_REPEATS:
         over, repeats = statistics.crossed_interval(np.array([p.values for p in pairs])), "pairs"
+    if over:
+        over = over._replace(low=max(over.low, -1), high=min(over.high, 1))  # no two Dice differ by more
     interval = statistics.mean_interval(values, symmetric=True, bounds=(-1, 1))
     a, b = (show(level(rows[row], factor)) for row in (pairs[0].a, pairs[0].b))
     p, rank = float(statistics.sign_flip(values)[0]), statistics.signed_rank(values)

@@ -50,7 +50,9 @@ def mean_interval(
 
     Equal-tailed (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 12.5), or `symmetric` (Hall 1988,
     Journal of the Royal Statistical Society B 50:35-45), which suits differences: their tails are heavy on both sides.
-    The result is cut off at `bounds`. None below FEWEST patients: that little says nothing of a spread.
+    The result is cut off at `bounds` of a value, and where one patient carries nearly all of the spread, so that t runs
+    wild, at the distribution-free bound that they give (`_anderson`). None below FEWEST patients: that little says
+    nothing of a spread.
     """
     x = np.asarray(values, float)
     x = x[~np.isnan(x)]
@@ -69,7 +71,20 @@ def mean_interval(
         low = high = np.quantile(np.abs(t), 0.95, method="inverted_cdf")
     else:
         low, high = np.quantile(t, [0.975, 0.025], method="inverted_cdf") * [1, -1]
-    return Interval(mean, max(mean - low * error, bounds[0]), min(mean + high * error, bounds[1]))
+    least, most = _anderson(x, bounds)
+    return Interval(mean, max(mean - low * error, least), min(mean + high * error, most))
+
+
+def _anderson(x: np.ndarray, bounds: tuple[float, float]) -> tuple[float, float]:
+    """95 % limits of the mean of values that are known to lie within `bounds`, whatever their distribution (Anderson
+    1969, with Massart's constant, doi:10.1214/aop/1176990746): each end has its share of the sample moved to the bound.
+    """
+    n = len(x)
+    share = min(np.sqrt(np.log(1 / 0.025) / (2 * n)), 1.0)
+    weights = np.clip(np.arange(1, n + 1) / n - share, 0, 1 / n)
+    ends = ((bounds[0], np.sort(x)[::-1]), (bounds[1], np.sort(x)))
+    least, most = (bound if np.isinf(bound) else bound * share + float(weights @ values) for bound, values in ends)
+    return least, most
 
 
 @lru_cache(maxsize=16)

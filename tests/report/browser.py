@@ -56,8 +56,10 @@ class Page:
                 assert "error" not in reply, f"{method}: {reply['error']}"
                 return reply["result"]
 
-    def open(self, file: Path, width: int = 1280, height: int = 900, dark: bool = False) -> float:
-        """Show `file` at `width` CSS pixels; returns the milliseconds to the end of loading, by its own clock."""
+    def open(self, file: Path | str, width: int = 1280, height: int = 900, dark: bool = False) -> float:
+        """Show `file`, or an address, at `width` CSS pixels; returns the milliseconds to the end of loading, by its own
+        clock.
+        """
         mobile = width < 600
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -71,7 +73,7 @@ class Page:
             features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
         )
         self.loaded = False
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=file if isinstance(file, str) else file.resolve().as_uri())
         end = time.monotonic() + 60
         while not self.loaded:
             self._receive(end - time.monotonic())
@@ -82,6 +84,13 @@ class Page:
         reply = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in reply, reply["exceptionDetails"]
         return reply["result"].get("value")
+
+    def until(self, script: str, seconds: float = 60) -> None:
+        """Wait until `script` is true: for pages that draw themselves after they have loaded."""
+        end = time.monotonic() + seconds
+        while not self.evaluate(script):
+            assert time.monotonic() < end, f"not true within {seconds:.0f} s: {script}"
+            time.sleep(0.3)
 
     def screenshot(self, file: Path, whole: bool = False) -> None:
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]

@@ -53,6 +53,16 @@ def test_interval_stays_within_bounds():
     assert 0 <= interval.low < interval.mean < interval.high <= 1
 
 
+def test_interval_of_a_dead_network_with_one_lucky_patient_is_not_everything():
+    """t runs wild where one patient carries the spread; the distribution-free bound holds it."""
+    values = np.array([0.0] * 15 + [1e-7, 1e-7, 2e-7, 0.006])
+    interval = statistics.mean_interval(values, bounds=(0, 1))
+    share = np.sqrt(np.log(40) / 38)  # the mass that Massart's inequality lets move: here all of it from patients at 0
+    assert interval.low == 0
+    assert interval.high == pytest.approx(share + values.mean())
+    assert statistics.mean_interval(values).high > 1
+
+
 def test_sign_flip_is_scipys_permutation_test():
     rng = np.random.default_rng(3)
     for n in (5, 8, 12):

@@ -26,7 +26,8 @@ def _scope(found: Findings) -> str:
     patients = plural(tested[0], "test patient") if len(tested) == 1 else f"{tested[0]} to {tested[-1]} test patients"
     text = (
         f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, each tested on {patients} of"
-        f" {joined(sorted({found.data(i).split()[0] for i in range(len(found.rows))}))}."
+        f" {joined(sorted({found.data(i).split()[0] for i in range(len(found.rows))}))}. Intervals are of 95 %, over"
+        " patients where nothing else is said."
     )
     lacking = sum(job.status not in DONE for job in found.record.jobs)
     return text + (
@@ -92,12 +93,12 @@ def _contrasts(found: Findings, most: int = 6) -> list[str]:
     weak = [c for c in contrasts if c.verdict == "none"]
     if weak:
         named = [
-            f"{found.setting(c.factor, c.b)} against {found.setting(c.factor, c.a)} ({signed(c)})" for c in weak[:3]
+            f"{found.setting(c.factor, c.b)} against {found.setting(c.factor, c.a)} ({widest(c)})" for c in weak[:3]
         ]
         more = f", and {len(weak) - 3} more" if len(weak) > 3 else ""
         sentences.append(
-            f"**No difference is shown** for {joined(named)}{more}. That is no proof of equality: any difference inside"
-            " the interval remains possible."
+            f"**No difference is shown** for {joined(named)}{more}: the corrected test is not below 5 %. That is no"
+            " proof of equality."
         )
     return sentences
 
@@ -116,11 +117,12 @@ def claim(found: Findings, c: Contrast) -> str:
             f"; pair by pair from {c.range[0]:+.3f} to {c.range[1]:+.3f}, of both signs: it may depend on the other"
             " settings"
         )
-    if c.verdict == "shown":
+    if c.verdict == "shown" and c.over_repeats:
         over = "seeds" if c.repeats == "seeds" else "matched pairs"
+        low, high = sorted((abs(c.over_repeats.low), abs(c.over_repeats.high)))
         return (
             f"{names}: Dice higher by {size}{on_average} ({rests}); the difference holds over {over} as well as"
-            " patients."
+            f" patients, [{low:.3f}, {high:.3f}] when both are left to chance."
         )
     if c.verdict == "chance":
         return (
@@ -131,6 +133,14 @@ def claim(found: Findings, c: Contrast) -> str:
         f"{names}: the networks as trained differ in Dice by {size}{on_average} ({rests}); with"
         f" {plural(c.seeds, 'seed')} it stays open whether training again would agree."
     )
+
+
+def widest(c: Contrast) -> str:
+    """A contrast's difference with the interval that leaves most open: over patients and repeats where there is one."""
+    over = c.over_repeats
+    if over is None or (c.interval and over.high - over.low < c.interval.high - c.interval.low):
+        return signed(c)
+    return f"{c.mean:+.3f}, over patients and {c.repeats} [{over.low:+.3f}, {over.high:+.3f}]"
 
 
 def _cautions(found: Findings) -> list[str]:

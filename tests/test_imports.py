@@ -1,0 +1,123 @@
+"""Imports run one way; the modules are read, not run, and a planted violation shows that each rule can fail."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "segsweep"
+LEAVES = {"artifacts", "errors", "plugins", "progress", "display", "__init__"}  # what any part may lean on
+ARITHMETIC = {"models": {"torch"}, "losses": {"torch"}, "data": {"numpy", "torch", "PIL"}}
+ARITHMETIC["metrics"] = {"numpy", "torch", "scipy"}  # scipy: distances between surfaces
+LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, that it may import
+    "models": set(),
+    "losses": set(),
+    "metrics": set(),
+    "data": set(),
+    "config": set(),
+    "signature": set(),
+    "environment": set(),
+    "figures": set(),
+    "evaluate": {"data", "metrics", "environment"},
+    "train": {"data", "metrics", "evaluate"},
+    "tracking": set(),
+    "registry": {"tracking"},
+    "report": {"tracking"},  # to find the folders of an MLflow experiment; nothing that trains
+}
+ONLY = {  # distribution -> who may import it at all
+    "mlflow": {"tracking", "registry"},
+    "optuna": {"report", "search", "pruning"},
+    "hydra": {"cli", "components", "config", "plan", "plugins", "preflight", "sweep", "worker", "search", "pruning"},
+}
+ABOVE = ("__main__", "worker", "plugins")  # who may import the command line: it is the top
+FIRST = ("torch", "mlflow", "optuna")  # seconds each: never at the top of what `--help` needs
+HELP = ("__main__", "cli", "config", "preflight", "sweep", "progress", "display", "errors")
+
+
+def imports(source: str, at_top: bool = False) -> set[str]:
+    """Dotted names that a module imports, anywhere or `at_top`; those for type checkers alone do not count."""
+    tree, found = ast.parse(source), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = []
+    for node in tree.body if at_top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def part(path: str) -> str:
+    """models/unet.py -> models, train.py -> train."""
+    return path.split("/")[0].removesuffix(".py")
+
+
+def broken(files: dict[str, str]) -> list[str]:
+    """What the `files` (path under segsweep/ -> source) import against the rules, as `path: name`."""
+    wrong = []
+    for path, source in files.items():
+        own = part(path)
+        for name in imports(source):
+            top, _, rest = name.partition(".")
+            inside = rest.split(".")[0] if top == "segsweep" else None
+            if inside is None:
+                bad = own not in ONLY.get(top, {own})
+                bad |= own in ARITHMETIC and top not in sys.stdlib_module_names | ARITHMETIC[own]
+            else:
+                known = (PACKAGE / f"{inside}.py").exists() or (
+                    PACKAGE / inside
+                ).is_dir()  # else a name like __version__
+                allowed = LAYERS.get(own, {inside}) | LEAVES | {own}
+                bad = known and inside not in allowed
+                bad |= inside == "cli" and own not in ABOVE
+            if bad:
+                wrong.append(f"{path}: {name}")
+        if own in HELP:
+            wrong += [f"{path}: {name} at the top" for name in imports(source, True) if name.split(".")[0] in FIRST]
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def files():
+    return {str(file.relative_to(PACKAGE)): file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py")}
+
+
+def test_imports_run_one_way(files):
+    assert len(files) > 40
+    assert set(LAYERS) <= {part(path) for path in files}
+    assert broken(files) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("models/unet.py", "from segsweep.losses import Dice"),
+        ("losses.py", "from segsweep import metrics"),
+        ("metrics.py", "import pandas"),
+        ("losses.py", "import scipy"),
+        ("data/split.py", "def f():\n    from segsweep.models import blocks"),
+        ("data/lgg.py", "import mlflow"),
+        ("train.py", "from segsweep.tracking import Mirror"),
+        ("train.py", "from omegaconf import x\nfrom segsweep import run"),
+        ("evaluate.py", "import segsweep.train"),
+        ("report/records.py", "from segsweep.run import run"),
+        ("report/figures.py", "import mlflow.artifacts"),
+        ("tracking.py", "from segsweep.report.records import read"),
+        ("run.py", "from segsweep import cli"),
+        ("run.py", "import optuna"),
+        ("train.py", "import hydra"),
+        ("cli.py", "import torch"),
+        ("sweep.py", "import numpy, mlflow"),
+    ],
+)
+def test_a_planted_violation_is_seen(files, path, line):
+    planted = files[path] + "\n" + line + "\n"
+    assert [found.split(":")[0] for found in broken(files | {path: planted})] != []
+
+
+def test_what_is_allowed_is_not_taken_for_a_violation(files):
+    lazily = "\ndef f():\n    import torch\n\nif TYPE_CHECKING:\n    from segsweep.run import run\n"
+    for path in ("cli.py", "losses.py"):
+        assert broken(files | {path: files[path] + lazily}) == []
