@@ -86,7 +86,11 @@ def job_name(overrides: list[str], asked: list[str]) -> str:
 def main() -> int:
     """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped."""
     if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
-        _hydra()
+        try:
+            _hydra()
+        except ValueError as error:  # two questions at once, -m --cfg job among them
+            print(error, file=sys.stderr)
+            return 1
         return 0
     if _in_workers(sys.argv[1:]):
         worker.start_early()
