@@ -20,14 +20,12 @@ from segsweep.errors import ConfigError
 from segsweep.metrics import METRICS
 from segsweep.progress import Pruned
 from segsweep.signature import digest
+from segsweep.sweep import PRUNING
 
 if TYPE_CHECKING:
     import optuna
 
 log = logging.getLogger(__name__)
-
-FILE = "pruning.log"
-"""Optuna's journal in a sweep's folder, for sweeps that are no search."""
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
@@ -150,7 +148,7 @@ class Judge:
             place, study = connect(self.cfg.search.storage), self.cfg.search.study
             self.trial = place.get_trial_id_from_study_id_trial_number(place.get_study_id_from_name(study), number)
         elif self.sweep is not None:
-            place, study = connect(f"journal:///{self.sweep.absolute() / FILE}"), self.metric
+            place, study = connect(f"journal:///{self.sweep.absolute() / PRUNING}"), self.metric
             direction = optuna.study.StudyDirection.MAXIMIZE if self.sign > 0 else optuna.study.StudyDirection.MINIMIZE
             kept = optuna.create_study(storage=place, study_name=study, direction=direction, load_if_exists=True)
             mine = [t for t in kept.get_trials(deepcopy=False) if t.user_attrs.get("signature") == self.signature]

@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep import artifacts, display
 
+PRUNING = "pruning.log"
+"""Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
 current: Path | None = None
 """The sweep that this process leads."""
 expected: int | None = None
@@ -50,7 +52,8 @@ def _open(folder: Path, config: DictConfig, parent: bool) -> None:
     global current, storage, _opening
     current, storage = folder, OmegaConf.select(config, "search.storage")
     _held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
-    for earlier in folder.glob("*/job.json"):  # of another sweep in a folder that was named by hand
+    # of another sweep, in a folder that was named by hand
+    for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{PRUNING}*")):
         earlier.unlink()
     tracking, overrides = config.tracking, list(config.hydra.overrides.task)
     record: dict[str, Any] = {"name": folder.name, "command": without_password(asked), "finished": None}

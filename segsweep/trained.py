@@ -72,7 +72,9 @@ def load(folder: Path, weights: str = "last") -> Trained:
         raise SegsweepError(f"{folder / 'run.json'}: missing or damaged; expected the record of a finished run")
     if not file.exists():
         others = [name for name in ("last", "best") if (folder / f"{name}.pt").exists()]
-        hint = f"; there is --weights {others[0]}" if others else ": the run has not finished"
+        pruned = artifacts.read_json(folder / "pruned.json")
+        ended = f"was pruned {pruned['reason']}; pruner=none takes it to its end" if pruned else "has not finished"
+        hint = f"; there is --weights {others[0]}" if others else f": the run {ended}"
         raise SegsweepError(f"{file}: no such checkpoint{hint}")
     other = _version(info)
     try:

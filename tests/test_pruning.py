@@ -20,6 +20,7 @@ from segsweep.errors import ConfigError
 from segsweep.plan import Planner, table
 from segsweep.preflight import preflight
 from segsweep.run import Outcome, run
+from segsweep.sweep import PRUNING
 
 TINY = ["data.patients=8", "data.slices=6", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
 TINY += ["split.val=0.3"]
@@ -166,7 +167,7 @@ def test_an_interrupted_run_goes_on_with_its_history_known_to_the_others(tmp_pat
     outcome = do(tmp_path, *HALVING, BAD, "scheduler=constant")
     assert (outcome.status, outcome.epoch) == ("pruned", 2)
     assert len(history(outcome)) == 2
-    (study,) = optuna.get_all_study_summaries(pruning.connect(f"journal:///{tmp_path}/runs/sweep/{pruning.FILE}"))
+    (study,) = optuna.get_all_study_summaries(pruning.connect(f"journal:///{tmp_path}/runs/sweep/{PRUNING}"))
     assert (study.study_name, study.n_trials) == ("val/dice", 2)
 
 
@@ -196,8 +197,8 @@ def test_a_search_job_reports_to_its_own_trial(tmp_path):
 
 def test_an_outage_of_the_storage_costs_the_pruning_and_not_the_run(tmp_path, caplog):
     do(tmp_path, *HALVING, GOOD)
-    (tmp_path / "runs" / "sweep" / pruning.FILE).unlink()
-    (tmp_path / "runs" / "sweep" / pruning.FILE).mkdir()
+    (tmp_path / "runs" / "sweep" / PRUNING).unlink()
+    (tmp_path / "runs" / "sweep" / PRUNING).mkdir()
     assert do(tmp_path, *HALVING, BAD).status == "finished"
     assert "pruner=halving: its study is out of reach" in caplog.text
 
