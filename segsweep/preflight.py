@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.config_repository import ConfigRepository
+from hydra import compose
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
+from hydra.initialize import initialize_config_search_path
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -45,10 +45,11 @@ def preflight(argv: list[str]) -> Checked:
     Hydra composes a sweep's own configuration without what is swept, and refuses a key that only a swept option has
     (`experiment=glob(*) data.root=...`): such an override is made a sweep of one value, which is left to the jobs."""
     args = get_args_parser().parse_args(argv)
-    with initialize_config_dir(str(conf_dir())):
+    folders = [conf_dir(), *([Path(args.config_dir).absolute()] if args.config_dir else [])]
+    if not folders[-1].is_dir():
+        raise ConfigError(f"--config-dir {args.config_dir}: no such folder")
+    with initialize_config_search_path([f"file://{folder}" for folder in folders]):
         loader = GlobalHydra.instance().config_loader()
-        if args.config_dir:
-            _look_in(Path(args.config_dir), loader)
         lines: list[str] = args.overrides
         while True:
             try:
@@ -131,14 +132,6 @@ def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], base
             own = [o for o in values if not o.key_or_group.startswith("hydra.")]
             problems += _wrong(list(_compositions(chosen, values)), [*own, override])
     return problems
-
-
-def _look_in(folder: Path, loader: Any) -> None:
-    """Search a folder of one's own too, as Hydra does for `--config-dir`: conf/ comes first."""
-    if not folder.is_dir():
-        raise ConfigError(f"--config-dir {folder}: no such folder")
-    loader.get_search_path().append("command-line", f"file://{folder.absolute()}")
-    loader.repository = ConfigRepository(config_search_path=loader.get_search_path())
 
 
 def _late(argument: str) -> str:

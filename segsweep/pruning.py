@@ -98,6 +98,7 @@ def connect(storage: str) -> "optuna.storages.BaseStorage":
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     if storage.startswith("journal:///"):
         return optuna.storages.JournalStorage(JournalFileBackend(storage.removeprefix("journal:///")))
     waits = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}

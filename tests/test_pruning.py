@@ -171,6 +171,18 @@ def test_an_interrupted_run_goes_on_with_its_history_known_to_the_others(tmp_pat
     assert (study.study_name, study.n_trials) == ("val/dice", 2)
 
 
+def test_a_run_whose_process_was_killed_goes_on_with_its_trial(tmp_path):
+    cfg, _ = composed(tmp_path, *HALVING)
+    facts = {"pruner": "halving", "signature": "a", "name": "a", "data": "d", "split": "s", "sweep": tmp_path}
+    rows = [{"epoch": 1, "val/dice": 0.1}, {"epoch": 2, "val/dice": 0.2}]
+    pruning.Judge(cfg, **facts).__enter__()(rows[:1])  # and never left
+    with pruning.Judge(cfg, **facts) as judge:
+        judge.end("COMPLETE", rows)
+    study = optuna.load_study(study_name="val/dice", storage=pruning.connect(f"journal:///{tmp_path}/{PRUNING}"))
+    (trial,) = study.trials
+    assert (trial.state.name, trial.intermediate_values, trial.value) == ("COMPLETE", {1: 0.1, 2: 0.2}, 0.2)
+
+
 def test_a_search_job_reports_to_its_own_trial(tmp_path):
     url = f"sqlite:///{tmp_path}/optuna.db"
     study = optuna.create_study(study_name="s", storage=url, direction="maximize")

@@ -28,6 +28,8 @@ from segsweep.pruning import connect
 from segsweep.report import figures, render, winner
 from segsweep.report.content import Block, Cell, Code, Figure, Section, Table, joined, number, plural
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
 FEWEST = 10
 """Complete trials below which no importance is worked out, and as many again for each hyperparameter are wished for."""
 MOST_SLICES, MOST_ROWS, MOST_AXES, MOST_FRONT = 24, 500, 10, 20
@@ -247,7 +249,7 @@ def curves(found: Found) -> Section | None:
         return None
 
     def draw(axes: Any) -> None:
-        for state, colour in {**COLOURS, None: figures.GREY}.items():
+        for state, colour in [*COLOURS.items(), (None, figures.GREY)]:
             for t in [t for t in seen if (t.state if t.state in COLOURS else None) is state]:
                 epochs = sorted(t.intermediate_values)
                 mark = "o" if len(epochs) == 1 else None
@@ -291,6 +293,9 @@ def importance(found: Found) -> Section | None:
     plots = []
     for i, name in enumerate(found.objectives):
         shares = _shares(found, i, varied, everywhere)
+        if not shares:
+            blocks.append(f"Every trial has the same {name}: there is nothing to explain.")
+            continue
         order = sorted(varied, key=lambda p: -max(share.get(p, 0.0) for share in shares.values()))
         rows: list[list[Cell | str]] = [[p, *(number(share.get(p)) for share in shares.values())] for p in order]
         blocks.append(Table(f"Importance for {name}, as shares.", ["hyperparameter", *shares], rows))
@@ -298,7 +303,7 @@ def importance(found: Found) -> Section | None:
         drawn = {k: [s.get(p, 0.0) for p in order] for k, s in shares.items()}
         text = f"Importance for {name}. {words}."
         plots.append(figures.bars(f"importance-{i}", text, f"Importance for {name}.", order, drawn))
-    return Section("importance", "Which hyperparameters mattered?", [*blocks, plots])
+    return Section("importance", "Which hyperparameters mattered?", [*blocks, *([plots] if plots else [])])
 
 
 def _shares(found: Found, objective: int, varied: list[str], everywhere: list[str]) -> dict[str, dict[str, float]]:
@@ -314,8 +319,8 @@ def _shares(found: Found, objective: int, varied: list[str], everywhere: list[st
     for name, (evaluator, params) in evaluators.items():
         if len(params) > 1 and len(scores) > 1:
             with warnings.catch_warnings(action="ignore"):  # of what is experimental in Optuna, and of few trials
-                found_ = optuna.importance.get_param_importances(study, evaluator=evaluator, params=params)
-            shares[name] = {key: float(value) for key, value in found_.items()}
+                weights = optuna.importance.get_param_importances(study, evaluator=evaluator, params=params)
+            shares[name] = {key: float(value) for key, value in weights.items()}
     return shares
 
 
@@ -484,12 +489,12 @@ def trials(found: Found) -> Section | None:
         score = found.score(trial)
         return trial.state is not TrialState.COMPLETE, math.inf if math.isnan(score) else -found.sign(0) * score
 
-    rows: list[list[Cell | str]] = [
-        [Cell(str(t.number), t.number), Cell(found.state(t), mark="bad" if t.state is TrialState.FAIL else "")]
-        + [number(found.score(t, i), ".4g") for i in range(len(found.objectives))]
-        + [number(max(t.intermediate_values, default=None), "d"), _point(t), str(t.user_attrs.get("error") or "–")]
-        for t in sorted(found.trials, key=rank)[:MOST_ROWS]
-    ]
+    rows: list[list[Cell | str]] = []
+    for t in sorted(found.trials, key=rank)[:MOST_ROWS]:
+        cells = [Cell(str(t.number), t.number), Cell(found.state(t), mark="bad" if t.state is TrialState.FAIL else "")]
+        cells += [number(found.score(t, i), ".4g") for i in range(len(found.objectives))]
+        cells += [number(max(t.intermediate_values, default=None), "d")]
+        rows.append([*cells, _point(t), str(t.user_attrs.get("error") or "–")])
     head = ["trial", "state", *found.objectives, "last epoch seen", "settings", "message"]
     limit = f" The best {MOST_ROWS} of {len(found.trials)}." if len(found.trials) > MOST_ROWS else ""
     return Section("trials", "All trials", [Table(f"All trials.{limit}", head, rows, folded=True)])

@@ -25,9 +25,8 @@ _ABSENT = object()
 
 def of_run(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """The option of each group that is not the default, and the values that differ from those of these options."""
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
     chosen = (artifacts.read_json(folder / "run.json") or {}).get("choices") or {}
-    assert isinstance(config, dict)
     return difference({g: chosen[g] for g in GROUPS if chosen.get(g)}, dict(_leaves(config)))
 
 
@@ -54,7 +53,7 @@ def difference(choices: dict[str, str], values: Mapping[str, Any]) -> tuple[dict
             parent, _, last = key.rpartition(".")
             node = OmegaConf.select(base, parent) if parent else base
             known = isinstance(node, DictConfig) and last in list(node)
-            raw = node._get_node(last)._value() if known else None
+            raw = OmegaConf.to_container(node, resolve=False)[last] if known else None
             same = known and value in (raw, OmegaConf.select(base, key, default=_ABSENT))
             linked = known and OmegaConf.is_interpolation(node, last)
             if not same and linked is interpolated and not last.startswith("_"):

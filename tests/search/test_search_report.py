@@ -17,6 +17,8 @@ from PIL import Image
 
 from segsweep import artifacts, sweep
 from segsweep.config import conf_dir
+from segsweep.errors import ConfigError
+from segsweep.preflight import preflight
 from segsweep.report import search, winner
 from segsweep.run import Outcome, run
 
@@ -100,7 +102,9 @@ def test_the_page_counts_the_trials_and_has_every_figure(tmp_path):
     names = {"history-0", "importance-0", "parallel-0", "curves"}
     names |= {f"slice-0-{p}" for p in ("optim-lr", "optim", "batch-size", "optim-momentum")}
     assert {p.stem for p in (out / "search").glob("*.png")} == names
-    assert all(min(Image.open(p).size) > 200 for p in (out / "search").glob("*.png"))
+    for file in (out / "search").glob("*.png"):
+        with Image.open(file) as picture:
+            assert min(picture.size) > 200
 
 
 def test_importance_finds_what_matters_and_is_not_shown_for_few_trials(tmp_path):
@@ -236,3 +240,8 @@ def test_a_sweep_that_was_no_search_is_told(tmp_path, capsys):
     artifacts.write_json(tmp_path / "sweep.json", {})
     assert search.main([str(tmp_path)]) == 1
     assert "records no search" in capsys.readouterr().err
+
+
+def test_a_config_dir_that_is_not_there_is_told():
+    with pytest.raises(ConfigError, match="--config-dir nowhere: no such folder"):
+        preflight(["--config-dir", "nowhere"])
