@@ -12,6 +12,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -29,11 +30,13 @@ from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.evaluate import evaluate, flops, patient_table
 from segsweep.metrics import summarise
 from segsweep.signature import IGNORED, signatures, without
-from segsweep.tracking import Mirror, forget
+from segsweep.tracking import Mirror, forget, restore
 from segsweep.train import SELECT_BY, fit
 
 log = logging.getLogger(__name__)
 
+finer = 1
+"""Set by a launcher's worker for a job that ran out of memory: how many times more parts than `micro_batches` asks."""
 _gflops: dict[str, float] = {}
 """Of the networks that this process has trained, by their configuration and image size."""
 
@@ -71,6 +74,8 @@ def run(
         except Exception as error:  # whatever a job dies of, the sweep goes on
             outcome.status, outcome.failure = "failed", classify(error)
             outcome.error = str(error) if isinstance(error, SegsweepError) else f"{type(error).__name__}: {error}"
+            if outcome.failure == "oom":
+                outcome.error = f"{_smaller(cfg)}\n{outcome.error}"
             if outcome.folder:
                 with contextlib.suppress(OSError):  # a full disk, say: the job's record has the error too
                     artifacts.write_json(
@@ -88,6 +93,12 @@ def classify(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
         return "oom"
     return "error"
+
+
+def _smaller(cfg: DictConfig) -> str:
+    parts = cfg.micro_batches * finer
+    cure = f"micro_batches={2 * parts}, a smaller batch_size, or hydra.launcher.retries.oom=2, which tries the first"
+    return f"out of memory with batches of {cfg.batch_size} in {parts} part{'s' * (parts > 1)}: {cure}"
 
 
 def _run(
@@ -120,7 +131,10 @@ def _run(
     outcome.signature = ids["signature"]
 
     stack.enter_context(artifacts.lock(folder))
-    if cfg.reuse and (record := artifacts.read_json(folder / "result.json")):
+    record = artifacts.read_json(folder / "result.json") if cfg.reuse else None
+    if cfg.reuse and not record and restore(folder, cfg.tracking.uri, cfg.tracking.experiment, sweep):
+        record = artifacts.read_json(folder / "result.json")
+    if record:
         mirror = stack.enter_context(Mirror(folder, cfg.tracking, sweep))
         return _answer(outcome, record, "reused")
     checkpoints = Checkpoints(runs / "trajectories" / ids["trajectory"])
@@ -149,6 +163,7 @@ def _run(
     network = f"{config['model']} {channels}x{height}x{width}"
     gflops = _gflops[network] = _gflops.get(network) or flops(model, channels, height, width)
     autocast = _autocast(device, precision)
+    parts = cfg.micro_batches * finer
 
     artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     artifacts.write_json(folder / "split.json", split.to_json())
@@ -202,12 +217,14 @@ def _run(
         every=cfg.checkpoint.every,
         keep=cfg.checkpoint.keep,
         milestones=milestones,
+        parts=parts,
+        writer=stack.enter_context(writer) if (writer := _writer(device)) else None,
         forward=torch.compile(model) if cfg.compile else None,
         on_epoch=on_epoch,
     )
 
     progress.emit("note", text="testing")
-    final = evaluate(model, loss, test, patients=len(volumes.patients), autocast=autocast, keep=True)
+    final = evaluate(model, loss, test, patients=len(volumes.patients), autocast=autocast, keep=True, parts=parts)
     patients = patient_table(final, volumes, split.test)
     metrics: dict[str, Any] = {key: value for key, value in history[-1].items() if "/" in key}
     metrics |= {"test/loss": final.loss} | {f"test/{k}": v for k, v in summarise(final.counts).items()}
@@ -235,11 +252,16 @@ def _run(
         "peak_memory_bytes": environment.peak_memory(device),
         "parameters": parameters,
         "gflops": gflops,
+        "micro_batches": max(row.get("micro_batches", 1) for row in history),
         "objective": objective,
     }
     artifacts.write_json(folder / "result.json", record)
     checkpoints.end(cfg.epochs)
     return _answer(outcome, record, "finished" if done == 0 else "continued" if done < cfg.epochs else "reused")
+
+
+def _writer(device: torch.device) -> Executor | None:
+    return ThreadPoolExecutor(1, "checkpoint") if device.type == "cuda" else None
 
 
 def _answer(outcome: Outcome, record: dict[str, Any], status: str) -> Outcome:

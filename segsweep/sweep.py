@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from segsweep import artifacts, display
+from segsweep.tracking import database
 
 current: Path | None = None
 """The sweep that this process leads."""
@@ -52,7 +53,8 @@ def _open(folder: Path, config: DictConfig, parent: bool) -> None:
     record |= {"started": _now(), "jobs": expected, "milestones": milestones(overrides), "mlflow": None}
     if tracking.uri:
         record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": None, "error": None}
-        record["mlflow"]["parent"] = parent
+        file = database(tracking.uri)
+        record["mlflow"] |= {"parent": parent, "new": bool(file and not file.exists())}
     artifacts.write_json(folder / "sweep.json", record)
     if tracking.uri and parent:
         _opening = threading.Thread(target=_open_parent, args=(folder, record), name="mlflow parent", daemon=True)
@@ -192,7 +194,8 @@ def _finish_mlflow(folder: Path, stopped: bool, bad: bool) -> None:
         status = "KILLED" if stopped else "FAILED" if bad else "FINISHED"
         try:
             files = [folder / name for name in ("table.txt", "sweep.json", "report.html", "report.md", "runs.csv")]
-            tracking.end_parent(place["uri"], place["run_id"], status, files)
+            folders = {job["folder"]: None for job in jobs(folder) if job["folder"]}
+            tracking.end_parent(place["uri"], place["run_id"], status, files, folders)
         except Exception as problem:  # the files are the record
             error = str(problem).splitlines()[0]
     reasons = [tracking.lacking(job["folder"]) for job in jobs(folder) if job["folder"]]
