@@ -9,6 +9,7 @@ import glob
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from test_tracking import RESULT, RUN, row
 
 from segsweep import artifacts, tracking
 
-JOBS, EPOCHS = 8, 8
+JOBS, EPOCHS = 8, 5
 BINARIES = next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)), None)
 
 
@@ -108,12 +109,10 @@ def running(command: list[str], log: Path, **options) -> Iterator[subprocess.Pop
     try:
         yield process
     finally:
-        process.terminate()  # both servers end what they started
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
+        for number in (signal.SIGINT, signal.SIGKILL):  # to PostgreSQL the first is a fast shutdown
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.wait(20)
 
 
 def until_it_answers(process: subprocess.Popen, log: Path, what: Callable[[], object]) -> None:
