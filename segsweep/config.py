@@ -77,6 +77,7 @@ class Config:
     epochs: int = value(least=1)
     batch_size: int = value(least=1)
     eval_batch_size: int = value(least=1)
+    micro_batches: int = value(least=1)
     seed: int = value(least=0, most=2**63 - 1)
     clip_norm: float | None = value(above=0, most=1e30)
     precision: str = value(choices=("auto", "fp32", "bf16"))

@@ -75,7 +75,7 @@ class Display:
     def _retry(self, job: int, event: dict[str, Any]) -> None:
         if self.live and job in self.tasks:
             self.live.remove_task(self.tasks.pop(job))
-        self._say(f"{self._label(job)} {self.names.get(job, '')}: {event['text'].splitlines()[0]}; trying again")
+        self._say(f"{self._label(job)} {self.names.get(job, '')}: {event['text']}")
 
     def _note(self, job: int, event: dict[str, Any]) -> None:
         if self.live and job in self.tasks:

@@ -35,12 +35,14 @@ def evaluate(
     patients: int,
     autocast: Callable[[], AbstractContextManager[Any]],
     keep: bool = False,
+    parts: int = 1,
 ) -> Evaluation:
     """Loss and counts of `model` on all of `batches`, in evaluation mode for the time being.
 
     `autocast` makes the context of the forward pass; the loss is taken of float32 logits. Loss: the mean over batches,
     weighted by their slices, so the mean over slices; only a loss that is taken over the batch, such as Dice, depends
-    on the batch size. `keep`: the predicted masks too, in the order of the batches' indices."""
+    on the batch size. `keep`: the predicted masks too, in the order of the batches' indices. `parts`: in how many
+    pieces a batch goes through the network, for want of memory; the loss is still that of the whole batch."""
     training = model.training
     model.eval()
     started = time.perf_counter()
@@ -52,7 +54,8 @@ def evaluate(
         with torch.inference_mode():
             for x, y, patient in batches.epoch(seed=0):
                 with autocast():
-                    logits = model(x)
+                    pieces = x.tensor_split(min(parts, len(x)))
+                    logits = torch.cat([model(p) for p in pieces]) if parts > 1 else model(x)
                 losses.append(loss(logits.float(), y))
                 sizes.append(len(x))
                 counts += confusion(logits, y, patient, patients)

@@ -12,6 +12,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -29,11 +30,13 @@ from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.evaluate import evaluate, flops, patient_table
 from segsweep.metrics import summarise
 from segsweep.signature import IGNORED, signatures, without
-from segsweep.tracking import Mirror, forget
+from segsweep.tracking import Mirror, forget, restore
 from segsweep.train import SELECT_BY, fit
 
 log = logging.getLogger(__name__)
 
+finer = 1
+"""Set by a launcher's worker for a job that ran out of memory: how many times more parts than `micro_batches` asks."""
 _gflops: dict[str, float] = {}
 """Of the networks that this process has trained, by their configuration and image size."""
 
@@ -71,6 +74,8 @@ def run(
         except Exception as error:  # whatever a job dies of, the sweep goes on
             outcome.status, outcome.failure = "failed", classify(error)
             outcome.error = str(error) if isinstance(error, SegsweepError) else f"{type(error).__name__}: {error}"
+            if outcome.failure == "oom":
+                outcome.error = f"{_smaller(cfg)}\n{outcome.error}"
             if outcome.folder:
                 with contextlib.suppress(OSError):  # a full disk, say: the job's record has the error too
                     artifacts.write_json(
@@ -88,6 +93,12 @@ def classify(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
         return "oom"
     return "error"
+
+
+def _smaller(cfg: DictConfig) -> str:
+    parts = cfg.micro_batches * finer
+    cure = f"micro_batches={2 * parts}, a smaller batch_size, or hydra.launcher.retries.oom=2, which tries the first"
+    return f"out of memory with batches of {cfg.batch_size} in {parts} part{'s' * (parts > 1)}: {cure}"
 
 
 def _run(
@@ -129,6 +140,8 @@ def _run(
 
     stack.enter_context(artifacts.lock(folder))
     known = {file: artifacts.read_json(folder / file) if cfg.reuse else None for file in ("result.json", "pruned.json")}
+    if cfg.reuse and not known["result.json"] and restore(folder, cfg.tracking.uri, cfg.tracking.experiment, sweep):
+        known["result.json"] = artifacts.read_json(folder / "result.json")
     if cfg.search.trial is not None:
         trial = {"study": cfg.search.study, "number": cfg.search.trial, "state": "RUNNING"}
         artifacts.write_json(folder / "trial.json", trial)
@@ -170,6 +183,7 @@ def _run(
     network = f"{config['model']} {channels}x{height}x{width}"
     gflops = _gflops[network] = _gflops.get(network) or flops(model, channels, height, width)
     autocast = _autocast(device, precision)
+    parts = cfg.micro_batches * finer
 
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
     artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
@@ -225,6 +239,8 @@ def _run(
             every=cfg.checkpoint.every,
             keep=cfg.checkpoint.keep,
             milestones=milestones,
+            parts=parts,
+            writer=stack.enter_context(writer) if (writer := _writer(device)) else None,
             forward=torch.compile(model) if cfg.compile else None,
             on_epoch=on_epoch,
             judge=judge or (lambda history: None),
@@ -240,7 +256,7 @@ def _run(
         return _answer_pruned(outcome, record)
 
     progress.emit("note", text="testing")
-    final = evaluate(model, loss, test, patients=len(volumes.patients), autocast=autocast, keep=True)
+    final = evaluate(model, loss, test, patients=len(volumes.patients), autocast=autocast, keep=True, parts=parts)
     patients = patient_table(final, volumes, split.test)
     metrics = _metrics(history[-1])
     metrics |= {"test/loss": final.loss} | {f"test/{k}": v for k, v in summarise(final.counts).items()}
@@ -268,6 +284,7 @@ def _run(
         "peak_memory_bytes": environment.peak_memory(device),
         "parameters": parameters,
         "gflops": gflops,
+        "micro_batches": max(row.get("micro_batches", 1) for row in history),
         "objective": objective,
     }
     artifacts.write_json(folder / "result.json", record)
@@ -275,6 +292,10 @@ def _run(
     if judge:
         judge.end("COMPLETE", history)
     return _answer(outcome, record, "finished" if done == 0 else "continued" if done < cfg.epochs else "reused")
+
+
+def _writer(device: torch.device) -> Executor | None:
+    return ThreadPoolExecutor(1, "checkpoint") if device.type == "cuda" else None
 
 
 def _answer(outcome: Outcome, record: dict[str, Any], status: str) -> Outcome:

@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep import artifacts, display
+from segsweep.tracking import database
 
 PRUNING = "pruning.log"
 """Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
@@ -61,7 +62,8 @@ def _open(folder: Path, config: DictConfig, parent: bool) -> None:
     record |= {"started": _now(), "jobs": expected, "milestones": milestones(overrides), "mlflow": None}
     if tracking.uri:
         record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": None, "error": None}
-        record["mlflow"]["parent"] = parent
+        file = database(tracking.uri)
+        record["mlflow"] |= {"parent": parent, "new": bool(file and not file.exists())}
     artifacts.write_json(folder / "sweep.json", record)
     if tracking.uri and parent:
         _opening = threading.Thread(target=_open_parent, args=(folder, record), name="mlflow parent", daemon=True)
@@ -225,8 +227,9 @@ def _finish_mlflow(folder: Path, stopped: bool, bad: bool) -> None:
             names = ("table.txt", "sweep.json", "report.html", "report.md", "runs.csv", "search.html")
             files = [folder / name for name in names]
             files += sorted([*folder.glob("search/*.png"), *folder.glob("search/experiment/*.yaml")])
+            folders = list({job["folder"]: None for job in jobs(folder) if job["folder"]})
             summary = _summary(folder / "report.md")
-            tracking.end_parent(place["uri"], place["run_id"], status, files, folder / "figures", summary)
+            tracking.end_parent(place["uri"], place["run_id"], status, files, folder / "figures", summary, folders)
         except Exception as problem:  # the files are the record
             error = str(problem).splitlines()[0]
     reasons = [tracking.lacking(job["folder"]) for job in jobs(folder) if job["folder"]]

@@ -13,11 +13,13 @@ import json
 import logging
 import os
 import queue
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +27,14 @@ from segsweep import artifacts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
 STATE = "mlflow.json"
-FILES = (
-    *("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv"),
-    *("result.json", "failure.json", "pruned.json"),
-)
+RECORD = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json")
+"""Without these a run is not answered from MLflow."""
+FILES = (*RECORD, "overlays.npz", "failure.json", "pruned.json")
 FIGURES = ("curves.png", "overlays.png")
 WEIGHTS = ("last.pt", "best.pt")
 TIMES = ("training_seconds", "evaluation_seconds", "total_seconds", "images_per_second", "parameters", "gflops")
@@ -49,11 +51,20 @@ COLUMNS = (
 )
 QUERY = "?timeout=60"
 """Seconds that SQLite waits for another writer."""
+SILENCE = 60.0
+"""Seconds for which a store that did not answer is not asked again."""
+LINKS = 50
+"""Most links in a sweep's description, which is a tag too."""
+SWEEPS = 200
+"""Most sweeps that a run's tag names, the latest: MLflow's tags are bounded."""
 
 _queue: "queue.Queue[Mirror | None]" = queue.Queue()
 _thread: threading.Thread | None = None
 elsewhere: "Callable[[Mirror], None] | None" = None
 """Set in a launcher's worker, whose parent copies for all: MLflow is imported and connected to once a sweep."""
+ask: "Callable[[Path, str, str], bool] | None" = None
+"""Set with it: the parent's `restore`."""
+_silent: dict[str, float] = {}
 
 
 class Mirror:
@@ -113,8 +124,83 @@ def flush() -> None:
 
 def forget(folder: Path) -> None:
     """The run of `folder` is trained anew: its next copy takes the place of the one that MLflow has."""
-    if (folder / STATE).exists():
-        artifacts.write_json(folder / STATE, {"anew": True})
+    artifacts.write_json(folder / STATE, {"anew": True})
+
+
+def restore(folder: Path, uri: str | None, experiment: str, sweep: Path | None = None) -> bool:
+    """Whether MLflow has the run of `folder` finished, by another machine; then its files are there, result.json last.
+
+    Weights stay in MLflow until somebody needs them (`fetch`). False too where MLflow does not answer or its record is
+    not whole, which the log says. `sweep`: the folder of the sweep that asks, which knows if its store is new."""
+    file = database(uri or "")
+    new = ((artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}).get("mlflow") or {}
+    if uri is None or (file and (new.get("new") or not file.exists())) or time.monotonic() < _silent.get(uri, 0):
+        return False
+    if ask:
+        return ask(folder, uri, experiment)
+    try:
+        return _restore(folder, uri, experiment)
+    except Exception as error:  # MLflow raises what its back end raises; the run is trained then
+        _silent[uri] = time.monotonic() + SILENCE
+        log.warning(
+            "MLflow was not asked for %s: %s", folder.name, (str(error) or type(error).__name__).splitlines()[0]
+        )
+        return False
+
+
+def _restore(folder: Path, uri: str, experiment: str) -> bool:
+    client = connect(uri)
+    if (run := _find(client, experiment, folder.name, "FINISHED")) is None:
+        return False
+    from mlflow.artifacts import download_artifacts, list_artifacts
+
+    run_id, root, store = run.info.run_id, run.info.artifact_uri, client.tracking_uri
+    there = {Path(file.path).name for file in list_artifacts(root, tracking_uri=store)}
+    if lost := [name for name in RECORD if name not in there]:
+        log.warning("MLflow's run %s of %s lacks %s: it is trained again", run_id, folder.name, ", ".join(lost))
+        return False
+    for half in folder.glob(".restore-*"):  # of a process that was killed
+        shutil.rmtree(half, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
+        for name in there & {*FILES, "figures"} - {"failure.json"}:
+            download_artifacts(f"{root}/{name}", dst_path=place, tracking_uri=store)
+        files = [file for file in Path(place).rglob("*") if file.is_file()]
+        for file in sorted(files, key=lambda file: file.name == "result.json"):
+            os.replace(file, folder / file.name)
+    (folder / "failure.json").unlink(missing_ok=True)
+    status = (artifacts.read_json(folder / "result.json") or {}).get("status")
+    state: dict[str, Any] = {"uri": uri, "experiment": experiment, "status": status, "run_id": run_id}
+    state |= {"sweeps": _sweeps(run), "epochs": len(artifacts.read_lines(folder / "history.jsonl"))}
+    artifacts.write_json(folder / STATE, state)
+    return True
+
+
+def fetch(weights: Path) -> bool:
+    """Bring a file of weights that MLflow keeps into its run folder; False where MLflow has none.
+
+    Raises what MLflow raises."""
+    state = artifacts.read_json(weights.parent / STATE) or {}
+    if "run_id" not in state or not (weights.parent / "result.json").exists():
+        return False
+    client = connect(state["uri"])
+    if f"weights/{weights.name}" not in {file.path for file in client.list_artifacts(state["run_id"], "weights")}:
+        return False
+    with tempfile.TemporaryDirectory(prefix=".restore-", dir=weights.parent) as place:
+        os.replace(client.download_artifacts(state["run_id"], f"weights/{weights.name}", place), weights)
+    return True
+
+
+def finished(uri: str | None, experiment: str, signatures: Iterable[str]) -> set[str]:
+    """Those of the signatures that MLflow has finished runs of; none where it does not answer. Changes nothing."""
+    file = database(uri or "")
+    if uri is None or (file and not file.exists()):
+        return set()
+    try:
+        client = connect(uri)
+        return {signature for signature in signatures if _find(client, experiment, signature, "FINISHED")}
+    except Exception as error:
+        log.warning("MLflow was not asked: %s", (str(error) or type(error).__name__).splitlines()[0])
+        return set()
 
 
 def push(folder: Path, uri: str, experiment: str, sweep: Path | None, *, final: bool) -> str:
@@ -136,18 +222,24 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
     state = artifacts.read_json(folder / STATE) or {}
     client = connect(uri)
     known = (state.get("uri"), state.get("experiment")) == (uri, experiment) and "run_id" in state
+    if not known and "run_id" in state:  # from another store, where its weights may still be
+        for name in WEIGHTS:
+            if not (folder / name).exists():
+                fetch(folder / name)
     if not known or not _there(client, state["run_id"]):
         found = _find(client, experiment, folder.name)
         if found and state.get("anew"):
-            client.delete_run(found)
+            client.delete_run(found.info.run_id)
             found = None
-        run_id = found or _create(client, experiment, run, folder, sweep)
+        run_id = found.info.run_id if found else _create(client, experiment, run, folder, sweep)
         logged = client.get_metric_history(run_id, "train/loss") if found else []
-        state = {"uri": uri, "experiment": experiment, "status": None, "sweeps": [], "run_id": run_id}
+        state = {"uri": uri, "experiment": experiment, "status": None, "run_id": run_id}
+        state["sweeps"] = _sweeps(found) if found else []
+        state["made_by"] = sweep.name if sweep and not found else None
         state["epochs"] = max((metric.step for metric in logged), default=0)
     run_id = state["run_id"]
     if sweep and sweep.name not in state["sweeps"]:
-        state["sweeps"].append(sweep.name)
+        state["sweeps"] = [*state["sweeps"], sweep.name][-SWEEPS:]
         client.set_tag(run_id, "sweeps", ", ".join(state["sweeps"]))
 
     trial = artifacts.read_json(folder / "trial.json") or {}
@@ -204,6 +296,8 @@ def _final_metrics(result: dict[str, Any], history: list[dict[str, Any]]) -> dic
     found = {key: value for key, value in result["metrics"].items() if key not in logged}
     found |= {key: result[key] for key in TIMES}
     found |= {"peak_memory_mib": result["peak_memory_bytes"] / 2**20, "objective": result["objective"]}
+    if "micro_batches" not in logged:
+        found["micro_batches"] = result.get("micro_batches")
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -233,12 +327,20 @@ def close_dead(uri: str, experiment: str, runs: Path) -> None:
                 artifacts.write_json(folder / STATE, state | {"status": "interrupted"})
 
 
-def _find(client: "MlflowClient", experiment: str, signature: str) -> str | None:
+def _find(client: "MlflowClient", experiment: str, signature: str, status: str | None = None) -> "Run | None":
+    """The run of a signature; of several the latest."""
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return None
-    runs = client.search_runs([found.experiment_id], f"tags.signature = '{signature}'", max_results=1)
-    return runs[0].info.run_id if runs else None
+    asked = f"tags.signature = '{signature}'" + (f" and attributes.status = '{status}'" if status else "")
+    runs = client.search_runs([found.experiment_id], asked, max_results=1)
+    return runs[0] if runs else None
+
+
+def _sweeps(run: "Run") -> list[str]:
+    """The sweeps that asked for a run so far, on whatever machine."""
+    named = run.data.tags.get("sweeps")
+    return named.split(", ") if named else []
 
 
 def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder: Path, sweep: Path | None) -> str:
@@ -293,19 +395,30 @@ def start_parent(uri: str, experiment: str, name: str, command: str) -> str:
     return client.create_run(experiment_id(client, experiment), tags=tags, run_name=name).info.run_id
 
 
-def end_parent(uri: str, run_id: str, status: str, files: list[Path], figures: Path, summary: str) -> None:
+def end_parent(
+    uri: str, run_id: str, status: str, files: list[Path], figures: Path, summary: str, jobs: Iterable[Path] = ()
+) -> None:
     """Close a sweep's run with its files and the report's `figures`; `summary` (Markdown) goes below the command in its
-    description.
-    """
+    description. `jobs`: its run folders.
+
+    MLflow gives a run one parent, the sweep that made it: the description links to those that answered for others."""
     client = connect(uri)
     for file in files:
         if file.exists():
             client.log_artifact(run_id, str(file))
     if figures.is_dir():
         client.log_artifacts(run_id, str(figures), figures.name)
-    if summary:
-        command = client.get_run(run_id).data.tags.get("mlflow.note.content", "").split("\n")[0]
-        client.set_tag(run_id, "mlflow.note.content", f"{command}\n\n{summary}"[:8000])
+    parent = client.get_run(run_id)
+    name, command = parent.info.run_name, parent.data.tags.get("mlflow.note.content", "").split("\n")[0]
+    states = {folder.name: artifacts.read_json(folder / STATE) or {} for folder in jobs}
+    reused = {s: state for s, state in states.items() if "run_id" in state and state.get("made_by") != name}
+    note = f"{command}\n\n{summary}".strip()
+    if reused:
+        place = f"#/experiments/{parent.info.experiment_id}/runs/"
+        links = [f"- [{s}]({place}{state['run_id']})" for s, state in list(reused.items())[:LINKS]]
+        note += f"\n\nAll of its runs: filter by `tags.sweeps LIKE '%{name}%'`. Made by earlier sweeps and reused, "
+        note += f"{len(reused)}:\n\n" + "\n".join(links) + ("\n- ..." if len(reused) > len(links) else "")
+    client.set_tag(run_id, "mlflow.note.content", note[:8000])
     client.set_terminated(run_id, status)
 
 
@@ -313,6 +426,7 @@ def connect(uri: str) -> "MlflowClient":
     """A client whose store exists. One process alone makes a database file: two at once would lock each other out."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     for chatty in ("alembic", "mlflow"):

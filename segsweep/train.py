@@ -4,16 +4,19 @@ The order of the slices and every random draw of an epoch come from (seed, epoch
 the epoch that would have been: no generator's state has to survive an interruption.
 """
 
-import copy
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from segsweep import progress
 from segsweep.artifacts import Checkpoints
@@ -48,6 +51,8 @@ def fit(
     every: int = 1,
     keep: int = 2,
     milestones: set[int] = frozenset(),  # type: ignore[assignment]
+    parts: int = 1,
+    writer: Executor | None = None,
     forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
     on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
     judge: Callable[[list[dict[str, Any]]], Exception | None] = lambda history: None,
@@ -55,14 +60,19 @@ def fit(
     """Train until `epochs` epochs are complete, going on from the latest checkpoint; the model ends with the weights of
     the last epoch.
 
-    `part` names what `held_out` is, "val" or "test"; `forward` is the compiled model where there is one; `judge` is
-    asked after each epoch but the last and gives what to raise once the state is saved, or None. Returns the history
-    (one dict an epoch: losses, metrics, seconds) and the number of epochs that were already there.
+    `part` names what `held_out` is, "val" or "test"; `forward` is the compiled model where there is one; `parts`: see
+    `in_parts`. `writer`: one thread, which writes an epoch's checkpoint from a copy while the next epoch trains; the
+    copy and the thread cost a GPU little, and a CPU the time in which it would train. `on_epoch` comes after the
+    checkpoint. `judge` is asked after each epoch but the last and gives what to raise once the state is saved, or None.
+    Returns the history (one dict an epoch: losses, metrics, seconds, and the parts where there are several) and the
+    number of epochs that were already there.
     Raises NotFiniteError naming the step, and progress.Interrupted at the end of an epoch when asked to stop.
     """
     forward = forward or model
     device = next(model.parameters()).device
     look = 1 if device.type == "cpu" else 50  # reading the loss on a GPU waits for it
+    if parts > 1:
+        forward = partial(in_parts, forward, parts, [m for m in model.modules() if isinstance(m, _BatchNorm)])
     state = checkpoints.load(until=epochs)
     history: list[dict[str, Any]] = []
     if state is not None:
@@ -75,6 +85,13 @@ def fit(
     if 0 < done < epochs and (end := judge(history)):
         raise end
     best: dict[str, Any] | None = None
+    writing: Future[None] | None = None
+
+    def write(state: dict[str, Any] | None, best: dict[str, Any] | None, history: list[dict[str, Any]]) -> None:
+        if state is not None:
+            checkpoints.save(state, best)
+            checkpoints.prune(state["epoch"], keep, milestones | {epochs})
+        on_epoch(history)
 
     for epoch in range(done + 1, epochs + 1):
         torch.manual_seed(epoch_seed(seed, epoch))
@@ -102,34 +119,79 @@ def fit(
         row: dict[str, Any] = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "seconds": seconds}
         row["train/loss"] = float((losses * sizes).sum() / sizes.sum())
         row |= {f"train/{name}": v for name, v in summarise(counts.cpu().numpy()).items()}
-        held = evaluate(model, loss, held_out, patients=patients, autocast=autocast)
+        held = evaluate(model, loss, held_out, patients=patients, autocast=autocast, parts=parts)
         row |= {f"{part}/loss": held.loss} | {f"{part}/{name}": v for name, v in summarise(held.counts).items()}
         row |= {"eval_seconds": held.seconds, "images_per_second": train.images / seconds}
+        row |= {"micro_batches": parts} if parts > 1 else {}
         scheduler.step()
         if is_best(row, history):  # a copy: it may be a later epoch that is saved
-            best = {"epoch": epoch, "model": copy.deepcopy(model.state_dict())}
+            best = {"epoch": epoch, "model": on_host(model.state_dict())}
         history.append(row)
 
         stop = progress.Interrupted(epoch) if progress.stopping() else None
         end = (stop or judge(history)) if epoch < epochs else None
-        if epoch % every == 0 or epoch == epochs or epoch in milestones or end:
-            checkpoints.save(
-                {
-                    "epoch": epoch,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scheduler": scheduler.state_dict(),
-                    "history": history,
-                },
-                best,
-            )
-            best = None
-            checkpoints.prune(epoch, keep, milestones | {epochs})
-        on_epoch(history)
+        save = epoch % every == 0 or epoch == epochs or epoch in milestones or end is not None
+        kept = {
+            "epoch": epoch,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "history": history,
+        }
+        if writing:
+            writing.result()  # of the epoch before, or what went wrong
+        if writer:
+            writing = writer.submit(write, on_host(kept) if save else None, best, list(history))
+        else:
+            write(kept if save else None, best, history)
+        best = None if save else best
+        if writing and (end or epoch == epochs):
+            writing.result()
         progress.emit("epoch", epochs=epochs, **row)
         if end:
             raise end
     return history, done
+
+
+def on_host(value: Any) -> Any:
+    """A copy of a state in the host's memory, which training does not change any more."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: on_host(item) for key, item in value.items()}
+    return [on_host(item) for item in value] if isinstance(value, list) else value
+
+
+def in_parts(
+    forward: Callable[[torch.Tensor], torch.Tensor], parts: int, norms: list[_BatchNorm], x: torch.Tensor
+) -> torch.Tensor:
+    """The logits of `x` (B, C, H, W), computed in `parts` parts one after another, with the memory of one of them.
+
+    The loss is taken of the whole batch's logits and the gradient is that of this loss, whatever it is: the mean over
+    pixels as well as Dice over the batch, which has no gradient by parts. For that each part is computed a second time
+    in the backward pass (torch.utils.checkpoint, after Chen et al. 2016, arXiv 1604.06174): a third more work. Only
+    BatchNorm sees the parts: it normalises each by its own statistics, and its running ones take one step a part.
+    A part has two slices at least, the fewest that BatchNorm can normalise."""
+    again = partial(_counted_once, norms)
+    pieces = x.tensor_split(max(1, min(parts, len(x) // 2)))
+    return torch.cat([checkpoint(forward, p, use_reentrant=False, context_fn=again) for p in pieces])
+
+
+def _counted_once(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For `checkpoint`: the running statistics stay as they are while a part is computed again."""
+
+    @contextmanager
+    def still() -> Iterator[None]:
+        kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+        try:
+            for norm in norms:
+                norm.momentum, norm.num_batches_tracked = 0.0, None
+            yield
+        finally:
+            for norm, momentum, count in kept:
+                norm.momentum, norm.num_batches_tracked = momentum, count
+
+    return nullcontext(), still()
 
 
 def is_best(row: dict[str, Any], history: list[dict[str, Any]]) -> bool:

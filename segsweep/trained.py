@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from segsweep import __version__, artifacts, components, sweep
+from segsweep import __version__, artifacts, components, sweep, tracking
 from segsweep.environment import spare_dynamo
 from segsweep.errors import SegsweepError, nearest
 from segsweep.metrics import METRICS
@@ -70,7 +70,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
     info = artifacts.read_json(folder / "run.json")
     if not isinstance(info, dict):
         raise SegsweepError(f"{folder / 'run.json'}: missing or damaged; expected the record of a finished run")
-    if not file.exists():
+    if not file.exists() and not _fetched(file):
         others = [name for name in ("last", "best") if (folder / f"{name}.pt").exists()]
         pruned = artifacts.read_json(folder / "pruned.json")
         ended = f"was pruned {pruned['reason']}; pruner=none takes it to its end" if pruned else "has not finished"
@@ -145,6 +145,15 @@ def find(reference: str, root: Path) -> tuple[Path, str]:
         return _mlflow_run(reference), f"MLflow run {reference}"
     close = nearest(reference, (p.name for p in runs))
     raise SegsweepError(f"{reference}: no such run under {root / 'runs'}{close}. Expected {REFERENCE}")
+
+
+def _fetched(file: Path) -> bool:
+    """Of a run that MLflow answered the weights come when they are needed."""
+    try:
+        return tracking.fetch(file)
+    except Exception as error:  # MLflow raises what its back end raises
+        reason = str(error).splitlines()[0]
+        raise SegsweepError(f"{file}: MLflow has it and does not give it now: {reason}") from error
 
 
 def _best(name: str, root: Path) -> tuple[Path, str]:

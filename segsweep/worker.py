@@ -125,7 +125,12 @@ def main() -> None:
 
     from segsweep import cli, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
 
+    def ask(*question: Any) -> bool:
+        send("restore", *question)
+        return pickle.loads(inbox.get())[1]  # while a job runs the parent sends nothing else
+
     tracking.elsewhere = lambda mirror: send("mirror", mirror)
+    tracking.ask = ask
 
     send("ready")
     context: dict[str, Any] = {}
@@ -135,7 +140,7 @@ def main() -> None:
             context = _set_up(**content[0])
             sys.stdout = sys.stderr = _Lines()
         elif kind == "job":
-            number, config = content
+            number, config, run.finer = content
             send("done", number, _run(config, **context))
             _free()
 

@@ -5,6 +5,7 @@ Where the folder is there and broken the tests fail; only where there is none ar
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,3 +33,21 @@ def lgg() -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{PACKED} is there and cannot be unpacked:\n{done.stdout}{done.stderr}"
     return folder
+
+
+@pytest.fixture(scope="session")
+def made_store(tmp_path_factory):
+    """Making a store takes seconds: one is made, and copied."""
+    folder = tmp_path_factory.mktemp("store")
+    from segsweep import tracking
+
+    tracking.connect(f"sqlite:///{folder}/mlflow.db")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def uri(made_store, tmp_path):
+    (tmp_path / "mlruns").mkdir()
+    for file in made_store.parent.glob("mlflow.db*"):
+        shutil.copy(file, tmp_path / "mlruns")
+    return f"sqlite:///{tmp_path}/mlruns/mlflow.db"

@@ -126,3 +126,26 @@ def test_two_processes_that_want_the_same_run_train_it_once(tmp_path):
     outputs = [finish(process) for process in both]
     statuses = sorted(json.loads(job.read_text())["status"] for job in (cwd / "runs").glob("*/*/job.json"))
     assert statuses == ["finished", "reused"], outputs
+
+
+@pytest.mark.slow
+def test_who_waits_for_the_same_run_takes_over_when_the_first_dies(tmp_path):
+    cwd = tmp_path / "work"
+    cwd.mkdir()
+    asked = ["epochs=300", "checkpoint.every=5", *TINY, "tracking=none"]
+    first = start(cwd, *asked)
+    while not list((cwd / "runs").glob("trajectories/*/state_*.pt")):
+        assert first.poll() is None, finish(first)
+        time.sleep(0.05)
+    second = start(cwd, *asked)
+    while len(jobs := list((cwd / "runs").glob("2*/0/job.json"))) < 2:
+        assert second.poll() is None, finish(second)
+        time.sleep(0.05)
+    time.sleep(0.5)  # it reads the data set, and then waits
+    assert (first.poll(), second.poll()) == (None, None)
+    first.kill()
+    finish(first)
+    output = finish(second)
+    statuses = {job["pid"]: job["status"] for job in (json.loads(file.read_text()) for file in jobs)}
+    assert statuses == {first.pid: "running", second.pid: "continued"}, output
+    assert len((next((cwd / "runs").glob("runs/*/history.jsonl"))).read_text().splitlines()) == 300

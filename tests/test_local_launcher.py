@@ -186,6 +186,34 @@ def test_what_does_not_fit_into_the_budget_is_listed_as_not_started(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_the_budget_left_out_comes_first_next_time_and_what_failed_last(tmp_path):
+    """Job 0 uses the budget up, and fails; jobs 1 and 2 are not started."""
+    events = []
+    asked = toys("seed", "seed", "seed")
+    with launcher(tmp_path, budget_min=60) as made:
+
+        def over(event: dict[str, Any]) -> None:
+            events.append(event)
+            if event["kind"] == "start":
+                made.budget = 0.0
+
+        progress.send_to(over)
+        assert [math.isnan(value) for value in values(made.launch(asked, 0))] == [False, True, True]
+        assert [record(tmp_path, n)["status"] for n in (1, 2)] == ["not started"] * 2
+        assert [(e["job"], e["status"]) for e in events if e["kind"] == "end"] == [
+            (0, "finished"), (1, "not started"), (2, "not started"),
+        ]  # fmt: skip
+        failed = Job(0, asked[0], tmp_path)
+        failed.compose(made.context, made.config, made.planner)
+        failed.fail("nan", "the loss became nan")
+        assert (failed.point.folder / "failure.json").exists()
+        made.budget = 60.0
+        progress.send_to(events.append)
+        events.clear()
+        assert values(made.launch(asked, 0)) == [0.0, 1.0, 2.0]
+    assert [e["job"] for e in events if e["kind"] == "start"] == [1, 2, 0]
+
+
 def test_asked_to_stop_the_running_jobs_end_and_no_other_starts(tmp_path):
     def stop() -> None:
         until(lambda: (tmp_path / "sweep" / "0" / "pid").exists())
@@ -364,6 +392,9 @@ def test_a_sweep_with_a_killed_worker_goes_on_and_the_next_one_continues_it(tmp_
     failure = json.loads((latest.parent / first[0]["run"] / "failure.json").read_text())
     assert (failure["class"], failure["epoch"] >= 1) == ("killed", True)
     assert statuses(tmp_path)[first[0]["signature"]] == "FAILED"
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")) as database:
+        assert database.execute("select value from tags where key = 'failure'").fetchall() == [("killed",)]
+    assert "job 0 failed: killed: the worker process ended with signal SIGKILL" in output
 
     output = finished(process := command(tmp_path, *sweep))
     assert process.returncode == 0, output

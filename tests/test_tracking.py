@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import subprocess
 import sys
 
@@ -43,24 +42,9 @@ RESULT = {
     "peak_memory_bytes": 2**30,
     "parameters": 1000,
     "gflops": 1.5,
+    "micro_batches": 2,
     "objective": 0.3,
 }
-
-
-@pytest.fixture(scope="session")
-def made_store(tmp_path_factory):
-    """Making a store takes seconds: one is made, and copied."""
-    folder = tmp_path_factory.mktemp("store")
-    tracking.connect(f"sqlite:///{folder}/mlflow.db")
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def uri(made_store, tmp_path):
-    (tmp_path / "mlruns").mkdir()
-    for file in made_store.parent.glob("mlflow.db*"):
-        shutil.copy(file, tmp_path / "mlruns")
-    return f"sqlite:///{tmp_path}/mlruns/mlflow.db"
 
 
 @pytest.fixture
@@ -105,6 +89,7 @@ def test_a_run_is_copied_while_it_goes_on_and_closed_at_its_end(uri, folder):
     assert steps == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     assert run.data.metrics["test/dice"] == 0.25
     assert run.data.metrics["peak_memory_mib"] == 1024
+    assert run.data.metrics["micro_batches"] == 2
     assert "test/hd95" not in run.data.metrics
     files = {f.path for f in client.list_artifacts(run.info.run_id)}
     assert files == {"run.json", "config.yaml", "history.jsonl", "result.json", "figures", "weights"}

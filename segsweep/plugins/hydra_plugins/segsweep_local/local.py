@@ -6,6 +6,7 @@ its process down with it costs the sweep that job alone.
 
 import heapq
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import progress, worker
+from segsweep import progress, tracking, worker
 from segsweep.plan import Planner
 from segsweep.worker import Worker
 
@@ -166,10 +167,12 @@ class LocalLauncher(Launcher):
             if job and event["kind"] == "end":
                 job.failure = event.get("failure")
                 if self._left(job):
-                    event = {"kind": "retry", "text": event["error"]}
+                    event = _retry(job, event["error"])
             progress.emit(**event | {"job": job.number if job else 0})
         elif kind == "mirror":
             content[0].update()
+        elif kind == "restore":
+            threading.Thread(target=_restore, args=(sender, *content), daemon=True).start()
         elif kind == "done":
             job = self.running.pop(sender)
             result = content[1]
@@ -219,7 +222,7 @@ class LocalLauncher(Launcher):
                 return
             job.start()
             self.running[each] = job
-            each.send(("job", job.number, job.config))
+            each.send(("job", job.number, job.config, 2 ** job.tries["oom"]))
 
     def _next(self, over: bool) -> Job | None:
         """The first that waits for no other: jobs of one trajectory run after one another and share its epochs."""
@@ -250,8 +253,6 @@ class LocalLauncher(Launcher):
         if self._left(job):
             assert job.failure is not None
             job.tries[job.failure] += 1
-            if job.failure == "oom" and job.config and "micro_batches" in job.config:
-                job.config.micro_batches *= 2  # the same step in smaller parts
             heapq.heappush(self.waiting, job)
         else:
             job.config = None
@@ -268,7 +269,7 @@ class LocalLauncher(Launcher):
         """What a job does when it fails, done for one that no longer can."""
         job.fail(failure, reason)
         if self._left(job):
-            progress.emit("retry", job=job.number, text=reason)
+            progress.emit(**_retry(job, reason) | {"job": job.number})
         else:
             job.mirror()
             progress.emit("end", job=job.number, status="failed", error=reason, failure=failure)
@@ -282,6 +283,16 @@ class LocalLauncher(Launcher):
             job.close("interrupted", None, "stopped")
             job.mirror()
         self.running.clear()
+
+
+def _retry(job: Job, reason: str) -> dict[str, Any]:
+    """The event of it. After want of memory the same steps are taken in twice as many parts (`train.in_parts`)."""
+    how = " with batches in twice as many parts" if job.failure == "oom" else ""
+    return {"kind": "retry", "text": f"{reason.splitlines()[0]}; trying again{how}"}
+
+
+def _restore(asking: Worker, *question: Any) -> None:
+    asking.send(("restored", tracking.restore(*question)))
 
 
 def _is_list(devices: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
@@ -12,6 +12,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segsweep.errors import SegsweepError
 from segsweep.preflight import searching
+
+if TYPE_CHECKING:
+    from segsweep.plan import Point
 
 
 class PlanLauncher(Launcher):
@@ -34,9 +37,21 @@ class PlanLauncher(Launcher):
                 points.append(planner.point(*bare(config)))
             except SegsweepError as error:
                 points.append(error)
+        self._ask_mlflow([point for point in points if isinstance(point, Point)])
         asked = list(self.config.hydra.overrides.task)
         print(table([job_name(list(overrides), asked) for overrides in job_overrides], points, planner))
         return [_nothing(overrides) for overrides in job_overrides]
+
+    def _ask_mlflow(self, points: list["Point"]) -> None:
+        """What another machine has finished is not trained here."""
+        from segsweep.tracking import finished
+
+        place = self.config.tracking
+        unknown = {point.signature for point in points if point.state != "finished"}
+        there = finished(place.uri, place.experiment, unknown) if self.config.reuse and unknown else set()
+        for point in points:
+            if point.signature in there:
+                point.state, point.epoch, point.note = "finished", point.epochs, "in MLflow"
 
 
 def bare(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
