@@ -83,13 +83,15 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help=f"default: {' '.join(GRID)}")
     args = parser.parse_args()
     grid = (["data=lgg", f"data.root={args.data_root}"] if args.data_root else []) + (args.overrides or GRID)
+    asked = [override for override in grid if override.startswith("hydra.launcher.jobs_per_device=")]
+    slots = int(asked[-1].partition("=")[2]) if asked else 1
     rounds: list[dict[str, Any]] = []
     answers: dict[str, list[float]] = {"cfg": [], "run": [], "sweep": []}
     for number in range(args.rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             began, wall, cpu = command(folder, "-m", *grid)
-            row = {"seconds": wall, "cpu": cpu} | parts(folder, began, wall)
+            row = {"seconds": wall, "cpu": cpu} | parts(folder, began, wall, slots)
             row |= {"jobs": len(list(folder.glob("multirun/*/*/job.json")))}
             row |= {"decoded": len(list(folder.glob("cache/*/images.npy")))}
             rounds.append(row)

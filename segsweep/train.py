@@ -26,6 +26,8 @@ from segsweep.evaluate import evaluate
 from segsweep.metrics import confusion, summarise
 
 SELECT_BY = "val/dice"
+LOOK = 1.0
+"""Seconds between two looks at the losses within an epoch: on a GPU a look waits for all that was asked of it."""
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -68,9 +70,8 @@ def fit(
     number of epochs that were already there.
     Raises NotFiniteError naming the step, and progress.Interrupted at the end of an epoch when asked to stop.
     """
-    forward = forward or model
+    forward = model if forward is None else forward  # a compiled module has no truth value
     device = next(model.parameters()).device
-    look = 1 if device.type == "cpu" else 50  # reading the loss on a GPU waits for it
     if parts > 1:
         forward = partial(in_parts, forward, parts, [m for m in model.modules() if isinstance(m, _BatchNorm)])
     state = checkpoints.load(until=epochs)
@@ -96,10 +97,10 @@ def fit(
     for epoch in range(done + 1, epochs + 1):
         torch.manual_seed(epoch_seed(seed, epoch))
         losses = torch.zeros(len(train), device=device)
-        sizes = torch.zeros(len(train), device=device)
+        sizes: list[int] = []
         counts = torch.zeros(patients, 4, dtype=torch.int64, device=device)
         model.train()
-        started = time.perf_counter()
+        started = looked = time.perf_counter()
         for step, (x, y, patient) in enumerate(train.epoch(epoch_seed(seed, epoch))):
             with autocast():
                 logits = forward(x)
@@ -109,15 +110,19 @@ def fit(
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
             optimizer.step()
-            losses[step], sizes[step] = value.detach(), len(x)
+            losses[step] = value.detach()
+            sizes.append(len(x))
             counts += confusion(logits.detach(), y, patient, patients)
-            if (step + 1) % look == 0 or step + 1 == len(train):
+            now = time.perf_counter()
+            if now - looked > LOOK:
                 _finite(losses[: step + 1], epoch)
-                rate = float(sizes[: step + 1].sum()) / (time.perf_counter() - started)
-                progress.emit("step", epoch=epoch, epochs=epochs, done=(step + 1) / len(train), rate=rate)
+                looked = now
+            rate = sum(sizes) / (now - started)
+            progress.emit("step", epoch=epoch, epochs=epochs, done=(step + 1) / len(train), rate=rate)
+        _finite(losses, epoch)
         seconds = time.perf_counter() - started
         row: dict[str, Any] = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "seconds": seconds}
-        row["train/loss"] = float((losses * sizes).sum() / sizes.sum())
+        row["train/loss"] = float((losses * torch.tensor(sizes, device=device)).sum() / sum(sizes))
         row |= {f"train/{name}": v for name, v in summarise(counts.cpu().numpy()).items()}
         held = evaluate(model, loss, held_out, patients=patients, autocast=autocast, parts=parts)
         row |= {f"{part}/loss": held.loss} | {f"{part}/{name}": v for name, v in summarise(held.counts).items()}

@@ -63,9 +63,10 @@ class Batches:
         if self.shuffle:
             order = order[torch.randperm(self.images, generator=generator, device=self.device)]
         resident = self._resident()
+        host = np.empty(0, np.int64) if resident else order.cpu().numpy()
         for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
             index = order[start:stop]
-            raw, mask = (t[index] for t in resident) if resident else self._gather(index)
+            raw, mask = (t[index] for t in resident) if resident else self._gather(host[start:stop])
             patient = self.patient[index]
             if raw.dtype == torch.int16:
                 raw = raw.int() & 0xFFFF
@@ -81,12 +82,11 @@ class Batches:
     def _resident(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         return _upload(self.volumes, self.device) if self.device.type == "cuda" else None
 
-    def _gather(self, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        chosen = index.cpu().numpy()
-        return tuple(
-            torch.from_numpy(_bits(array)[chosen]).to(self.device)
-            for array in (self.volumes.images, self.volumes.masks)
-        )
+    def _gather(self, chosen: np.ndarray) -> tuple[torch.Tensor, ...]:
+        found = [torch.from_numpy(_bits(array)[chosen]) for array in (self.volumes.images, self.volumes.masks)]
+        if self.device.type == "cuda":  # from pinned memory a copy does not wait for the steps before it
+            return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in found)
+        return tuple(found)
 
 
 def _upload(volumes: Volumes, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
