@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -28,6 +29,13 @@ from segsweep.tracking import FACTORS, VIEW  # noqa: E402
 SWEEP = ["model=unet,r2unet", "optim=sgd,adam", "seed=0,1,2", "epochs=4", "model.width=8", "augment=flips"]
 SWEEP += ["data.patients=48", "split.test=0.4"]
 
+CLOSE_ASSISTANT = """{
+const title = [...document.querySelectorAll('h1,h2,h3,h4,span,div')].filter(e => e.textContent === 'MLflow Assistant');
+let panel = title.pop();
+while (panel && panel.querySelectorAll('button').length < 3) panel = panel.parentElement;
+if (panel) panel.querySelectorAll('button')[2].click();
+}"""  # its bar has three buttons: new, settings, close
+
 
 def ui(work: Path) -> tuple[subprocess.Popen[bytes], str]:
     """MLflow's server over the store in `work` on a free port of this machine alone, and its address."""
@@ -41,7 +49,14 @@ def ui(work: Path) -> tuple[subprocess.Popen[bytes], str]:
     server = subprocess.Popen(
         [*command, "--port", str(port), "--workers", "1"], env=environment, stdout=quiet, stderr=quiet
     )
-    return server, f"http://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            ask(address, "experiments/search", {"max_results": 1})
+            break
+        except OSError:
+            time.sleep(0.5)
+    return server, address
 
 
 def ask(address: str, method: str, body: dict) -> dict:
@@ -62,7 +77,7 @@ def shoot(page: Page, name: str, colours: int = 128) -> None:
 
 def mlflow(page: Page, address: str) -> None:
     """The runs table, the charts grouped by factor, the side-by-side comparison, and the sweep's own run."""
-    text = "document.body.innerText"
+    text = "(document.body?.innerText ?? '')"
     page.call(
         "Page.addScriptToEvaluateOnNewDocument", source="localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')"
     )
@@ -72,11 +87,14 @@ def mlflow(page: Page, address: str) -> None:
         page.open("about:blank")  # the UI's addresses differ after the #, which alone loads nothing anew
         page.open(url, 1600, height)
         page.until(ready)
+        page.evaluate(CLOSE_ASSISTANT)
         page.evaluate("new Promise(done => setTimeout(done, 4000))")  # charts and columns draw themselves in steps
 
     show(f"{runs}?viewStateShareKey={VIEW}", f"{text}.includes('r2unet') && {text}.includes('test/dice')", 620)
     shoot(page, "mlflow_runs.png")
-    show(f"{runs}?viewStateShareKey={FACTORS}&compareRunsMode=CHART", "document.querySelector('.js-plotly-plot')", 900)
+    show(
+        f"{runs}?viewStateShareKey={FACTORS}&compareRunsMode=CHART", "!!document.querySelector('.js-plotly-plot')", 900
+    )
     shoot(page, "mlflow_charts.png")
     found = ask(address, "runs/search", {"experiment_ids": ["1"], "filter": "tags.signature LIKE '%'"})["runs"]
     of_seed_0 = [run["info"]["run_id"] for run in found if {"key": "seed", "value": "0"} in run["data"]["params"]]
