@@ -2,7 +2,7 @@
 
     python docs/screenshots.py [--work FOLDER]   # FOLDER keeps the sweep, so that a second call takes only pictures
 
-Needs Chromium and, for pictures of reasonable size, nothing else. Only the phantom is ever shown.
+Needs Chromium. Only the phantom is ever shown.
 """
 
 import argparse
@@ -28,13 +28,6 @@ from segsweep.tracking import FACTORS, VIEW  # noqa: E402
 
 SWEEP = ["model=unet,r2unet", "optim=sgd,adam", "seed=0,1,2", "epochs=4", "model.width=8", "augment=flips"]
 SWEEP += ["data.patients=48", "split.test=0.4"]
-
-CLOSE_ASSISTANT = """{
-const title = [...document.querySelectorAll('h1,h2,h3,h4,span,div')].filter(e => e.textContent === 'MLflow Assistant');
-let panel = title.pop();
-while (panel && panel.querySelectorAll('button').length < 3) panel = panel.parentElement;
-if (panel) panel.querySelectorAll('button')[2].click();
-}"""  # its bar has three buttons: new, settings, close
 
 
 def ui(work: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -78,19 +71,17 @@ def shoot(page: Page, name: str, colours: int = 128) -> None:
 def mlflow(page: Page, address: str) -> None:
     """The runs table, the charts grouped by factor, the side-by-side comparison, and the sweep's own run."""
     text = "(document.body?.innerText ?? '')"
-    page.call(
-        "Page.addScriptToEvaluateOnNewDocument", source="localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')"
-    )
     runs = f"{address}/#/experiments/1/runs"
 
-    def show(url: str, ready: str, height: int) -> None:
+    def show(url: str, ready: str, height: int, width: int = 1600) -> None:
         page.open("about:blank")  # the UI's addresses differ after the #, which alone loads nothing anew
-        page.open(url, 1600, height)
+        page.open(url, width, height)
         page.until(ready)
-        page.evaluate(CLOSE_ASSISTANT)
         page.evaluate("new Promise(done => setTimeout(done, 4000))")  # charts and columns draw themselves in steps
 
-    show(f"{runs}?viewStateShareKey={VIEW}", f"{text}.includes('r2unet') && {text}.includes('test/dice')", 620)
+    table = f"{text}.includes('r2unet') && {text}.includes('test/dice')"
+    for _ in range(2):  # on the first visit an assistant opens of itself
+        show(f"{runs}?viewStateShareKey={VIEW}", table, 620, 2000)
     shoot(page, "mlflow_runs.png")
     show(
         f"{runs}?viewStateShareKey={FACTORS}&compareRunsMode=CHART", "!!document.querySelector('.js-plotly-plot')", 900
@@ -100,7 +91,11 @@ def mlflow(page: Page, address: str) -> None:
     of_seed_0 = [run["info"]["run_id"] for run in found if {"key": "seed", "value": "0"} in run["data"]["params"]]
     query = urllib.parse.urlencode({"runs": json.dumps(of_seed_0), "experiments": '["1"]'})
     side = f"{address}/#/compare-runs?{query}"
-    show(side, f"{text}.includes('Comparing')", 1000)
+    show(side, f"{text}.includes('Comparing')", 1500)
+    folded = (
+        "[...document.querySelectorAll('button, [role=button]')].find(b => b.innerText.trim() === 'Visualizations')"
+    )
+    page.evaluate(f"{folded}?.click(); new Promise(done => setTimeout(done, 1500))")
     shoot(page, "mlflow_compare.png")
     (parent,) = ask(address, "runs/search", {"experiment_ids": ["1"], "filter": "tags.sweep LIKE '%'"})["runs"]
     show(f"{runs}/{parent['info']['run_id']}", f"{text}.includes('finished runs in')", 620)

@@ -27,16 +27,13 @@ def _scope(found: Findings) -> str:
     each = "each " if runs > 1 else ""
     text = (
         f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, {each}tested on {patients} of"
-        f" {joined(sorted({found.data(i).split()[0] for i in range(len(found.rows))}))}. Intervals are of 95 %, over"
-        " patients where nothing else is said."
+        f" {joined(sorted({found.data(i).split()[0] for i in range(len(found.rows))}))}."
     )
     lacking = sum(job.status not in DONE for job in found.record.jobs)
-    return text + (
-        f" **{plural(lacking, 'job')} did not finish** and {'is' if lacking == 1 else 'are'} listed under What is"
-        " missing."
-        if lacking
-        else ""
-    )
+    verb = "is" if lacking == 1 else "are"
+    if lacking:
+        text += f" **{plural(lacking, 'job')} did not finish** and {verb} listed under What is missing."
+    return text + " Intervals are of 95 %, over patients where nothing else is said."
 
 
 def _leaders(found: Findings) -> list[str]:
