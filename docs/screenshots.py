@@ -80,8 +80,7 @@ def mlflow(page: Page, address: str) -> None:
         page.evaluate("new Promise(done => setTimeout(done, 4000))")  # charts and columns draw themselves in steps
 
     table = f"{text}.includes('r2unet') && {text}.includes('test/dice')"
-    for _ in range(2):  # on the first visit an assistant opens of itself
-        show(f"{runs}?viewStateShareKey={VIEW}", table, 620, 2000)
+    show(f"{runs}?viewStateShareKey={VIEW}", table, 620, 2000)
     shoot(page, "mlflow_runs.png")
     show(
         f"{runs}?viewStateShareKey={FACTORS}&compareRunsMode=CHART", "!!document.querySelector('.js-plotly-plot')", 900
@@ -91,10 +90,11 @@ def mlflow(page: Page, address: str) -> None:
     of_seed_0 = [run["info"]["run_id"] for run in found if {"key": "seed", "value": "0"} in run["data"]["params"]]
     query = urllib.parse.urlencode({"runs": json.dumps(of_seed_0), "experiments": '["1"]'})
     side = f"{address}/#/compare-runs?{query}"
-    show(side, f"{text}.includes('Comparing')", 1500)
+    show(side, f"{text}.includes('Comparing')", 1300)
     folded = (
         "[...document.querySelectorAll('button, [role=button]')].find(b => b.innerText.trim() === 'Visualizations')"
     )
+    page.evaluate("document.querySelectorAll('[role=switch]').forEach(b => b.click())")  # show diff only
     page.evaluate(f"{folded}?.click(); new Promise(done => setTimeout(done, 1500))")
     shoot(page, "mlflow_compare.png")
     (parent,) = ask(address, "runs/search", {"experiment_ids": ["1"], "filter": "tags.sweep LIKE '%'"})["runs"]
