@@ -34,7 +34,8 @@ check: $(VENV)/.tools
 	$(BIN)/mypy
 
 ui: install
-	@echo 'Best view: http://127.0.0.1:$(PORT)/#/experiments/1/runs?viewStateShareKey=segsweep'
+	@echo 'Runs, best first:  http://127.0.0.1:$(PORT)/#/experiments/1/runs?viewStateShareKey=segsweep'
+	@echo 'Charts by factor:  http://127.0.0.1:$(PORT)/#/experiments/1/runs?viewStateShareKey=segsweep-factors&compareRunsMode=CHART'
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
 lock: $(VENV)/.tools

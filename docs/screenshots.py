@@ -2,7 +2,7 @@
 
     python docs/screenshots.py [--work FOLDER]   # FOLDER keeps the sweep, so that a second call takes only pictures
 
-Needs Chromium and, for pictures of reasonable size, nothing else. Only the phantom is ever shown.
+Needs Chromium. Only the phantom is ever shown.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -41,7 +42,14 @@ def ui(work: Path) -> tuple[subprocess.Popen[bytes], str]:
     server = subprocess.Popen(
         [*command, "--port", str(port), "--workers", "1"], env=environment, stdout=quiet, stderr=quiet
     )
-    return server, f"http://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            ask(address, "experiments/search", {"max_results": 1})
+            break
+        except OSError:
+            time.sleep(0.5)
+    return server, address
 
 
 def ask(address: str, method: str, body: dict) -> dict:
@@ -62,27 +70,32 @@ def shoot(page: Page, name: str, colours: int = 128) -> None:
 
 def mlflow(page: Page, address: str) -> None:
     """The runs table, the charts grouped by factor, the side-by-side comparison, and the sweep's own run."""
-    text = "document.body.innerText"
-    page.call(
-        "Page.addScriptToEvaluateOnNewDocument", source="localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')"
-    )
+    text = "(document.body?.innerText ?? '')"
     runs = f"{address}/#/experiments/1/runs"
 
-    def show(url: str, ready: str, height: int) -> None:
+    def show(url: str, ready: str, height: int, width: int = 1600) -> None:
         page.open("about:blank")  # the UI's addresses differ after the #, which alone loads nothing anew
-        page.open(url, 1600, height)
+        page.open(url, width, height)
         page.until(ready)
         page.evaluate("new Promise(done => setTimeout(done, 4000))")  # charts and columns draw themselves in steps
 
-    show(f"{runs}?viewStateShareKey={VIEW}", f"{text}.includes('r2unet') && {text}.includes('test/dice')", 620)
+    table = f"{text}.includes('r2unet') && {text}.includes('test/dice')"
+    show(f"{runs}?viewStateShareKey={VIEW}", table, 620, 2000)
     shoot(page, "mlflow_runs.png")
-    show(f"{runs}?viewStateShareKey={FACTORS}&compareRunsMode=CHART", "document.querySelector('.js-plotly-plot')", 900)
+    show(
+        f"{runs}?viewStateShareKey={FACTORS}&compareRunsMode=CHART", "!!document.querySelector('.js-plotly-plot')", 900
+    )
     shoot(page, "mlflow_charts.png")
     found = ask(address, "runs/search", {"experiment_ids": ["1"], "filter": "tags.signature LIKE '%'"})["runs"]
     of_seed_0 = [run["info"]["run_id"] for run in found if {"key": "seed", "value": "0"} in run["data"]["params"]]
     query = urllib.parse.urlencode({"runs": json.dumps(of_seed_0), "experiments": '["1"]'})
     side = f"{address}/#/compare-runs?{query}"
-    show(side, f"{text}.includes('Comparing')", 1000)
+    show(side, f"{text}.includes('Comparing')", 1300)
+    folded = (
+        "[...document.querySelectorAll('button, [role=button]')].find(b => b.innerText.trim() === 'Visualizations')"
+    )
+    page.evaluate("document.querySelectorAll('[role=switch]').forEach(b => b.click())")  # show diff only
+    page.evaluate(f"{folded}?.click(); new Promise(done => setTimeout(done, 1500))")
     shoot(page, "mlflow_compare.png")
     (parent,) = ask(address, "runs/search", {"experiment_ids": ["1"], "filter": "tags.sweep LIKE '%'"})["runs"]
     show(f"{runs}/{parent['info']['run_id']}", f"{text}.includes('finished runs in')", 620)

@@ -31,6 +31,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # else each drawing lays out all the labels once more to find it
     "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.5,

@@ -19,7 +19,7 @@ from segsweep.report.learning import (
     overfitting,
 )
 from segsweep.report.records import Record
-from segsweep.report.statistics import Interval
+from segsweep.report.statistics import LEVEL, Interval
 
 DONE = ("finished", "reused", "continued")
 
@@ -115,4 +115,6 @@ def shared(settings: dict[str, Any]) -> str:
 
 
 def p_value(p: float) -> str:
-    return "–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    """Three decimals, and one more where three would round across the level."""
+    near = f"{p:.3f}" == f"{LEVEL:.3f}"
+    return "–" if p != p else "< 0.001" if p < 0.001 else f"{p:.4f}" if near else f"{p:.3f}"

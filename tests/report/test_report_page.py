@@ -240,6 +240,8 @@ def test_nothing_finished_is_still_a_report(tmp_path):
 def test_one_run_alone_is_compared_with_nothing(tmp_path):
     summary = summary_of([Spec(factors(), simulate(np.random.default_rng(0)))], tmp_path)
     assert "One row alone compares with nothing" in summary
+    assert summary.startswith("1 finished run in 1 configuration, tested on 20 test patients of phantom.")
+    assert re.search(r"Pixel accuracy is 0\.9\d+ while mean Dice is 0\.\d+; predicting", summary)
     assert "higher" not in summary.replace("highest", "")
 
 
@@ -275,6 +277,27 @@ def test_difference_within_the_luck_of_training_is_called_that(tmp_path):
     summary = summary_of(specs, tmp_path)
     assert "**no more than seeds differ among themselves**: not shown for newly trained networks" in summary
     assert "holds over" not in summary
+
+
+def test_no_difference_is_said_with_the_wider_interval_and_so_is_a_leak_without_effect(tmp_path):
+    """Seeds that scatter: the interval over patients alone would leave out what another training may bring."""
+    rng = np.random.default_rng(5)
+    z = difficulties(rng)
+    specs = [
+        Spec(factors(split=split, seed=s), simulate(rng, luck, 0.05, z))
+        for split, lucks in (("patient", (0.1, -0.1, 0.0)), ("slice", (0.0, 0.1, -0.1)))
+        for s, luck in enumerate(lucks)
+    ]
+    specs += [
+        Spec(factors(optim="adam", seed=s), simulate(rng, luck, 0.05, z)) for s, luck in enumerate((0.1, 0.0, -0.1))
+    ]
+    summary = summary_of(specs, tmp_path)
+    said = re.search(
+        r"\*\*No difference is shown\*\* for (adam|sgd) against .*over patients and seeds \[-0\.\d+", summary
+    )
+    assert said
+    assert "the corrected test is not below 5 %. That is no proof of equality." in summary
+    assert re.search(r"Measured on the same 20 patients: .* less .*, Dice .*, not shown to differ\.", summary)
 
 
 def test_pairs_of_opposite_sign_are_said(tmp_path):

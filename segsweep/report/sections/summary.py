@@ -24,18 +24,16 @@ def _scope(found: Findings) -> str:
     runs = sum(len(row.runs) for row in found.rows)
     tested = sorted({found.comparison.tested(i) for i in range(len(found.rows))})
     patients = plural(tested[0], "test patient") if len(tested) == 1 else f"{tested[0]} to {tested[-1]} test patients"
+    each = "each " if runs > 1 else ""
     text = (
-        f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, each tested on {patients} of"
-        f" {joined(sorted({found.data(i).split()[0] for i in range(len(found.rows))}))}. Intervals are of 95 %, over"
-        " patients where nothing else is said."
+        f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, {each}tested on {patients} of"
+        f" {joined(sorted({found.data(i).split()[0] for i in range(len(found.rows))}))}."
     )
     lacking = sum(job.status not in DONE for job in found.record.jobs)
-    return text + (
-        f" **{plural(lacking, 'job')} did not finish** and {'is' if lacking == 1 else 'are'} listed under What is"
-        " missing."
-        if lacking
-        else ""
-    )
+    verb = "is" if lacking == 1 else "are"
+    if lacking:
+        text += f" **{plural(lacking, 'job')} did not finish** and {verb} listed under What is missing."
+    return text + " Intervals are of 95 %, over patients where nothing else is said."
 
 
 def _leaders(found: Findings) -> list[str]:
@@ -165,13 +163,15 @@ def _cautions(found: Findings) -> list[str]:
     if few:
         which = "Every row rests" if len(few) == len(found.rows) else f"{len(few)} of {len(found.rows)} rows rest"
         seeds = sorted({len(row.seeds) for row in few})
+        known = "not measured" if seeds == [1] else f"not known well enough to test, which takes {FEWEST_REPEATS}"
         sentences.append(
             f"{which} on {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}: how far training again would move"
-            " the figures is not measured."
+            f" the figures is {known}."
         )
     if any(row.leaks for row in found.rows):
         leak = next((c for c in found.analysis.contrasts if c.factor == "split"), None)
-        effect = f" Measured on the same patients, {leak.b} scores {signed(leak)} above {leak.a}." if leak else ""
+        effect = f" Measured on the same {plural(leak.patients, 'patient')}: {leak.b} less {leak.a}," if leak else ""
+        effect += f" Dice {widest(leak)}{', not shown to differ' * (leak.verdict == 'none')}." if leak else ""
         leaking = sum(row.leaks for row in found.rows)
         verb = "was split by slice and leaks" if leaking == 1 else "were split by slice and leak"
         sentences.append(
@@ -181,10 +181,16 @@ def _cautions(found: Findings) -> list[str]:
     accuracy = np.array([row.metric("test/accuracy") for row in found.rows])
     nothing = _accuracy_of_nothing(found)
     if nothing is not None and not np.isnan(accuracy).all():
+        accuracies, dices = (
+            f"is {low}" if low == high else f"lies between {low} and {high}"
+            for low, high in (
+                (f"{np.nanmin(accuracy):.4f}", f"{np.nanmax(accuracy):.4f}"),
+                (f"{np.nanmin(found.means):.3f}", f"{np.nanmax(found.means):.3f}"),
+            )
+        )
         sentences.append(
-            f"Pixel accuracy lies between {np.nanmin(accuracy):.4f} and {np.nanmax(accuracy):.4f} while mean Dice lies"
-            f" between {np.nanmin(found.means):.3f} and {np.nanmax(found.means):.3f}; predicting no tumour anywhere"
-            f" would have an accuracy of {nothing:.4f} and a Dice of 0 on every patient with a tumour."
+            f"Pixel accuracy {accuracies} while mean Dice {dices}; predicting no tumour anywhere would have an accuracy"
+            f" of {nothing:.4f} and a Dice of 0 on every patient with a tumour."
         )
     return sentences
 
