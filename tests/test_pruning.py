@@ -234,6 +234,13 @@ def test_each_option_composes_runs_and_prunes_what_it_should(tmp_path, option):
     assert statuses == expected.get(option, {"pruned"})
 
 
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_value_of_an_option_says_what_it_is(option):
+    first, *lines = (conf_dir() / "pruner" / f"{option}.yaml").read_text().splitlines()
+    assert first.startswith("#")
+    assert [line for line in lines if line[0] not in "#_" and " # " not in line] == []
+
+
 def test_patience_ends_a_run_by_itself(tmp_path):
     cfg, _ = composed(tmp_path, "pruner=patient", "pruner.patience=1", "epochs=9")
     tmp_path.joinpath("s").mkdir()
