@@ -190,10 +190,8 @@ def test_a_search_job_reports_to_its_own_trial(tmp_path):
     for number, rate in enumerate([GOOD, BAD]):
         study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING))
         study.ask()
-        cfg, choices = composed(tmp_path, *HALVING, rate)
-        with open_dict(cfg):
-            cfg.search = {"study": "s", "storage": url, "trial": number, "objective": ["val/dice"]}
-        cfg = OmegaConf.create(OmegaConf.to_container(cfg))
+        search = ["search.study=s", f"search.storage={url}", f"search.trial={number}"]
+        cfg, _ = composed(tmp_path, *HALVING, rate, *search)
         judge = pruning.Judge(cfg, pruner="halving", signature=rate, name=rate, data="d", split="s", sweep=None)
         with judge:
             value = 0.5 - number / 4
