@@ -93,18 +93,6 @@ def attempt(pruner: "optuna.pruners.BasePruner") -> None:
     pruner.prune(study, study.trials[-1])
 
 
-def connect(storage: str) -> "optuna.storages.BaseStorage":
-    """Of an Optuna URL, or of `journal:///PATH` for Optuna's journal file."""
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if storage.startswith("journal:///"):
-        return optuna.storages.JournalStorage(JournalFileBackend(storage.removeprefix("journal:///")))
-    waits = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
-    return optuna.storages.get_storage(optuna.storages.RDBStorage(storage, engine_kwargs=waits))
-
-
 class Judge:
     """One run before its pruner. An outage of the storage costs the pruning of this run, never the run.
 
@@ -144,12 +132,14 @@ class Judge:
     def _open(self) -> None:
         import optuna
 
+        from segsweep.study import open_storage
+
         number = OmegaConf.select(self.cfg, "search.trial")
         if number is not None:
-            place, study = connect(self.cfg.search.storage), self.cfg.search.study
+            place, study = open_storage(self.cfg.search.storage), self.cfg.search.study
             self.trial = place.get_trial_id_from_study_id_trial_number(place.get_study_id_from_name(study), number)
         elif self.sweep is not None:
-            place, study = connect(f"journal:///{self.sweep.absolute() / PRUNING}"), self.metric
+            place, study = open_storage(f"journal:///{self.sweep.absolute() / PRUNING}"), self.metric
             direction = optuna.study.StudyDirection.MAXIMIZE if self.sign > 0 else optuna.study.StudyDirection.MINIMIZE
             kept = optuna.create_study(storage=place, study_name=study, direction=direction, load_if_exists=True)
             mine = [t for t in kept.get_trials(deepcopy=False) if t.user_attrs.get("signature") == self.signature]

@@ -23,12 +23,17 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "train": {"data", "metrics", "evaluate"},
     "tracking": set(),
     "registry": {"tracking"},
-    "report": {"tracking"},  # to find the folders of an MLflow experiment; nothing that trains
+    # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by; nothing
+    # that trains
+    "report": {"tracking", "study", "config", "signature"},
+    "study": set(),
 }
 ONLY = {  # distribution -> who may import it at all
     "mlflow": {"tracking", "registry"},
-    "optuna": {"report", "search", "pruning"},
-    "hydra": {"cli", "components", "config", "plan", "plugins", "preflight", "sweep", "worker", "search", "pruning"},
+    "optuna": {"report", "study", "pruning", "plugins"},
+    "hydra": {
+        *("cli", "components", "conditions", "config", "plan", "plugins", "preflight", "report", "sweep", "worker"),
+    },
 }
 ABOVE = ("__main__", "worker", "plugins")  # who may import the command line: it is the top
 FIRST = ("torch", "mlflow", "optuna")  # seconds each: never at the top of what `--help` needs

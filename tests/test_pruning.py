@@ -20,6 +20,7 @@ from segsweep.errors import ConfigError
 from segsweep.plan import Planner, table
 from segsweep.preflight import preflight
 from segsweep.run import Outcome, run
+from segsweep.study import open_storage
 from segsweep.sweep import PRUNING
 
 TINY = ["data.patients=8", "data.slices=6", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
@@ -167,7 +168,7 @@ def test_an_interrupted_run_goes_on_with_its_history_known_to_the_others(tmp_pat
     outcome = do(tmp_path, *HALVING, BAD, "scheduler=constant")
     assert (outcome.status, outcome.epoch) == ("pruned", 2)
     assert len(history(outcome)) == 2
-    (study,) = optuna.get_all_study_summaries(pruning.connect(f"journal:///{tmp_path}/runs/sweep/{PRUNING}"))
+    (study,) = optuna.get_all_study_summaries(open_storage(f"journal:///{tmp_path}/runs/sweep/{PRUNING}"))
     assert (study.study_name, study.n_trials) == ("val/dice", 2)
 
 
@@ -178,7 +179,7 @@ def test_a_run_whose_process_was_killed_goes_on_with_its_trial(tmp_path):
     pruning.Judge(cfg, **facts).__enter__()(rows[:1])  # and never left
     with pruning.Judge(cfg, **facts) as judge:
         judge.end("COMPLETE", rows)
-    study = optuna.load_study(study_name="val/dice", storage=pruning.connect(f"journal:///{tmp_path}/{PRUNING}"))
+    study = optuna.load_study(study_name="val/dice", storage=open_storage(f"journal:///{tmp_path}/{PRUNING}"))
     (trial,) = study.trials
     assert (trial.state.name, trial.intermediate_values, trial.value) == ("COMPLETE", {1: 0.1, 2: 0.2}, 0.2)
 
@@ -189,10 +190,8 @@ def test_a_search_job_reports_to_its_own_trial(tmp_path):
     for number, rate in enumerate([GOOD, BAD]):
         study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING))
         study.ask()
-        cfg, choices = composed(tmp_path, *HALVING, rate)
-        with open_dict(cfg):
-            cfg.search = {"study": "s", "storage": url, "trial": number, "objective": ["val/dice"]}
-        cfg = OmegaConf.create(OmegaConf.to_container(cfg))
+        search = ["search.study=s", f"search.storage={url}", f"search.trial={number}"]
+        cfg, _ = composed(tmp_path, *HALVING, rate, *search)
         judge = pruning.Judge(cfg, pruner="halving", signature=rate, name=rate, data="d", split="s", sweep=None)
         with judge:
             value = 0.5 - number / 4
@@ -231,6 +230,13 @@ def test_each_option_composes_runs_and_prunes_what_it_should(tmp_path, option):
     # patience alone compares with nobody, and the Dice of these stays where it is; Hyperband's bracket is chance
     expected = {"none": {"finished"}, "patient": {"finished"}, "hyperband": statuses & {"finished", "pruned"}}
     assert statuses == expected.get(option, {"pruned"})
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_value_of_an_option_says_what_it_is(option):
+    first, *lines = (conf_dir() / "pruner" / f"{option}.yaml").read_text().splitlines()
+    assert first.startswith("#")
+    assert [line for line in lines if line[0] not in "#_" and " # " not in line] == []
 
 
 def test_patience_ends_a_run_by_itself(tmp_path):

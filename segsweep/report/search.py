@@ -23,12 +23,10 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from segsweep import artifacts
-from segsweep.errors import SegsweepError
-from segsweep.pruning import connect
+from segsweep.errors import SegsweepError, nearest
 from segsweep.report import figures, render, winner
 from segsweep.report.content import Block, Cell, Code, Figure, Section, Table, joined, number, plural
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+from segsweep.study import ASKED, counted, open_storage, reason, shown
 
 FEWEST = 10
 """Complete trials below which no importance is worked out, and as many again for each hyperparameter are wished for."""
@@ -47,10 +45,8 @@ class Found:
 
     @cached_property
     def trials(self) -> list[FrozenTrial]:
-        """Those that count: not withdrawn, nor put back under another number."""
-        every = self.study.get_trials(deepcopy=False)
-        heirs = {t.user_attrs.get("instead_of") for t in every}
-        return [t for t in every if "withdrawn" not in t.user_attrs and t.number not in heirs]
+        """Those that count, as the search itself counts."""
+        return counted(self.study.get_trials(deepcopy=False))
 
     @cached_property
     def complete(self) -> list[FrozenTrial]:
@@ -72,7 +68,7 @@ class Found:
     @cached_property
     def asked(self) -> dict[str, str]:
         """What the search says of itself, key -> text."""
-        found = self.study.user_attrs.get("segsweep")
+        found = self.study.user_attrs.get(ASKED)
         return found if isinstance(found, dict) else {}
 
     @cached_property
@@ -113,15 +109,12 @@ def load(name: str, storage: str, runs: Path | None = None) -> Found:
     file = storage.partition(":///")[2].partition("?")[0]
     if storage.startswith(("sqlite", "journal")) and not Path(file).exists():
         raise SegsweepError(f"--storage {storage}: no such file")
+    place = open_storage(storage)
     try:
-        place = connect(storage)
         names = optuna.get_all_study_names(place)
     except Exception as error:  # a storage raises what its back end raises
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise SegsweepError(f"--storage {storage}: cannot be read: {reason}") from error
+        raise SegsweepError(f"--storage {shown(storage)}: cannot be read: {reason(error)}") from error
     if name not in names:
-        from segsweep.components import nearest
-
         there = f"{nearest(name, names)}; there are {', '.join(names[-20:])}" if names else "; it holds none"
         raise SegsweepError(f"{name}: no such study in {storage}{there}")
     return Found(optuna.load_study(study_name=name, storage=place), storage, runs)
@@ -136,9 +129,7 @@ def write(found: Found, out: Path, title: str | None = None) -> Path:
     for name, png in render.pictures(sections).items():
         with artifacts.atomic(out / "search" / name) as partial:
             partial.write_bytes(png)
-    made = (
-        f"Made {datetime.now():%Y-%m-%d %H:%M} from the study in {_shown(found.storage)}. Nothing was trained for it."
-    )
+    made = f"Made {datetime.now():%Y-%m-%d %H:%M} from the study in {shown(found.storage)}. Nothing was trained for it."
     artifacts.write_text(out / "search.html", render.html(title or f"Search {found.study.study_name}", made, sections))
     return out / "search.html"
 
@@ -532,17 +523,6 @@ def _point(trial: FrozenTrial) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _shown(storage: str) -> str:
-    """An address without its password."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return make_url(storage).render_as_string(hide_password=True)
-    except ArgumentError:
-        return storage
 
 
 def of_sweep(folder: Path, storage: str | None = None) -> Found:

@@ -43,8 +43,8 @@ def difference(choices: dict[str, str], values: Mapping[str, Any]) -> tuple[dict
     """`choices` and `values` less what is the default, keys that no default has with a `+` as on the command line.
 
     Interpolated defaults come last, since they follow the values that they point at."""
-    plain, _ = _compose({})
-    kept = {group: option for group, option in choices.items() if plain[group] != option}
+    usual, _ = _compose({})
+    kept = {group: option for group, option in choices.items() if usual[group] != option}
     _, base = _compose(kept)
     found: dict[str, Any] = {}
     wanted = {k: v for k, v in values.items() if k not in IGNORED and k.split(".")[0] not in IGNORED or k in PLACES}
@@ -53,7 +53,8 @@ def difference(choices: dict[str, str], values: Mapping[str, Any]) -> tuple[dict
             parent, _, last = key.rpartition(".")
             node = OmegaConf.select(base, parent) if parent else base
             known = isinstance(node, DictConfig) and last in list(node)
-            raw = OmegaConf.to_container(node, resolve=False)[last] if known else None
+            plain: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
+            raw = plain.get(last)
             same = known and value in (raw, OmegaConf.select(base, key, default=_ABSENT))
             linked = known and OmegaConf.is_interpolation(node, last)
             if not same and linked is interpolated and not last.startswith("_"):
