@@ -153,7 +153,7 @@ def _run(
     gflops = _gflops[network] = _gflops.get(network) or flops(model, channels, height, width)
     autocast = _autocast(device, precision)
 
-    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "search"])  # who asks is no part of the run
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
     artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
     artifacts.write_json(folder / "split.json", split.to_json())
     artifacts.write_json(
