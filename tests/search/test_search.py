@@ -196,7 +196,7 @@ def test_two_objectives_make_a_front(run, url, said):
     run("model.width=int(interval(2,32))", preset="nsga2", trials=24)
     found = study(url)
     assert [d.name for d in found.directions] == ["MAXIMIZE", "MINIMIZE"]
-    assert all(t.values[1] == t.params["model.width"] for t in found.trials)
+    assert all(t.values[1] == t.params["model.width"] for t in counted(found.trials))
     assert any(f"{len(found.best_trials)} on the Pareto front" in text for text in said)
 
 
