@@ -183,6 +183,15 @@ def test_a_value_is_asked_only_where_its_condition_holds(run, url):
     assert len(kinds) == 3
 
 
+def test_a_function_of_ones_own_may_extend_the_space_once_the_environment_allows_it(run, url, monkeypatch):
+    own = "hydra.sweeper.custom_search_space=toy_search.extend"
+    with pytest.raises(HydraException, match="toy_search.extend"):
+        run(own, trials=1)
+    monkeypatch.setenv("SEGSWEEP_ALLOW", "toy_search.*")
+    run(own, trials=3)
+    assert all(0 <= t.params["optim.weight_decay"] <= 0.1 for t in counted(study(url).trials))
+
+
 def test_the_command_line_replaces_and_adds_to_a_presets_space(run, url):
     launcher = run("optim=sgd", "batch_size=4", "optim.momentum=0.8", "model.width=4,8", trials=3)
     for trial in study(url).trials:
