@@ -87,13 +87,13 @@ def open_storage(url: str) -> BaseStorage:
             with _making(file):
                 return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
         limits = {"connect_args": {"connect_timeout": 10}} if kind.startswith("postgresql") else {}
-        if kind == "postgresql":  # SQLAlchemy's own choice changed to psycopg 3, which the extra does not have
-            url = f"postgresql+psycopg2://{rest}"
+        # SQLAlchemy's own choice has become psycopg 3, which the extra does not have
+        driver = f"postgresql+psycopg2://{rest}" if kind == "postgresql" else url
         for _ in range(2):  # two processes that make the tables of one new database at once: one of them fails
             with contextlib.suppress(StorageInternalError, SQLAlchemyError):
-                return RDBStorage(url, engine_kwargs={"pool_pre_ping": True} | limits)
+                return RDBStorage(driver, engine_kwargs={"pool_pre_ping": True} | limits)
             time.sleep(1)
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True} | limits)
+        return RDBStorage(driver, engine_kwargs={"pool_pre_ping": True} | limits)
     except Exception as error:  # a driver that is not installed, a folder that cannot be written, a server that is away
         hint = "; pip install 'segsweep[postgres]'" if "psycopg2" in str(error) and "install" in str(error) else ""
         raise ConfigError(f"search.storage={shown(url)}: cannot be opened: {reason(error)}{hint}") from error
@@ -254,10 +254,11 @@ class Study:
         """Close a trial that nobody is to work on: Optuna cannot delete it, so it is FAIL and does not count."""
         with reaching(self.url):
             trial.set_user_attr("withdrawn", why)
-            if (
-                "grid_id" in self.study._storage.get_trial(trial._trial_id).system_attrs
+            storage = self.study._storage
+            if "grid_id" in storage.get_trial_system_attrs(
+                trial._trial_id
             ):  # else the grid's sampler would hold this point to be done
-                self.study._storage.set_trial_system_attr(trial._trial_id, "grid_id", -1)
+                storage.set_trial_system_attr(trial._trial_id, "grid_id", -1)
             self.study.tell(trial, state=TrialState.FAIL)
         del self.mine[trial.number]
 

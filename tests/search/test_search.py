@@ -183,6 +183,15 @@ def test_a_value_is_asked_only_where_its_condition_holds(run, url):
     assert len(kinds) == 3
 
 
+def test_a_function_of_ones_own_may_extend_the_space_once_the_environment_allows_it(run, url, monkeypatch):
+    own = "hydra.sweeper.custom_search_space=toy_search.extend"
+    with pytest.raises(HydraException, match="toy_search.extend"):
+        run(own, trials=1)
+    monkeypatch.setenv("SEGSWEEP_ALLOW", "toy_search.*")
+    run(own, trials=3)
+    assert all(0 <= t.params["optim.weight_decay"] <= 0.1 for t in counted(study(url).trials))
+
+
 def test_the_command_line_replaces_and_adds_to_a_presets_space(run, url):
     launcher = run("optim=sgd", "batch_size=4", "optim.momentum=0.8", "model.width=4,8", trials=3)
     for trial in study(url).trials:
@@ -196,7 +205,7 @@ def test_two_objectives_make_a_front(run, url, said):
     run("model.width=int(interval(2,32))", preset="nsga2", trials=24)
     found = study(url)
     assert [d.name for d in found.directions] == ["MAXIMIZE", "MINIMIZE"]
-    assert all(t.values[1] == t.params["model.width"] for t in found.trials)
+    assert all(t.values[1] == t.params["model.width"] for t in counted(found.trials))
     assert any(f"{len(found.best_trials)} on the Pareto front" in text for text in said)
 
 

@@ -15,6 +15,7 @@ import pytest
 from toy_search import study
 
 from segsweep.study import counted
+from segsweep.tracking import connect
 
 TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
 
@@ -36,6 +37,7 @@ def results(cwd: Path) -> list[Path]:
 def test_a_search_that_is_killed_and_started_again_reaches_the_same_total(tmp_path):
     cwd = tmp_path / "work"
     cwd.mkdir()
+    connect(f"sqlite:///{cwd}/mlruns/mlflow.db")  # its migrations take longer than these trials, and would be killed
     command = ["+search=tpe", "search.trials=6", "epochs=3", "loss=dice"]
     first = start(cwd, *command)
     while len(results(cwd)) < 2:

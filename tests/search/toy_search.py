@@ -21,7 +21,6 @@ from omegaconf import OmegaConf
 from segsweep import artifacts, cli
 from segsweep.components import whitelist
 from segsweep.config import conf_dir
-from segsweep.study import Study
 
 cli.plugins.register()
 from hydra_plugins.segsweep_local.search import SearchSweeper  # noqa: E402 - the namespace has to know it first
@@ -104,6 +103,11 @@ def search(folder: Path, *overrides: str, preset: str = "tpe", launcher: Toy | N
     return launcher
 
 
+def extend(config: Any, trial: Any) -> None:
+    """A search space of one's own."""
+    trial.suggest_float("optim.weight_decay", 0.0, 0.1)
+
+
 def study(url: str, name: str = "s") -> Any:
     """What anyone finds in a storage."""
     import optuna
@@ -116,4 +120,3 @@ def study(url: str, name: str = "s") -> Any:
 if __name__ == "__main__":
     place, seconds = Path(sys.argv[1]), float(sys.argv[2])
     print(json.dumps({"most": search(place, *sys.argv[3:], launcher=Toy(place, seconds=seconds)).most}))
-    assert Study
