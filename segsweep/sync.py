@@ -33,7 +33,9 @@ def main() -> int:
         asked_by = folder if (folder / "sweep.json").exists() else None
         for run in runs:
             settings = OmegaConf.load(run / "config.yaml").tracking
-            uri, experiment = args.uri or settings.uri, args.experiment or settings.experiment
+            state = artifacts.read_json(run / tracking.STATE) or {}  # a run of another machine: the store it came from
+            uri = args.uri or state.get("uri") or settings.uri
+            experiment = args.experiment or state.get("experiment") or settings.experiment
             if uri is None:
                 print(f"{run}: ran with tracking=none; say where to: --uri sqlite:///mlruns/mlflow.db", file=sys.stderr)
                 failed += 1
