@@ -7,9 +7,11 @@ weights, whose bytes are 4 for each parameter. The times are medians of the last
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -81,7 +83,11 @@ def main() -> None:
             assert tracking.restore(elsewhere, uri, experiment)
 
         def size() -> int:
-            return sum(f.stat().st_size for f in file.parent.glob(f"{file.name}*")) if file else 0
+            if file is None:
+                return 0
+            with contextlib.closing(sqlite3.connect(file)) as database:
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log of writes is no part of the record
+            return file.stat().st_size
 
         empty, made = size(), 0
         for count in sorted(args.runs):

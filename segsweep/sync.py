@@ -34,11 +34,13 @@ def main() -> int:
         for run in runs:
             try:
                 settings = OmegaConf.load(run / "config.yaml").tracking
-                uri, experiment = args.uri or settings.uri, args.experiment or settings.experiment
             except Exception as error:  # missing, or no YAML, or of another program
                 print(f"{run}/config.yaml is missing or damaged: {str(error).splitlines()[0]}", file=sys.stderr)
                 failed += 1
                 continue
+            state = artifacts.read_json(run / tracking.STATE) or {}  # a run of another machine: the store it came from
+            uri = args.uri or state.get("uri") or settings.uri
+            experiment = args.experiment or state.get("experiment") or settings.experiment
             if uri is None:
                 print(f"{run}: ran with tracking=none; say where to: --uri sqlite:///mlruns/mlflow.db", file=sys.stderr)
                 failed += 1

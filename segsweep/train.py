@@ -66,7 +66,7 @@ def fit(
     `in_parts`. `writer`: one thread, which writes an epoch's checkpoint from a copy while the next epoch trains; the
     copy and the thread cost a GPU little, and a CPU the time in which it would train. `on_epoch` comes after the
     checkpoint. `judge` is asked after each epoch but the last and gives what to raise once the state is saved, or None.
-    Returns the history (one dict an epoch: losses, metrics, seconds, and the parts where there are several) and the
+    Returns the history (one dict an epoch: losses, metrics, seconds, parts where there are several) and the
     number of epochs that were already there.
     Raises NotFiniteError naming the step, and progress.Interrupted at the end of an epoch when asked to stop.
     """

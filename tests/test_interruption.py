@@ -128,24 +128,31 @@ def test_two_processes_that_want_the_same_run_train_it_once(tmp_path):
     assert statuses == ["finished", "reused"], outputs
 
 
+def locked(file: Path) -> tuple[list[int], list[int]]:
+    """Processes that hold the lock on a file, and those that wait for it."""
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    mine = [line for line in lines if f":{file.stat().st_ino}" in " ".join(line)]
+    return [int(line[4]) for line in mine if line[1] != "->"], [int(line[5]) for line in mine if line[1] == "->"]
+
+
 @pytest.mark.slow
 def test_who_waits_for_the_same_run_takes_over_when_the_first_dies(tmp_path):
     cwd = tmp_path / "work"
     cwd.mkdir()
-    asked = ["epochs=300", "checkpoint.every=5", *TINY, "tracking=none"]
-    first = start(cwd, *asked)
-    while not list((cwd / "runs").glob("trajectories/*/state_*.pt")):
-        assert first.poll() is None, finish(first)
-        time.sleep(0.05)
-    second = start(cwd, *asked)
-    while len(jobs := list((cwd / "runs").glob("2*/0/job.json"))) < 2:
-        assert second.poll() is None, finish(second)
-        time.sleep(0.05)
-    time.sleep(0.5)  # it reads the data set, and then waits
-    assert (first.poll(), second.poll()) == (None, None)
+    both = [start(cwd, "epochs=100", "checkpoint.every=5", *TINY, "tracking=none") for _ in range(2)]
+    while True:
+        assert [process.poll() for process in both] == [None, None], [finish(process) for process in both]
+        locks = list((cwd / "runs").glob("runs/*/lock"))
+        if locks and list((cwd / "runs").glob("trajectories/*/state_*.pt")):
+            holding, waiting = locked(locks[0])
+            if waiting:
+                break
+        time.sleep(0.02)
+    (first,), (second,) = ([p for p in both if [p.pid] == pids] for pids in (holding, waiting))
     first.kill()
     finish(first)
     output = finish(second)
-    statuses = {job["pid"]: job["status"] for job in (json.loads(file.read_text()) for file in jobs)}
-    assert statuses == {first.pid: "running", second.pid: "continued"}, output
-    assert len((next((cwd / "runs").glob("runs/*/history.jsonl"))).read_text().splitlines()) == 300
+    jobs = [json.loads(file.read_text()) for file in (cwd / "runs").glob("2*/0/job.json")]
+    assert {job["pid"]: job["status"] for job in jobs} == {first.pid: "running", second.pid: "continued"}, output
+    (history,) = (cwd / "runs").glob("runs/*/history.jsonl")
+    assert len(history.read_text().splitlines()) == 100

@@ -52,6 +52,11 @@ class Job:
     def answered(self) -> bool:
         return self.point is not None and self.point.answered
 
+    @property
+    def failed(self) -> bool:
+        """In an earlier sweep."""
+        return self.point is not None and self.point.state == "failed"
+
     def start(self) -> None:
         self.began, self.failure, self.oom_kills = time.monotonic(), None, oom_kills()
 

@@ -227,7 +227,7 @@ class LocalLauncher(Launcher):
     def _next(self, over: bool) -> Job | None:
         """The first that waits for no other: jobs of one trajectory run after one another and share its epochs."""
         taken = {job.point.trajectory for job in self.running.values() if job.point}
-        later = []
+        later: list[Job] = []
         found = None
         while self.waiting and found is None:
             job = heapq.heappop(self.waiting)
@@ -235,6 +235,8 @@ class LocalLauncher(Launcher):
                 self._leave(job)
             elif job.point and job.point.trajectory in taken:
                 later.append(job)
+            elif job.failed and self.asked and len(self.waiting) + len(later) < AHEAD - 1:
+                later.append(job)  # what never ran goes before it, and is not composed yet
             else:
                 found = job
         for job in later:
