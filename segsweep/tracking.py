@@ -452,9 +452,22 @@ def _making(file: Path) -> Iterator[None]:
     with (file.parent / f".{file.name}.lock").open("a") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         if not file.exists():
-            with contextlib.closing(sqlite3.connect(file)) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")  # readers (the UI) and writers do not wait for each other
+            _make(file)
         yield
+
+
+def _make(file: Path) -> None:
+    """A whole store or none: one whose process was killed amid MLflow's migrations could never be opened."""
+    from mlflow import MlflowClient
+
+    for left in file.parent.glob(f".{file.name}.*.part*"):
+        left.unlink()
+    with artifacts.atomic(file) as partial:
+        client = MlflowClient(f"sqlite:///{partial}")
+        client.search_experiments(max_results=1)
+        client._tracking_client.store.engine.dispose()
+        with contextlib.closing(sqlite3.connect(partial)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")  # readers (the UI) and writers do not wait for each other
 
 
 def experiment_id(client: "MlflowClient", name: str) -> str:

@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from omegaconf import OmegaConf
@@ -219,6 +220,21 @@ def test_sync_says_where_there_is_nothing(tmp_path):
     assert done.returncode == 1
     assert "run.json" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_process_killed_while_it_makes_the_store_leaves_none(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    code = f"from segsweep import tracking; tracking.connect({uri!r})"
+    maker = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list((tmp_path / "mlruns").glob(".mlflow.db.*.part.db")):
+        time.sleep(0.02)
+    maker.kill()
+    maker.wait()
+    assert not (tmp_path / "mlruns" / "mlflow.db").exists()
+    tracking.connect(uri).search_experiments()
+    names = {file.name for file in (tmp_path / "mlruns").iterdir()}
+    assert names - {"mlflow.db-wal", "mlflow.db-shm"} == {"mlflow.db", ".mlflow.db.lock"}
 
 
 def test_sync_names_a_damaged_record_and_copies_the_others(uri, folder, tmp_path):
