@@ -222,19 +222,18 @@ def test_sync_says_where_there_is_nothing(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_process_killed_while_it_makes_the_store_leaves_none(tmp_path):
+def test_a_process_killed_while_it_makes_the_store_leaves_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGSWEEP_CACHE", str(tmp_path / "cache"))
     uri = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
-    code = f"from segsweep import tracking; tracking.connect({uri!r})"
-    maker = subprocess.Popen([sys.executable, "-c", code])
+    maker = subprocess.Popen([sys.executable, "-c", f"from segsweep import tracking; tracking.connect({uri!r})"])
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list((tmp_path / "mlruns").glob(".mlflow.db.*.part.db")):
+    while time.monotonic() < deadline and not list((tmp_path / "cache").glob(".mlflow-*.part.db")):
         time.sleep(0.02)
     maker.kill()
     maker.wait()
     assert not (tmp_path / "mlruns" / "mlflow.db").exists()
-    tracking.connect(uri).search_experiments()
-    names = {file.name for file in (tmp_path / "mlruns").iterdir()}
-    assert names - {"mlflow.db-wal", "mlflow.db-shm"} == {"mlflow.db", ".mlflow.db.lock"}
+    (default,) = tracking.connect(uri).search_experiments()
+    assert default.artifact_location == str(tmp_path / "mlruns" / "0")
 
 
 def test_sync_names_a_damaged_record_and_copies_the_others(uri, folder, tmp_path):

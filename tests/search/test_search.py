@@ -256,7 +256,7 @@ def test_without_a_name_a_study_is_named_by_what_it_searches(tmp_path, url):
     ("overrides", "says"),
     [
         (["optim.lr=interval(0.1,0.2)"], r"optim.lr: FloatDistribution\(high=0.1.*there, FloatDistribution\(high=0.2"),
-        (["epochs=2"], "epochs: 3 there, 2 here"),
+        (["epochs=2"], "epochs: 4 there, 2 here"),
         (["search.objective=[val/loss]"], "direction: maximize there, minimize here"),
         (["search.objective=[val/dice,gflops]"], "direction: maximize there, maximize, minimize here"),
         (["search.objective=[val/iou]"], "search.objective: val/dice there, val/iou here"),

@@ -38,7 +38,7 @@ def test_a_search_that_is_killed_and_started_again_reaches_the_same_total(tmp_pa
     cwd = tmp_path / "work"
     cwd.mkdir()
     connect(f"sqlite:///{cwd}/mlruns/mlflow.db")  # its migrations take longer than these trials, and would be killed
-    command = ["+search=tpe", "search.trials=6", "epochs=3", "loss=dice"]
+    command = ["+search=tpe", "search.trials=6", "epochs=3", "loss=dice", "pruner=none"]
     first = start(cwd, *command)
     while len(results(cwd)) < 2:
         assert first.poll() is None, first.communicate()

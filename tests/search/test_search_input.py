@@ -34,7 +34,7 @@ WHEN = "search.when=['optim=sgd: optim.momentun=interval(0,0.9)']"
         (["+search=tpe", "search.objective=[test/dice]"], "nothing is chosen on the test part; did you mean val/dice?"),
         (["+search=tpe", "search.objective=[gflops]"], "a score such as val/dice comes first"),
         (["+search=tpe", "search.objective=[]"], "a score such as val/dice comes first"),
-        (["+search=tpe", "search.epoch=9"], "search.epoch=9: a run has epochs=3"),
+        (["+search=tpe", "search.epoch=9"], "search.epoch=9: a run has epochs=4"),
         (["+search=tpe", "search.epoch=middle"], "search.epoch=middle: allowed are best, last"),
         (["+search=tpe", "search.trials=0"], "search.trials=0: must be at least 1"),
         (["+search=tpe", "search.max_seconds=0"], "search.max_seconds=0"),
@@ -65,7 +65,7 @@ def test_every_preset_is_right_and_needs_no_optuna_to_be_checked(tmp_path):
     code = (
         "import sys\nfrom segsweep import cli\nfrom segsweep.preflight import preflight\n"
         f"for preset in {presets}:\n"
-        f"    argv = ['-m', f'+search={{preset}}', 'model=unet', 'paths.cache={tmp_path}']\n"
+        f"    argv = ['-m', f'+search={{preset}}', 'pruner=none', 'model=unet', 'paths.cache={tmp_path}']\n"
         "    assert preflight(argv).jobs is None\n"
         "assert 'optuna' not in sys.modules\n"
     )
