@@ -17,10 +17,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import artifacts, objective, plugins, progress, sweep, worker
+from segsweep import artifacts, plugins, progress, sweep, worker
 from segsweep.config import conf_dir
 from segsweep.errors import SegsweepError
-from segsweep.preflight import preflight
 
 plugins.register()
 OmegaConf.register_resolver(
@@ -36,6 +35,7 @@ def job(cfg: DictConfig) -> Any:
 
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
+    sweep.hide_passwords(folder / ".hydra")
     record = artifacts.read_json(folder.parent / "sweep.json") or {}
     overrides = list(settings.overrides.task)
     number = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num
@@ -64,6 +64,8 @@ def job(cfg: DictConfig) -> Any:
 
 def _value(cfg: DictConfig, outcome: Any) -> Any:
     """What a sweeper is told: the objectives of a search, NaN where there are none."""
+    from segsweep import objective
+
     names = list(cfg.search.objective)
     none: Any = float("nan") if len(names) == 1 else [float("nan")] * len(names)
     if outcome.status not in sweep.TOLD:
@@ -94,6 +96,9 @@ def main() -> int:
         return 0
     if _in_workers(sys.argv[1:]):
         worker.start_early()
+    from segsweep.display import Display  # what only answers has no need of these
+    from segsweep.preflight import preflight
+
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]  # argparse wants them first
     sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]
     asked = sweep.command()
@@ -102,8 +107,6 @@ def main() -> int:
     except SegsweepError as error:
         print(error, file=sys.stderr)
         return 1
-    from segsweep.display import Display
-
     sys.argv[1:], sweep.expected, sweep.asked = checked.argv, checked.jobs, asked
     stopped, code = False, 0
     with Display(checked.jobs) as display:

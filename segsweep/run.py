@@ -30,7 +30,7 @@ from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.evaluate import evaluate, flops, patient_table
 from segsweep.metrics import summarise
 from segsweep.signature import IGNORED, signatures, without
-from segsweep.tracking import Mirror, forget, restore
+from segsweep.tracking import FIGURES, FILES, WEIGHTS, Mirror, forget, restore
 from segsweep.train import SELECT_BY, fit
 
 log = logging.getLogger(__name__)
@@ -154,13 +154,15 @@ def _run(
         return _answer(outcome, record, "reused")
     if judge and (record := known["pruned.json"]) and same(record, cfg):
         judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: record["epoch"]])
+        (folder / "failure.json").unlink(missing_ok=True)
         mirror = stack.enter_context(Mirror(folder, cfg.tracking, sweep))
         return _answer_pruned(outcome, record)
     checkpoints = Checkpoints(runs / "trajectories" / ids["trajectory"])
     stack.enter_context(artifacts.lock(checkpoints.folder))
     if not cfg.reuse:
         checkpoints.clear()
-        (folder / "result.json").unlink(missing_ok=True)
+        for name in (*FILES, *FIGURES, *WEIGHTS):  # none of it may pass for the new run's, should that end early
+            (folder / name).unlink(missing_ok=True)
         forget(folder)
     checkpoints.tidy()
     for ended in ("failure.json", "pruned.json"):

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import artifacts, display
+from segsweep import artifacts
 from segsweep.tracking import database
 
 PRUNING = "pruning.log"
@@ -28,7 +28,7 @@ current: Path | None = None
 expected: int | None = None
 """Number of its jobs; None where a search decides."""
 storage: str | None = None
-"""Where a search keeps its study, with the password that no record holds."""
+"""Where a search keeps its study, with the password that its records leave out."""
 asked = ""
 """The command line that started this process, as one would type it."""
 _opening: threading.Thread | None = None
@@ -86,6 +86,14 @@ def note(folder: Path, **facts: Any) -> None:
     """Add to a sweep's record."""
     with _noting:
         artifacts.write_json(folder / "sweep.json", (artifacts.read_json(folder / "sweep.json") or {}) | facts)
+
+
+def hide_passwords(folder: Path) -> None:
+    """Out of what Hydra itself writes of a job."""
+    for file in folder.glob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        if (hidden := without_password(text)) != text:
+            artifacts.write_text(file, hidden)
 
 
 def without_password(text: str) -> str:
@@ -154,13 +162,13 @@ def abandon(folder: Path) -> bool:
 
 def finish(folder: Path, stopped: bool) -> int:
     """Close the record, print the table and where everything is; the exit code: 0, 1 for a failed job, 130 stopped."""
+    from segsweep.display import DONE
     from segsweep.report.records import read
     from segsweep.report.table import table
 
-    if stopped:
-        _interrupted(folder)
+    _interrupted(folder)
     ended = jobs(folder)
-    bad = [job for job in ended if job["status"] not in display.DONE]
+    bad = [job for job in ended if job["status"] not in DONE]
     if _opening:
         _opening.join()
     text = table(read([folder]).jobs)

@@ -162,12 +162,13 @@ def _restore(folder: Path, uri: str, experiment: str) -> bool:
     for half in folder.glob(".restore-*"):  # of a process that was killed
         shutil.rmtree(half, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
-        for name in there & {*FILES, "figures"} - {"failure.json"}:
+        for name in there & {*FILES, "figures"} - {"failure.json", "pruned.json"}:
             download_artifacts(f"{root}/{name}", dst_path=place, tracking_uri=store)
         files = [file for file in Path(place).rglob("*") if file.is_file()]
         for file in sorted(files, key=lambda file: file.name == "result.json"):
             os.replace(file, folder / file.name)
-    (folder / "failure.json").unlink(missing_ok=True)
+    for ended in ("failure.json", "pruned.json"):
+        (folder / ended).unlink(missing_ok=True)
     status = (artifacts.read_json(folder / "result.json") or {}).get("status")
     state: dict[str, Any] = {"uri": uri, "experiment": experiment, "status": status, "run_id": run_id}
     state |= {"sweeps": _sweeps(run), "epochs": len(artifacts.read_lines(folder / "history.jsonl"))}
@@ -222,10 +223,12 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
     state = artifacts.read_json(folder / STATE) or {}
     client = connect(uri)
     known = (state.get("uri"), state.get("experiment")) == (uri, experiment) and "run_id" in state
-    if not known and "run_id" in state:  # from another store, where its weights may still be
-        for name in WEIGHTS:
-            if not (folder / name).exists():
+    if not known and "run_id" in state and not (folder / "last.pt").exists():  # its weights may be in another store
+        try:
+            for name in WEIGHTS:
                 fetch(folder / name)
+        except Exception as error:  # that store may be gone: all else is still copied
+            log.warning("%s: its weights stay in %s, which does not answer: %s", folder.name, state["uri"], error)
     if not known or not _there(client, state["run_id"]):
         found = _find(client, experiment, folder.name)
         if found and state.get("anew"):
@@ -270,7 +273,8 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
 
     if status != state["status"]:
         client.set_tag(run_id, "status", status)
-        for tag in {"failed": ("failure", "error"), "pruned": ("pruned",)}.get(state["status"], ()):
+        tags = client.get_run(run_id).data.tags  # of an earlier end, here or on another machine
+        for tag in {"failure", "error", "pruned"} & tags.keys():
             client.delete_tag(run_id, tag)
         if pruned and not result:
             client.set_tag(run_id, "pruned", pruned["reason"])
@@ -321,10 +325,11 @@ def close_dead(uri: str, experiment: str, runs: Path) -> None:
         tags = run.data.tags
         folder = runs / "runs" / tags["signature"] if "signature" in tags else runs / tags.get("sweep", "?")
         if folder.is_dir() and not artifacts.held(folder):
+            if (folder / "run.json").exists():  # it may have ended well, and been killed before it could say so
+                push(folder, uri, experiment, None, final=True)
+                continue
             client.set_tag(run.info.run_id, "status", "interrupted")
             client.set_terminated(run.info.run_id, "KILLED")
-            if "signature" in tags and (state := artifacts.read_json(folder / STATE)):
-                artifacts.write_json(folder / STATE, state | {"status": "interrupted"})
 
 
 def _find(client: "MlflowClient", experiment: str, signature: str, status: str | None = None) -> "Run | None":
@@ -463,15 +468,24 @@ def _make(file: Path) -> None:
     from mlflow import MlflowClient
     from mlflow.version import VERSION
 
-    cache = Path(os.environ.get("SEGSWEEP_CACHE", "~/.cache/segsweep")).expanduser()
-    empty = cache / f"mlflow-{VERSION}.db"
-    if not empty.exists():
-        with artifacts.atomic(empty) as partial:
-            client = MlflowClient(f"sqlite:///{partial.resolve()}")
-            client.search_experiments(max_results=1)
-            client._tracking_client.store.engine.dispose()
+    def make(place: Path) -> None:
+        client = MlflowClient(f"sqlite:///{place.resolve()}")
+        client.search_experiments(max_results=1)
+        client._tracking_client.store.engine.dispose()
+
+    for left in ("-wal", "-shm"):  # of a store that was deleted by hand: SQLite would take them for the new one's
+        file.with_name(file.name + left).unlink(missing_ok=True)
     with artifacts.atomic(file) as partial:
-        shutil.copyfile(empty, partial)
+        try:
+            empty = (
+                Path(os.environ.get("SEGSWEEP_CACHE") or Path.home() / ".cache" / "segsweep") / f"mlflow-{VERSION}.db"
+            )
+            if not empty.exists():
+                with artifacts.atomic(empty) as whole:
+                    make(whole)
+            shutil.copyfile(empty, partial)
+        except (OSError, RuntimeError):  # no home, or none that can be written
+            make(partial)
         with contextlib.closing(sqlite3.connect(partial)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")  # readers (the UI) and writers do not wait for each other
             connection.execute("UPDATE experiments SET artifact_location = ?", (str(file.parent.resolve() / "0"),))

@@ -73,7 +73,9 @@ def load(folder: Path, weights: str = "last") -> Trained:
     if not file.exists() and not _fetched(file):
         others = [name for name in ("last", "best") if (folder / f"{name}.pt").exists()]
         pruned = artifacts.read_json(folder / "pruned.json")
-        ended = f"was pruned {pruned['reason']}; pruner=none takes it to its end" if pruned else "has not finished"
+        ended = "is finished, and its weights are neither here nor in MLflow"
+        if not (folder / "result.json").exists():
+            ended = f"was pruned {pruned['reason']}; pruner=none takes it to its end" if pruned else "has not finished"
         hint = f"; there is --weights {others[0]}" if others else f": the run {ended}"
         raise SegsweepError(f"{file}: no such checkpoint{hint}")
     other = _version(info)

@@ -171,3 +171,16 @@ def test_clipping_bounds_the_step(tmp_path):
     bound = 0.01 / (1 - 0.9) * 1e-3 * 2  # lr / (1 - momentum) * clip_norm * steps
     assert moved(do(tmp_path, *sgd, "clip_norm=1e-3")) <= bound
     assert moved(do(tmp_path, *sgd)) > 5 * bound
+
+
+def test_a_run_that_is_trained_anew_keeps_nothing_of_the_old_one(tmp_path, monkeypatch):
+    folder = do(tmp_path).folder
+    assert (folder / "last.pt").exists()
+
+    def crash(*args, **settings):
+        raise RuntimeError("in the first epoch")
+
+    monkeypatch.setattr("segsweep.run.fit", crash)
+    assert do(tmp_path, "reuse=false").status == "failed"
+    names = {file.name for file in folder.iterdir()}
+    assert names <= {"run.json", "config.yaml", "split.json", "failure.json", "lock", "mlflow.json"}

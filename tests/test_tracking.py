@@ -167,6 +167,38 @@ def test_a_run_trained_anew_takes_the_place_of_the_old_one(uri, folder):
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1]
 
 
+def test_a_run_without_best_weights_goes_to_a_new_store_when_its_old_one_is_gone(uri, folder, tmp_path):
+    finish(folder)
+    tracking.push(folder, uri, "e", None, final=True)
+    state = json.loads((folder / "mlflow.json").read_text())
+    artifacts.write_json(folder / "mlflow.json", state | {"uri": f"sqlite:///{tmp_path}/gone/mlflow.db"})
+    tracking.push(folder, uri, "other", None, final=True)
+    (folder / "last.pt").unlink()
+    artifacts.write_json(folder / "mlflow.json", state | {"uri": "http://127.0.0.1:9"})
+    client = tracking.connect(uri)
+    run = client.get_run(tracking.push(folder, uri, "third", None, final=True))
+    assert run.info.status == "FINISHED"
+
+
+def test_tags_of_an_earlier_end_go_whoever_set_them(uri, folder):
+    artifacts.write_json(folder / "failure.json", {"class": "nan", "error": "the loss became nan at step 3"})
+    tracking.push(folder, uri, "e", None, final=True)
+    (folder / "mlflow.json").unlink()  # as on another machine
+    (folder / "failure.json").unlink()
+    finish(folder)
+    client, run = the_run(uri)
+    client.delete_tag(run.info.run_id, "error")  # and one that was cut off in the middle of this
+    tracking.push(folder, uri, "e", None, final=True)
+    _, run = the_run(uri)
+    assert run.info.status == "FINISHED"
+    assert not {"failure", "error"} & run.data.tags.keys()
+
+
+def test_a_store_is_made_where_the_cache_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGSWEEP_CACHE", "/proc/nowhere")
+    assert tracking.connect(f"sqlite:///{tmp_path}/mlruns/mlflow.db").search_experiments()
+
+
 def test_what_a_killed_process_left_running_is_closed_and_what_lives_is_not(uri, folder, tmp_path):
     tracking.push(folder, uri, "e", None, final=False)
     with artifacts.lock(folder):
@@ -175,6 +207,13 @@ def test_what_a_killed_process_left_running_is_closed_and_what_lives_is_not(uri,
     tracking.close_dead(uri, "e", tmp_path)
     _, run = the_run(uri)
     assert (run.info.status, run.data.tags["status"]) == ("KILLED", "interrupted")
+
+
+def test_a_run_that_ended_well_before_its_process_was_killed_is_closed_as_finished(uri, folder, tmp_path):
+    tracking.push(folder, uri, "e", None, final=False)
+    finish(folder)
+    tracking.close_dead(uri, "e", tmp_path)
+    assert the_run(uri)[1].info.status == "FINISHED"
 
 
 def test_two_processes_that_copy_one_run_make_one(uri, folder):

@@ -164,7 +164,11 @@ def _folders(source: Path | str) -> list[Path]:
         return [folder]
     from segsweep.tracking import find_runs  # lazily: mlflow takes seconds to import, and folders do not need it
 
-    return find_runs(str(source))
+    named = find_runs(str(source))  # of another machine: where they are here, if they were reused here
+    here = [run if run.is_dir() else Path("multirun/runs") / run.name for run in named]
+    if not (there := [run for run in here if run.is_dir()]):
+        raise SegsweepError(f"{source}: its {len(named)} runs are in MLflow, and no folder of them is on this machine")
+    return there
 
 
 def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:

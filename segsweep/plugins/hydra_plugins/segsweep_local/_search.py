@@ -24,7 +24,7 @@ from segsweep.config import GROUPS
 from segsweep.errors import SegsweepError
 from segsweep.objective import direction
 from segsweep.signature import IGNORED, digest, without
-from segsweep.study import Seeded, StorageGone, Study, counted, shown
+from segsweep.study import Seeded, StorageGone, Study, counted, reaching, shown
 
 WHEN = "search.when"
 REPEATS = 20
@@ -243,6 +243,9 @@ class Search:
             while running:
                 running.pop(self.launcher.wait()[0])
             raise
+        except CompactHydraException:  # given up: nobody waits for what still runs
+            self.launcher._abort()
+            raise
 
     def _in_batches(self) -> None:
         """For launchers that take many jobs at once and give all results together."""
@@ -276,7 +279,8 @@ class Search:
     def _next(self) -> Trial | None:
         """A trial with all its values, of a point that the study does not have yet."""
         while not self.over_budget and not progress.stopping() and (trial := self.study.claim(self.total)):
-            self._suggest(trial)
+            with reaching(self.study.url):
+                self._suggest(trial)
             first = self._first()
             known = [t for t in first if t.number < trial.number and t.state is not TrialState.FAIL]
             again = [t for t in known if t.params == trial.params and "instead_of" not in trial.user_attrs]
