@@ -85,6 +85,7 @@ class Config:
     compile: bool = MISSING
     workers: int = value(least=0)
     reuse: bool = MISSING
+    report: bool = MISSING
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     tracking: Tracking = field(default_factory=Tracking)
     paths: Paths = field(default_factory=Paths)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 IGNORED = (
-    "device", "workers", "compile", "reuse", "checkpoint", "paths", "tracking", "sweep", "search", "pruner",
+    "device", "workers", "compile", "reuse", "report", "checkpoint", "paths", "tracking", "sweep", "search", "pruner",
     "data.root", "data.model_width", "split.file",
 )  # fmt: skip
 """Keys that do not change a result: a pruned run is the beginning of the whole one; the manifest's hash covers

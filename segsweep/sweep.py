@@ -27,6 +27,8 @@ current: Path | None = None
 """The sweep that this process leads."""
 expected: int | None = None
 """Number of its jobs; None where a search decides."""
+reported = True
+"""Whether it ends with a report."""
 storage: str | None = None
 """Where a search keeps its study, with the password that its records leave out."""
 asked = ""
@@ -50,8 +52,8 @@ class SweepCallback(Callback):
 
 
 def _open(folder: Path, config: DictConfig, parent: bool) -> None:
-    global current, storage, _opening
-    current, storage = folder, OmegaConf.select(config, "search.storage")
+    global current, reported, storage, _opening
+    current, reported, storage = folder, config.report, OmegaConf.select(config, "search.storage")
     _held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
     # of another sweep, in a folder that was named by hand
     for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{PRUNING}*")):
@@ -181,7 +183,7 @@ def finish(folder: Path, stopped: bool) -> int:
             f"{folder} cannot be written ({error.strerror}): the record of the sweep is not complete", file=sys.stderr
         )
     print(f"Sweep: {folder}   its jobs: {folder}/*/job.json")
-    if not stopped and len(ended) > max(len(bad), 1):
+    if reported and not stopped and len(ended) > max(len(bad), 1):
         print(f"Report: {_report(folder)}")
     if not stopped and (artifacts.read_json(folder / "sweep.json") or {}).get("search"):
         print(f"Search: {_search(folder)}")

@@ -27,7 +27,7 @@ cli.plugins.register()
 from hydra_plugins.segsweep_local.cluster import ClusterLauncher, Lost  # noqa: E402 - the namespace is made above
 
 TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "precision=fp32"]
-SWEEP = ["-m", "seed=0,1", "epochs=12", *TINY]
+SWEEP = ["-m", "seed=0,1", "epochs=12", "report=false", *TINY]
 
 
 class Engine(ClusterLauncher):

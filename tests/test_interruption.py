@@ -23,6 +23,7 @@ TINY = [
     "model.width=4",
     "model.depth=2",
     "precision=fp32",
+    "report=false",
 ]
 SWEEP = ["-m", "model=unet,r2unet", "epochs=2,3,5", *TINY]
 TIMES = ("seconds", "rate", "images_per_second", "peak_memory", "created", "lr")

@@ -34,6 +34,7 @@ from hydra_plugins.segsweep_local.local import Job, LocalLauncher  # noqa: E402
 
 SETTINGS = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hydra" / "launcher" / "local.yaml"))
 TINY = ["data.patients=4", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
+TINY += ["report=false"]
 TESTS = Path(__file__).parent
 
 
