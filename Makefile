@@ -23,7 +23,7 @@ sweep: install
 	$(BIN)/python -m segsweep -m model=unet,r2unet optim=sgd,adam
 
 test: $(VENV)/.tools
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') # some tests wait
 
 soak: $(VENV)/.tools
 	SEGSWEEP_SOAK=20 $(BIN)/python -m pytest tests/test_interruption.py -k killed

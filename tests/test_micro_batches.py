@@ -104,7 +104,7 @@ def test_a_job_out_of_memory_is_tried_again_in_smaller_parts_and_says_so(tmp_pat
     sweep = ["model._target_=hungry.Hungry,segsweep.models.unet.UNet", "hydra.launcher.retries.oom=2", "precision=fp32"]
     places = ["paths.runs=multirun", f"paths.cache={tmp_path}/cache", "tracking=none"]
     environment = {"PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "SEGSWEEP_ALLOW": "hungry.*"}
-    command = [sys.executable, "-m", "segsweep", "-m", *sweep, *TINY, *places]
+    command = [sys.executable, "-m", "segsweep", "-m", *sweep, *TINY, "report=false", *places]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("trying again with batches in twice as many parts") == 2

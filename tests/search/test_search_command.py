@@ -17,7 +17,15 @@ from toy_search import study
 from segsweep.study import counted
 from segsweep.tracking import connect
 
-TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
+TINY = [
+    "data.patients=6",
+    "data.slices=4",
+    "data.image_size=16",
+    "model.width=4",
+    "model.depth=2",
+    "precision=fp32",
+    "report=false",
+]
 
 
 def start(cwd: Path, *arguments: str) -> subprocess.Popen:

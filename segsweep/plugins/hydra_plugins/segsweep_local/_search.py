@@ -244,7 +244,7 @@ class Search:
                 running.pop(self.launcher.wait()[0])
             raise
         except CompactHydraException:  # given up: nobody waits for what still runs
-            self.launcher._abort()
+            getattr(self.launcher, "_abort", lambda: None)()
             raise
 
     def _in_batches(self) -> None:
