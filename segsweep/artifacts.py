@@ -10,8 +10,9 @@ import logging
 import math
 import os
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,24 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+
+
+@contextmanager
+def made(file: Path, make: Callable[[Path], None]) -> Iterator[None]:
+    """For the block, `file` is there and no other process makes it or is in a block of its own: two that make one
+    database at once would lock each other out. `make` is called with `file` where there is none yet."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (file.parent / f".{file.name}.lock").open("a") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if not file.exists():
+            make(file)
+        yield
+
+
+def share(file: Path) -> None:
+    """Make an SQLite file, or change one, so that readers and writers of it do not wait for each other (WAL)."""
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 @contextmanager

@@ -5,10 +5,8 @@ gaps or doubles, so a rule over those numbers makes the total exact: all see the
 """
 
 import contextlib
-import fcntl
 import secrets
 import socket
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +82,7 @@ def open_storage(url: str) -> BaseStorage:
             file.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(str(file)))
         if kind.startswith("sqlite"):
-            with _making(file):
+            with artifacts.made(file, artifacts.share):
                 return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
         limits = {"connect_args": {"connect_timeout": 10}} if kind.startswith("postgresql") else {}
         # SQLAlchemy's own choice has become psycopg 3, which the extra does not have
@@ -97,18 +95,6 @@ def open_storage(url: str) -> BaseStorage:
     except Exception as error:  # a driver that is not installed, a folder that cannot be written, a server that is away
         hint = "; pip install 'segsweep[postgres]'" if "psycopg2" in str(error) and "install" in str(error) else ""
         raise ConfigError(f"search.storage={shown(url)}: cannot be opened: {reason(error)}{hint}") from error
-
-
-@contextlib.contextmanager
-def _making(file: Path) -> Iterator[None]:
-    """One process alone makes an SQLite file; readers and writers of it do not wait for each other (WAL)."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (file.parent / f".{file.name}.lock").open("a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        if not file.exists():
-            with contextlib.closing(sqlite3.connect(file)) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-        yield
 
 
 class Seeded(BaseSampler):

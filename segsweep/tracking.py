@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -440,7 +440,7 @@ def connect(uri: str) -> "MlflowClient":
     file = database(uri)
     if file is None:
         return MlflowClient(uri)
-    with _making(file):
+    with artifacts.made(file, _make):
         client = MlflowClient(uri if "?" in uri else uri + QUERY)
         client.search_experiments(max_results=1)
         return client
@@ -449,16 +449,6 @@ def connect(uri: str) -> "MlflowClient":
 def database(uri: str) -> Path | None:
     """The file of an SQLite store, None for a server."""
     return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
-
-
-@contextlib.contextmanager
-def _making(file: Path) -> Iterator[None]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (file.parent / f".{file.name}.lock").open("a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        if not file.exists():
-            _make(file)
-        yield
 
 
 def _make(file: Path) -> None:
@@ -486,8 +476,8 @@ def _make(file: Path) -> None:
             shutil.copyfile(empty, partial)
         except (OSError, RuntimeError):  # no home, or none that can be written
             make(partial)
+        artifacts.share(partial)
         with contextlib.closing(sqlite3.connect(partial)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")  # readers (the UI) and writers do not wait for each other
             connection.execute("UPDATE experiments SET artifact_location = ?", (str(file.parent.resolve() / "0"),))
             connection.commit()
 
