@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--uri", help="MLflow's store; default: a new SQLite file")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scale.json")
     args = parser.parse_args()
-    from segsweep import tracking
+    from segsweep import store, tracking
     from segsweep.plan import _read
     from segsweep.report import records
 
@@ -70,9 +70,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place, experiment = Path(name), f"scale {time.time():.0f}"
         uri = args.uri or f"sqlite:///{place}/mlruns/mlflow.db"
-        file = tracking.database(uri)
+        file = store.database(uri)
         folder = template(place, args.epochs)
-        tracking.connect(uri)
+        store.connect(uri)
 
         def record(run: Path) -> str:
             return tracking.push(run, uri, experiment, None, final=True)

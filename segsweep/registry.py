@@ -13,7 +13,8 @@ import numpy as np
 
 from segsweep import artifacts
 from segsweep.errors import SegsweepError
-from segsweep.tracking import connect, push
+from segsweep.store import connect
+from segsweep.tracking import push
 
 REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime")
 """All that loading and predicting needs; pinned to the versions that the export was checked with."""

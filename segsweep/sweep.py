@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep import artifacts
-from segsweep.tracking import database
+from segsweep.store import database
 
 PRUNING = "pruning.log"
 """Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
@@ -151,7 +151,7 @@ def abandon(folder: Path) -> bool:
         _opening.join()
     place = (artifacts.read_json(folder / "sweep.json") or {}).get("mlflow") or {}
     if place.get("run_id"):
-        from segsweep.tracking import connect
+        from segsweep.store import connect
 
         with contextlib.suppress(Exception):  # MLflow is a mirror
             connect(place["uri"]).delete_run(place["run_id"])

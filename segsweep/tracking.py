@@ -1,10 +1,9 @@
-"""Copies run folders to MLflow. Nothing but this and `registry.py`, its model registry, imports mlflow.
+"""Copies run folders to MLflow, and answers from what other machines copied there.
 
 `push` is idempotent and knows from `mlflow.json` in the folder what is already there, so that live logging, catching up
 after an outage (`python -m segsweep.sync`) and resuming an interrupted run are one piece of code.
 """
 
-import base64
 import colorsys
 import contextlib
 import fcntl
@@ -14,16 +13,15 @@ import logging
 import os
 import queue
 import shutil
-import sqlite3
 import tempfile
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segsweep import artifacts
+from segsweep.store import QUERY, connect, database, experiment_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,18 +37,6 @@ FIGURES = ("curves.png", "overlays.png")
 WEIGHTS = ("last.pt", "best.pt")
 TIMES = ("training_seconds", "evaluation_seconds", "total_seconds", "images_per_second", "parameters", "gflops")
 
-VIEW, FACTORS = "segsweep", "segsweep-factors"
-"""Names and keys of the saved views that MLflow's UI offers: the runs of all sweeps, best first, with these columns;
-and the same grouped by network, loss and optimizer, so that a line of the table and a bar of the charts is a mean over
-the runs that share them."""
-COLUMNS = (
-    *(f"params.`{name}`" for name in ("model", "loss", "optim", "optim.lr", "epochs", "batch_size", "seed")),
-    *(f"metrics.`{name}`" for name in ("test/dice", "test/hd95", "test/missed", "test/accuracy", "test/loss")),
-    *(f"metrics.`{name}`" for name in ("train/loss", "train/accuracy", "training_seconds", "parameters")),
-    "tags.`status`",
-)
-QUERY = "?timeout=60"
-"""Seconds that SQLite waits for another writer."""
 SILENCE = 60.0
 """Seconds for which a store that did not answer is not asked again."""
 LINKS = 50
@@ -425,91 +411,6 @@ def end_parent(
         note += f"{len(reused)}:\n\n" + "\n".join(links) + ("\n- ..." if len(reused) > len(links) else "")
     client.set_tag(run_id, "mlflow.note.content", note[:8000])
     client.set_terminated(run_id, status)
-
-
-def connect(uri: str) -> "MlflowClient":
-    """A client whose store exists. One process alone makes a database file: two at once would lock each other out."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
-
-    for chatty in ("alembic", "mlflow"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries: what came of them is said at the end
-    file = database(uri)
-    if file is None:
-        return MlflowClient(uri)
-    with artifacts.made(file, _make):
-        client = MlflowClient(uri if "?" in uri else uri + QUERY)
-        client.search_experiments(max_results=1)
-        return client
-
-
-def database(uri: str) -> Path | None:
-    """The file of an SQLite store, None for a server."""
-    return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
-
-
-def _make(file: Path) -> None:
-    """A copy of an empty store, which MLflow takes seconds to make: kept beside the decoded data, whole or not at all.
-
-    A store whose process is killed amid MLflow's migrations can never be opened again."""
-    from mlflow import MlflowClient
-    from mlflow.version import VERSION
-
-    def make(place: Path) -> None:
-        client = MlflowClient(f"sqlite:///{place.resolve()}")
-        client.search_experiments(max_results=1)
-        client._tracking_client.store.engine.dispose()
-
-    for left in ("-wal", "-shm"):  # of a store that was deleted by hand: SQLite would take them for the new one's
-        file.with_name(file.name + left).unlink(missing_ok=True)
-    with artifacts.atomic(file) as partial:
-        try:
-            empty = (
-                Path(os.environ.get("SEGSWEEP_CACHE") or Path.home() / ".cache" / "segsweep") / f"mlflow-{VERSION}.db"
-            )
-            if not empty.exists():
-                with artifacts.atomic(empty) as whole:
-                    make(whole)
-            shutil.copyfile(empty, partial)
-        except (OSError, RuntimeError):  # no home, or none that can be written
-            make(partial)
-        artifacts.share(partial)
-        with contextlib.closing(sqlite3.connect(partial)) as connection:
-            connection.execute("UPDATE experiments SET artifact_location = ?", (str(file.parent.resolve() / "0"),))
-            connection.commit()
-
-
-def experiment_id(client: "MlflowClient", name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    file = database(client.tracking_uri)
-    place = (file.parent.resolve() / "artifacts" / name).as_uri() if file else None
-    tags = {"mlflow.experimentKind": "custom_model_development"}
-    tags |= {f"mlflow.sharedViewState.{view}": saved_view(view) for view in (VIEW, FACTORS)}
-    try:
-        return client.create_experiment(name, artifact_location=place, tags=tags)
-    except Exception:  # another process was quicker
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return found.experiment_id
-
-
-def saved_view(name: str) -> str:
-    """VIEW or FACTORS, as MLflow's own "Save as new view" writes a view into a tag of the experiment."""
-    keys = [{"mode": "param", "groupByData": factor} for factor in ("model", "loss", "optim")]
-    group = {"aggregateFunction": "average", "groupByKeys": keys} if name == FACTORS else None
-    state = {"searchFilter": "tags.signature LIKE '%'", "orderByKey": "metrics.`test/dice`", "orderByAsc": False}
-    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs"}
-    state |= {"selectedColumns": list(COLUMNS), "columnOrder": [], "columnWidths": {}, "groupBy": group}
-    state |= {"runsHiddenMode": "FIRST_10_RUNS", "useGroupedValuesInCharts": True, "hideEmptyCharts": True}
-    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    made = int(time.time() * 1000)
-    return json.dumps({"name": name, "createdAt": made, "updatedAt": made, "state": f"deflate;{packed}"})
 
 
 def find_runs(reference: str, uri: str | None = None) -> list[Path]:

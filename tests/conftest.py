@@ -46,9 +46,9 @@ def lgg() -> Path:
 def made_store(tmp_path_factory):
     """Making a store takes seconds: one is made, and copied."""
     folder = tmp_path_factory.mktemp("store")
-    from segsweep import tracking
+    from segsweep import store
 
-    tracking.connect(f"sqlite:///{folder}/mlflow.db")
+    store.connect(f"sqlite:///{folder}/mlflow.db")
     return folder / "mlflow.db"
 
 

@@ -21,15 +21,16 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "figures": set(),
     "evaluate": {"data", "metrics", "environment"},
     "train": {"data", "metrics", "evaluate"},
-    "tracking": set(),
-    "registry": {"tracking"},
+    "store": set(),
+    "tracking": {"store"},
+    "registry": {"store", "tracking"},
     # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by; nothing
     # that trains
     "report": {"tracking", "study", "config", "signature"},
     "study": set(),
 }
 ONLY = {  # distribution -> who may import it at all
-    "mlflow": {"tracking", "registry"},
+    "mlflow": {"store", "tracking", "registry"},
     "optuna": {"report", "study", "pruning", "plugins"},
     "hydra": {
         *("cli", "components", "conditions", "config", "plan", "plugins", "preflight", "report", "sweep", "worker"),

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from test_run import TINY, do, same, weights
 
-from segsweep import cli, run, tracking, trained
+from segsweep import cli, run, store, tracking, trained
 from segsweep.errors import SegsweepError
 from segsweep.plan import Point
 from segsweep.report import records
@@ -26,7 +26,7 @@ def there(tmp_path: Path, machine: str, uri: str, *overrides: str) -> run.Outcom
 
 
 def mlflow_runs(uri: str) -> list:
-    client = tracking.connect(uri)
+    client = store.connect(uri)
     return client.search_runs([client.get_experiment_by_name("segsweep").experiment_id], "tags.signature LIKE '%'")
 
 
@@ -69,7 +69,7 @@ def test_what_mlflow_has_not_whole_is_trained_and_stays_one_run(tmp_path, uri, c
     second = there(tmp_path, "b", uri)
     assert (second.status, second.metrics) == ("finished", first.metrics)
     assert "lacks patients.csv: it is trained again" in caplog.text
-    tracking.connect(uri).set_terminated(known.info.run_id, "KILLED")  # as one that was interrupted there
+    store.connect(uri).set_terminated(known.info.run_id, "KILLED")  # as one that was interrupted there
     third = there(tmp_path, "c", uri)
     assert third.status == "finished"
     (again,) = mlflow_runs(uri)
@@ -84,7 +84,7 @@ def test_a_restored_run_is_copied_whole_to_another_store(tmp_path, uri, made_sto
     second = there(tmp_path, "b", other)
     assert second.status == "reused"
     (new,) = mlflow_runs(other)
-    assert {f.path for f in tracking.connect(other).list_artifacts(new.info.run_id, "weights")} == {
+    assert {f.path for f in store.connect(other).list_artifacts(new.info.run_id, "weights")} == {
         "weights/last.pt",
         "weights/best.pt",
     }
@@ -155,7 +155,7 @@ def test_a_sweep_is_answered_from_another_machines_and_lists_what_it_reused(tmp_
     assert len(runs) == len(mlflow_runs(uri)) == 3
     assert [folder.name in each.data.tags["sweeps"] for each in runs.values()] == [True] * 3
     state = json.loads((folder / "sweep.json").read_text())
-    parent = tracking.connect(uri).get_run(state["mlflow"]["run_id"])
+    parent = store.connect(uri).get_run(state["mlflow"]["run_id"])
     note = parent.data.tags["mlflow.note.content"]
     assert f"tags.sweeps LIKE '%{folder.name}%'" in note
     for outcome in first:

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from test_tracking import RESULT, RUN, row
 
-from segsweep import artifacts, tracking
+from segsweep import artifacts, store, tracking
 
 JOBS, EPOCHS = 8, 5
 BINARIES = next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)), None)
@@ -66,7 +66,7 @@ def written_at_once(uri: str, tmp_path: Path) -> None:
     folders = [runs / f"{number:016x}" for number in range(JOBS)]
     assert [tracking.lacking(folder) for folder in folders] == [None] * JOBS
 
-    client = tracking.connect(uri)
+    client = store.connect(uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == "e"]
     found = client.search_runs([experiment.experiment_id], "tags.signature LIKE '%'")
     assert sorted(run.data.tags["signature"] for run in found) == [folder.name for folder in folders]

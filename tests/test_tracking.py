@@ -10,7 +10,7 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from segsweep import artifacts, tracking
+from segsweep import artifacts, store, tracking
 
 RUN = {
     "signature": "0123456789abcdef",
@@ -59,7 +59,7 @@ def folder(tmp_path):
 
 
 def the_run(uri: str):
-    client = tracking.connect(uri)
+    client = store.connect(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
     return client, run
 
@@ -133,13 +133,13 @@ def test_jobs_go_under_their_sweep_once_its_run_is_there(uri, folder, tmp_path):
     artifacts.write_json(sweep / "sweep.json", {"mlflow": place})
     finish(folder)
     run_id = tracking.push(folder, uri, "e", sweep, final=True)
-    assert tracking.connect(uri).get_run(run_id).data.tags["mlflow.parentRunId"] == parent
+    assert store.connect(uri).get_run(run_id).data.tags["mlflow.parentRunId"] == parent
     (tmp_path / "table.txt").write_text("table")
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "dice.png").write_bytes(b"\x89PNG")
     files = [tmp_path / "table.txt", tmp_path / "none"]
     tracking.end_parent(uri, parent, "FINISHED", files, tmp_path / "figures", "- **adam** is ahead")
-    client = tracking.connect(uri)
+    client = store.connect(uri)
     ended = client.get_run(parent)
     assert ended.info.status == "FINISHED"
     assert ended.data.tags["mlflow.note.content"] == "`python -m segsweep -m`\n\n- **adam** is ahead"
@@ -150,7 +150,7 @@ def test_jobs_go_under_their_sweep_once_its_run_is_there(uri, folder, tmp_path):
 def test_a_run_deleted_in_mlflow_is_copied_whole_again(uri, folder):
     finish(folder)
     first = tracking.push(folder, uri, "e", None, final=True)
-    tracking.connect(uri).delete_run(first)
+    store.connect(uri).delete_run(first)
     assert tracking.push(folder, uri, "e", None, final=True) != first
     _, run = the_run(uri)
     assert (run.info.status, run.data.metrics["train/loss"]) == ("FINISHED", pytest.approx(1 / 3))
@@ -175,7 +175,7 @@ def test_a_run_without_best_weights_goes_to_a_new_store_when_its_old_one_is_gone
     tracking.push(folder, uri, "other", None, final=True)
     (folder / "last.pt").unlink()
     artifacts.write_json(folder / "mlflow.json", state | {"uri": "http://127.0.0.1:9"})
-    client = tracking.connect(uri)
+    client = store.connect(uri)
     run = client.get_run(tracking.push(folder, uri, "third", None, final=True))
     assert run.info.status == "FINISHED"
 
@@ -196,7 +196,7 @@ def test_tags_of_an_earlier_end_go_whoever_set_them(uri, folder):
 
 def test_a_store_is_made_where_the_cache_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGSWEEP_CACHE", "/proc/nowhere")
-    assert tracking.connect(f"sqlite:///{tmp_path}/mlruns/mlflow.db").search_experiments()
+    assert store.connect(f"sqlite:///{tmp_path}/mlruns/mlflow.db").search_experiments()
 
 
 def test_what_a_killed_process_left_running_is_closed_and_what_lives_is_not(uri, folder, tmp_path):
@@ -264,14 +264,14 @@ def test_sync_says_where_there_is_nothing(tmp_path):
 def test_a_process_killed_while_it_makes_the_store_leaves_none(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGSWEEP_CACHE", str(tmp_path / "cache"))
     uri = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
-    maker = subprocess.Popen([sys.executable, "-c", f"from segsweep import tracking; tracking.connect({uri!r})"])
+    maker = subprocess.Popen([sys.executable, "-c", f"from segsweep import store; store.connect({uri!r})"])
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list((tmp_path / "cache").glob(".mlflow-*.part.db")):
         time.sleep(0.02)
     maker.kill()
     maker.wait()
     assert not (tmp_path / "mlruns" / "mlflow.db").exists()
-    (default,) = tracking.connect(uri).search_experiments()
+    (default,) = store.connect(uri).search_experiments()
     assert default.artifact_location == str(tmp_path / "mlruns" / "0")
 
 
