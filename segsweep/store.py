@@ -33,11 +33,15 @@ COLUMNS = (
 QUERY = "?timeout=60"
 """Seconds that SQLite waits for another writer."""
 
+_clients: "dict[str, tuple[int, MlflowClient]]" = {}
+"""Of each database file: its inode, by which another of the same name is told, and the client that has it open."""
+
 
 def connect(uri: str) -> "MlflowClient":
     """A client whose store exists. One process alone makes a database file: two at once would lock each other out."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody asked to tell MLflow's makers what is run
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
@@ -47,15 +51,33 @@ def connect(uri: str) -> "MlflowClient":
     file = database(uri)
     if file is None:
         return MlflowClient(uri)
+    opened = _clients.get(uri)
+    if opened and file.exists() and file.stat().st_ino == opened[0]:
+        return opened[1]
     with artifacts.made(file, _make):
         client = MlflowClient(uri if "?" in uri else uri + QUERY)
         client.search_experiments(max_results=1)
+        _clients[uri] = file.stat().st_ino, client
         return client
 
 
 def database(uri: str) -> Path | None:
     """The file of an SQLite store, None for a server."""
     return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+def lacks(uri: str, signature: str) -> bool:
+    """Whether an SQLite store surely has no run of this signature. It is asked without MLflow, whose import takes
+    seconds; False where that is not possible."""
+    file = database(uri)
+    if file is None:
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            asked = "SELECT 1 FROM tags WHERE key = 'signature' AND value = ? LIMIT 1"
+            return connection.execute(asked, (signature,)).fetchone() is None
+    except sqlite3.Error:
+        return False
 
 
 def _make(file: Path) -> None:

@@ -6,6 +6,7 @@ which the command calls itself.
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import re
 import shlex
@@ -37,6 +38,8 @@ _opening: threading.Thread | None = None
 _noting = threading.Lock()
 TOLD = ("finished", "continued", "reused")
 """How a job ends that has a whole run behind it."""
+FIRST_JOB_TRAINS = 8.0
+"""Seconds after which nobody waits for this process any more."""
 _held = contextlib.ExitStack()
 
 
@@ -67,9 +70,19 @@ def _open(folder: Path, config: DictConfig, parent: bool) -> None:
         file = database(tracking.uri)
         record["mlflow"] |= {"parent": parent, "new": bool(file and not file.exists())}
     artifacts.write_json(folder / "sweep.json", record)
+    if reported and parent:
+        timer = threading.Timer(FIRST_JOB_TRAINS, _ready_for_the_end)
+        timer.daemon = True
+        timer.start()
     if tracking.uri and parent:
         _opening = threading.Thread(target=_open_parent, args=(folder, record), name="mlflow parent", daemon=True)
         _opening.start()  # the first job need not wait for a new database
+
+
+def _ready_for_the_end() -> None:
+    """Import what the report needs, a second or two, while the jobs train."""
+    with contextlib.suppress(ImportError):  # the report says so itself
+        importlib.import_module("segsweep.report.build")
 
 
 def _open_parent(folder: Path, record: dict[str, Any]) -> None:

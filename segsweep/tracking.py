@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segsweep import artifacts
-from segsweep.store import QUERY, connect, database, experiment_id
+from segsweep.store import QUERY, connect, database, experiment_id, lacks
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -122,6 +122,8 @@ def restore(folder: Path, uri: str | None, experiment: str, sweep: Path | None =
     new = ((artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}).get("mlflow") or {}
     if uri is None or (file and (new.get("new") or not file.exists())) or time.monotonic() < _silent.get(uri, 0):
         return False
+    if lacks(uri, folder.name):
+        return False
     if ask:
         return ask(folder, uri, experiment)
     try:
@@ -181,6 +183,8 @@ def finished(uri: str | None, experiment: str, signatures: Iterable[str]) -> set
     """Those of the signatures that MLflow has finished runs of; none where it does not answer. Changes nothing."""
     file = database(uri or "")
     if uri is None or (file and not file.exists()):
+        return set()
+    if not (signatures := [signature for signature in signatures if not lacks(uri, signature)]):
         return set()
     try:
         client = connect(uri)

@@ -29,7 +29,7 @@ def test_questions_are_answered_without_the_heavy_imports(tmp_path, ask):
         f"import sys; sys.argv = ['segsweep', *{ask!r}]\n"
         "from segsweep.cli import main\n"
         "main()\n"
-        "heavy = {'torch', 'mlflow', 'optuna', 'matplotlib', 'scipy', 'pandas'} & set(sys.modules)\n"
+        "heavy = {'torch', 'mlflow', 'optuna', 'matplotlib', 'scipy', 'pandas', 'numpy', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -11,7 +11,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segsweep.errors import SegsweepError
-from segsweep.preflight import searching
 
 if TYPE_CHECKING:
     from segsweep.plan import Point
@@ -21,6 +20,8 @@ class PlanLauncher(Launcher):
     """A search has no plan: its points depend on results."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from segsweep.preflight import searching  # not for every command, which all import the plugins
+
         if searching(config):
             raise CompactHydraException("hydra/launcher=plan: a search chooses its jobs as it goes; a grid has a plan")
         self.context, self.config = hydra_context, config
