@@ -86,7 +86,18 @@ def accuracy(result: dict[str, Any]) -> str:
     return table(heads, rows) + taken(result)
 
 
-TABLES = {"train-cpu": train, "train-cuda": train, "data": data, "sweep": sweep, "accuracy": accuracy}
+def memory(result: dict[str, Any]) -> str:
+    rows = [
+        [f"{row['slots']}", f"{result['decoded_mib']:.0f}", f"{row['set_mib']:.0f}"]
+        + [" and ".join(f"{own:.0f}" for own in row["own_mib"]), f"{result['one_batch_mib']:.0f}"]
+        for row in result["sweeps"]
+    ]
+    what = f"{result['network']}, width {result['width']}, {result['size']} px, batch {result['batch']}"
+    heads = f"{what}: slots | decoded set, MiB | held of it by all workers | own, by worker | one batch alone"
+    return table(heads, rows) + taken(result)
+
+
+TABLES = {"memory": memory, "train-cpu": train, "train-cuda": train, "data": data, "sweep": sweep, "accuracy": accuracy}
 
 
 def filled(text: str) -> str:

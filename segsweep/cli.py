@@ -81,7 +81,7 @@ def job_name(overrides: list[str], asked: list[str]) -> str:
     """What varies in a sweep, numbers to four digits; all overrides where nothing does."""
     fixed = set(asked)
     shown = [o for o in overrides if o not in fixed] or overrides
-    kept = (o for o in shown if not o.startswith(("paths.", "tracking", "data.root", "device", "search.")))
+    kept = (o for o in shown if not o.startswith(("paths.", "tracking", "data.root", "device", "search.", "report=")))
     return re.sub(r"\d+\.\d{5,}(e-?\d+)?\b", lambda n: f"{float(n[0]):.4g}", " ".join(kept)) or "default"
 
 

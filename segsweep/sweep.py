@@ -35,6 +35,7 @@ storage: str | None = None
 asked = ""
 """The command line that started this process, as one would type it."""
 _opening: threading.Thread | None = None
+_preparing: threading.Timer | None = None
 _noting = threading.Lock()
 TOLD = ("finished", "continued", "reused")
 """How a job ends that has a whole run behind it."""
@@ -55,7 +56,7 @@ class SweepCallback(Callback):
 
 
 def _open(folder: Path, config: DictConfig, parent: bool) -> None:
-    global current, reported, storage, _opening
+    global current, reported, storage, _opening, _preparing
     current, reported, storage = folder, config.report, OmegaConf.select(config, "search.storage")
     _held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
     # of another sweep, in a folder that was named by hand
@@ -71,15 +72,15 @@ def _open(folder: Path, config: DictConfig, parent: bool) -> None:
         record["mlflow"] |= {"parent": parent, "new": bool(file and not file.exists())}
     artifacts.write_json(folder / "sweep.json", record)
     if reported and parent:
-        timer = threading.Timer(FIRST_JOB_TRAINS, _ready_for_the_end)
-        timer.daemon = True
-        timer.start()
+        _preparing = threading.Timer(FIRST_JOB_TRAINS, _prepare)
+        _preparing.daemon = True
+        _preparing.start()
     if tracking.uri and parent:
         _opening = threading.Thread(target=_open_parent, args=(folder, record), name="mlflow parent", daemon=True)
         _opening.start()  # the first job need not wait for a new database
 
 
-def _ready_for_the_end() -> None:
+def _prepare() -> None:
     """Import what the report needs, a second or two, while the jobs train."""
     with contextlib.suppress(ImportError):  # the report says so itself
         importlib.import_module("segsweep.report.build")
@@ -177,6 +178,9 @@ def abandon(folder: Path) -> bool:
 
 def finish(folder: Path, stopped: bool) -> int:
     """Close the record, print the table and where everything is; the exit code: 0, 1 for a failed job, 130 stopped."""
+    if _preparing:  # two threads that import the same modules in different order would get halves of them
+        _preparing.cancel()
+        _preparing.join()
     from segsweep.display import DONE
     from segsweep.report.records import read
     from segsweep.report.table import table

@@ -1,0 +1,113 @@
+"""What the workers of a sweep hold in memory: the decoded data, which all share, and what each has for itself.
+
+    python -m benchmarks.memory --data-root LGG [--size 128] [OVERRIDES ...]
+
+One job of one epoch on one slot, then two such jobs on two slots; the workers' memory is read from the system every
+quarter of a second (Linux). *Own*: a worker's private pages above what it holds after its imports, to be compared with
+an epoch of a single batch on nearly no data, in a process of its own: weights, gradients, the optimizer's moments and
+one batch's activations. *Set*: pages of the decoded files, each counted once however many processes map it (PSS).
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import common
+from benchmarks.train import Case, peak_memory
+from segsweep.data import cache
+
+MIB = 2**20
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def held(pid: int, decoded: Path) -> tuple[int, int]:
+    """Bytes of a process: private ones, and its share of the decoded files (PSS)."""
+    private = shared = 0
+    ours = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        key, *rest = line.split()
+        if not key.endswith(":"):
+            ours = bool(rest) and rest[-1].startswith(str(decoded))
+        elif key == "Pss:" and ours:
+            shared += int(rest[0]) * 1024
+        elif key in ("Private_Dirty:", "Private_Clean:") and not ours:
+            private += int(rest[0]) * 1024
+    return private, shared
+
+
+def sweep(folder: Path, decoded: Path, slots: int, overrides: list[str]) -> dict[str, Any]:
+    """The most that each worker held for itself above its imports, and the most that all held of the decoded files."""
+    jobs = [f"seed=range({slots})", "epochs=1", f"hydra.launcher.jobs_per_device={slots}", "tracking.uri=null"]
+    command = [sys.executable, "-m", "segsweep", "-m", *overrides, *jobs, "report=false", f"paths.cache={decoded}"]
+    done = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    first: dict[int, int] = {}
+    most: dict[int, int] = {}
+    whole = 0
+    while done.poll() is None:
+        sizes = {}
+        for pid in children(done.pid):
+            try:
+                if b"segsweep.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    sizes[pid] = held(pid, decoded)
+            except (OSError, ProcessLookupError):  # it ended between two looks
+                continue
+        for pid, (private, _) in sizes.items():
+            if not list(folder.glob("multirun/2*/*/job.json")):  # no job yet: what the imports take
+                first[pid] = private
+            most[pid] = max(most.get(pid, 0), private)
+        whole = max(whole, sum(shared for _, shared in sizes.values()))
+        time.sleep(0.25)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    imports = max(first.values())
+    return {
+        "slots": slots,
+        "imports_mib": imports / MIB,
+        "own_mib": [(value - imports) / MIB for value in most.values()],
+        "set_mib": whole / MIB,
+    }
+
+
+def main() -> None:
+    parser = common.arguments(__doc__ or "", rounds=1)
+    parser.add_argument("--network", default="unet")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=16)
+    args = parser.parse_args()
+    case = Case(args.network, args.width, args.size, args.batch)
+    overrides = [f"model={case.network}", f"model.width={case.width}", f"batch_size={case.batch}", "data=lgg"]
+    result: dict[str, Any] = {"machine": common.machine(torch.device("cpu"))} | case._asdict() | {"sweeps": []}
+    with common.lgg_files(args.data_root, patients=8) as root, tempfile.TemporaryDirectory() as name:
+        result["data"] = "LGG" if args.data_root else "phantom"
+        decoded = Path(name).resolve() / "cache"
+        overrides += [f"data.root={root}", f"data.image_size={case.size}"]
+        dataset = common.lgg(root, case.size)
+        volumes = cache.load(dataset, dataset.scan(decoded), decoded, os.cpu_count() or 1)
+        result["slices"] = len(volumes.slices)
+        result["decoded_mib"] = (volumes.images.nbytes + volumes.masks.nbytes) / MIB
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            given = case, root, decoded, case.batch, "cpu", []
+            result["one_batch_mib"] = pool.submit(peak_memory, "ours", *given).result()
+        print({key: result[key] for key in ("slices", "decoded_mib", "one_batch_mib")}, flush=True)
+        for slots in (1, 2):
+            folder = Path(name) / str(slots)
+            folder.mkdir()
+            result["sweeps"].append(sweep(folder, decoded, slots, overrides))
+            print(result["sweeps"][-1], flush=True)
+    common.write(args.out, "memory", result)
+
+
+if __name__ == "__main__":
+    main()
