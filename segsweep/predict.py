@@ -227,7 +227,9 @@ def main(arguments: list[str] | None = None) -> int:
             trained, options.images, options.out, kind=options.format, overlays=options.overlays, device=device
         )
     except torch.OutOfMemoryError:
-        print(f"{options.device}: too little memory for one slice at a time; predict with --device cpu", file=sys.stderr)
+        print(
+            f"{options.device}: too little memory for one slice at a time; predict with --device cpu", file=sys.stderr
+        )
         return 1
     except (SegsweepError, OSError) as error:
         print(error, file=sys.stderr)

@@ -249,9 +249,8 @@ def _run(
         )
     except progress.Pruned as end:
         assert judge
-        row = artifacts.read_lines(folder / "history.jsonl")
-        record = end.record | {"metrics": _metrics(row[-1]), "parameters": parameters}
-        record["training_seconds"] = sum(r["seconds"] for r in row)
+        history = artifacts.read_lines(folder / "history.jsonl")
+        record = end.record | {"metrics": _metrics(history[-1]), "parameters": parameters, **_sums(history)}
         checkpoints.end(end.epoch)
         artifacts.write_json(folder / "pruned.json", record)
         judge.end("PRUNED")
@@ -274,21 +273,19 @@ def _run(
         log.warning("%s: the best weights until epoch %d are lost: no best.pt", folder, cfg.epochs)
     artifacts.write_csv(folder / "patients.csv", patients.rows)
     figures.draw(folder, history, part, patients, volumes, split.test, final.masks)
-    training = sum(row["seconds"] for row in history)
+    sums = _sums(history)
     record = {
         "status": "finished",
         "epochs": cfg.epochs,
         "metrics": metrics,
-        "training_seconds": training,
         "evaluation_seconds": sum(row["eval_seconds"] for row in history),
         "total_seconds": time.perf_counter() - began,
-        "images_per_second": train.images * len(history) / training,
+        "images_per_second": train.images * len(history) / sums["training_seconds"],
         "peak_memory_bytes": environment.peak_memory(device),
         "parameters": parameters,
         "gflops": gflops,
-        "micro_batches": max(row.get("micro_batches", 1) for row in history),
         "objective": objective,
-    }
+    } | sums
     artifacts.write_json(folder / "result.json", record)
     checkpoints.end(cfg.epochs)
     if judge:
@@ -312,6 +309,11 @@ def _answer_pruned(outcome: Outcome, record: dict[str, Any]) -> Outcome:
     outcome.training_seconds, outcome.parameters = record["training_seconds"], record["parameters"]
     outcome.error = record["reason"]
     return outcome
+
+
+def _sums(history: list[dict[str, Any]]) -> dict[str, Any]:
+    parts = max(row.get("micro_batches", 1) for row in history)
+    return {"training_seconds": sum(row["seconds"] for row in history), "micro_batches": parts}
 
 
 def _metrics(row: dict[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,12 @@ def test_what_falls_behind_is_pruned_and_its_record_says_when_and_against_what(t
     assert f"after epoch 2 of 4 by halving: val/dice {record['value']:.4f}; 1 of 1 like it were better" in bad.error
 
 
+def test_the_record_of_a_pruned_run_says_that_it_went_in_parts(tmp_path, monkeypatch):
+    do(tmp_path, *HALVING, GOOD)
+    monkeypatch.setattr("segsweep.run.finer", 2)
+    assert pruned(do(tmp_path, *HALVING, BAD))["micro_batches"] == 2
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_continued_without_the_pruner_it_ends_as_one_never_pruned_to_the_last_bit(tmp_path, every):
     saved = f"checkpoint.every={every}"
