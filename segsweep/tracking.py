@@ -361,9 +361,11 @@ def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder
 
 
 def _parent(sweep: Path | None, uri: str, patience: float = 60) -> str | None:
-    """The parent run's id; it is made while the first job already reads its data, so it may have to be waited for."""
-    until = time.monotonic() + patience
-    while sweep and time.monotonic() < until:
+    """The parent run's id; it is made while the first job already reads its data, so it may have to be waited for, but
+    not where the sweep was killed before it was made."""
+    until, alive = time.monotonic() + patience, True
+    while sweep and alive and time.monotonic() < until:
+        alive = artifacts.held(sweep)  # first, so that what it wrote last is read
         mlflow = (artifacts.read_json(sweep / "sweep.json") or {}).get("mlflow")
         if not mlflow or not mlflow["parent"] or mlflow["error"] or mlflow["uri"] != uri.removesuffix(QUERY):
             return None
