@@ -178,14 +178,15 @@ class Checkpoints:
         return None
 
     def end(self, epoch: int) -> None:
-        """Mark an epoch that ends a finished run: it is not pruned."""
+        """Mark an epoch at which a run ended, finished or pruned: its state and best weights stay."""
         self._mark(epoch).touch()
 
     def _mark(self, epoch: int) -> Path:
         return self.folder / f"end_{epoch:04d}"
 
     def prune(self, now: int, keep: int, milestones: set[int]) -> None:
-        """Of the epochs until `now`, keep the `keep` latest, the milestones and the ends of finished runs."""
+        """Of the epochs until `now`, keep the `keep` latest, the milestones and those at which a run ended, finished or
+        pruned. Later epochs are a longer run's."""
         for epoch in [e for e in self.epochs() if e <= now][:-keep]:
             if epoch not in milestones and not self._mark(epoch).exists():
                 self.state(epoch).unlink(missing_ok=True)

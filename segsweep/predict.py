@@ -1,13 +1,15 @@
 """`python -m segsweep.predict RUN IMAGES... --out DIR`: masks, volumes and, where there is truth, metrics by a run.
 
 Everything up to the logits is training's own code with the run's own values, in batches made as its test made them: on
-patients that the run tested, the numbers are those of its patients.csv, to the last digit.
+patients that the run tested, the numbers are those of its patients.csv, to the last digit. Only where a device has less
+memory than the run had, a batch goes through the network in more parts.
 """
 
 import argparse
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +59,15 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device) -> 
     )
     index = np.arange(len(stacked))
     batches = Batches(volumes, index, batch_size=trained.config.eval_batch_size, device=device)
-    found = evaluate(
-        trained.model,
-        nn.BCEWithLogitsLoss(),
-        batches,
-        patients=len(patients),
-        autocast=trained.autocast(device),
-        keep=True,
-    )
+    asked = partial(evaluate, trained.model, nn.BCEWithLogitsLoss(), batches, patients=len(patients), keep=True)
+    found, parts = None, trained.parts
+    while found is None:
+        try:
+            found = asked(autocast=trained.autocast(device), parts=parts)
+        except torch.OutOfMemoryError:
+            if parts >= trained.config.eval_batch_size:
+                raise
+            parts *= 2
     assert found.masks is not None
     scored = np.repeat([patient.truth is not None for patient in patients], counts)
     if not scored.any():
@@ -224,7 +227,9 @@ def main(arguments: list[str] | None = None) -> int:
             trained, options.images, options.out, kind=options.format, overlays=options.overlays, device=device
         )
     except torch.OutOfMemoryError:
-        print(f"{options.device}: too little memory for the run's batches; predict with --device cpu", file=sys.stderr)
+        print(
+            f"{options.device}: too little memory for one slice at a time; predict with --device cpu", file=sys.stderr
+        )
         return 1
     except (SegsweepError, OSError) as error:
         print(error, file=sys.stderr)

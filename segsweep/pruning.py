@@ -154,26 +154,29 @@ class Judge:
         self.study = optuna.Study(study, view, pruner=self.pruner)
 
     def __call__(self, history: list[dict[str, Any]]) -> Pruned | None:
-        """Report what is new in the history of a run, and ask about its last epoch."""
+        """Report what is new in the history of a run, epoch by epoch, and ask about each: of recorded epochs, too, the
+        first at which it falls behind decides, so that a run that goes on ends where one without a break does."""
         if self.study is None:
             return None
-        behind = False
         try:
             for row in history[self.seen :]:
-                behind = self._report(row)
-            self.seen = len(history)
-            return Pruned(len(history), self._record(history)) if behind else None
+                self.seen += 1
+                if self._report(row):
+                    return Pruned(row["epoch"], self._record(history[: self.seen]))
         except Exception as error:  # a storage raises what its back end raises
             self._lose(error)
-            return None
+        return None
 
     def _report(self, row: Mapping[str, Any]) -> bool:
+        """Whether the run falls behind at this epoch."""
         assert self.study is not None
-        value = row[self.metric]
+        value, storage = row[self.metric], self.study._storage
         if value is None or not math.isfinite(value):  # no validation patient has a defined value: nothing is said
             return False
-        self.study._storage.set_trial_intermediate_value(self.trial, row["epoch"], float(value))
-        return self.study.pruner.prune(self.study, self.study._storage.get_trial(self.trial))
+        if row["epoch"] < (storage.get_trial(self.trial).last_step or 0):
+            return False  # it passed here in a process that was killed later
+        storage.set_trial_intermediate_value(self.trial, row["epoch"], float(value))
+        return self.study.pruner.prune(self.study, storage.get_trial(self.trial))
 
     def _record(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         """What pruned.json holds: when, by what, and against which runs."""
@@ -212,7 +215,8 @@ class Judge:
             return
         from optuna.trial import TrialState
 
-        self(history)
+        while self(history):  # all is reported, whatever the verdicts
+            pass
         if self.study is not None and OmegaConf.select(self.cfg, "search.trial") is None:
             place = self.study._storage
             last = place.get_trial(self.trial).intermediate_values

@@ -16,7 +16,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +32,9 @@ from segsweep.metrics import summarise
 from segsweep.signature import IGNORED, signatures, without
 from segsweep.tracking import FIGURES, FILES, WEIGHTS, Mirror, forget, restore
 from segsweep.train import SELECT_BY, fit
+
+if TYPE_CHECKING:
+    from segsweep.pruning import Judge
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,9 @@ def run(
     outcome = Outcome("failed")
     with ExitStack() as stack:
         try:
-            return _run(cfg, choices, name, command, sweep, milestones, outcome, stack)
+            asked = _Asked(cfg, choices, name, command, sweep, milestones)
+            outcome.signature, outcome.folder = asked.ids["signature"], asked.folder
+            return _run(asked, outcome, stack)
         except progress.Interrupted as stop:
             outcome.status, outcome.epoch, outcome.error = "interrupted", stop.epoch, str(stop)
         except Exception as error:  # whatever a job dies of, the sweep goes on
@@ -101,107 +106,192 @@ def _smaller(cfg: DictConfig) -> str:
     return f"out of memory with batches of {cfg.batch_size} in {parts} part{'s' * (parts > 1)}: {cure}"
 
 
-def _run(
-    cfg: DictConfig,
-    choices: dict[str, Any],
-    name: str,
-    command: str,
-    sweep: Path | None,
-    milestones: set[int],
-    outcome: Outcome,
-    stack: ExitStack,
-) -> Outcome:
-    began = time.perf_counter()
-    environment.reset_peak_memory()
-    if problems := components.check(cfg):
-        raise ConfigError("\n".join(problems))
-    device = pick_device(cfg.device)
-    precision = pick_precision(cfg.precision, device)
-    runs, decoded = Path(cfg.paths.runs), Path(cfg.paths.cache)
-
-    progress.emit("note", text="reading the data set")
-    dataset, splitter = components.build(cfg.data), components.build(cfg.split)
-    manifest = dataset.scan(decoded)
-    split = splitter(manifest.patients)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
-    config["precision"] = precision  # the device does not belong to the identity, the arithmetic does
-    ids = signatures(config, manifest.digest, split.digest)  # type: ignore[arg-type]
-    folder = outcome.folder = runs / "runs" / ids["signature"]
-    outcome.signature = ids["signature"]
-
-    judge = None
-    if OmegaConf.select(cfg, "pruner._target_"):
-        from segsweep.pruning import Judge, refuse, same
-
-        refuse(cfg, split)
-        about = {"signature": ids["signature"], "data": manifest.digest, "split": split.digest}
-        judge = Judge(cfg, pruner=choices.get("pruner", "none"), name=name, sweep=sweep, **about)
-
+def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
+    cfg, folder, checkpoints = asked.cfg, asked.folder, asked.checkpoints
+    judge = _judge(asked)
     stack.enter_context(artifacts.lock(folder))
+    if _answered(asked, judge, outcome, stack):
+        return outcome
+    stack.enter_context(artifacts.lock(checkpoints.folder))
+    _clear(asked)
+    built = _Built(asked)
+    _describe(asked, built)
+    mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
+
+    def on_epoch(history: list[dict[str, Any]]) -> None:
+        artifacts.write_lines(folder / "history.jsonl", history)
+        mirror.update()
+
+    try:
+        history, done = fit(
+            built.model,
+            built.loss,
+            built.optimizer,
+            built.scheduler,
+            built.train,
+            built.held_out,
+            part=built.part,
+            epochs=cfg.epochs,
+            seed=cfg.seed,
+            clip_norm=cfg.clip_norm,
+            checkpoints=checkpoints,
+            every=cfg.checkpoint.every,
+            keep=cfg.checkpoint.keep,
+            milestones=asked.milestones,
+            writer=stack.enter_context(writer) if (writer := _writer(asked.device)) else None,
+            forward=torch.compile(built.model) if cfg.compile else None,
+            on_epoch=on_epoch,
+            judge=judge or (lambda history: None),
+            **built.shared,
+        )
+    except progress.Pruned as end:
+        assert judge
+        history = artifacts.read_lines(folder / "history.jsonl")
+        record = end.record | {"metrics": _metrics(history[-1]), "parameters": built.parameters, **_sums(history)}
+        checkpoints.end(end.epoch)
+        artifacts.write_json(folder / "pruned.json", record)
+        judge.end("PRUNED")
+        return _answer_pruned(outcome, record)
+    record = _test(asked, built, history)
+    artifacts.write_json(folder / "result.json", record)
+    checkpoints.end(cfg.epochs)
+    if judge:
+        judge.end("COMPLETE", history)
+    return _answer(outcome, record, "finished" if done == 0 else "continued" if done < cfg.epochs else "reused")
+
+
+class _Asked:
+    """What a job asks for, and which run that is; nothing is built or written yet."""
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        choices: dict[str, Any],
+        name: str,
+        command: str,
+        sweep: Path | None,
+        milestones: set[int],
+    ):
+        self.began = time.perf_counter()
+        environment.reset_peak_memory()
+        if problems := components.check(cfg):
+            raise ConfigError("\n".join(problems))
+        self.cfg, self.choices, self.name, self.command = cfg, choices, name, command
+        self.sweep, self.milestones = sweep, milestones
+        self.device = pick_device(cfg.device)
+        self.precision = pick_precision(cfg.precision, self.device)
+        runs, self.decoded = Path(cfg.paths.runs), Path(cfg.paths.cache)
+
+        progress.emit("note", text="reading the data set")
+        self.dataset, splitter = components.build(cfg.data), components.build(cfg.split)
+        self.manifest = self.dataset.scan(self.decoded)
+        self.split = splitter(self.manifest.patients)
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        # the device does not belong to the identity, the arithmetic does
+        self.config: dict[str, Any] = config | {"precision": self.precision}
+        self.ids = signatures(self.config, self.manifest.digest, self.split.digest)
+        self.folder = runs / "runs" / self.ids["signature"]
+        self.checkpoints = Checkpoints(runs / "trajectories" / self.ids["trajectory"])
+
+
+class _Built:
+    """What is trained, and on what. `shared`: what training and testing are both told."""
+
+    def __init__(self, asked: _Asked):
+        cfg, split, device = asked.cfg, asked.split, asked.device
+        self.volumes = cache.load(asked.dataset, asked.manifest, asked.decoded, cfg.workers or os.cpu_count() or 1)
+        batches = partial(Batches, self.volumes, device=device)
+        augment = components.build(cfg.augment)
+        self.train = batches(split.train, batch_size=cfg.batch_size, augment=augment, shuffle=True)
+        self.test = batches(split.test, batch_size=cfg.eval_batch_size)
+        self.part = "val" if len(split.val) else "test"
+        self.held_out = batches(split.val, batch_size=cfg.eval_batch_size) if self.part == "val" else self.test
+        height, width, channels = self.volumes.images.shape[1:]
+
+        torch.manual_seed(cfg.seed)
+        model = components.build(cfg.model, in_channels=channels)
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.loss = components.build(cfg.loss).to(device)
+        self.optimizer = components.build(cfg.optim)(self.model.parameters())
+        self.scheduler = components.build(cfg.scheduler)(self.optimizer)
+        self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        network = f"{asked.config['model']} {channels}x{height}x{width}"
+        self.gflops = _gflops[network] = _gflops.get(network) or flops(self.model, channels, height, width)
+        self.shared: dict[str, Any] = {"patients": len(self.volumes.patients), "parts": cfg.micro_batches * finer}
+        self.shared["autocast"] = _autocast(device, asked.precision)
+
+
+def _judge(asked: _Asked) -> "Judge | None":
+    if not OmegaConf.select(asked.cfg, "pruner._target_"):
+        return None
+    from segsweep.pruning import Judge, refuse
+
+    refuse(asked.cfg, asked.split)
+    about = {"signature": asked.ids["signature"], "data": asked.manifest.digest, "split": asked.split.digest}
+    pruner = asked.choices.get("pruner", "none")
+    return Judge(asked.cfg, pruner=pruner, name=asked.name, sweep=asked.sweep, **about)
+
+
+def _answered(asked: _Asked, judge: "Judge | None", outcome: Outcome, stack: ExitStack) -> bool:
+    """Whether the run's record, here or in MLflow, is the answer: it is finished, or was pruned as it would be now."""
+    cfg, folder = asked.cfg, asked.folder
     known = {file: artifacts.read_json(folder / file) if cfg.reuse else None for file in ("result.json", "pruned.json")}
-    if cfg.reuse and not known["result.json"] and restore(folder, cfg.tracking.uri, cfg.tracking.experiment, sweep):
+    if (
+        cfg.reuse
+        and not known["result.json"]
+        and restore(folder, cfg.tracking.uri, cfg.tracking.experiment, asked.sweep)
+    ):
         known["result.json"] = artifacts.read_json(folder / "result.json")
     if cfg.search.trial is not None:
         trial = {"study": cfg.search.study, "number": cfg.search.trial, "state": "RUNNING"}
         artifacts.write_json(folder / "trial.json", trial)
     if judge:
+        from segsweep.pruning import same
+
         stack.enter_context(judge)
     if record := known["result.json"]:
         if judge:
             judge.end("COMPLETE", artifacts.read_lines(folder / "history.jsonl"))
-        mirror = stack.enter_context(Mirror(folder, cfg.tracking, sweep))
-        return _answer(outcome, record, "reused")
-    if judge and (record := known["pruned.json"]) and same(record, cfg):
+        _answer(outcome, record, "reused")
+    elif judge and (record := known["pruned.json"]) and same(record, cfg):
         judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: record["epoch"]])
         (folder / "failure.json").unlink(missing_ok=True)
-        mirror = stack.enter_context(Mirror(folder, cfg.tracking, sweep))
-        return _answer_pruned(outcome, record)
-    checkpoints = Checkpoints(runs / "trajectories" / ids["trajectory"])
-    stack.enter_context(artifacts.lock(checkpoints.folder))
-    if not cfg.reuse:
-        checkpoints.clear()
-        for name in (*FILES, *FIGURES, *WEIGHTS):  # none of it may pass for the new run's, should that end early
-            (folder / name).unlink(missing_ok=True)
+        _answer_pruned(outcome, record)
+    else:
+        return False
+    stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
+    return True
+
+
+def _clear(asked: _Asked) -> None:
+    """Remove what may not pass for this run's, should it end early."""
+    folder, ended = asked.folder, ("failure.json", "pruned.json")
+    if not asked.cfg.reuse:
+        asked.checkpoints.clear()
         forget(folder)
-    checkpoints.tidy()
-    for ended in ("failure.json", "pruned.json"):
-        (folder / ended).unlink(missing_ok=True)
+    asked.checkpoints.tidy()
+    for file in ended if asked.cfg.reuse else (*ended, *FILES, *FIGURES, *WEIGHTS):
+        (folder / file).unlink(missing_ok=True)
 
-    volumes = cache.load(dataset, manifest, decoded, cfg.workers or os.cpu_count() or 1)
-    batches = partial(Batches, volumes, device=device)
-    train = batches(split.train, batch_size=cfg.batch_size, augment=components.build(cfg.augment), shuffle=True)
-    test = batches(split.test, batch_size=cfg.eval_batch_size)
-    part = "val" if len(split.val) else "test"
-    held_out = batches(split.val, batch_size=cfg.eval_batch_size) if part == "val" else test
-    height, width, channels = volumes.images.shape[1:]
 
-    torch.manual_seed(cfg.seed)
-    model = components.build(cfg.model, in_channels=channels).to(device, memory_format=torch.channels_last)
-    loss = components.build(cfg.loss).to(device)
-    optimizer = components.build(cfg.optim)(model.parameters())
-    scheduler = components.build(cfg.scheduler)(optimizer)
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    network = f"{config['model']} {channels}x{height}x{width}"
-    gflops = _gflops[network] = _gflops.get(network) or flops(model, channels, height, width)
-    autocast = _autocast(device, precision)
-    parts = cfg.micro_batches * finer
-
+def _describe(asked: _Asked, built: _Built) -> None:
+    """Write what the run is: its configuration, its split and run.json."""
+    cfg, choices, split, volumes = asked.cfg, asked.choices, asked.split, built.volumes
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
-    artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
-    artifacts.write_json(folder / "split.json", split.to_json())
+    artifacts.write_text(asked.folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
+    artifacts.write_json(asked.folder / "split.json", split.to_json())
     artifacts.write_json(
-        folder / "run.json",
-        ids
-        | {"name": name, "command": command, "created": environment.now(), "choices": choices}
-        | {"factors": factors(config, choices), "evaluated_on": part}  # type: ignore[arg-type]
+        asked.folder / "run.json",
+        asked.ids
+        | {"name": asked.name, "command": asked.command, "created": environment.now(), "choices": choices}
+        | {"factors": factors(asked.config, choices), "evaluated_on": built.part}
         | {
             "data": {
                 "name": choices.get("data"),
-                "digest": manifest.digest,
+                "digest": asked.manifest.digest,
                 "patients": len(volumes.patients),
                 "slices": len(volumes.slices),
-                "image_shape": [height, width, channels],
+                "image_shape": list(volumes.images.shape[1:]),
             },
             "split": {
                 "kind": choices.get("split"),
@@ -211,89 +301,46 @@ def _run(
                 "val": len(split.val),
                 "test": len(split.test),
             },
-            "parameters": parameters,
-            "gflops": gflops,
-            "precision": precision,
+            "parameters": built.parameters,
+            "gflops": built.gflops,
+            "precision": asked.precision,
         }
-        | environment.facts(device),
+        | environment.facts(asked.device),
     )
-    mirror = stack.enter_context(Mirror(folder, cfg.tracking, sweep))
 
-    def on_epoch(history: list[dict[str, Any]]) -> None:
-        artifacts.write_lines(folder / "history.jsonl", history)
-        mirror.update()
 
-    try:
-        history, done = fit(
-            model,
-            loss,
-            optimizer,
-            scheduler,
-            train,
-            held_out,
-            part=part,
-            patients=len(volumes.patients),
-            epochs=cfg.epochs,
-            seed=cfg.seed,
-            autocast=autocast,
-            clip_norm=cfg.clip_norm,
-            checkpoints=checkpoints,
-            every=cfg.checkpoint.every,
-            keep=cfg.checkpoint.keep,
-            milestones=milestones,
-            parts=parts,
-            writer=stack.enter_context(writer) if (writer := _writer(device)) else None,
-            forward=torch.compile(model) if cfg.compile else None,
-            on_epoch=on_epoch,
-            judge=judge or (lambda history: None),
-        )
-    except progress.Pruned as end:
-        assert judge
-        row = artifacts.read_lines(folder / "history.jsonl")
-        record = end.record | {"metrics": _metrics(row[-1]), "parameters": parameters}
-        record["training_seconds"] = sum(r["seconds"] for r in row)
-        checkpoints.end(end.epoch)
-        artifacts.write_json(folder / "pruned.json", record)
-        judge.end("PRUNED")
-        return _answer_pruned(outcome, record)
-
+def _test(asked: _Asked, built: _Built, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Test the trained network, write its weights, patients and figures; what result.json is to hold."""
+    cfg, folder, checkpoints, part, split = asked.cfg, asked.folder, asked.checkpoints, built.part, asked.split
     progress.emit("note", text="testing")
-    final = evaluate(model, loss, test, patients=len(volumes.patients), autocast=autocast, keep=True, parts=parts)
-    patients = patient_table(final, volumes, split.test)
+    final = evaluate(built.model, built.loss, built.test, keep=True, **built.shared)
+    patients = patient_table(final, built.volumes, split.test)
     metrics = _metrics(history[-1])
     metrics |= {"test/loss": final.loss} | {f"test/{k}": v for k, v in summarise(final.counts).items()}
     metrics |= {f"test/{key}": value for key, value in patients.summary.items()}
     scores = [row[SELECT_BY] for row in history if part == "val" and not math.isnan(row[SELECT_BY])]
-    objective = max(scores, default=None) if part == "val" else metrics["test/dice"]
     with artifacts.atomic(folder / "last.pt") as file:
-        torch.save({"epoch": cfg.epochs, "model": model.state_dict()}, file)
+        torch.save({"epoch": cfg.epochs, "model": built.model.state_dict()}, file)
     if checkpoints.best(cfg.epochs).exists():
         with artifacts.atomic(folder / "best.pt") as file:
             shutil.copyfile(checkpoints.best(cfg.epochs), file)
     elif scores:
         log.warning("%s: the best weights until epoch %d are lost: no best.pt", folder, cfg.epochs)
     artifacts.write_csv(folder / "patients.csv", patients.rows)
-    figures.draw(folder, history, part, patients, volumes, split.test, final.masks)
-    training = sum(row["seconds"] for row in history)
-    record = {
+    figures.draw(folder, history, part, patients, built.volumes, split.test, final.masks)
+    sums = _sums(history)
+    return {
         "status": "finished",
         "epochs": cfg.epochs,
         "metrics": metrics,
-        "training_seconds": training,
         "evaluation_seconds": sum(row["eval_seconds"] for row in history),
-        "total_seconds": time.perf_counter() - began,
-        "images_per_second": train.images * len(history) / training,
-        "peak_memory_bytes": environment.peak_memory(device),
-        "parameters": parameters,
-        "gflops": gflops,
-        "micro_batches": max(row.get("micro_batches", 1) for row in history),
-        "objective": objective,
-    }
-    artifacts.write_json(folder / "result.json", record)
-    checkpoints.end(cfg.epochs)
-    if judge:
-        judge.end("COMPLETE", history)
-    return _answer(outcome, record, "finished" if done == 0 else "continued" if done < cfg.epochs else "reused")
+        "total_seconds": time.perf_counter() - asked.began,
+        "images_per_second": built.train.images * len(history) / sums["training_seconds"],
+        "peak_memory_bytes": environment.peak_memory(asked.device),
+        "parameters": built.parameters,
+        "gflops": built.gflops,
+        "objective": max(scores, default=None) if part == "val" else metrics["test/dice"],
+    } | sums
 
 
 def _writer(device: torch.device) -> Executor | None:
@@ -312,6 +359,11 @@ def _answer_pruned(outcome: Outcome, record: dict[str, Any]) -> Outcome:
     outcome.training_seconds, outcome.parameters = record["training_seconds"], record["parameters"]
     outcome.error = record["reason"]
     return outcome
+
+
+def _sums(history: list[dict[str, Any]]) -> dict[str, Any]:
+    parts = max(row.get("micro_batches", 1) for row in history)
+    return {"training_seconds": sum(row["seconds"] for row in history), "micro_batches": parts}
 
 
 def _metrics(row: dict[str, Any]) -> dict[str, Any]:

@@ -225,7 +225,7 @@ class Study:
     def claim(self, total: int) -> Trial | None:
         """A trial to work on: one that was put back, else a new one; None while `total` trials count."""
         while True:
-            first = counted(self._revive())[:total]
+            first = counted(self.revive())[:total]
             if len(first) == total and not any(t.state is TrialState.WAITING for t in first):
                 return None
             with reaching(self.url):
@@ -300,7 +300,7 @@ class Study:
             with contextlib.suppress(ValueError, UpdateFinishedTrialError):  # another process was quicker
                 self.study.tell(number, state=TrialState.FAIL)
 
-    def _revive(self) -> list[FrozenTrial]:
+    def revive(self) -> list[FrozenTrial]:
         """All trials, after those of dead processes have been put back."""
         trials = self.trials()
         dead = [t for t in trials if t.state is TrialState.RUNNING and t.number not in self.mine and self._dead(t)]

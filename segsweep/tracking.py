@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +113,26 @@ def forget(folder: Path) -> None:
     artifacts.write_json(folder / STATE, {"anew": True})
 
 
-def restore(folder: Path, uri: str | None, experiment: str, sweep: Path | None = None) -> bool:
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process and thread at a time copies the run of `folder`, to MLflow or from it."""
+    with (folder / "mlflow.lock").open("a") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
+
+
+def restore(
+    folder: Path,
+    uri: str | None,
+    experiment: str,
+    sweep: Path | None = None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> bool:
     """Whether MLflow has the run of `folder` finished, by another machine; then its files are there, result.json last.
 
     Weights stay in MLflow until somebody needs them (`fetch`). False too where MLflow does not answer or its record is
-    not whole, which the log says. `sweep`: the folder of the sweep that asks, which knows if its store is new."""
+    not whole, which the log says. `sweep`: the folder of the sweep that asks, which knows if its store is new.
+    `wanted`: whether who asked still waits; if not, the files are somebody else's by now and are left as they are."""
     file = database(uri or "")
     new = ((artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}).get("mlflow") or {}
     if uri is None or (file and (new.get("new") or not file.exists())) or time.monotonic() < _silent.get(uri, 0):
@@ -127,7 +142,8 @@ def restore(folder: Path, uri: str | None, experiment: str, sweep: Path | None =
     if ask:
         return ask(folder, uri, experiment)
     try:
-        return _restore(folder, uri, experiment)
+        with _alone(folder):
+            return _restore(folder, uri, experiment, wanted)
     except Exception as error:  # MLflow raises what its back end raises; the run is trained then
         _silent[uri] = time.monotonic() + SILENCE
         log.warning(
@@ -136,7 +152,7 @@ def restore(folder: Path, uri: str | None, experiment: str, sweep: Path | None =
         return False
 
 
-def _restore(folder: Path, uri: str, experiment: str) -> bool:
+def _restore(folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]) -> bool:
     client = connect(uri)
     if (run := _find(client, experiment, folder.name, "FINISHED")) is None:
         return False
@@ -152,6 +168,8 @@ def _restore(folder: Path, uri: str, experiment: str) -> bool:
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
         for name in there & {*FILES, "figures"} - {"failure.json", "pruned.json"}:
             download_artifacts(f"{root}/{name}", dst_path=place, tracking_uri=store)
+        if not wanted():
+            return False
         files = [file for file in Path(place).rglob("*") if file.is_file()]
         for file in sorted(files, key=lambda file: file.name == "result.json"):
             os.replace(file, folder / file.name)
@@ -168,6 +186,13 @@ def fetch(weights: Path) -> bool:
     """Bring a file of weights that MLflow keeps into its run folder; False where MLflow has none.
 
     Raises what MLflow raises."""
+    if not (weights.parent / STATE).exists():
+        return False
+    with _alone(weights.parent):
+        return _fetch(weights)
+
+
+def _fetch(weights: Path) -> bool:
     state = artifacts.read_json(weights.parent / STATE) or {}
     if "run_id" not in state or not (weights.parent / "result.json").exists():
         return False
@@ -201,8 +226,7 @@ def push(folder: Path, uri: str, experiment: str, sweep: Path | None, *, final: 
     `final`: nobody works on the folder now, so the run is closed: FINISHED, FAILED, or KILLED when it was interrupted
     or pruned, which the tag `status` tells apart.
     """
-    with (folder / "mlflow.lock").open("a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with _alone(folder):
         return _push(folder, uri, experiment, sweep, final)
 
 
@@ -216,7 +240,7 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
     if not known and "run_id" in state and not (folder / "last.pt").exists():  # its weights may be in another store
         try:
             for name in WEIGHTS:
-                fetch(folder / name)
+                _fetch(folder / name)
         except Exception as error:  # that store may be gone: all else is still copied
             log.warning("%s: its weights stay in %s, which does not answer: %s", folder.name, state["uri"], error)
     if not known or not _there(client, state["run_id"]):
@@ -365,9 +389,11 @@ def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder
 
 
 def _parent(sweep: Path | None, uri: str, patience: float = 60) -> str | None:
-    """The parent run's id; it is made while the first job already reads its data, so it may have to be waited for."""
-    until = time.monotonic() + patience
-    while sweep and time.monotonic() < until:
+    """The parent run's id; it is made while the first job already reads its data, so it may have to be waited for, but
+    not where the sweep was killed before it was made."""
+    until, alive = time.monotonic() + patience, True
+    while sweep and alive and time.monotonic() < until:
+        alive = artifacts.held(sweep)  # first, so that what it wrote last is read
         mlflow = (artifacts.read_json(sweep / "sweep.json") or {}).get("mlflow")
         if not mlflow or not mlflow["parent"] or mlflow["error"] or mlflow["uri"] != uri.removesuffix(QUERY):
             return None

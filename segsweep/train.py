@@ -57,7 +57,7 @@ def fit(
     writer: Executor | None = None,
     forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
     on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
-    judge: Callable[[list[dict[str, Any]]], Exception | None] = lambda history: None,
+    judge: Callable[[list[dict[str, Any]]], progress.Pruned | None] = lambda history: None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Train until `epochs` epochs are complete, going on from the latest checkpoint; the model ends with the weights of
     the last epoch.
@@ -65,7 +65,8 @@ def fit(
     `part` names what `held_out` is, "val" or "test"; `forward` is the compiled model where there is one; `parts`: see
     `in_parts`. `writer`: one thread, which writes an epoch's checkpoint from a copy while the next epoch trains; the
     copy and the thread cost a GPU little, and a CPU the time in which it would train. `on_epoch` comes after the
-    checkpoint. `judge` is asked after each epoch but the last and gives what to raise once the state is saved, or None.
+    checkpoint. `judge` is asked after each epoch but the last, of those already there at once, and gives what to raise
+    once the state is saved, or None.
     Returns the history (one dict an epoch: losses, metrics, seconds, parts where there are several) and the
     number of epochs that were already there.
     Raises NotFiniteError naming the step, and progress.Interrupted at the end of an epoch when asked to stop.
@@ -81,10 +82,12 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         history = state["history"]
-        on_epoch(history)
     done = len(history)
-    if 0 < done < epochs and (end := judge(history)):
-        raise end
+    behind = judge(history) if 0 < done < epochs else None  # with nothing left to train there is nothing to save
+    if done:
+        on_epoch(history[: behind.epoch] if behind else history)
+    if behind:
+        raise behind
     best: dict[str, Any] | None = None
     writing: Future[None] | None = None
 

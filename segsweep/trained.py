@@ -54,6 +54,12 @@ class Trained:
         """What the run computed in, fp32 or bf16."""
         return str(self.info.get("precision") or "fp32")
 
+    @property
+    def parts(self) -> int:
+        """In how many parts its batches went through the network in the end, for want of memory."""
+        result = artifacts.read_json(self.folder / "result.json") or {}
+        return int(result.get("micro_batches") or self.config.get("micro_batches", 1))
+
     def autocast(self, device: torch.device) -> "partial[torch.autocast]":
         return partial(torch.autocast, device.type, torch.bfloat16, enabled=self.precision == "bf16")
 

@@ -34,7 +34,11 @@ def test_questions_are_answered_without_the_heavy_imports(tmp_path, ask):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    expected = ["model: r2unet, unet", "experiment=glob(*)"] if ask == ["--help"] else ["epochs: 6", "width: 16"]
+    expected = (
+        ["model: r2unet, unet", "experiment=glob(*)", "micro_batches"]
+        if ask == ["--help"]
+        else ["epochs: 6", "width: 16"]
+    )
     expected = ["width: ${data.model_width}" if e == "width: 16" else e for e in expected]
     assert all(text in done.stdout for text in expected), done.stdout
     assert len(done.stdout.splitlines()) < 200

@@ -85,6 +85,36 @@ def test_the_numbers_are_those_of_the_runs_own_test_to_the_last_digit(made, tmp_
     assert "32 x 32 pixels, as in training" in capsys.readouterr().out
 
 
+def test_a_run_trained_in_parts_predicts_in_them_and_in_more_where_memory_is_short(made, run, tmp_path, capsys):
+    result = artifacts.read_json(run / "result.json")
+    artifacts.write_json(run / "result.json", result | {"micro_batches": 4})  # as after want of memory
+    expected = rows(made[0] / "patients.csv")
+    tree = made[1]
+    trained = load(run)
+    taken: list[int] = []
+    most = 1 << 30
+
+    def remembered(module, inputs):
+        taken.append(len(inputs[0]))
+        if taken[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trained.model.register_forward_pre_hook(remembered)
+    arguments = {"kind": "tiff", "overlays": False, "device": torch.device("cpu")}
+    tested = [tree / name for name in expected]
+    found, _ = predict.predict_files(trained, tested, tmp_path / "a", **arguments)
+    slices = sum(row["slices"] for row in found)
+    assert taken == [len(part) for part in np.array_split(np.arange(slices), 4)]
+    assert [row["tp"] for row in found] == [int(expected[row["patient"]]["tp"]) for row in found]
+    most = 1
+    again, _ = predict.predict_files(trained, tested, tmp_path / "b", **arguments)
+    assert again == found
+    assert taken[-slices:] == [1] * slices
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        predict.predict_files(trained, tested, tmp_path / "c", **arguments)
+
+
 def test_real_patients_from_files_to_the_last_digit(tmp_path, lgg):
     overrides = ["data=lgg", f"data.root={lgg}", "data.image_size=32", "model.width=4", "model.depth=2", "epochs=1"]
     overrides += ["optim.lr=0.01", "loss=tversky", "batch_size=4", "split.test=0.375"]

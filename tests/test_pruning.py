@@ -82,6 +82,12 @@ def test_what_falls_behind_is_pruned_and_its_record_says_when_and_against_what(t
     assert f"after epoch 2 of 4 by halving: val/dice {record['value']:.4f}; 1 of 1 like it were better" in bad.error
 
 
+def test_the_record_of_a_pruned_run_says_that_it_went_in_parts(tmp_path, monkeypatch):
+    do(tmp_path, *HALVING, GOOD)
+    monkeypatch.setattr("segsweep.run.finer", 2)
+    assert pruned(do(tmp_path, *HALVING, BAD))["micro_batches"] == 2
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_continued_without_the_pruner_it_ends_as_one_never_pruned_to_the_last_bit(tmp_path, every):
     saved = f"checkpoint.every={every}"
@@ -170,6 +176,40 @@ def test_an_interrupted_run_goes_on_with_its_history_known_to_the_others(tmp_pat
     assert len(history(outcome)) == 2
     (study,) = optuna.get_all_study_summaries(open_storage(f"journal:///{tmp_path}/runs/sweep/{PRUNING}"))
     assert (study.study_name, study.n_trials) == ("val/dice", 2)
+
+
+@pytest.mark.parametrize("recorded", [2, 3])
+def test_a_run_that_goes_on_from_recorded_epochs_is_pruned_where_one_without_a_break_is(tmp_path, recorded):
+    outcomes = []
+    for place, earlier in ((tmp_path / "unbroken", 0), (tmp_path / "continued", recorded)):
+        if earlier:
+            do(place, BAD, f"epochs={earlier}", "scheduler=constant", sweep="earlier")
+        do(place, *HALVING, GOOD, "scheduler=constant")
+        outcomes.append(do(place, *HALVING, BAD, "scheduler=constant"))
+    unbroken, continued = outcomes
+    assert (unbroken.status, unbroken.epoch) == ("pruned", 2)
+    assert (continued.status, continued.epoch, continued.error) == ("pruned", 2, unbroken.error)
+    assert continued.metrics == unbroken.metrics
+    assert history(continued) == history(unbroken)
+
+
+def test_of_epochs_reported_at_once_the_first_that_falls_behind_decides(tmp_path):
+    cfg, _ = composed(tmp_path, "pruner=patient", "pruner.patience=1", "epochs=9")
+    facts = {"pruner": "patient", "name": "a", "data": "d", "split": "s", "sweep": tmp_path}
+    rows = [{"epoch": epoch, "val/dice": dice} for epoch, dice in enumerate([0.1, 0.5, 0.4, 0.4, 0.6], 1)]
+    with pruning.Judge(cfg, signature="a", **facts) as judge:
+        verdict = judge(rows)
+        judge.end("PRUNED", rows[: verdict.epoch])
+    assert (verdict.epoch, verdict.record["epoch"], verdict.record["value"]) == (4, 4, 0.4)
+    pruning.Judge(cfg, signature="b", **facts).__enter__()(rows[:3])  # and killed
+    with pruning.Judge(cfg, signature="b", **facts) as judge:
+        assert judge(rows[:3]) is None
+        assert judge(rows[:4]).epoch == 4
+        judge.end("COMPLETE", rows)
+    storage = open_storage(f"journal:///{tmp_path}/{PRUNING}")
+    first, second = optuna.load_study(study_name="val/dice", storage=storage).trials
+    assert (first.state.name, sorted(first.intermediate_values)) == ("PRUNED", [1, 2, 3, 4])
+    assert (second.state.name, sorted(second.intermediate_values)) == ("COMPLETE", [1, 2, 3, 4, 5])
 
 
 def test_a_run_whose_process_was_killed_goes_on_with_its_trial(tmp_path):

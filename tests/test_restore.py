@@ -4,9 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mlflow.artifacts
 import pytest
 from omegaconf import OmegaConf
 from test_run import TINY, do, same, weights
@@ -59,6 +62,45 @@ def test_a_run_finished_elsewhere_is_answered_and_its_folder_restored(tmp_path, 
         trained.load(second.folder, "worst")
     (read,) = records.read([second.folder]).runs
     assert (read.status, read.overlays.keys()) == ("finished", read.patients.keys())
+
+
+def test_two_that_restore_one_run_at_once_both_have_it_whole(tmp_path, uri, monkeypatch):
+    """As when a job ran out of time while its launcher restored: the next try asks for the same folder."""
+    first = there(tmp_path, "a", uri)
+    folder = tmp_path / "b" / first.signature
+    folder.mkdir(parents=True)
+    download, begun, go_on = mlflow.artifacts.download_artifacts, threading.Event(), threading.Event()
+
+    def slow(*arguments, **options):
+        begun.set()
+        go_on.wait(20)
+        return download(*arguments, **options)
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", slow)
+    with ThreadPoolExecutor(2) as both:
+        late = both.submit(tracking.restore, folder, uri, "segsweep", wanted=lambda: False)
+        assert begun.wait(20)
+        (half,) = folder.glob(".restore-*")
+        again = both.submit(tracking.restore, folder, uri, "segsweep")
+        time.sleep(0.5)
+        assert half.exists()
+        assert not again.done()
+        go_on.set()
+        assert not late.result(), "who asked had ended"
+        assert again.result()
+    for name in RECORD:
+        assert (folder / name).read_bytes() == (first.folder / name).read_bytes()
+    assert not list(folder.glob(".restore-*"))
+    assert uri not in tracking._silent
+
+
+def test_files_that_nobody_waits_for_any_more_are_not_put_into_a_folder(tmp_path, uri):
+    first = there(tmp_path, "a", uri)
+    folder = tmp_path / "b" / first.signature
+    folder.mkdir(parents=True)
+    (folder / "failure.json").write_text("{}")
+    assert not tracking.restore(folder, uri, "segsweep", wanted=lambda: False)
+    assert {file.name for file in folder.iterdir()} == {"failure.json", "mlflow.lock"}
 
 
 def test_what_mlflow_has_not_whole_is_trained_and_stays_one_run(tmp_path, uri, caplog):

@@ -88,8 +88,10 @@ def test_a_finished_run_is_answered_and_trained_anew_on_request(tmp_path):
     again = do(tmp_path, "device=cpu", "workers=1")
     assert (again.status, again.folder, again.objective) == ("reused", first.folder, first.objective)
     assert again.metrics == first.metrics
+    name = json.loads((first.folder / "run.json").read_text())["name"]
     anew = do(tmp_path, "reuse=false")
     assert (anew.status, anew.objective) == ("finished", first.objective)
+    assert json.loads((anew.folder / "run.json").read_text())["name"] == name
 
 
 @pytest.mark.parametrize("order", [(4, 2, 3), (2, 3, 4)])

@@ -55,13 +55,14 @@ def written_at_once(uri: str, tmp_path: Path) -> None:
     processes.set_forkserver_preload(["mlflow", "segsweep.tracking"])  # imported once, not eight times
     start = processes.Barrier(JOBS + 1)
     jobs = [processes.Process(target=job, args=(n, runs, uri, sweep, start)) for n in range(JOBS)]
-    for each in jobs:
-        each.start()
-    start.wait(120)
-    parent = tracking.start_parent(uri, "e", "sweep", "python -m segsweep -m")  # beside them, as in a sweep
-    artifacts.write_json(sweep / "sweep.json", {"mlflow": place | {"run_id": parent}})
-    for each in jobs:
-        each.join(240)
+    with artifacts.lock(sweep):  # it lives
+        for each in jobs:
+            each.start()
+        start.wait(120)
+        parent = tracking.start_parent(uri, "e", "sweep", "python -m segsweep -m")  # beside them, as in a sweep
+        artifacts.write_json(sweep / "sweep.json", {"mlflow": place | {"run_id": parent}})
+        for each in jobs:
+            each.join(240)
     assert [each.exitcode for each in jobs] == [0] * JOBS
     folders = [runs / f"{number:016x}" for number in range(JOBS)]
     assert [tracking.lacking(folder) for folder in folders] == [None] * JOBS

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from omegaconf import OmegaConf
@@ -252,6 +253,23 @@ def test_mlflow_out_of_reach_costs_nothing_and_sync_brings_it_up_to_date(uri, fo
     assert tracking.lacking(folder) is None
     state = json.loads((folder / "mlflow.json").read_text())
     assert (state["epochs"], state["status"]) == (3, "finished")
+
+
+def test_a_sweep_killed_before_it_had_a_parent_run_is_not_waited_for(uri, folder, tmp_path):
+    finish(folder)
+    sweep = tmp_path / "sweep"
+    place = {"uri": uri, "experiment": "e", "run_id": None, "error": None, "parent": True}
+    artifacts.write_json(sweep / "sweep.json", {"name": "sweep", "mlflow": place})
+    waiting = ThreadPoolExecutor(1).submit
+    with artifacts.lock(sweep):  # it lives
+        found = waiting(tracking._parent, sweep, uri)
+        time.sleep(0.3)
+        assert not found.done()
+        artifacts.write_json(sweep / "sweep.json", {"name": "sweep", "mlflow": place | {"run_id": "a"}})
+        assert found.result(timeout=20) == "a"
+    artifacts.write_json(sweep / "sweep.json", {"name": "sweep", "mlflow": place})
+    waiting(tracking.push, folder, uri, "e", sweep, final=True).result(timeout=30)  # not the minute of a living one
+    assert "mlflow.parentRunId" not in the_run(uri)[1].data.tags
 
 
 def test_sync_says_where_there_is_nothing(tmp_path):

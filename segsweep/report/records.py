@@ -63,6 +63,12 @@ class Run:
         return str(self.info.get("command") or "not recorded")
 
     @property
+    def parts(self) -> int:
+        """In how many parts its batches went through the network for want of memory; 0 where no more than asked for."""
+        parts = int(self.result.get("micro_batches") or 1)
+        return parts if parts > self.factors.get("micro_batches", 1) else 0
+
+    @property
     def leaks(self) -> bool:
         return bool((self.info.get("split") or {}).get("leaks"))
 

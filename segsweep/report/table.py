@@ -80,9 +80,8 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False) ->
                 ),
                 soft_wrap=True,
             )
-        parts = (job.run.result.get("micro_batches") or 1) if job.run else 1
-        if job.run and parts > job.run.factors.get("micro_batches", 1):
-            text = f"job {job.number}: for want of memory its batches went through the network in {parts} parts"
+        if job.run and job.run.parts:
+            text = f"job {job.number}: for want of memory its batches went through the network in {job.run.parts} parts"
             console.print(Text(f"{text}, which BatchNorm saw", style="yellow"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines()) + "\n"  # type: ignore[attr-defined]
 

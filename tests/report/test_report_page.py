@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -49,6 +50,19 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text(folder):
     return (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_rows_that_went_in_parts_for_want_of_memory_are_named(tmp_path):
+    specs = [Spec(factors(optim=o, micro_batches=n)) for o, n in (("sgd", 1), ("adam", 1), ("adam", 4))]
+    sweep = write_sweep(tmp_path, "first", specs)
+    for spec, file in zip(specs, (run.folder / "result.json" for run in read([sweep]).runs), strict=True):
+        parts = 4 if spec.factors["optim"] == "adam" else 1  # the last was asked to
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"micro_batches": parts}))
+    build([sweep], tmp_path / "report")
+    (remark,) = [
+        line for line in (tmp_path / "report" / "report.md").read_text().splitlines() if "want of memory" in line
+    ]
+    assert "went through the network in parts: 1. adam, micro_batches=1 in 4. The loss" in remark
 
 
 class Elements(HTMLParser):

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from optuna.trial import FrozenTrial, TrialState
 from toy_search import Batches, Toy, search, study
 
-from segsweep import progress, sweep
+from segsweep import artifacts, progress, sweep
 from segsweep.study import Study, counted
 
 RATE = "optim.lr=tag(log,interval(1e-4,1e-1))"
@@ -232,6 +232,35 @@ def test_trials_of_a_search_that_is_stopped_are_put_back_and_taken_up_first(run,
     run(trials=5)
     assert states(url) == {"COMPLETE": 5}
     assert [t.params for t in counted(study(url).trials)][:2] == begun
+
+
+def test_no_run_says_that_its_trial_runs_once_its_process_has_ended(run, url, tmp_path):
+    class Begun(Toy):
+        def submit(self, overrides, number):
+            super().submit(overrides, number)
+            (trial,) = (int(o.partition("=")[2]) for o in overrides if o.startswith("search.trial="))
+            note(f"run{trial}", trial)
+
+        def wait(self):
+            raise KeyboardInterrupt
+
+    def note(name, trial, study="s"):
+        about = {"study": study, "number": trial, "state": "RUNNING"}
+        artifacts.write_json(tmp_path / "runs" / name / "trial.json", about)
+
+    def noted():
+        found = {file.parent.name: artifacts.read_json(file) for file in tmp_path.glob("runs/*/trial.json")}
+        return {name: about["state"] for name, about in found.items() if about["state"] != "COMPLETE"}
+
+    with pytest.raises(KeyboardInterrupt):
+        run(trials=5, make=Begun)
+    assert noted() == {"run0": "FAIL", "run1": "FAIL"}
+    note("run0", 0)  # as of a process that was killed
+    note("taken up again", 1)
+    note("of another study", 0, "t")
+    with artifacts.lock(tmp_path / "runs" / "taken up again"):
+        run(trials=5)
+    assert noted() == {"run0": "FAIL", "run1": "FAIL", "taken up again": "RUNNING", "of another study": "RUNNING"}
 
 
 def test_without_a_name_a_study_is_named_by_what_it_searches(tmp_path, url):

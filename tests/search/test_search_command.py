@@ -91,6 +91,27 @@ def test_a_search_that_is_killed_and_started_again_reaches_the_same_total(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_search_that_is_stopped_leaves_no_trial_that_seems_to_run(tmp_path, number):
+    cwd = tmp_path / "work"
+    cwd.mkdir()
+    process = start(cwd, "+search=tpe", "search.trials=6", "epochs=200", "loss=dice", "pruner=none", "tracking=none")
+    while not list(cwd.glob("multirun/runs/*/history.jsonl")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 130, output
+    url = f"sqlite:///{cwd}/mlruns/optuna.db"
+    (name,) = optuna.get_all_study_names(url)
+    states = {t.number: t.state.name for t in study(url, name).trials}
+    noted = [json.loads(path.read_text()) for path in cwd.glob("multirun/runs/*/trial.json")]
+    assert noted
+    assert "RUNNING" not in states.values()
+    assert [about["state"] for about in noted] == [states[about["number"]] for about in noted]
+
+
+@pytest.mark.slow
 def test_the_published_sweeper_goes_on_working(tmp_path):
     cwd = tmp_path / "work"
     cwd.mkdir()

@@ -174,6 +174,14 @@ def _remarks(found: Findings) -> list[str]:
         )
     if len(found.devices) > 1:
         remarks.append(f"Times are from different devices ({joined(found.devices)}) and do not compare.")
+    divided = {found.title(i): run.parts for i, row in enumerate(found.rows) for run in row.runs if run.parts}
+    if divided:
+        named = joined([f"{title} in {parts}" for title, parts in list(divided.items())[:6]])
+        more = f" and {len(divided) - 6} more" if len(divided) > 6 else ""
+        remarks.append(
+            f"For want of memory batches went through the network in parts: {named}{more}. The loss is that of the"
+            " whole batch, but BatchNorm saw the parts, and training took longer: these rows differ in that too."
+        )
     undefined = sum(run.metrics.get("test/undefined") or 0 for row in found.rows for run in row.runs)
     if undefined:
         remarks.append(

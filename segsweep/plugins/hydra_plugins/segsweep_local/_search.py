@@ -1,5 +1,6 @@
 """One process' part in a search: the space, the loop over free workers, and what each trial came to."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -216,6 +217,7 @@ class Search:
         launch = self._keep_busy if hasattr(self.launcher, "submit") else self._in_batches
         try:
             with self.study.attended():
+                self._settle()
                 launch()
                 self._close()
         except StorageGone as gone:
@@ -223,7 +225,27 @@ class Search:
                 f"{gone}\nThe search stops; what ran went on to its end and is recorded. "
                 f"To go on when the storage is back: {sweep.asked}"
             ) from None
+        finally:
+            self._settle()
         return []
+
+    def _settle(self) -> None:
+        """What runs still say of trials that have ended, in a process that was stopped or killed, is put right."""
+        with contextlib.suppress(StorageGone):
+            ended = {trial.number: trial.state for trial in self.study.revive() if trial.state.is_finished()}
+            for file in Path(self.config.paths.runs).glob("runs/*/trial.json"):
+                known = artifacts.read_json(file) or {}
+                mine = (known.get("study"), known.get("state")) == (self.study.name, "RUNNING")
+                if mine and known["number"] in ended and not artifacts.held(file.parent):
+                    self._note(file.parent, known["number"], ended[known["number"]])
+
+    def _note(self, run: Path, number: int, state: TrialState) -> None:
+        """Say in a run's record what became of its trial."""
+        from segsweep.tracking import Mirror
+
+        artifacts.write_json(run / "trial.json", {"study": self.study.name, "number": number, "state": state.name})
+        if (run / "run.json").exists():
+            Mirror(run, self.config.tracking, self.folder).__exit__()
 
     def _keep_busy(self) -> None:
         """A free worker has a new trial at once."""
@@ -342,11 +364,7 @@ class Search:
         if not self.study.tell(trial, state, found, facts, self._exceeded(run) if run else {}):
             progress.emit("text", text=f"trial {trial.number}: another process had taken it over")
         elif run:
-            note = {"study": self.study.name, "number": trial.number, "state": state.name}
-            artifacts.write_json(run / "trial.json", note)
-            from segsweep.tracking import Mirror
-
-            Mirror(run, self.config.tracking, self.folder).__exit__()
+            self._note(run, trial.number, state)
         self._give_up()
 
     def _exceeded(self, run: Path) -> dict[str, float]:

@@ -293,8 +293,9 @@ def _retry(job: Job, reason: str) -> dict[str, Any]:
     return {"kind": "retry", "text": f"{reason.splitlines()[0]}; trying again{how}"}
 
 
-def _restore(asking: Worker, *question: Any) -> None:
-    asking.send(("restored", tracking.restore(*question)))
+def _restore(asking: Worker, folder: Path, uri: str, experiment: str) -> None:
+    found = tracking.restore(folder, uri, experiment, wanted=lambda: asking.process.poll() is None)
+    asking.send(("restored", found))
 
 
 def _is_list(devices: Any) -> bool:
