@@ -264,6 +264,8 @@ def _wrong_interval(override: Override, search: bool) -> str | None:
         return f"{line}: an interval is for a search, such as +search=tpe; a grid takes values, {key}=1,2"
     if not low < high:
         return f"{line}: the interval is empty; the lower end comes first, as in interval({min(low, high):g}, 1)"
+    if unknown := sorted(found.tags - {"log"}):
+        return f"{line}: tag {unknown[0]} means nothing{nearest(unknown[0], ['log'])}; the one tag is log"
     if "log" in found.tags and low <= 0:
         return f"{line}: a logarithm begins above 0, as in tag(log, interval(1e-5, 1e-2))"
     return None

@@ -26,6 +26,7 @@ WHEN = "search.when=['optim=sgd: optim.momentun=interval(0,0.9)']"
         (["+search=tpe", "optim.lr=interval(0.1,0.1)"], "the interval is empty"),
         (["+search=tpe", "optim.lr=interval(0.1,0.01)"], "the lower end comes first"),
         (["+search=tpe", "optim.lr=tag(log,interval(0,0.1))"], "a logarithm begins above 0"),
+        (["+search=tpe", "optim.lr=tag(logg,interval(1e-3,0.1))"], "tag logg means nothing; did you mean log?"),
         (["+search=tpe", "optim.lr=interval(-1,0.1)"], "optim"),
         (["optim.lr=interval(0.01,0.1)"], "an interval is for a search, such as +search=tpe"),
         (["+search=tpee"], "search=tpee: no such option; did you mean tpe?"),
