@@ -165,7 +165,13 @@ def _folders(source: Path | str, problems: list[str]) -> list[Path]:
         return [folder]
     from segsweep.tracking import find_runs  # lazily: mlflow takes seconds to import, and folders do not need it
 
-    named = find_runs(str(source))  # of another machine: where they are here, if they were reused here
+    try:
+        named = find_runs(str(source))  # of another machine: where they are here, if they were reused here
+    except Exception as error:  # MLflow raises what its back end raises
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SegsweepError(
+            f"{source}: no such folder, and no experiment or run of MLflow has this name: {reason}"
+        ) from error
     here = [run if run.is_dir() else Path("multirun/runs") / run.name for run in named]
     if not (there := [run for run in here if run.is_dir()]):
         raise SegsweepError(f"{source}: its {len(named)} runs are in MLflow, and no folder of them is on this machine")

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -381,13 +382,18 @@ def test_text_from_a_record_cannot_become_markup(tmp_path):
     assert page.count("<script>") == 1
 
 
-def test_command_line_builds_into_the_sweep_and_names_mistakes(tmp_path, capsys):
+def test_command_line_builds_into_the_sweep_and_names_mistakes(tmp_path, capsys, monkeypatch):
     sweep = write_sweep(tmp_path, "s", [Spec(overlays=False)])
     assert main([str(sweep)]) == 0
     assert (sweep / "report.html").exists()
     assert str(sweep / "report.html") in capsys.readouterr().out
     assert main([str(sweep), "--out", str(sweep / "report.md" / "below")]) == 1
     assert "report.md" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["multirun/nowhere"]) == 1
+    assert "multirun/nowhere: no such folder, and no experiment or run" in capsys.readouterr().err
+    assert not Path("mlruns").exists()
     empty = tmp_path / "empty"
     empty.mkdir()
     assert main([str(empty)]) == 1
