@@ -4,6 +4,7 @@ Hydra reports the first mistake that it meets, job by job; here the overrides ar
 conf/ and the components allow, and answered with the nearest right name.
 """
 
+import contextlib
 import copy
 import itertools
 import math
@@ -102,12 +103,17 @@ def _wrong(bases: list[DictConfig], tasks: list[Override]) -> list[str]:
 def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], bases: list[DictConfig]) -> list[str]:
     """Of a search's space, its conditional part included, and its objective."""
     cfg = bases[0].copy()
-    tasks = [o for o in overrides if o.key_or_group.split(".")[0] in ("search", "epochs") and not o.is_sweep_override()]
-    for override in tasks:
-        if "." in override.key_or_group or override.key_or_group == "epochs":
-            _apply(cfg, override, override.value())
-    problems = objective.problems(cfg.search, cfg.epochs)
     spaces = [o for o in overrides if o.is_sweep_override()]
+    own = [o for o in overrides if o.key_or_group.startswith("search.") or o.key_or_group == "epochs"]
+    problems = [
+        f"{o.input_line}: a search does not search its own settings; give one value"
+        for o in own
+        if o in spaces and o.key_or_group != "epochs"
+    ]
+    for override in own:
+        with contextlib.suppress(OmegaConfBaseException, TypeError, ValueError):  # of another type, which was told
+            _apply(cfg, override, min(map(int, _values(override))) if override in spaces else override.value())
+    problems += objective.problems(cfg.search, cfg.epochs)
     if not spaces and not cfg.search.when:
         problems.append(
             "There is nothing to search: give values or an interval, as in model=unet,r2unet "
@@ -258,6 +264,8 @@ def _wrong_interval(override: Override, search: bool) -> str | None:
         return f"{line}: an interval is for a search, such as +search=tpe; a grid takes values, {key}=1,2"
     if not low < high:
         return f"{line}: the interval is empty; the lower end comes first, as in interval({min(low, high):g}, 1)"
+    if unknown := sorted(found.tags - {"log"}):
+        return f"{line}: tag {unknown[0]} means nothing{nearest(unknown[0], ['log'])}; the one tag is log"
     if "log" in found.tags and low <= 0:
         return f"{line}: a logarithm begins above 0, as in tag(log, interval(1e-5, 1e-2))"
     return None

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segsweep import artifacts
+from segsweep.errors import SegsweepError
 from segsweep.store import QUERY, connect, database, experiment_id, lacks
 
 if TYPE_CHECKING:
@@ -447,7 +448,10 @@ def find_runs(reference: str, uri: str | None = None) -> list[Path]:
     """Run folders of an MLflow experiment's name or a run's id, as their descriptions give them.
 
     `uri`: the store; default: MLFLOW_TRACKING_URI of the environment, else the one below the working directory."""
-    client = connect(uri or os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db"))
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
+    if (file := database(uri)) and not file.exists():  # to ask is no reason to make one
+        raise SegsweepError(f"{uri}: there is no such store")
+    client = connect(uri)
     experiment = client.get_experiment_by_name(reference)
     runs = client.search_runs([experiment.experiment_id]) if experiment else [client.get_run(reference)]
     notes = [run.data.tags.get("mlflow.note.content", "") for run in runs]

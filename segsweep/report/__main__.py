@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         page = build(options.sweep, out)
-    except SegsweepError as error:
+    except (SegsweepError, OSError) as error:  # the second: --out cannot be written
         print(error, file=sys.stderr)
         return 1
     print(f"{page}\n{page.with_suffix('.md')}\n{page.with_name('runs.csv')}\n{page.with_name('figures')}/")

@@ -130,8 +130,8 @@ def compare(record: Record) -> Comparison:
 def _best(comparison: Comparison, metric: str) -> list[Best]:
     """For each arena with several scored rows: the leader, and those not shown to be worse at 5 %.
 
-    Shown means: on the same patients and seeds, by the sign-flip test and, where there are enough common seeds, over
-    patients and seeds; Holm over the rivals in both.
+    Shown means: lower on the same patients and seeds, by the sign-flip test and, where there are enough common seeds,
+    over patients and seeds; both corrected over all pairs of rows, since the leader was picked by its score.
     """
     found = []
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
@@ -145,9 +145,15 @@ def _best(comparison: Comparison, metric: str) -> list[Best]:
         rivals = [i for i in members if i != leader]
         paired = scores[leader][None] - scores[rivals]  # (rivals, seeds, patients)
         over = [statistics.crossed_interval(d[~np.isnan(d).all(1)]) for d in paired]
-        p = statistics.holm(statistics.sign_flip(statistics.nanmean(paired, 1).T))
-        again = statistics.holm(np.array([o.p if o else np.nan for o in over]))
-        tied = [i for i, *both in zip(rivals, p, again, strict=True) if np.nanmax(both) >= statistics.LEVEL]
+        ahead = sign * statistics.nanmean(statistics.nanmean(paired, 1), 1) > 0  # on the patients that both have
+        p = np.delete(statistics.sign_flip_leader(scores[members], members.index(leader)), members.index(leader))
+        pairs = len(members) * len(rivals) // 2
+        again = statistics.holm(np.array([o.p if o else np.nan for o in over]), pairs)
+        tied = [
+            i
+            for i, better, *both in zip(rivals, ahead, p, again, strict=True)
+            if not better or np.nanmax(both) >= statistics.LEVEL
+        ]
         found.append(Best(leader, tied, len(rivals), all(o is not None for o in over)))
     return found
 

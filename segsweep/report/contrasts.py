@@ -73,7 +73,8 @@ class Contrast:
             return "none"
         if self.over_repeats is None:
             return "trained"
-        return "shown" if self.p_repeats_holm < LEVEL else "chance"
+        agrees = self.over_repeats.mean * self.mean > 0  # it may rest on fewer pairs, those with the most seeds
+        return "shown" if self.p_repeats_holm < LEVEL and agrees else "chance"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Analysis:
     confounded: list[Confounded]  # one for each two levels of a factor that no matched pair compares, at most `limit`
     unsettled: int  # how many there are in all
     unpaired: int  # pairs that differ in one factor but share no patient
-    continuous: list[str]  # factors with more than CONTINUUM levels: searched, not meant to be compared in pairs
+    continuous: list[str]  # drawn from an interval, or of more than CONTINUUM levels: not meant to be compared in pairs
 
 
 def analyse(comparison: Comparison, limit: int = 12) -> Analysis:
@@ -106,9 +107,9 @@ def analyse(comparison: Comparison, limit: int = 12) -> Analysis:
     pooled: dict[tuple[str, str, str], list[Pair]] = {}
     unpaired = 0
     scores = comparison.scores["dice"]
-    continuous = [
-        name for name in names if len({key(row.factors[name]) for row in rows if name in row.factors}) > CONTINUUM
-    ]
+    levels = {name: len({key(row.factors[name]) for row in rows if name in row.factors}) for name in names}
+    searched = comparison.record.searched
+    continuous = [name for name in names if levels[name] > (1 if name in searched else CONTINUUM)]
     for i, j in zip(*np.nonzero(np.triu(count == 1, 1)), strict=True):
         factor = names[int(np.argmax(differs[i, j]))]
         if factor in PSEUDO or factor in continuous:
@@ -153,7 +154,8 @@ def over_pairs(factor: str, pairs: list[Pair], comparison: Comparison) -> Contra
     seeds = statistics.nanmean(matched, 0)
     seeds = seeds[~np.isnan(seeds).all(1)]
     over, repeats = statistics.crossed_interval(seeds), "seeds"
-    if over is None and len(pairs) >= statistics.FEWEST_REPEATS:
+    apart = len({p.a for p in pairs}) == len({p.b for p in pairs}) == len(pairs)  # else one training counts in several
+    if over is None and apart and len(pairs) >= statistics.FEWEST_REPEATS:
         over, repeats = statistics.crossed_interval(np.array([p.values for p in pairs])), "pairs"
     if over:
         over = over._replace(low=max(over.low, -1), high=min(over.high, 1))  # no two Dice differ by more

@@ -112,6 +112,7 @@ class Record:
     jobs: list[Job]
     runs: list[Run]
     problems: list[str]
+    searched: set[str] = field(default_factory=set)  # factors that a search drew from an interval
 
 
 def read(sources: Sequence[Path | str]) -> Record:
@@ -123,7 +124,7 @@ def read(sources: Sequence[Path | str]) -> Record:
     runs: dict[str, Run] = {}
     for source in sources:
         before = len(record.jobs)
-        for folder in _folders(source):
+        for folder in _folders(source, record.problems):
             if (
                 (folder / "run.json").exists()
                 or (folder / "result.json").exists()
@@ -151,12 +152,12 @@ def read(sources: Sequence[Path | str]) -> Record:
                 f"{source}: no run in it. A sweep folder holds numbered job folders with a job.json, as in"
                 " multirun/<sweep>."
             )
-        record.names.append(Path(source).name)
+        record.names.append(Path(source).resolve().name)
     record.runs = list(runs.values())
     return record
 
 
-def _folders(source: Path | str) -> list[Path]:
+def _folders(source: Path | str, problems: list[str]) -> list[Path]:
     folder = Path(source)
     if folder.is_dir():
         if folder.name == "runs":
@@ -170,16 +171,26 @@ def _folders(source: Path | str) -> list[Path]:
         return [folder]
     from segsweep.tracking import find_runs  # lazily: mlflow takes seconds to import, and folders do not need it
 
-    named = find_runs(str(source))  # of another machine: where they are here, if they were reused here
+    try:
+        named = find_runs(str(source))  # of another machine: where they are here, if they were reused here
+    except Exception as error:  # MLflow raises what its back end raises
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SegsweepError(
+            f"{source}: no such folder, and no experiment or run of MLflow has this name: {reason}"
+        ) from error
     here = [run if run.is_dir() else Path("multirun/runs") / run.name for run in named]
     if not (there := [run for run in here if run.is_dir()]):
         raise SegsweepError(f"{source}: its {len(named)} runs are in MLflow, and no folder of them is on this machine")
+    if away := len(here) - len(there):
+        problems.append(f"{source}: {away} of its {len(named)} runs are in MLflow, with no folder on this machine")
     return there
 
 
 def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
     """Append the sweep's jobs; a job whose record is lost, or that never started, is one too."""
     sweep = _json(folder / "sweep.json", record.problems) or {}
+    space = (sweep.get("search") or {}).get("space") or {}
+    record.searched |= {key.split(" when ")[0].lstrip("+") for key, d in space.items() if str(d).startswith("Float")}
     numbers = {int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()}
     for number in sorted(numbers | set(range(sweep.get("jobs") or 0))):
         job = _json(folder / str(number) / "job.json", record.problems) if number in numbers else None
@@ -269,15 +280,14 @@ def _history(path: Path, problems: list[str]) -> dict[str, np.ndarray]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-            lines[int(row["epoch"])] = row
+            lines[int(row["epoch"])] = {key: _number(value) for key, value in row.items()}
         except (ValueError, KeyError, TypeError):
             torn += bool(line.strip())
     if torn:
         problems.append(f"{_short(path)}: {torn} damaged line{'s' * (torn > 1)} left out")
     rows = [lines[epoch] for epoch in sorted(lines)]
-    return {
-        key: np.array([_number(row.get(key)) for row in rows]) for key in dict.fromkeys(k for row in rows for k in row)
-    }
+    columns = dict.fromkeys(k for row in rows for k in row)
+    return {key: np.array([_number(row.get(key)) for row in rows]) for key in columns}
 
 
 def _patients(path: Path, problems: list[str]) -> dict[str, dict[str, float]]:

@@ -17,6 +17,7 @@ from scipy import stats
 
 LEVEL = 0.05
 RESAMPLES, FLIPS, EXACT_UP_TO = 4000, 20_000, 15
+FLIPPED = 100_000_000  # most sums of flipped pairs that are formed for one leader
 FEWEST, FEWEST_REPEATS = 5, 3  # patients and repeats below which nothing is said of their spread
 
 
@@ -113,6 +114,35 @@ def sign_flip(differences: np.ndarray) -> np.ndarray:
     return hits / len(signs) if exact else (hits + 1) / (len(signs) + 1)
 
 
+def sign_flip_leader(scores: np.ndarray, leader: int) -> np.ndarray:
+    """Two-sided sign-flip tests of the row `leader` of `scores` (rows, repeats, patients) against every other, where it
+    was picked because it leads: p values (rows,), NaN for itself, corrected over all pairs of rows.
+
+    The patients' differences, means over common repeats, are flipped in all pairs at once, and of each flip the largest
+    |sum| / sqrt(sum of squares) counts: single-step maxT (Westfall and Young 1993, Resampling-Based Multiple Testing).
+    A correction over the leader's own pairs alone would leave out that chance chose the leader.
+    """
+    rows, _, patients = scores.shape
+    signs, exact = _signs(patients)
+    pairs = rows * (rows - 1) // 2
+    if pairs * len(signs) > FLIPPED:
+        signs = np.random.default_rng([40, patients]).choice(signs, max(FLIPPED // pairs, 999))
+        exact = False
+    largest, against = np.zeros(len(signs)), np.full(rows, np.nan)
+    for row in range(rows):
+        d = np.nan_to_num(nanmean(scores[row + 1 :] - scores[row], 1))  # (rows after, patients)
+        scale = np.sqrt((d**2).sum(1))
+        t = np.abs(d @ signs.T) / np.where(scale > 0, scale, 1)[:, None]
+        largest = np.maximum(largest, t.max(0, initial=0))
+        alone = np.abs(d.sum(1)) / np.where(scale > 0, scale, 1)
+        if row == leader:
+            against[row + 1 :] = alone
+        elif row < leader:
+            against[row] = alone[leader - row - 1]
+    hits = (largest >= against[:, None] * (1 - 1e-9) - 1e-12).sum(1)
+    return np.where(np.isnan(against), np.nan, hits / len(signs) if exact else (hits + 1) / (len(signs) + 1))
+
+
 def signed_rank(differences: np.ndarray) -> float:
     """Two-sided p of Wilcoxon's signed-rank test (scipy's; zero differences dropped); 1 where nothing differs, NaN
     without patients.
@@ -124,14 +154,15 @@ def signed_rank(differences: np.ndarray) -> float:
     return float(stats.wilcoxon(d).pvalue) if np.any(d != 0) else 1.0
 
 
-def holm(p: np.ndarray) -> np.ndarray:
+def holm(p: np.ndarray, family: int = 0) -> np.ndarray:
     """p values adjusted over their family, (n,) (Holm 1979, Scandinavian Journal of Statistics 6:65-70); a NaN is no
-    test and stays NaN.
+    test and stays NaN. `family`: number of tests that were possible, where `p` are those that were picked of them.
     """
     p = np.asarray(p, float)
     order = np.argsort(p)[: int((~np.isnan(p)).sum())]
     adjusted = np.full(len(p), np.nan)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
+    left = max(family, len(order)) - np.arange(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * left), 1)
     return adjusted
 
 

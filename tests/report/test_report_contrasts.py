@@ -1,13 +1,15 @@
 """What is called a contrast, what is not, and how often chance is taken for an effect."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
-from records import PATIENTS, Spec, difficulties, factors, in_memory, simulate
+from records import PATIENTS, Spec, difficulties, factors, in_memory, simulate, write_sweep
 
 from segsweep.report.comparison import compare
 from segsweep.report.contrasts import analyse
+from segsweep.report.records import read
 
 
 def analysed(specs):
@@ -256,6 +258,57 @@ def test_best_is_marked_only_where_the_test_allows():
     assert (comparison.rows[best.row].factors["epochs"], best.tied, best.rivals, best.repeats) == (8, [], 3, False)
 
 
+def test_leader_by_easier_patients_is_not_called_better_on_the_patients_that_both_have():
+    """One fold of easy patients lifts a mean; where both were tested the other row is ahead."""
+    few = {f"p{i:02}": 0.70 + 0.001 * i for i in range(10)}
+    specs = [
+        Spec(factors(), few | {f"q{i:02}": 0.99 for i in range(20)}),
+        Spec(factors(optim="adam"), {patient: dice + 0.1 for patient, dice in few.items()}),
+    ]
+    comparison = compare(in_memory(specs))
+    (best,) = comparison.best["dice"]
+    assert (comparison.rows[best.row].factors["optim"], best.tied) == ("sgd", [1])
+
+
+@pytest.mark.parametrize("rows", [3, 6, 12])
+def test_leader_of_equal_rows_is_told_from_none_of_them_at_the_nominal_rate(rows):
+    """The leader is picked by its score, so tests against it alone are of picked differences."""
+    told = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        z = difficulties(rng)
+        specs = [Spec(factors(epochs=1 + i), simulate(rng, difficulty=z)) for i in range(rows)]
+        (best,) = compare(in_memory(specs)).best["dice"]
+        told.append(len(best.tied) < best.rivals)
+    assert np.mean(told) <= 0.077  # 97.5 % of binomial(300, 0.05)
+
+
+def test_rows_that_share_a_training_are_no_repeats_of_one_another():
+    """Four of SGD against the one of Adam: how far another training of Adam would move is not in them."""
+    rng = np.random.default_rng(1)
+    z = difficulties(rng)
+    specs = [Spec(factors(optim="adam"), simulate(rng, 0.5, difficulty=z))]
+    specs += [Spec(factors(optim_momentum=m), simulate(rng, 0.0, 0.05, z)) for m in (0.0, 0.5, 0.9, 0.95)]
+    contrast = next(c for c in analysed(specs)[1].contrasts if c.factor == "optim")
+    assert (len(contrast.pairs), contrast.over_repeats, contrast.verdict) == (4, None, "trained")
+
+
+def test_repeats_that_point_the_other_way_do_not_bear_a_difference_out():
+    """The pairs with most seeds are the test over repeats; here they are against what all pairs say together."""
+    rng = np.random.default_rng(2)
+    base = {p: 0.6 + 0.01 * rng.standard_normal() for p in PATIENTS}
+
+    def plus(shift):
+        return {p: dice + shift + 0.002 * rng.standard_normal() for p, dice in base.items()}
+
+    specs = [Spec(factors(optim=o, seed=s), plus(-0.05 * (o == "adam"))) for o in ("sgd", "adam") for s in (0, 1, 2)]
+    specs += [Spec(factors(optim=o, epochs=e), plus(0.1 * (o == "adam"))) for o in ("sgd", "adam") for e in (6, 7, 8)]
+    contrast = next(c for c in analysed(specs)[1].contrasts if c.factor == "optim")
+    assert contrast.mean > 0 > contrast.over_repeats.mean
+    assert contrast.p_repeats_holm < 0.05
+    assert contrast.verdict == "chance"
+
+
 def test_leaking_rows_are_never_ranked_with_the_others():
     rng = np.random.default_rng(5)
     specs = [
@@ -273,3 +326,15 @@ def test_searched_range_is_not_taken_apart_into_pairs():
     rng = np.random.default_rng(6)
     _, analysis = analysed([Spec(factors(optim_lr=float(10 ** rng.uniform(-5, -1))), simulate(rng)) for _ in range(30)])
     assert (analysis.contrasts, analysis.continuous) == ([], ["optim.lr"])
+
+
+def test_interval_of_a_short_search_is_not_taken_apart_into_pairs(tmp_path):
+    """As few values as a grid might have; the sweep's record says that they were drawn."""
+    rng = np.random.default_rng(7)
+    specs = [Spec(factors(optim_lr=float(10 ** rng.uniform(-5, -1))), simulate(rng)) for _ in range(5)]
+    sweep = write_sweep(tmp_path, "s", specs)
+    about = json.loads((sweep / "sweep.json").read_text())
+    space = {"optim.lr": "FloatDistribution(high=0.1, log=True, low=1e-05, step=None)", "model": "Categorical..."}
+    (sweep / "sweep.json").write_text(json.dumps(about | {"search": {"space": space}}))
+    analysis = analyse(compare(read([sweep])))
+    assert (analysis.contrasts, analysis.confounded, analysis.continuous) == ([], [], ["optim.lr"])

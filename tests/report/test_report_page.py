@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,6 +315,19 @@ def test_no_difference_is_said_with_the_wider_interval_and_so_is_a_leak_without_
     assert re.search(r"Measured on the same 20 patients: .* less .*, Dice .*, not shown to differ\.", summary)
 
 
+def test_rows_of_other_data_share_no_front_and_no_accuracy_of_nothing(tmp_path):
+    """Two rows on one data set, a third on an easier one: it is cheaper and scores higher, and says nothing of them."""
+    rng = np.random.default_rng(8)
+    specs = [Spec(factors(epochs=e), simulate(rng), seconds=30.0 + e) for e in (5, 6)]
+    specs.append(Spec(factors(data="lgg"), dict.fromkeys(PATIENTS, 0.99), data="e" * 16, seconds=1.0))
+    page = build([write_sweep(tmp_path, "s", specs)], tmp_path / "out").with_suffix(".md").read_text(encoding="utf-8")
+    front = page.split("## What does a better Dice cost?")[1].split("\n## ")[0]
+    assert "On it are only rows that were tested as" in front
+    (time,) = [line for line in front.splitlines() if line.startswith("- By training seconds")]
+    assert "lgg" not in time
+    assert "predicting no tumour anywhere" not in page
+
+
 def test_pairs_of_opposite_sign_are_said(tmp_path):
     rng = np.random.default_rng(2)
     z = difficulties(rng)
@@ -382,11 +396,18 @@ def test_text_from_a_record_cannot_become_markup(tmp_path):
     assert page.count("<script>") == 1
 
 
-def test_command_line_builds_into_the_sweep_and_names_mistakes(tmp_path, capsys):
+def test_command_line_builds_into_the_sweep_and_names_mistakes(tmp_path, capsys, monkeypatch):
     sweep = write_sweep(tmp_path, "s", [Spec(overlays=False)])
     assert main([str(sweep)]) == 0
     assert (sweep / "report.html").exists()
     assert str(sweep / "report.html") in capsys.readouterr().out
+    assert main([str(sweep), "--out", str(sweep / "report.md" / "below")]) == 1
+    assert "report.md" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["multirun/nowhere"]) == 1
+    assert "multirun/nowhere: no such folder, and no experiment or run" in capsys.readouterr().err
+    assert not Path("mlruns").exists()
     empty = tmp_path / "empty"
     empty.mkdir()
     assert main([str(empty)]) == 1

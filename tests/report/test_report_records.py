@@ -153,3 +153,19 @@ def test_what_is_no_folder_is_looked_up_in_mlflow(sweep, monkeypatch):
     folders = {"my experiment": [sweep]}
     monkeypatch.setitem(sys.modules, "segsweep.tracking", SimpleNamespace(find_runs=folders.__getitem__))
     assert len(read(["my experiment"]).jobs) == 7
+    run = next(p for p in (sweep.parent / "runs").iterdir() if (p / "result.json").exists())
+    folders["half"] = [run, sweep.parent / "runs" / "elsewhere"]
+    record = read(["half"])
+    assert len(record.jobs) == 1
+    assert record.problems == ["half: 1 of its 2 runs are in MLflow, with no folder on this machine"]
+
+
+def test_a_history_with_text_where_a_number_belongs_loses_that_epoch_alone(tmp_path):
+    sweep = write_sweep(tmp_path, "s", [Spec(overlays=False)])
+    (history,) = tmp_path.glob("runs/*/history.jsonl")
+    lines = history.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | {"test/dice": "high"})
+    history.write_text("\n".join(lines) + "\n")
+    record = read([sweep])
+    assert len(record.runs[0].history["test/dice"]) == len(lines) - 1
+    assert "1 damaged line left out" in record.problems[0]

@@ -1,5 +1,7 @@
 """The statistics against scipy, against sums done by hand, and against the truth of simulated patients."""
 
+import itertools
+
 import numpy as np
 import pytest
 from records import difficulties
@@ -92,6 +94,25 @@ def test_holm_by_hand():
     adjusted = statistics.holm(np.array([0.5, np.nan, 0.7]))
     assert adjusted[[0, 2]] == pytest.approx([1, 1])
     assert np.isnan(adjusted[1])
+
+
+def test_sign_flip_of_a_leader_by_hand():
+    """Of two rows it is the sign-flip test; of three each flip's largest of all pairs counts."""
+    scores = np.random.default_rng(3).normal(size=(3, 1, 9))
+    scores[1] += 0.8
+    two = statistics.sign_flip_leader(scores[:2], 1)
+    assert np.isnan(two[1])
+    assert two[0] == pytest.approx(statistics.sign_flip(scores[1, 0] - scores[0, 0])[0])
+    flips = np.array(list(itertools.product([1, -1], repeat=9)))
+    pairs = {(a, b): scores[a, 0] - scores[b, 0] for a, b in ((0, 1), (1, 2), (0, 2))}
+    t = {k: np.abs(flips @ d) / np.sqrt((d**2).sum()) for k, d in pairs.items()}
+    largest = np.max(list(t.values()), 0)
+    expected = [np.mean(largest >= t[pair][0] - 1e-9) for pair in ((0, 1), (1, 2))]
+    assert statistics.sign_flip_leader(scores, 1)[[0, 2]] == pytest.approx(expected)
+
+
+def test_holm_over_more_tests_than_are_shown():
+    assert statistics.holm(np.array([0.01, 0.04]), 6) == pytest.approx([0.06, 0.2])
 
 
 def test_crossed_interval_is_a_t_test_where_only_one_side_varies():

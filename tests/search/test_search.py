@@ -14,6 +14,8 @@ from typing import Any
 
 import postgres
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from optuna.trial import FrozenTrial, TrialState
 from toy_search import Batches, Toy, search, study
@@ -201,6 +203,21 @@ def test_the_command_line_replaces_and_adds_to_a_presets_space(run, url):
     assert {"search.study='s'", "search.trial=0"} <= set(job["overrides"])
 
 
+def test_a_samplers_own_complaint_is_told_before_any_job(run, tmp_path):
+    with pytest.raises(HydraException, match=r"hydra\.sweeper\.sampler: .*population_size"):
+        run("hydra.sweeper.sampler.population_size=1", preset="nsga2")
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("name", ["it's", "Prüfung 1", "back\\slash"])
+def test_any_name_of_a_study_reaches_its_jobs(run, url, name):
+    launcher = run(f"search.study={QuotedString(name, Quote.single).with_quotes()}", trials=1)
+    entry = json.loads((launcher.folder / "0" / "job.json").read_text())
+    given = OverridesParser.create().parse_overrides(entry["overrides"])
+    assert {o.key_or_group: o.value() for o in given}["search.study"] == name
+    assert len(study(url, name).trials) == 1
+
+
 def test_two_objectives_make_a_front(run, url, said):
     run("model.width=int(interval(2,32))", preset="nsga2", trials=24)
     found = study(url)
@@ -290,6 +307,7 @@ def test_without_a_name_a_study_is_named_by_what_it_searches(tmp_path, url):
         (["search.objective=[val/dice,gflops]"], "direction: maximize there, maximize, minimize here"),
         (["search.objective=[val/iou]"], "search.objective: val/dice there, val/iou here"),
         (["loss=bce"], "loss: CategoricalDistribution.* there, bce here"),
+        (["search.max_seconds=5"], "search.max_seconds: none there, 5.0 here"),
     ],
 )
 def test_a_study_of_another_search_is_refused_before_any_job(run, url, overrides, says):

@@ -157,9 +157,9 @@ def results(found: Findings) -> Section | None:
 
 def _legend(found: Findings) -> str:
     return (
-        "★ marks a value that is better than all others of its kind by a paired test (Holm, 5 %), ≈ those that cannot"
-        " be told from the best; no mark, no claim. Loss, accuracy, time and memory carry no interval and are not"
-        " marked."
+        "★ marks a value that is better than all others of its kind by a paired test (corrected over all pairs of"
+        " rows, 5 %), ≈ those that cannot be told from the best; no mark, no claim. Loss, accuracy, time and memory"
+        " carry no interval and are not marked."
     )
 
 

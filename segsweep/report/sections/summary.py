@@ -43,21 +43,20 @@ def _leaders(found: Findings) -> list[str]:
         text = f"**{found.title(best.row)}** has the highest mean Dice{_among(found, best.row)}, {scored}"
         others = "the other row" if best.rivals == 1 else f"each of the {best.rivals} other rows"
         if not best.tied:
-            text += f", and scores higher than {others} (same patients, Holm, 5 %)."
+            text += f", and scores higher than {others} (same patients, corrected, 5 %)."
             if not best.repeats:
                 text += (
                     f" This speaks of the networks as trained here: with fewer than {FEWEST_REPEATS} common seeds, luck"
                     " in training is not part of the test."
                 )
         elif len(best.tied) == best.rivals:
-            text += f", but **cannot be told from {others.replace('each', 'any')}** (same patients, Holm, 5 %)."
+            text += f", but **cannot be told from {others.replace('each', 'any')}** (same patients, corrected, 5 %)."
         else:
             named = [found.title(i) for i in best.tied[:3]] + (
                 [f"{len(best.tied) - 3} more"] if len(best.tied) > 3 else []
             )
-            text += (
-                f", but **cannot be told from {joined(named)}** (of {best.rivals} others; same patients, Holm, 5 %)."
-            )
+            text += f", but **cannot be told from {joined(named)}** (of {best.rivals} others; same patients, corrected,"
+            text += " 5 %)."
         sentences.append(text)
     if len(found.rows) == 1:
         sentences.append(
@@ -196,6 +195,9 @@ def _cautions(found: Findings) -> list[str]:
 
 
 def _accuracy_of_nothing(found: Findings) -> float | None:
+    """On the first row's patients; None where other rows were tested on other data."""
+    if len({found.data(i) for i in range(len(found.rows))}) > 1:
+        return None
     patients = {
         (i, p): values for i, row in enumerate(found.rows[:1]) for run in row.runs for p, values in run.patients.items()
     }

@@ -7,7 +7,7 @@ from segsweep.report.comparison import Configuration
 from segsweep.report.content import Block, Cell, Figure, Section, Table, joined, number, plural
 from segsweep.report.findings import Findings
 from segsweep.report.records import Run
-from segsweep.report.statistics import LEVEL, holm, nanmean, sign_flip
+from segsweep.report.statistics import LEVEL, nanmean, sign_flip_leader
 
 EACH, COLOURED, DRAWN, OVERLAID = (
     8,
@@ -205,10 +205,9 @@ def learning_rate(found: Findings) -> Section | None:
         best = series.best(comparison)
         means = [float(found.means[row]) for row in series.rows]
         scores = comparison.scores["dice"]
-        paired = np.array(
-            [nanmean(scores[series.rows[best]] - scores[row], 0) for k, row in enumerate(series.rows) if k != best]
-        )
-        tied = int((holm(sign_flip(paired.T)) >= LEVEL).sum())
+        p = np.delete(sign_flip_leader(scores[series.rows], best), best)
+        ahead = np.array([nanmean(nanmean(scores[series.rows[best]] - scores[row], 0)) for row in series.rows]) > 0
+        tied = int(((p >= LEVEL) | ~np.delete(ahead, best)).sum())
         text = (
             f"{series.label}: Dice {min(means):.3f} to {max(means):.3f} over {len(means)} learning rates, highest at"
             f" {series.rates[best]:g}"
@@ -216,7 +215,7 @@ def learning_rate(found: Findings) -> Section | None:
         text += (
             f"; cannot be told from {tied} of the others"
             if tied
-            else "; each of the others is lower on these patients (sign-flip, Holm)"
+            else "; each of the others is lower on these patients (sign-flip, corrected)"
         )
         if len(means) > 2 and best in (0, len(means) - 1):
             text += (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException, HydraException
 from hydra.utils import instantiate
@@ -28,6 +29,8 @@ from segsweep.signature import IGNORED, digest, without
 from segsweep.study import Seeded, StorageGone, Study, counted, reaching, shown
 
 WHEN = "search.when"
+LIMITS = {"max_seconds": "training_seconds", "max_parameters": "parameters", "max_gflops": "gflops"}
+"""Of `search`, and the fact of a run that each bounds."""
 REPEATS = 20
 """Points in a row that the study has already, after which the next such point is taken all the same."""
 LOOK = 1.0
@@ -134,6 +137,8 @@ class Search:
         self.sampler = Seeded(self._sampler(), asked.seed)
         fixed = {key: str(value) for key, value in self._fixed()}
         goal = {"search.objective": ", ".join(self.names), "search.epoch": str(asked.epoch)}
+        # a trial's record says by how much it is over the limits of its day
+        goal |= {f"search.{key}": str(asked[key]) for key in LIMITS if asked[key]}
         identity = self.space.texts() | fixed | goal
         name = self.settings["study_name"] or f"{sampler}-{digest([identity, sampler, asked.seed])[:8]}"
         directions = self._directions()
@@ -185,7 +190,7 @@ class Search:
 
         try:
             make(0)
-        except (HydraException, ImportError) as error:
+        except (HydraException, ImportError, ValueError, TypeError) as error:  # the last two are Optuna's own
             raise CompactHydraException(f"hydra.sweeper.sampler: {error.__cause__ or error}") from None
         return make
 
@@ -336,7 +341,8 @@ class Search:
         return [*(f"{key}={value}" for key, value in given.items()), *self.space.deleted]
 
     def _overrides(self, trial: Trial) -> list[str]:
-        place = [f"search.study='{self.study.name}'", f"search.storage='{self.study.url}'"]
+        named = (("search.study", self.study.name), ("search.storage", self.study.url))
+        place = [f"{key}={QuotedString(text, Quote.single).with_quotes()}" for key, text in named]
         return [*self._point(trial), *place, f"search.trial={trial.number}"]
 
     def _tell(self, trial: Trial, number: int, result: JobReturn) -> None:
@@ -370,8 +376,7 @@ class Search:
     def _exceeded(self, run: Path) -> dict[str, float]:
         """By how much of itself each limit is exceeded; feasible at 0 or below."""
         facts = (artifacts.read_json(run / "run.json") or {}) | (artifacts.read_json(run / "result.json") or {})
-        keys = {"max_seconds": "training_seconds", "max_parameters": "parameters", "max_gflops": "gflops"}
-        limits = {name: (self.asked[name], facts.get(key)) for name, key in keys.items()}
+        limits = {name: (self.asked[name], facts.get(key)) for name, key in LIMITS.items()}
         return {name: found / limit - 1 for name, (limit, found) in limits.items() if limit and found is not None}
 
     def _give_up(self) -> None:
