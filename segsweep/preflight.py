@@ -8,6 +8,7 @@ import contextlib
 import copy
 import itertools
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,13 @@ def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], base
         for o in own
         if o in spaces and o.key_or_group != "epochs"
     ]
+    if not any(re.search(r"(search|sampler)=grid$", line) for line in lines):
+        luck = {"seed": "the luckiest seed", "split.fold": "the easiest fold", "pruner": "who was not pruned"}
+        problems += [
+            f"{o.input_line}: a search would choose {luck[o.key_or_group]}; give one value, and repeat the winner"
+            for o in spaces
+            if o.key_or_group in luck
+        ]
     for override in own:
         with contextlib.suppress(OmegaConfBaseException, TypeError, ValueError):  # of another type, which was told
             _apply(cfg, override, min(map(int, _values(override))) if override in spaces else override.value())

@@ -29,7 +29,7 @@ from segsweep.data.batches import Batches
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.evaluate import evaluate, flops, patient_table
 from segsweep.metrics import summarise
-from segsweep.signature import IGNORED, signatures, without
+from segsweep.signature import IGNORED, code_fingerprint, signatures, without
 from segsweep.tracking import FIGURES, FILES, WEIGHTS, Mirror, forget, restore
 from segsweep.train import SELECT_BY, fit
 
@@ -284,7 +284,7 @@ def _describe(asked: _Asked, built: _Built) -> None:
         asked.folder / "run.json",
         asked.ids
         | {"name": asked.name, "command": asked.command, "created": environment.now(), "choices": choices}
-        | {"factors": factors(asked.config, choices), "evaluated_on": built.part}
+        | {"code": code_fingerprint(), "factors": factors(asked.config, choices), "evaluated_on": built.part}
         | {
             "data": {
                 "name": choices.get("data"),

@@ -80,6 +80,7 @@ def open_storage(url: str) -> BaseStorage:
     try:
         if kind == "journal":
             file.parent.mkdir(parents=True, exist_ok=True)
+            _whole(file)
             return JournalStorage(JournalFileBackend(str(file)))
         if kind.startswith("sqlite"):
             with artifacts.made(file, artifacts.share):
@@ -95,6 +96,19 @@ def open_storage(url: str) -> BaseStorage:
     except Exception as error:  # a driver that is not installed, a folder that cannot be written, a server that is away
         hint = "; pip install 'segsweep[postgres]'" if "psycopg2" in str(error) and "install" in str(error) else ""
         raise ConfigError(f"search.storage={shown(url)}: cannot be opened: {reason(error)}{hint}") from error
+
+
+def _whole(journal: Path) -> None:
+    """Raises OSError where the last line has no end: what is written next would be lost with it."""
+    for _ in range(10):  # another process may be writing it now
+        if not journal.exists() or not (size := journal.stat().st_size):
+            return
+        with journal.open("rb") as file:
+            file.seek(size - 1)
+            if file.read(1) == b"\n":
+                return
+        time.sleep(0.1)
+    raise OSError("its last line is cut off, of a process that was killed; without that line the study is whole")
 
 
 class Seeded(BaseSampler):

@@ -15,10 +15,12 @@ import numpy as np
 
 from segsweep.report import statistics
 from segsweep.report.comparison import Comparison, Configuration, digest, key, show
+from segsweep.report.records import Run
 from segsweep.report.statistics import LEVEL, Interval
 
 CONTINUUM = 20
-PSEUDO = ("content of the data", "content of the split", "seed", "split.fold")  # differences that no setting shows
+PSEUDO = ("content of the data", "content of the split", "version of the program", "seed", "split.fold")
+"""Differences that no setting shows."""
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,17 @@ def differences(rows: list[Configuration]) -> tuple[list[str], np.ndarray]:
     pseudo = [
         _unequal([digest(row.runs[0], "data") for row in rows]) & ~any_of("data"),
         splits & ~any_of("data", "split"),
+        _unequal([_program(row.runs[0]) for row in rows]),
         ~seeds,
         seeds & ~folds & ~any_of("split"),
     ]
     return [*names, *PSEUDO], np.concatenate([differs, np.stack(pseudo, -1)], -1)
+
+
+def _program(run: Run) -> str:
+    """The code that computes results and torch's version; "" of a record that does not have them."""
+    code, torch = run.info.get("code"), (run.info.get("versions") or {}).get("torch")
+    return f"{code} {torch}" if code and torch else ""
 
 
 def _shared(rows: list[Configuration], of: Callable[[Any], Any]) -> np.ndarray:
@@ -248,7 +257,7 @@ def _confounded(
     merged: dict[tuple[int, int], Confounded] = {}
     for (factor, _, _), (_, a, b) in sorted(closest.items(), key=lambda item: item[1]):
         different = [name for name, differ in zip(names, differs[a, b], strict=True) if differ]
-        possible = not set(different) & set(PSEUDO[:2]) and factor in rows[b].factors
+        possible = not set(different) & set(PSEUDO[:3]) and factor in rows[b].factors
         merged.setdefault(
             (a, b),
             Confounded(a, b, different, factor, settling_command(rows[a], rows[b], factor) if possible else None),

@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = load(options.study, options.storage or DEFAULT, options.runs)
             out = options.out or Path("outputs") / options.study
         page = write(found, out)
-    except SegsweepError as error:
+    except (SegsweepError, OSError) as error:  # the second: --out cannot be written
         print(error, file=sys.stderr)
         return 1
     print(page)

@@ -67,6 +67,7 @@ class Spec:
     seconds: float = 30.0
     data: str = "d" * 16  # digest of the data
     split: str = ""  # digest of the split; "" = worked out from the patients
+    code: str = "c" * 16  # the program's fingerprint
     overlays: bool = True
     lag: float = 1.5  # epochs: how slowly the Dice rises
     overfits: float = 0.0  # Dice that training gains over the evaluation, in the end
@@ -134,6 +135,7 @@ def in_memory(specs: list[Spec]) -> Record:
             "command": _command(spec),
             "choices": {"experiment": spec.experiment},
         }
+        info |= {"code": spec.code, "versions": {"torch": "2.13.0"}}
         info |= {
             "data": {"name": f["data"], "digest": spec.data},
             "split": {"digest": spec.split or part, "leaks": f["split"] == "slice"},
@@ -154,6 +156,7 @@ def write_run(folder: Path, spec: Spec, signature: str) -> None:
         "signature": signature,
         "group": _group(spec),
         "trajectory": signature,
+        "code": spec.code,
         "name": f"{f['model']}-{f['optim']}",
         "command": _command(spec),
         "created": "2026-01-01T00:00:00",

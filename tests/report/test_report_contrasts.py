@@ -203,6 +203,13 @@ def test_another_split_behind_equal_settings_is_a_difference():
     assert analysis.confounded[0].differs == ["optim", "content of the split"]
 
 
+def test_runs_of_two_versions_of_the_program_are_no_contrast():
+    _, analysis = analysed([Spec(factors()), Spec(factors(optim="adam"), code="e" * 16)])
+    assert analysis.contrasts == []
+    assert analysis.confounded[0].differs == ["optim", "version of the program"]
+    assert analysis.confounded[0].command is None
+
+
 def test_different_seeds_do_not_make_a_pair():
     _, analysis = analysed([Spec(factors(seed=0)), Spec(factors(optim="adam", seed=1))])
     assert analysis.contrasts == []

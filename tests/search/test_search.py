@@ -111,6 +111,17 @@ def test_failed_and_pruned_trials_are_told_as_that_and_the_search_goes_on(run, u
         assert trial.state.name == (expected or "COMPLETE")
 
 
+def test_without_a_pruner_the_same_search_takes_pruned_trials_to_their_end(run, url, said):
+    run(trials=12, make=lambda folder: Toy(folder, ends={"batch_size=8": "pruned"}))
+    pruned = [t for t in study(url).trials if t.state.name == "PRUNED"]
+    run("pruner=none", trials=12)
+    heirs = [t for t in study(url).trials if "instead_of" in t.user_attrs]
+    assert [t.params for t in heirs] == [t.params for t in pruned] != []
+    assert all(t.state.name == "COMPLETE" for t in heirs)
+    assert len(study(url).trials) == 12 + len(pruned)
+    assert any("12 of 12 trials (12 complete)" in text for text in said)
+
+
 def test_a_share_of_failures_can_stop_the_search(run, url):
     with pytest.raises(HydraException, match="max_failure_rate=0.5"):
         run(
@@ -315,6 +326,12 @@ def test_a_study_of_another_search_is_refused_before_any_job(run, url, overrides
     with pytest.raises(HydraException, match=says):
         run(*overrides, trials=3)
     assert len(study(url).trials) == 1
+
+
+def test_a_journal_whose_last_line_is_cut_off_is_told(run, tmp_path):
+    (tmp_path / "journal.log").write_text('{"op_code": 0, "worker_id"')
+    with pytest.raises(HydraException, match="its last line is cut off"):
+        run(f"search.storage=journal:///{tmp_path}/journal.log")
 
 
 @pytest.mark.parametrize(

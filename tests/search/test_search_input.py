@@ -41,6 +41,8 @@ WHEN = "search.when=['optim=sgd: optim.momentun=interval(0,0.9)']"
         (["+search=tpe", "search.objective=null"], "search.objective=None"),
         (["+search=tpe", "search.max_gflops=much"], "search.max_gflops=much"),
         (["+search=tpe", "search.trials=1e3"], "search.trials=1000.0"),
+        (["+search=tpe", "seed=0,1"], "seed=0,1: a search would choose the luckiest seed"),
+        (["+search=tpe", "pruner=median,halving"], "a search would choose who was not pruned"),
         (["+search=tpe", "search.trials=10,20"], "a search does not search its own settings"),
         (["+search=tpe", "search.epoch=middle"], "search.epoch=middle: allowed are best, last"),
         (["+search=tpe", "search.trials=0"], "search.trials=0: must be at least 1"),

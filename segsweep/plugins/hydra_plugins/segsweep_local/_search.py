@@ -223,6 +223,7 @@ class Search:
         try:
             with self.study.attended():
                 self._settle()
+                self._take_up_pruned()
                 launch()
                 self._close()
         except StorageGone as gone:
@@ -233,6 +234,15 @@ class Search:
         finally:
             self._settle()
         return []
+
+    def _take_up_pruned(self) -> None:
+        """Without a pruner, trials that one ended are taken to their end."""
+        if OmegaConf.select(self.config, "pruner._target_"):
+            return
+        if pruned := [t.number for t in self._first() if t.state is TrialState.PRUNED]:
+            for number in pruned:
+                self.study.put_back(number)
+            progress.emit("text", text=f"Taken up where a pruner ended them: trials {', '.join(map(str, pruned))}")
 
     def _settle(self) -> None:
         """What runs still say of trials that have ended, in a process that was stopped or killed, is put right."""
