@@ -113,12 +113,14 @@ def search_idle(result: dict[str, Any]) -> str:
     names = {"search": "`hydra/sweeper=search`", "optuna": "`hydra/sweeper=optuna`"}
     rows = [
         [names[sweeper], f"**{100 * of['idle']:.1f} %**", f"{100 * of['idle_whole']:.1f} %"]
-        + [f"{of['median_gap']:.2f}", f"{of['longest_gap']:.2f}", f"{of['seconds']:.0f}", f"{of['trials']}"]
+        + [f"{of[key]:.2f}" for key in ("median_gap", "longest_gap", "all_busy")]
+        + [f"{of['seconds']:.0f}", f"{of['trials']}"]
         + [f"{of['shortest_trial']:.1f}-{of['longest_trial']:.1f}"]
         for sweeper, of in result["sweepers"].items()
     ]
-    heads = "idle | until the last ends | median gap, s | longest, s | whole, s | trials | shortest-longest, s"
-    return table(f"{result['slots']} slots | {heads}", rows) + f"\n\n`{' '.join(result['job'])}`." + taken(result)
+    heads = f"{result['slots']} slots | idle | until the last ends | median gap, s | longest, s | all workers after, s"
+    text = table(f"{heads} | whole, s | trials | shortest-longest, s", rows)
+    return f"{text}\n\n`{' '.join(result['job'])}`.{taken(result)}"
 
 
 TABLES = {

@@ -4,8 +4,9 @@
 
 Both search the same space with TPE on the same launcher, one after the other, each in a fresh folder with the data
 decoded. A worker is busy from the start of a job until its record is closed. `idle` is the share of the workers' time
-from the first job's start until the last job starts: what a sweeper can be blamed for. `idle_whole` goes on until the
-last job ends: then workers are free because no trial is left.
+from the first job's start until the last job starts: what a sweeper can be blamed for, and the start of the other
+workers, whose first job begins `all_busy` seconds after the first. `idle_whole` goes on until the last job ends: then
+workers are free because no trial is left.
 """
 
 import argparse
@@ -61,6 +62,7 @@ def idle(jobs: Jobs, slots: int) -> dict[str, float]:
         "seconds": end - first,
         "idle": share(last),
         "idle_whole": share(end),
+        "all_busy": max(of_one[0][0] for of_one in jobs.values()) - first,
         "median_gap": statistics.median(gaps),
         "longest_gap": max(gaps),
         "shortest_trial": min(lengths),
