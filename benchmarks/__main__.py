@@ -97,7 +97,53 @@ def memory(result: dict[str, Any]) -> str:
     return table(heads, rows) + taken(result)
 
 
-TABLES = {"memory": memory, "train-cpu": train, "train-cuda": train, "data": data, "sweep": sweep, "accuracy": accuracy}
+def search_worth(result: dict[str, Any]) -> str:
+    grid, names = result["grid"], ("least", "lower", "median", "upper", "most")
+
+    def epochs(value: float | None) -> str:
+        return "never" if value is None else f"{value:.0f}"
+
+    text = []
+    for goal, title in (("best", "the best point"), ("near", f"within {result['near']} of its Dice")):
+        rows = []
+        for search, found in result["searches"].items():
+            of = found[goal]
+            least, lower, median, upper, most = (epochs(of[name]) for name in names)
+            share = "" if of["median"] is None else f"{100 * of['median'] / grid['epochs']:.0f} %"
+            rows.append([search, f"**{median}**", share, f"{lower}-{upper}", f"{least}-{most}", str(of["never"])])
+            rows[-1].append(" ".join(map(epochs, of["first_five"])))
+        heads = "median epochs | of the grid's | quartiles | range | never"
+        text.append(table(f"to {title} | {heads} of {result['seeds']} | seeds 0 to 4", rows))
+    best, space = " ".join(grid["best"]["point"]), " ".join(grid["space"])
+    what = f"Grid: `{space}`, {grid['points']} points, {grid['epochs']} epochs; the best: `{best}`, validation Dice "
+    what += f"{grid['best']['val/dice']:.3f}, {grid['near']} within {result['near']} of it. {result['slots']} slots."
+    return "\n\n".join([*text, what]) + taken(result)
+
+
+def search_idle(result: dict[str, Any]) -> str:
+    names = {"search": "`hydra/sweeper=search`", "optuna": "`hydra/sweeper=optuna`"}
+    rows = [
+        [names[sweeper], f"**{100 * of['idle']:.1f} %**", f"{100 * of['idle_whole']:.1f} %"]
+        + [f"{of[key]:.2f}" for key in ("median_gap", "longest_gap", "all_busy")]
+        + [f"{of['seconds']:.0f}", f"{of['trials']}"]
+        + [f"{of['shortest_trial']:.1f}-{of['longest_trial']:.1f}"]
+        for sweeper, of in result["sweepers"].items()
+    ]
+    heads = f"{result['slots']} slots | idle | until the last ends | median gap, s | longest, s | all workers after, s"
+    text = table(f"{heads} | whole, s | trials | shortest-longest, s", rows)
+    return f"{text}\n\n`{' '.join(result['job'])}`.{taken(result)}"
+
+
+TABLES = {
+    "memory": memory,
+    "train-cpu": train,
+    "train-cuda": train,
+    "data": data,
+    "sweep": sweep,
+    "accuracy": accuracy,
+    "search_worth": search_worth,
+    "search_idle": search_idle,
+}
 
 
 def filled(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.samplers import BaseSampler, GridSampler, RandomSampler
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -115,18 +115,15 @@ class Seeded(BaseSampler):
     """A sampler made anew for each trial, with a seed of the trial's number: what it suggests depends on the study and
     the number alone, so a search that was interrupted goes on as it would have, and two processes do not draw alike.
 
-    make: seed -> sampler."""
+    make: (seed, how many of the latest points in a row the study had already) -> sampler."""
 
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int):
-        self.make, self.seed, self.inner = make, seed, make(seed)
-        self.explore = False
+    def __init__(self, make: Callable[[int, int], BaseSampler], seed: int):
+        self.make, self.seed, self.inner = make, seed, make(seed, 0)
+        self.repeats = 0
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """`explore`: this trial is drawn at random."""
         seed = int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
-        self.inner = self.make(seed)
-        if self.explore and not isinstance(self.inner, GridSampler):  # which does not repeat itself
-            self.inner = RandomSampler(seed=seed)
+        self.inner = self.make(seed, self.repeats)
         self.inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
@@ -142,7 +139,7 @@ class Seeded(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         try:
-            self.make(self.seed).after_trial(study, trial, state, values)
+            self.make(self.seed, 0).after_trial(study, trial, state, values)
         except RuntimeError as error:
             if "Study.stop" not in str(error):  # the samplers of finite spaces mean Study.optimize, which is not used
                 raise

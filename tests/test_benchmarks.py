@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import common, plain
+from benchmarks import common, plain, search_idle
 from segsweep.data import cache
 from segsweep.models.r2unet import R2UNet
 from segsweep.models.unet import UNet
@@ -76,6 +76,16 @@ def test_the_memory_benchmark_runs(tmp_path):
     assert len(two["own_mib"]) == 2
     assert all(0 < own < 500 for own in (*one["own_mib"], *two["own_mib"]))
     assert 0 < two["set_mib"] <= result["decoded_mib"] * 1.1  # two workers, one set
+
+
+def test_idle_is_what_the_slots_do_not_work_until_the_last_job_starts():
+    jobs = {1: [(100.0, 104.0), (105.0, 110.0)], 2: [(102.0, 106.0), (108.0, 118.0)]}
+    found = search_idle.idle(jobs, slots=2)
+    assert found["idle"] == pytest.approx((2 + 1 + 2) / 16)  # until 108: the second is 2 late, gaps of 1 and 2
+    assert found["idle_whole"] == pytest.approx((2 + 1 + 2 + 8) / 36)
+    assert (found["median_gap"], found["longest_gap"], found["all_busy"]) == (1.5, 2.0, 2.0)
+    assert (found["trials"], found["seconds"]) == (4, 18.0)
+    assert (found["shortest_trial"], found["longest_trial"]) == (4.0, 10.0)
 
 
 def test_the_tables_are_those_of_the_results():

@@ -156,13 +156,23 @@ def test_a_point_that_is_known_from_another_search_costs_nothing(run, url, tmp_p
     assert first.most == 2
 
 
-def test_a_point_that_the_study_has_is_not_asked_again_and_a_finite_space_ends(run, url, tmp_path, said):
-    small = ["model=unet,r2unet", "loss=bce", "optim=sgd,adam", "optim.lr=0.01", "batch_size=8,16", "search.when=[]"]
-    run(*small, preset="random", trials=50)
+@pytest.mark.parametrize("preset", ["random", "tpe"])
+def test_a_point_that_the_study_has_is_not_asked_again_and_a_finite_space_ends(preset, run, url, tmp_path, said):
+    small = ["model=unet", "loss=bce,dice", "optim=sgd,adam", "optim.lr=0.01", "batch_size=8", "search.when=[]"]
+    run(*small, "model.width=int(interval(4,9))", preset=preset, trials=50)
     points = [str(t.params) for t in counted(study(url).trials)]
-    assert len(points) == len(set(points)) == 8
-    assert len(trained(tmp_path)) == 8
-    assert any("8 points" in text for text in said)
+    assert len(points) == len(set(points)) == 24, "to the last: nothing is left to luck"
+    assert len(trained(tmp_path)) == 24
+    assert any("24 points" in text for text in said)
+
+
+def test_where_the_best_is_known_a_draw_of_what_was_good_comes_before_one_of_anything(run, url):
+    """The score is of the rate alone. TPE's own answer soon is a known point; 8 of 48 have the best rate."""
+    rates = "optim.lr=0.01,0.03,0.1,0.001,0.0003,0.0001"
+    small = ["model=unet,r2unet", "loss=bce,dice", "optim=sgd,adam", rates, "batch_size=8,16", "search.when=[]"]
+    run(*small, "pruner=none", trials=26, make=lambda folder: Toy(folder, slots=1))
+    late = [t.params["optim.lr"] for t in counted(study(url).trials)][8:]
+    assert late.count(0.01) > len(late) / 3, "a sixth by chance"
 
 
 def test_a_grid_has_every_point_once(run, url):

@@ -3,11 +3,13 @@
 import contextlib
 import functools
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
@@ -16,7 +18,8 @@ from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_optuna_distribution_from_override
 from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep import artifacts, objective, progress, sweep
@@ -31,8 +34,10 @@ from segsweep.study import Seeded, StorageGone, Study, counted, reaching, shown
 WHEN = "search.when"
 LIMITS = {"max_seconds": "training_seconds", "max_parameters": "parameters", "max_gflops": "gflops"}
 """Of `search`, and the fact of a run that each bounds."""
+DRAWS = 10
+"""Points in a row that the study has already, up to which the sampler's model is still asked for the next."""
 REPEATS = 20
-"""Points in a row that the study has already, after which the next such point is taken all the same."""
+"""The same where a space has no end: then the next such point is taken all the same."""
 LOOK = 1.0
 """Seconds between two looks at what other processes do."""
 BATCH = 2
@@ -51,12 +56,14 @@ class Space:
     @property
     def size(self) -> float:
         """Number of points; infinite where there is an interval or a condition."""
-        if self.when:
-            return math.inf
         try:
-            return math.prod(len(OptunaSweeperImpl._to_grid_sampler_choices(d)) for d in self.searched.values())
+            return math.inf if self.when else math.prod(map(len, self.choices().values()))
         except ValueError:
             return math.inf
+
+    def choices(self) -> dict[str, Sequence[Any]]:
+        """All values of each key; ValueError where one has an interval."""
+        return {key: OptunaSweeperImpl._to_grid_sampler_choices(found) for key, found in self.searched.items()}
 
     def texts(self) -> dict[str, str]:
         return {k: str(d) for k, d in self.searched.items()} | {f"{k} when {c}": str(d) for c, k, d in self.when}
@@ -128,7 +135,6 @@ class Search:
         self.space = read_space(self.settings["params"], list(asked.when), arguments)
         self.conditions = [condition(where, WHEN) for where, _, _ in self.space.when]
         self.names = list(asked.objective)
-        self.repeats = 0
         self.over_budget = False
         self.waited: list[int] = []
         self.told: set[int] = set()
@@ -165,7 +171,11 @@ class Search:
         return directions
 
     def _sampler(self) -> Any:
-        """seed -> sampler."""
+        """(seed, repeats) -> sampler.
+
+        Where what TPE holds for best is known already, it would say the same again: of its candidates the one with the
+        best ratio of densities wins, and among a few values that is always the same. So it is asked for a single one, a
+        draw from the density of what was good; and in the end a point is drawn at random."""
         node = {key: v for key, v in OmegaConf.to_container(self.settings["sampler"]).items() if v is not None}  # type: ignore[union-attr]
         target = str(node.get("_target_"))
         node.pop("seed", None)  # search.seed is the one
@@ -178,14 +188,16 @@ class Search:
                     "hydra/sweeper/sampler=grid: needs values, not an interval or a condition, for every key; "
                     "use +search=tpe or +search=random"
                 )
-            choices = OptunaSweeperImpl._to_grid_sampler_choices
-            grid = {key: choices(found) for key, found in self.space.searched.items()}
+            grid = self.space.choices()
 
-        def make(seed: int) -> BaseSampler:
+        def make(seed: int, repeats: int = 0) -> BaseSampler:
+            if repeats and grid is None and (repeats > DRAWS or not target.endswith(".TPESampler")):
+                return self._unknown(seed)
+            given = node | ({"n_ei_candidates": 1} if repeats and grid is None else {})
             if target.endswith((".QMCSampler", ".GridSampler")):  # one sequence of points, which all trials share
                 seed = self.asked.seed
             allowed = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
-            made = instantiate(node, seed=seed, _execution_whitelist_=allowed)
+            made = instantiate(given, seed=seed, _execution_whitelist_=allowed)
             return made(grid) if isinstance(made, functools.partial) else made
 
         try:
@@ -193,6 +205,21 @@ class Search:
         except (HydraException, ImportError, ValueError, TypeError) as error:  # the last two are Optuna's own
             raise CompactHydraException(f"hydra.sweeper.sampler: {error.__cause__ or error}") from None
         return make
+
+    def _unknown(self, seed: int) -> BaseSampler:
+        """A random point, in a space that ends one that the study does not have."""
+        random = RandomSampler(seed=seed)
+        if math.isinf(self.space.size):
+            return random
+        choices, draw = self.space.choices(), np.random.default_rng(seed)
+        there = [t.params for t in self._first() if t.state is not TrialState.FAIL]
+        known = [params for params in there if params.keys() == choices.keys()]  # not what is just being asked for
+        if len(known) >= self.space.size:
+            return random
+        while (point := {key: given[int(draw.integers(len(given)))] for key, given in choices.items()}) in known:
+            pass
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            return PartialFixedSampler(point, random)
 
     def _fixed(self) -> Iterator[tuple[str, Any]]:
         """What all trials have in common and decides their numbers, flat; not what is searched."""
@@ -321,13 +348,13 @@ class Search:
             first = self._first()
             known = [t for t in first if t.number < trial.number and t.state is not TrialState.FAIL]
             again = [t for t in known if t.params == trial.params and "instead_of" not in trial.user_attrs]
-            if not again or self.repeats == REPEATS:
-                self.repeats, self.sampler.explore = 0, False
+            if not again or self.sampler.repeats == REPEATS:
+                self.sampler.repeats = 0
                 elsewhere = [t for t in first if t.state.is_finished() and t.number not in self.told]
                 progress.emit("total", jobs=self.total, before=len(elsewhere))
                 return trial
             self.study.withdraw(trial, f"the point of trial {again[0].number}")
-            self.repeats, self.sampler.explore = self.repeats + 1, True  # it might well say the same again
+            self.sampler.repeats += 1
         return None
 
     def _suggest(self, trial: Trial) -> None:
