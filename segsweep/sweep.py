@@ -83,7 +83,7 @@ def _open(folder: Path, config: DictConfig, parent: bool) -> None:
 def _prepare() -> None:
     """Import what the report needs, a second or two, while the jobs train."""
     with contextlib.suppress(ImportError):  # the report says so itself
-        importlib.import_module("segsweep.report.build")
+        importlib.import_module("segsweep.report.files")
 
 
 def _open_parent(folder: Path, record: dict[str, Any]) -> None:

@@ -90,6 +90,14 @@ def files():
     return {str(file.relative_to(PACKAGE)): file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py")}
 
 
+def test_no_name_of_a_package_is_a_module_of_its_too(files):
+    """Importing the module would put it in the place of the function."""
+    for path, source in files.items():
+        if path.endswith("__init__.py"):
+            modules = {file.stem for file in (PACKAGE / path).parent.iterdir()}
+            assert not modules & {node.name for node in ast.parse(source).body if hasattr(node, "name")}, path
+
+
 def test_imports_run_one_way(files):
     assert len(files) > 40
     assert set(LAYERS) <= {part(path) for path in files}

@@ -10,8 +10,7 @@ def build(sources: Sequence[Path | str], out: Path) -> Path:
     A source is a sweep folder, a run folder, or an MLflow experiment or run id. Raises SegsweepError where one holds no
     runs.
     """
-    from segsweep.report.build import (
-        write,
-    )  # lazily: scipy and matplotlib take a second, and who imports this package may only want the table
+    # lazily: scipy and matplotlib take a second, and who imports this package may only want the table
+    from segsweep.report.files import write
 
     return write(sources, out)

@@ -414,6 +414,15 @@ def test_command_line_builds_into_the_sweep_and_names_mistakes(tmp_path, capsys,
     assert "no run in it" in capsys.readouterr().err
 
 
+def test_a_sweep_that_had_the_report_imported_while_it_trained_gets_one(tmp_path):
+    from segsweep import sweep
+
+    sweep._prepare()
+    folder = write_sweep(tmp_path, "s", [Spec(overlays=False)])
+    assert sweep._report(folder) == str(folder / "report.html")
+    assert (folder / "report.html").exists()
+
+
 def test_reading_records_needs_neither_torch_nor_mlflow(tmp_path):
     """In a process of its own; optuna comes in only for the importance."""
     sweep = write_sweep(
