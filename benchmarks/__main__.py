@@ -98,26 +98,33 @@ def memory(result: dict[str, Any]) -> str:
 
 
 def search_worth(result: dict[str, Any]) -> str:
-    grid, names = result["grid"], ("least", "lower", "median", "upper", "most")
+    grid, goals = result["grid"], {"best": "the best point", "near": f"within {result['near']} of its Dice"}
 
-    def epochs(value: float | None) -> str:
-        return "never" if value is None else f"{value:.0f}"
+    def row(search: str, of: dict[str, Any], form: str, last: list[str]) -> list[str]:
+        least, lower, median, upper, most, *five = (
+            "never" if value is None else format(value, form)
+            for value in [*(of[key] for key in ("least", "lower", "median", "upper", "most")), *of["first_five"]]
+        )
+        return [search, f"**{median}**", f"{lower}-{upper}", f"{least}-{most}", *last, " ".join(five)]
 
+    def share(of: dict[str, Any]) -> str:
+        return "" if of["median"] is None else f"{100 * of['median'] / grid['epochs']:.0f} %"
+
+    heads = "median | quartiles | range"
     text = []
-    for goal, title in (("best", "the best point"), ("near", f"within {result['near']} of its Dice")):
-        rows = []
-        for search, found in result["searches"].items():
-            of = found[goal]
-            least, lower, median, upper, most = (epochs(of[name]) for name in names)
-            share = "" if of["median"] is None else f"{100 * of['median'] / grid['epochs']:.0f} %"
-            rows.append([search, f"**{median}**", share, f"{lower}-{upper}", f"{least}-{most}", str(of["never"])])
-            rows[-1].append(" ".join(map(epochs, of["first_five"])))
-        heads = "median epochs | of the grid's | quartiles | range | never"
-        text.append(table(f"to {title} | {heads} of {result['seeds']} | seeds 0 to 4", rows))
+    for goal, title in goals.items():
+        found = [(name, of[goal]) for name, of in result["searches"].items()]
+        rows = [row(name, of, ".0f", [share(of), str(of["never"])]) for name, of in found]
+        last = f"median of the grid's | never, of {result['seeds']} | seeds 0 to 4"
+        text.append(table(f"epochs to {title} | {heads} | {last}", rows))
+    found = [(name, of["within_a_third"]) for name, of in result["searches"].items()]
+    rows = [row(name, of, ".3f", [str(of["reached"])]) for name, of in found]
+    last = f"the best point, of {result['seeds']} | seeds 0 to 4"
+    text.append(table(f"validation Dice within {grid['epochs'] // 3} epochs | {heads} | {last}", rows))
     best, space = " ".join(grid["best"]["point"]), " ".join(grid["space"])
     what = f"Grid: `{space}`, {grid['points']} points, {grid['epochs']} epochs; the best: `{best}`, validation Dice "
-    what += f"{grid['best']['val/dice']:.3f}, {grid['near']} within {result['near']} of it. {result['slots']} slots."
-    return "\n\n".join([*text, what]) + taken(result)
+    what += f"{grid['best']['val/dice']:.3f}, points within {result['near']} of it: {grid['near']}, itself included. "
+    return "\n\n".join([*text, f"{what}{result['slots']} slots."]) + taken(result)
 
 
 def search_idle(result: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import heapq
 import math
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ NEAR = 0.005
 Point = tuple[tuple[str, str], ...]
 
 
-class Reached(Exception):
-    """The best point has been told: the rest of the search is of no interest."""
+class Decided(Exception):
+    """The rest of the search is of no interest."""
 
 
 class Grid:
@@ -94,13 +94,16 @@ class Replay:
     """A launcher that trains nothing: the curves of a grid, at the pace at which they were made.
 
     now: seconds. epochs: begun by all slots so far. told: (epochs by then, value) of each trial that was trained to its
-    end, in order. known: point -> its epochs and, if it was pruned, its pruned.json; what a later search finds."""
+    end, in order. known: point -> its epochs and, if it was pruned, its pruned.json; what a later search finds.
+    Decided ends the search when it is told `enough`, or once `least` epochs are begun and all `hopes` are pruned."""
 
     def __init__(self, grid: Grid, config: DictConfig, slots: int, known: dict[Point, tuple[int, Any]] | None = None):
         self.grid, self.slots, self.folder = grid, list(range(slots)), Path(config.hydra.sweep.dir)
         self.config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         self.known = {} if known is None else known
-        self.now, self.epochs, self.enough = 0.0, 0, math.inf
+        self.now, self.epochs = 0.0, 0
+        self.least, self.enough = 0, math.inf
+        self.hopes: set[Point] = set(grid.curves)
         self.told: list[tuple[int, float]] = []
         self._queue: list[tuple[float, int, Iterator[float]]] = []
 
@@ -143,8 +146,10 @@ class Replay:
         if status != "pruned":
             search = cfg.search
             self.told.append((self.epochs, objective.values(run, list(search.objective), search.epoch)[0]))
-            if self.told[-1][1] >= self.enough:
-                raise Reached
+        else:
+            self.hopes.discard(point)
+        if (self.told and self.told[-1][1] >= self.enough) or (not self.hopes and self.epochs >= self.least):
+            raise Decided
 
 
 class Player:
@@ -161,8 +166,11 @@ class Player:
         if not any(o.startswith("search.trials=") for o in overrides):
             self.config.search.trials = len(grid.curves)
 
-    def play(self, seed: int, enough: float = math.inf, known: dict[Point, Any] | None = None) -> tuple[Replay, Any]:
-        """One search until it is told a value of `enough` or its trials are over: its launcher, and its storage."""
+    def play(
+        self, seed: int, goals: Sequence[float] = (), least: int = 0, known: dict[Point, Any] | None = None
+    ) -> tuple[Replay, Any]:
+        """One search: its launcher, and its storage. It goes on until its trials are over, or it is told the highest of
+        the goals, or all points that reach the lowest are pruned and `least` epochs begun."""
         storage = InMemoryStorage()
         here = mock.patch("segsweep.study.open_storage", return_value=storage)
         with tempfile.TemporaryDirectory() as folder, here:
@@ -171,14 +179,16 @@ class Player:
             sweeper = SearchSweeper(**{k: v for k, v in config.hydra.sweeper.items() if k != "_target_"})
             sweeper.config, sweeper.hydra_context = config, self.context
             sweeper.launcher = Replay(self.grid, config, self.slots, known)
-            sweeper.launcher.enough = enough
-            with suppress(Reached):
+            if goals:
+                sweeper.launcher.least, sweeper.launcher.enough = least, max(goals)
+                sweeper.launcher.hopes = {p for p in self.grid.curves if self.grid.value(p) >= min(goals)}
+            with suppress(Decided):
                 sweeper.sweep([*self.grid.swept, *self.grid.fixed])
             return sweeper.launcher, storage
 
 
 def spread(found: list[float]) -> dict[str, Any]:
-    """Of epochs, infinite where a search never came there. A quantile is one of the values, the higher of two."""
+    """Infinite where a search never came there. A quantile is one of the values, the higher of two."""
     shares = {"least": 0.0, "lower": 0.25, "median": 0.5, "upper": 0.75, "most": 1.0}
     values = {name: float(np.quantile(found, share, method="higher")) for name, share in shares.items()}
     listed = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -187,16 +197,20 @@ def spread(found: list[float]) -> dict[str, Any]:
 
 
 def compare(grid: Grid, searches: dict[str, list[str]], seeds: int, slots: int) -> dict[str, Any]:
-    """Of each kind of search, over the seeds: epochs until the best value of the grid, and until one NEAR it."""
-    rows = {}
+    """Of each kind of search, over the seeds: epochs until the best value of the grid, and until one NEAR it; and the
+    highest value that it is told within a third of the grid's epochs."""
+    rows: dict[str, Any] = {}
+    goals = {"best": grid.best, "near": grid.best - NEAR}
+    third = sum(map(len, grid.curves.values())) // 3
     for name, overrides in searches.items():
         player = Player(grid, overrides, slots)
-        told = [player.play(seed, enough=grid.best)[0].told for seed in range(seeds)]
-        goals = {"best": grid.best, "near": grid.best - NEAR}
+        told = [player.play(seed, list(goals.values()), third)[0].told for seed in range(seeds)]
         rows[name] = {
             key: spread([next((epochs for epochs, value in one if value >= goal), math.inf) for one in told])
             for key, goal in goals.items()
         }
+        within = [max((value for epochs, value in one if epochs <= third), default=0.0) for one in told]
+        rows[name]["within_a_third"] = spread(within) | {"reached": sum(value >= grid.best for value in within)}
         print(name, rows[name], flush=True)
     return rows
 

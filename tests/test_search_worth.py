@@ -65,7 +65,22 @@ def test_a_pruned_point_costs_its_epochs_and_going_on_only_the_rest(tmp_path):
 
 
 def first(made: Grid, seed: int) -> int:
-    return next(iter(states(Player(made, ["+search=grid"], slots=1).play(seed, enough=0.0)[1])))
+    return next(iter(states(Player(made, ["+search=grid"], slots=1).play(seed, [0.0])[1])))
+
+
+def test_a_search_whose_hopes_are_pruned_is_over_once_the_least_is_trained(tmp_path):
+    made = grid(tmp_path / "grid", {"4": [0.1, 0.9], "8": [0.5, 0.6], "16": [0.4, 0.5], "32": [0.3, 0.4]})
+    strict = [*HALVING[:-1], "pruner.reduction_factor=4"]
+    seed = next(s for s in range(50) if first(made, s) == 8)
+    whole = Player(made, strict, slots=1).play(seed)[0]
+    assert (whole.epochs, whole.told) == (5, [(2, 0.6)]), "the best point is behind after its first epoch"
+    order = [t.params["batch_size"] for t in counted(Player(made, strict, slots=1).play(seed)[1].get_all_trials(0))]
+    cut = Player(made, strict, slots=1).play(seed, [0.9, 0.895])[0]
+    assert cut.epochs == 2 + order.index(4)
+    assert Player(made, strict, slots=1).play(seed, [0.9, 0.895], least=5)[0].epochs == 5
+    row = compare(made, {"halving": strict}, seeds=seed + 1, slots=1)["halving"]
+    assert row["best"]["never"] >= 1
+    assert 0.0 < row["within_a_third"]["most"] <= 0.9
 
 
 def test_slots_work_side_by_side_and_all_that_was_begun_counts(tmp_path):
@@ -75,7 +90,7 @@ def test_slots_work_side_by_side_and_all_that_was_begun_counts(tmp_path):
     assert [epochs for epochs, _ in replay.told] == [4, 4, 8, 8]
     assert max(value for _, value in replay.told) == made.best == 0.6
     assert sorted(value for _, value in replay.told)[-2] == 0.4, "the best epoch, not the last"
-    ended, _ = Player(made, ["+search=grid"], slots=2).play(0, enough=0.6)
+    ended, _ = Player(made, ["+search=grid"], slots=2).play(0, [0.6])
     assert ended.told[-1] == next((epochs, value) for epochs, value in replay.told if value == 0.6)
 
 
@@ -85,7 +100,8 @@ def test_without_pruning_random_search_costs_what_the_position_of_the_best_says(
     assert rows["best"]["never"] == 0
     assert 1 <= rows["best"]["least"] <= rows["best"]["median"] <= rows["best"]["most"] <= 6
     assert rows["near"] == rows["best"], "no other is within 0.005"
-    told = [Player(made, ["+search=random", "pruner=none"], slots=1).play(seed, made.best)[0].told for seed in range(5)]
+    player = Player(made, ["+search=random", "pruner=none"], slots=1)
+    told = [player.play(seed, [made.best])[0].told for seed in range(5)]
     assert rows["best"]["first_five"] == [len(one) for one in told], "one epoch a point, and none for a repeated one"
 
 
