@@ -2,10 +2,11 @@
 
     python -m benchmarks.memory --data-root LGG [--size 128] [OVERRIDES ...]
 
-One job of one epoch on one slot, then two such jobs on two slots; the workers' memory is read from the system every
-quarter of a second (Linux). *Own*: a worker's private pages above what it holds after its imports, to be compared with
-an epoch of a single batch on nearly no data, in a process of its own: weights, gradients, the optimizer's moments and
-one batch's activations. *Set*: pages of the decoded files, each counted once however many processes map it (PSS).
+One job on one slot, then two such jobs on two slots; the workers' memory is read from the system every quarter of a
+second (Linux), so a job has to last longer than that: `--epochs`. *Own*: a worker's private pages above what it holds
+after its imports, to be compared with an epoch of a single batch on nearly no data, in a process of its own: weights,
+gradients, the optimizer's moments and one batch's activations. *Set*: pages of the decoded files, each counted once
+however many processes map it (PSS).
 """
 
 import multiprocessing
@@ -48,7 +49,7 @@ def held(pid: int, decoded: Path) -> tuple[int, int]:
 
 def sweep(folder: Path, decoded: Path, slots: int, overrides: list[str]) -> dict[str, Any]:
     """The most that each worker held for itself above its imports, and the most that all held of the decoded files."""
-    jobs = [f"seed=range({slots})", "epochs=1", f"hydra.launcher.jobs_per_device={slots}", "tracking.uri=null"]
+    jobs = [f"seed=range({slots})", f"hydra.launcher.jobs_per_device={slots}", "tracking.uri=null"]
     command = [sys.executable, "-m", "segsweep", "-m", *overrides, *jobs, "report=false", f"paths.cache={decoded}"]
     done = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     first: dict[int, int] = {}
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=1)
     args = parser.parse_args()
     case = Case(args.network, args.width, args.size, args.batch)
     overrides = [f"model={case.network}", f"model.width={case.width}", f"batch_size={case.batch}", "data=lgg"]
@@ -92,7 +94,7 @@ def main() -> None:
     with common.lgg_files(args.data_root, patients=8) as root, tempfile.TemporaryDirectory() as name:
         result["data"] = "LGG" if args.data_root else "phantom"
         decoded = Path(name).resolve() / "cache"
-        overrides += [f"data.root={root}", f"data.image_size={case.size}"]
+        overrides += [f"data.root={root}", f"data.image_size={case.size}", f"epochs={args.epochs}"]
         dataset = common.lgg(root, case.size)
         volumes = cache.load(dataset, dataset.scan(decoded), decoded, os.cpu_count() or 1)
         result["slices"] = len(volumes.slices)

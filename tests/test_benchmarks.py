@@ -69,12 +69,13 @@ def test_the_data_benchmark_runs(tmp_path):
 
 @pytest.mark.slow
 def test_the_memory_benchmark_runs(tmp_path):
-    run("memory", "--size", "32", "--width", "4", "--out", str(tmp_path))
+    run("memory", "--size", "32", "--width", "4", "--epochs", "30", "--out", str(tmp_path))
     result = json.loads((tmp_path / "memory.json").read_text())
     one, two = result["sweeps"]
     assert len(one["own_mib"]) == 1
     assert len(two["own_mib"]) == 2
-    assert all(0 < own < 500 for own in (*one["own_mib"], *two["own_mib"]))
+    assert 0 < one["own_mib"][0] < 500
+    assert 0 < max(two["own_mib"]) < 500  # the first worker that is ready may take both jobs
     assert 0 < two["set_mib"] <= result["decoded_mib"] * 1.1  # two workers, one set
 
 
