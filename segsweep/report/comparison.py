@@ -110,7 +110,6 @@ def compare(record: Record) -> Comparison:
         row.arena = arenas.setdefault((digest(row.runs[0], "data"), row.leaks, key(split)), len(arenas))
     for row, label in zip(rows, labels(rows), strict=True):
         row.label = label
-    rows.sort(key=lambda row: (row.leaks, -np.nan_to_num(row.metric("test/dice"), nan=-1.0), row.label))
 
     seeds = sorted({run.seed for row in rows for run in row.runs}, key=str)
     patients = sorted({(digest(run, "data"), p) for row in rows for run in row.runs for p in run.patients})
@@ -123,6 +122,10 @@ def compare(record: Record) -> Comparison:
                 for metric in SCORES:
                     scores[metric][i, seed, place[data, patient]] = values.get(metric, np.nan)
     comparison = Comparison(record, rows, seeds, patients, scores)
+    means = [np.nan_to_num(comparison.mean(i), nan=-1.0) for i in range(len(rows))]
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].leaks, -means[i], rows[i].label))
+    comparison.rows = [rows[i] for i in order]
+    comparison.scores = {metric: values[order] for metric, values in scores.items()}
     comparison.best = {metric: _best(comparison, metric) for metric in SCORES}
     return comparison
 

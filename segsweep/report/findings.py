@@ -76,6 +76,11 @@ class Findings:
         return len({row.arena for row in self.rows})
 
     @property
+    def sizes(self) -> list[int]:
+        """Image sizes of the rows, in pixels: each row is scored at its own, against truth of that size."""
+        return sorted({row.factors["data.image_size"] for row in self.rows if "data.image_size" in row.factors})
+
+    @property
     def devices(self) -> list[str]:
         return list(
             dict.fromkeys(str(run.info.get("device") or "not recorded") for row in self.rows for run in row.runs)

@@ -52,8 +52,8 @@ def mean_interval(
     Equal-tailed (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 12.5), or `symmetric` (Hall 1988,
     Journal of the Royal Statistical Society B 50:35-45), which suits differences: their tails are heavy on both sides.
     The result is cut off at `bounds` of a value, and where one patient carries nearly all of the spread, so that t runs
-    wild, at the distribution-free bound that they give (`_anderson`). None below FEWEST patients: that little says
-    nothing of a spread.
+    wild, at the distribution-free bound that they give (`_anderson`); equal values within finite bounds get that alone.
+    None below FEWEST patients: that little says nothing of a spread.
     """
     x = np.asarray(values, float)
     x = x[~np.isnan(x)]
@@ -61,8 +61,10 @@ def mean_interval(
     if n < FEWEST:
         return None
     mean, error = x.mean(), x.std(ddof=1) / np.sqrt(n)
-    if error < 1e-12:
-        return Interval(mean, mean, mean)
+    least, most = _anderson(x, bounds)
+    if error < 1e-12:  # no spread to resample; that all are 0 does not show that the next one would be
+        known = not symmetric and np.isfinite([least, most]).all()
+        return Interval(mean, least, most) if known else Interval(mean, mean, mean)
     weights, centred = _resamples(n), x - mean
     shift = weights @ centred / n
     errors = np.sqrt(np.maximum(weights @ centred**2 / n - shift**2, 0) / (n - 1))
@@ -72,7 +74,6 @@ def mean_interval(
         low = high = np.quantile(np.abs(t), 0.95, method="inverted_cdf")
     else:
         low, high = np.quantile(t, [0.975, 0.025], method="inverted_cdf") * [1, -1]
-    least, most = _anderson(x, bounds)
     return Interval(mean, max(mean - low * error, least), min(mean + high * error, most))
 
 

@@ -235,6 +235,20 @@ def test_folds_are_joined_so_that_each_patient_counts_once():
     assert (contrast.patients, contrast.mean) == (20, pytest.approx(0.1))
 
 
+def test_rows_come_by_the_dice_of_all_their_patients_not_of_their_folds():
+    """Folds of 5 and 15 patients: the mean of the two folds' means would put the other row first."""
+
+    def folds(optim, small, large):
+        parts = {0: dict.fromkeys(PATIENTS[:5], small), 1: dict.fromkeys(PATIENTS[5:], large)}
+        split = {"split": "kfold", "split.folds": 2}
+        return [Spec(factors(optim=optim) | split | {"split.fold": k}, d, split=f"f{k}") for k, d in parts.items()]
+
+    comparison = compare(in_memory(folds("sgd", 0.9, 0.5) + folds("adam", 0.5, 0.65)))
+    assert [row.factors["optim"] for row in comparison.rows] == ["adam", "sgd"]
+    assert [comparison.mean(i) for i in (0, 1)] == pytest.approx([0.6125, 0.6])
+    assert comparison.best["dice"][0].row == 0
+
+
 def test_different_folds_share_no_patient():
     split = {"split": "kfold", "split.folds": 2}
     a = Spec(factors() | split | {"split.fold": 0}, dict.fromkeys(PATIENTS[:10], 0.5), split="f0")

@@ -328,6 +328,15 @@ def test_rows_of_other_data_share_no_front_and_no_accuracy_of_nothing(tmp_path):
     assert "predicting no tumour anywhere" not in page
 
 
+def test_rows_of_two_image_sizes_are_said_to_be_scored_each_at_its_own(tmp_path):
+    rng = np.random.default_rng(9)
+    specs = [Spec(factors(data_image_size=size), simulate(rng)) for size in (64, 128)]
+    page = build([write_sweep(tmp_path, "s", specs)], tmp_path / "out").with_suffix(".md").read_text(encoding="utf-8")
+    assert "Rows of 64 px and 128 px are **scored at their own size**" in page
+    assert "A contrast of image sizes compares Dice at two sizes" in page
+    assert "own size" not in summary_of([Spec(), Spec(factors(optim="adam"))], tmp_path)
+
+
 def test_pairs_of_opposite_sign_are_said(tmp_path):
     rng = np.random.default_rng(2)
     z = difficulties(rng)
@@ -374,6 +383,19 @@ def test_learning_rates_are_compared_with_all_else_equal(tmp_path):
         "over 3 learning rates, highest at 0.01; each of the others is lower" in sentence for sentence in sentences
     )
     assert all("The best is at the upper end of what was tried" in sentence for sentence in sentences)
+
+
+def test_differences_between_learning_rates_are_corrected_over_all_series(tmp_path):
+    """Nine of ten patients agree, which is enough for one series and not for fifteen."""
+    plus = {patient: 0.5 + (0.02 + 0.001 * i if i < 9 else -0.01) for i, patient in enumerate(PATIENTS[:10])}
+    base = dict.fromkeys(plus, 0.5)
+
+    def sentences(several):
+        specs = [Spec(factors(optim_lr=lr, epochs=e), d) for e in several for lr, d in ((1e-3, base), (1e-2, plus))]
+        return sections(specs, tmp_path / str(len(several)))["learning-rate"].blocks[0]
+
+    assert all("each of the others is lower" in sentence for sentence in sentences([5]))
+    assert all("cannot be told from 1 of the others" in sentence for sentence in sentences(range(5, 20)))
 
 
 def test_experiments_give_their_names_to_the_rows(tmp_path):

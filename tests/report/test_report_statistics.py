@@ -16,6 +16,16 @@ def logistic(z):
 
 def test_interval_of_equal_values_has_no_width():
     assert statistics.mean_interval(np.full(8, 0.7))[:3] == pytest.approx((0.7, 0.7, 0.7))
+    same = statistics.mean_interval(np.zeros(8), symmetric=True, bounds=(-1, 1))
+    assert same[:3] == (0, 0, 0)  # the same predictions twice
+
+
+def test_patients_who_all_score_zero_are_as_uncertain_as_those_who_nearly_do():
+    none, one = (statistics.mean_interval(np.array([0.0] * 18 + [last]), bounds=(0, 1)) for last in (0.0, 1e-4))
+    assert none[:2] == (0, 0)
+    assert none.high == pytest.approx(np.sqrt(np.log(40) / 38), abs=1e-9)
+    assert one.high == pytest.approx(none.high, abs=1e-3)
+    assert statistics.mean_interval(np.full(8, 80.0), bounds=(0, np.inf))[:3] == (80, 80, 80)
 
 
 def test_interval_needs_five_patients_and_leaves_nan_out():

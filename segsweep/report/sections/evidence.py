@@ -121,6 +121,11 @@ def contrasts(found: Findings) -> Section | None:
             "A contrast of splits compares the same patients, but not the same slices of them, nor the same training"
             " patients."
         )
+    if any(c.factor == "data.image_size" for c in shown):
+        blocks.append(
+            "A contrast of image sizes compares Dice at two sizes, each against truth resized to it: it holds the"
+            " measure as well as the network."
+        )
     if analysis.unpaired:
         blocks.append(
             f"{plural(analysis.unpaired, 'pair')} of rows differ in one factor but share no test patient at a common"

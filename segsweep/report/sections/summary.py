@@ -177,6 +177,12 @@ def _cautions(found: Findings) -> list[str]:
             f"**{plural(leaking, 'row')} {verb}**: neighbours of test slices were trained on, so their scores say"
             f" little of new patients.{effect}"
         )
+    if len(found.sizes) > 1:
+        sentences.append(
+            f"Rows of {joined([f'{size} px' for size in found.sizes])} are **scored at their own size**, against truth"
+            " resized to it: what they differ in may be the measure as well as the network, and HD95 is in pixels of"
+            " another size."
+        )
     accuracy = np.array([row.metric("test/accuracy") for row in found.rows])
     nothing = _accuracy_of_nothing(found)
     if nothing is not None and not np.isnan(accuracy).all():

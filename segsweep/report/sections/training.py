@@ -205,7 +205,7 @@ def learning_rate(found: Findings) -> Section | None:
         best = series.best(comparison)
         means = [float(found.means[row]) for row in series.rows]
         scores = comparison.scores["dice"]
-        p = np.delete(sign_flip_leader(scores[series.rows], best), best)
+        p = np.delete(sign_flip_leader(scores[series.rows], best), best) * len(found.rates)
         ahead = np.array([nanmean(nanmean(scores[series.rows[best]] - scores[row], 0)) for row in series.rows]) > 0
         tied = int(((p >= LEVEL) | ~np.delete(ahead, best)).sum())
         text = (
@@ -215,7 +215,7 @@ def learning_rate(found: Findings) -> Section | None:
         text += (
             f"; cannot be told from {tied} of the others"
             if tied
-            else "; each of the others is lower on these patients (sign-flip, corrected)"
+            else "; each of the others is lower on these patients (sign-flip, corrected over all series)"
         )
         if len(means) > 2 and best in (0, len(means) - 1):
             text += (
