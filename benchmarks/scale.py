@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--uri", help="MLflow's store; default: a new SQLite file")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scale.json")
     args = parser.parse_args()
-    from segsweep import store, tracking
+    from segsweep import recall, store, tracking
     from segsweep.plan import _read
     from segsweep.report import records
 
@@ -80,7 +80,7 @@ def main() -> None:
         def answer(run: Path) -> None:
             elsewhere = place / "elsewhere" / run.name
             elsewhere.mkdir(parents=True)
-            assert tracking.restore(elsewhere, uri, experiment)
+            assert recall.restore(elsewhere, uri, experiment)
 
         def size() -> int:
             if file is None:
@@ -95,7 +95,7 @@ def main() -> None:
             for run in new[:-SAMPLE]:
                 record(run)
             row = {"runs": count, "record": median(record, new[-SAMPLE:]), "answer": median(answer, new[-SAMPLE:])}
-            row["nothing_there"] = median(lambda run: tracking.finished(uri, experiment, ["f" * 16]), new[-SAMPLE:])
+            row["nothing_there"] = median(lambda run: recall.finished(uri, experiment, ["f" * 16]), new[-SAMPLE:])
             row["read_all"] = median(lambda run: records.read([place / "runs"]), new[:1])
             row["times_for_a_plan"] = median(lambda run: _read(place), new[:1])
             row["database_bytes_a_run"] = (size() - empty) / count if file else None

@@ -29,8 +29,9 @@ from segsweep.data.batches import Batches
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.evaluate import evaluate, flops, patient_table
 from segsweep.metrics import summarise
+from segsweep.recall import FILES, restore
 from segsweep.signature import IGNORED, code_fingerprint, signatures, without
-from segsweep.tracking import FIGURES, FILES, WEIGHTS, Mirror, forget, restore
+from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
 from segsweep.train import SELECT_BY, fit
 
 if TYPE_CHECKING:

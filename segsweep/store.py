@@ -1,10 +1,12 @@
 """MLflow's store: opened, made where there is none, with segsweep's experiment and the views that its UI offers.
 
-Nothing but this, `tracking.py`, which copies runs there, and `registry.py`, which keeps models there, imports mlflow.
+Nothing but this, `tracking.py`, which copies runs there, `recall.py`, which answers from them, and `registry.py`, which
+keeps models there, imports mlflow.
 """
 
 import base64
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -12,6 +14,7 @@ import shutil
 import sqlite3
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,7 @@ from segsweep import artifacts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 VIEW, FACTORS = "segsweep", "segsweep-factors"
 """Names and keys of the saved views that MLflow's UI offers: the runs of all sweeps, best first, with these columns;
@@ -30,6 +34,8 @@ COLUMNS = (
     *(f"metrics.`{name}`" for name in ("train/loss", "train/accuracy", "training_seconds", "parameters")),
     "tags.`status`",
 )
+STATE = "mlflow.json"
+"""In a run folder: what of it MLflow has."""
 QUERY = "?timeout=60"
 """Seconds that SQLite waits for another writer."""
 
@@ -78,6 +84,30 @@ def lacks(uri: str, signature: str) -> bool:
             return connection.execute(asked, (signature,)).fetchone() is None
     except sqlite3.Error:
         return False
+
+
+def find(client: "MlflowClient", experiment: str, signature: str, status: str | None = None) -> "Run | None":
+    """The run of a signature; of several the latest."""
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    asked = f"tags.signature = '{signature}'" + (f" and attributes.status = '{status}'" if status else "")
+    runs = client.search_runs([found.experiment_id], asked, max_results=1)
+    return runs[0] if runs else None
+
+
+def sweeps_of(run: "Run") -> list[str]:
+    """The sweeps that asked for a run so far, on whatever machine."""
+    named = run.data.tags.get("sweeps")
+    return named.split(", ") if named else []
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process and thread at a time copies the run of `folder`, to MLflow or from it."""
+    with (folder / "mlflow.lock").open("a") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
 
 
 def _make(file: Path) -> None:

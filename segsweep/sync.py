@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from segsweep import artifacts, sweep, tracking
+from segsweep.store import STATE
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -38,7 +39,7 @@ def main() -> int:
                 print(f"{run}/config.yaml is missing or damaged: {str(error).splitlines()[0]}", file=sys.stderr)
                 failed += 1
                 continue
-            state = artifacts.read_json(run / tracking.STATE) or {}  # a run of another machine: the store it came from
+            state = artifacts.read_json(run / STATE) or {}  # a run of another machine: the store it came from
             uri = args.uri or state.get("uri") or settings.uri
             experiment = args.experiment or state.get("experiment") or settings.experiment
             if uri is None:

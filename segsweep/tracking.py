@@ -1,4 +1,4 @@
-"""Copies run folders to MLflow, and answers from what other machines copied there.
+"""Copies run folders to MLflow.
 
 `push` is idempotent and knows from `mlflow.json` in the folder what is already there, so that live logging, catching up
 after an outage (`python -m segsweep.sync`) and resuming an interrupted run are one piece of code.
@@ -6,40 +6,29 @@ after an outage (`python -m segsweep.sync`) and resuming an interrupted run are 
 
 import colorsys
 import contextlib
-import fcntl
 import getpass
 import json
 import logging
-import os
 import queue
-import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segsweep import artifacts
-from segsweep.errors import SegsweepError
-from segsweep.store import QUERY, connect, database, experiment_id, lacks
+from segsweep.recall import FILES, fetch_alone
+from segsweep.store import QUERY, STATE, alone, connect, experiment_id, find, sweeps_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
-STATE = "mlflow.json"
-RECORD = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json")
-"""Without these a run is not answered from MLflow."""
-FILES = (*RECORD, "overlays.npz", "failure.json", "pruned.json")
 FIGURES = ("curves.png", "overlays.png")
 WEIGHTS = ("last.pt", "best.pt")
 TIMES = ("training_seconds", "evaluation_seconds", "total_seconds", "images_per_second", "parameters", "gflops")
 
-SILENCE = 60.0
-"""Seconds for which a store that did not answer is not asked again."""
 LINKS = 50
 """Most links in a sweep's description, which is a tag too."""
 SWEEPS = 200
@@ -49,9 +38,6 @@ _queue: "queue.Queue[Mirror | None]" = queue.Queue()
 _thread: threading.Thread | None = None
 elsewhere: "Callable[[Mirror], None] | None" = None
 """Set in a launcher's worker, whose parent copies for all: MLflow is imported and connected to once a sweep."""
-ask: "Callable[[Path, str, str], bool] | None" = None
-"""Set with it: the parent's `restore`."""
-_silent: dict[str, float] = {}
 
 
 class Mirror:
@@ -114,112 +100,6 @@ def forget(folder: Path) -> None:
     artifacts.write_json(folder / STATE, {"anew": True})
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process and thread at a time copies the run of `folder`, to MLflow or from it."""
-    with (folder / "mlflow.lock").open("a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        yield
-
-
-def restore(
-    folder: Path,
-    uri: str | None,
-    experiment: str,
-    sweep: Path | None = None,
-    wanted: Callable[[], bool] = lambda: True,
-) -> bool:
-    """Whether MLflow has the run of `folder` finished, by another machine; then its files are there, result.json last.
-
-    Weights stay in MLflow until somebody needs them (`fetch`). False too where MLflow does not answer or its record is
-    not whole, which the log says. `sweep`: the folder of the sweep that asks, which knows if its store is new.
-    `wanted`: whether who asked still waits; if not, the files are somebody else's by now and are left as they are."""
-    file = database(uri or "")
-    new = ((artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}).get("mlflow") or {}
-    if uri is None or (file and (new.get("new") or not file.exists())) or time.monotonic() < _silent.get(uri, 0):
-        return False
-    if lacks(uri, folder.name):
-        return False
-    if ask:
-        return ask(folder, uri, experiment)
-    try:
-        with _alone(folder):
-            return _restore(folder, uri, experiment, wanted)
-    except Exception as error:  # MLflow raises what its back end raises; the run is trained then
-        _silent[uri] = time.monotonic() + SILENCE
-        log.warning(
-            "MLflow was not asked for %s: %s", folder.name, (str(error) or type(error).__name__).splitlines()[0]
-        )
-        return False
-
-
-def _restore(folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]) -> bool:
-    client = connect(uri)
-    if (run := _find(client, experiment, folder.name, "FINISHED")) is None:
-        return False
-    from mlflow.artifacts import download_artifacts, list_artifacts
-
-    run_id, root, store = run.info.run_id, run.info.artifact_uri, client.tracking_uri
-    there = {Path(file.path).name for file in list_artifacts(root, tracking_uri=store)}
-    if lost := [name for name in RECORD if name not in there]:
-        log.warning("MLflow's run %s of %s lacks %s: it is trained again", run_id, folder.name, ", ".join(lost))
-        return False
-    for half in folder.glob(".restore-*"):  # of a process that was killed
-        shutil.rmtree(half, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
-        for name in there & {*FILES, "figures"} - {"failure.json", "pruned.json"}:
-            download_artifacts(f"{root}/{name}", dst_path=place, tracking_uri=store)
-        if not wanted():
-            return False
-        files = [file for file in Path(place).rglob("*") if file.is_file()]
-        for file in sorted(files, key=lambda file: file.name == "result.json"):
-            os.replace(file, folder / file.name)
-    for ended in ("failure.json", "pruned.json"):
-        (folder / ended).unlink(missing_ok=True)
-    status = (artifacts.read_json(folder / "result.json") or {}).get("status")
-    state: dict[str, Any] = {"uri": uri, "experiment": experiment, "status": status, "run_id": run_id}
-    state |= {"sweeps": _sweeps(run), "epochs": len(artifacts.read_lines(folder / "history.jsonl"))}
-    artifacts.write_json(folder / STATE, state)
-    return True
-
-
-def fetch(weights: Path) -> bool:
-    """Bring a file of weights that MLflow keeps into its run folder; False where MLflow has none.
-
-    Raises what MLflow raises."""
-    if not (weights.parent / STATE).exists():
-        return False
-    with _alone(weights.parent):
-        return _fetch(weights)
-
-
-def _fetch(weights: Path) -> bool:
-    state = artifacts.read_json(weights.parent / STATE) or {}
-    if "run_id" not in state or not (weights.parent / "result.json").exists():
-        return False
-    client = connect(state["uri"])
-    if f"weights/{weights.name}" not in {file.path for file in client.list_artifacts(state["run_id"], "weights")}:
-        return False
-    with tempfile.TemporaryDirectory(prefix=".restore-", dir=weights.parent) as place:
-        os.replace(client.download_artifacts(state["run_id"], f"weights/{weights.name}", place), weights)
-    return True
-
-
-def finished(uri: str | None, experiment: str, signatures: Iterable[str]) -> set[str]:
-    """Those of the signatures that MLflow has finished runs of; none where it does not answer. Changes nothing."""
-    file = database(uri or "")
-    if uri is None or (file and not file.exists()):
-        return set()
-    if not (signatures := [signature for signature in signatures if not lacks(uri, signature)]):
-        return set()
-    try:
-        client = connect(uri)
-        return {signature for signature in signatures if _find(client, experiment, signature, "FINISHED")}
-    except Exception as error:
-        log.warning("MLflow was not asked: %s", (str(error) or type(error).__name__).splitlines()[0])
-        return set()
-
-
 def push(folder: Path, uri: str, experiment: str, sweep: Path | None, *, final: bool) -> str:
     """Bring MLflow's record of `folder` up to date and return its run id; one process at a time.
 
@@ -227,7 +107,7 @@ def push(folder: Path, uri: str, experiment: str, sweep: Path | None, *, final: 
     `final`: nobody works on the folder now, so the run is closed: FINISHED, FAILED, or KILLED when it was interrupted
     or pruned, which the tag `status` tells apart.
     """
-    with _alone(folder):
+    with alone(folder):
         return _push(folder, uri, experiment, sweep, final)
 
 
@@ -241,18 +121,18 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
     if not known and "run_id" in state and not (folder / "last.pt").exists():  # its weights may be in another store
         try:
             for name in WEIGHTS:
-                _fetch(folder / name)
+                fetch_alone(folder / name)
         except Exception as error:  # that store may be gone: all else is still copied
             log.warning("%s: its weights stay in %s, which does not answer: %s", folder.name, state["uri"], error)
     if not known or not _there(client, state["run_id"]):
-        found = _find(client, experiment, folder.name)
+        found = find(client, experiment, folder.name)
         if found and state.get("anew"):
             client.delete_run(found.info.run_id)
             found = None
         run_id = found.info.run_id if found else _create(client, experiment, run, folder, sweep)
         logged = client.get_metric_history(run_id, "train/loss") if found else []
         state = {"uri": uri, "experiment": experiment, "status": None, "run_id": run_id}
-        state["sweeps"] = _sweeps(found) if found else []
+        state["sweeps"] = sweeps_of(found) if found else []
         state["made_by"] = sweep.name if sweep and not found else None
         state["epochs"] = max((metric.step for metric in logged), default=0)
     run_id = state["run_id"]
@@ -347,22 +227,6 @@ def close_dead(uri: str, experiment: str, runs: Path) -> None:
             client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _find(client: "MlflowClient", experiment: str, signature: str, status: str | None = None) -> "Run | None":
-    """The run of a signature; of several the latest."""
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        return None
-    asked = f"tags.signature = '{signature}'" + (f" and attributes.status = '{status}'" if status else "")
-    runs = client.search_runs([found.experiment_id], asked, max_results=1)
-    return runs[0] if runs else None
-
-
-def _sweeps(run: "Run") -> list[str]:
-    """The sweeps that asked for a run so far, on whatever machine."""
-    named = run.data.tags.get("sweeps")
-    return named.split(", ") if named else []
-
-
 def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder: Path, sweep: Path | None) -> str:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
@@ -442,20 +306,6 @@ def end_parent(
         note += f"{len(reused)}:\n\n" + "\n".join(links) + ("\n- ..." if len(reused) > len(links) else "")
     client.set_tag(run_id, "mlflow.note.content", note[:8000])
     client.set_terminated(run_id, status)
-
-
-def find_runs(reference: str, uri: str | None = None) -> list[Path]:
-    """Run folders of an MLflow experiment's name or a run's id, as their descriptions give them.
-
-    `uri`: the store; default: MLFLOW_TRACKING_URI of the environment, else the one below the working directory."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
-    if (file := database(uri)) and not file.exists():  # to ask is no reason to make one
-        raise SegsweepError(f"{uri}: there is no such store")
-    client = connect(uri)
-    experiment = client.get_experiment_by_name(reference)
-    runs = client.search_runs([experiment.experiment_id]) if experiment else [client.get_run(reference)]
-    notes = [run.data.tags.get("mlflow.note.content", "") for run in runs]
-    return [Path(note.split("Folder: `")[1].rstrip("`")) for note in notes if "Folder: `" in note]
 
 
 def _user() -> str:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from segsweep import __version__, artifacts, components, sweep, tracking
+from segsweep import __version__, artifacts, components, recall, sweep
 from segsweep.environment import spare_dynamo
 from segsweep.errors import SegsweepError, nearest
 from segsweep.metrics import METRICS
@@ -158,7 +158,7 @@ def find(reference: str, root: Path) -> tuple[Path, str]:
 def _fetched(file: Path) -> bool:
     """Of a run that MLflow answered the weights come when they are needed."""
     try:
-        return tracking.fetch(file)
+        return recall.fetch(file)
     except Exception as error:  # MLflow raises what its back end raises
         reason = str(error).splitlines()[0]
         raise SegsweepError(f"{file}: MLflow has it and does not give it now: {reason}") from error
@@ -195,7 +195,7 @@ def _best(name: str, root: Path) -> tuple[Path, str]:
 
 def _mlflow_run(run_id: str) -> Path:
     """Its run folder where it still is, else what MLflow keeps of it."""
-    from segsweep.tracking import find_runs
+    from segsweep.recall import find_runs
 
     try:
         found = find_runs(run_id)

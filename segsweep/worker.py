@@ -123,14 +123,14 @@ def main() -> None:
     progress.send_to(_thinned(lambda event: send("event", event)))
     import torch._dynamo  # noqa: F401 - which the first step of an optimizer would import
 
-    from segsweep import cli, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
+    from segsweep import cli, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
 
     def ask(*question: Any) -> bool:
         send("restore", *question)
         return pickle.loads(inbox.get())[1]  # while a job runs the parent sends nothing else
 
     tracking.elsewhere = lambda mirror: send("mirror", mirror)
-    tracking.ask = ask
+    recall.ask = ask
 
     send("ready")
     context: dict[str, Any] = {}

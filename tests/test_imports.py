@@ -22,15 +22,16 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "evaluate": {"data", "metrics", "environment"},
     "train": {"data", "metrics", "evaluate"},
     "store": set(),
-    "tracking": {"store"},
+    "recall": {"store"},
+    "tracking": {"store", "recall"},
     "registry": {"store", "tracking"},
     # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by; nothing
     # that trains
-    "report": {"tracking", "study", "config", "signature"},
+    "report": {"recall", "study", "config", "signature"},
     "study": set(),
 }
 ONLY = {  # distribution -> who may import it at all
-    "mlflow": {"store", "tracking", "registry"},
+    "mlflow": {"store", "recall", "tracking", "registry"},
     "optuna": {"report", "study", "pruning", "plugins"},
     "hydra": {
         *("cli", "components", "conditions", "config", "plan", "plugins", "preflight", "report", "sweep", "worker"),

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from test_run import TINY, do, same, weights
 
-from segsweep import cli, run, store, tracking, trained
+from segsweep import cli, recall, run, store, tracking, trained
 from segsweep.errors import SegsweepError
 from segsweep.plan import Point
 from segsweep.report import records
@@ -64,6 +64,18 @@ def test_a_run_finished_elsewhere_is_answered_and_its_folder_restored(tmp_path, 
     assert (read.status, read.overlays.keys()) == ("finished", read.patients.keys())
 
 
+def test_what_a_store_lacks_is_known_without_mlflow(tmp_path, uri):
+    first = there(tmp_path, "a", uri)
+    program = (
+        "import sys; from segsweep import store\n"
+        "print([store.lacks(sys.argv[1], name) for name in sys.argv[2:]], 'mlflow' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, uri, first.signature, "f" * 16]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[False, True] False\n"
+    assert not store.lacks("http://127.0.0.1:9", "f" * 16)  # a server is asked through MLflow
+    assert not store.lacks(f"sqlite:///{tmp_path}/none.db", "f" * 16)
+
+
 def test_two_that_restore_one_run_at_once_both_have_it_whole(tmp_path, uri, monkeypatch):
     """As when a job ran out of time while its launcher restored: the next try asks for the same folder."""
     first = there(tmp_path, "a", uri)
@@ -78,10 +90,10 @@ def test_two_that_restore_one_run_at_once_both_have_it_whole(tmp_path, uri, monk
 
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", slow)
     with ThreadPoolExecutor(2) as both:
-        late = both.submit(tracking.restore, folder, uri, "segsweep", wanted=lambda: False)
+        late = both.submit(recall.restore, folder, uri, "segsweep", wanted=lambda: False)
         assert begun.wait(20)
         (half,) = folder.glob(".restore-*")
-        again = both.submit(tracking.restore, folder, uri, "segsweep")
+        again = both.submit(recall.restore, folder, uri, "segsweep")
         time.sleep(0.5)
         assert half.exists()
         assert not again.done()
@@ -91,7 +103,7 @@ def test_two_that_restore_one_run_at_once_both_have_it_whole(tmp_path, uri, monk
     for name in RECORD:
         assert (folder / name).read_bytes() == (first.folder / name).read_bytes()
     assert not list(folder.glob(".restore-*"))
-    assert uri not in tracking._silent
+    assert uri not in recall._silent
 
 
 def test_files_that_nobody_waits_for_any_more_are_not_put_into_a_folder(tmp_path, uri):
@@ -99,7 +111,7 @@ def test_files_that_nobody_waits_for_any_more_are_not_put_into_a_folder(tmp_path
     folder = tmp_path / "b" / first.signature
     folder.mkdir(parents=True)
     (folder / "failure.json").write_text("{}")
-    assert not tracking.restore(folder, uri, "segsweep", wanted=lambda: False)
+    assert not recall.restore(folder, uri, "segsweep", wanted=lambda: False)
     assert {file.name for file in folder.iterdir()} == {"failure.json", "mlflow.lock"}
 
 
@@ -137,7 +149,7 @@ def test_weights_that_mlflow_does_not_give_are_named(tmp_path, uri):
     there(tmp_path, "a", uri)
     second = there(tmp_path, "b", uri)
     Path(uri.removeprefix("sqlite:///")).write_text("no database any more")
-    tracking._silent.clear()
+    recall._silent.clear()
     with pytest.raises(SegsweepError, match=r"last\.pt: MLflow has it and does not give it now"):
         trained.load(second.folder)
 
@@ -158,7 +170,7 @@ def test_a_server_that_does_not_answer_is_asked_once_and_the_run_trained(tmp_pat
     assert there(tmp_path, "a", away).status == "finished"
     assert caplog.text.count("MLflow was not asked") == 1
     began = time.monotonic()
-    assert not tracking.restore(tmp_path, away, "segsweep")
+    assert not recall.restore(tmp_path, away, "segsweep")
     assert time.monotonic() - began < 0.1
     assert caplog.text.count("MLflow was not asked") == 1
 

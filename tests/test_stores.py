@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from test_tracking import RESULT, RUN, row
 
-from segsweep import artifacts, store, tracking
+from segsweep import artifacts, recall, store, tracking
 
 JOBS, EPOCHS = 8, 5
 BINARIES = next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)), None)
@@ -85,9 +85,9 @@ def written_at_once(uri: str, tmp_path: Path) -> None:
         (again / name).write_text("{}")
         client.log_artifact(next(r.info.run_id for r in found if r.data.tags["signature"] == again.name), again / name)
         (again / name).unlink()
-    assert tracking.restore(again, uri, "e")
+    assert recall.restore(again, uri, "e")
     assert artifacts.read_json(again / "result.json") == artifacts.read_json(folders[0] / "result.json")
-    assert tracking.fetch(again / "last.pt")
+    assert recall.fetch(again / "last.pt")
     assert (again / "last.pt").read_bytes() == b"weights"
 
 

@@ -169,7 +169,7 @@ def _folders(source: Path | str, problems: list[str]) -> list[Path]:
                 f"{folder} holds {len(nested)} sweeps, not one. Name those to compare, for example\n{found}"
             )
         return [folder]
-    from segsweep.tracking import find_runs  # lazily: mlflow takes seconds to import, and folders do not need it
+    from segsweep.recall import find_runs  # lazily: mlflow takes seconds to import, and folders do not need it
 
     try:
         named = find_runs(str(source))  # of another machine: where they are here, if they were reused here

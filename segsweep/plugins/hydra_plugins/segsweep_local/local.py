@@ -21,7 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import progress, tracking, worker
+from segsweep import progress, recall, worker
 from segsweep.plan import Planner
 from segsweep.worker import Worker
 
@@ -294,7 +294,7 @@ def _retry(job: Job, reason: str) -> dict[str, Any]:
 
 
 def _restore(asking: Worker, folder: Path, uri: str, experiment: str) -> None:
-    found = tracking.restore(folder, uri, experiment, wanted=lambda: asking.process.poll() is None)
+    found = recall.restore(folder, uri, experiment, wanted=lambda: asking.process.poll() is None)
     asking.send(("restored", found))
 
 

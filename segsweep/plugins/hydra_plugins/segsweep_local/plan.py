@@ -45,7 +45,7 @@ class PlanLauncher(Launcher):
 
     def _ask_mlflow(self, points: list["Point"]) -> None:
         """What another machine has finished is not trained here."""
-        from segsweep.tracking import finished
+        from segsweep.recall import finished
 
         place = self.config.tracking
         unknown = {point.signature for point in points if point.state != "finished"}
