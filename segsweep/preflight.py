@@ -58,7 +58,7 @@ def preflight(argv: list[str]) -> Checked:
                 overrides = OverridesParser.create(config_loader=loader).parse_overrides(lines)
                 groups = {o.key_or_group: loader.get_group_options(o.key_or_group) for o in overrides}
             except HydraException as error:
-                raise ConfigError(str(error).strip()) from None
+                raise ConfigError("\n".join(_unreadable(lines)) or str(error).strip()) from None
             problems = [] if args.multirun else _needs_multirun(overrides)
             chosen = [o for o in overrides if groups[o.key_or_group]]
             values = [o for o in overrides if not groups[o.key_or_group]]
@@ -163,6 +163,25 @@ def _beside(base: DictConfig, overrides: list[Override]) -> list[str]:
     given = {o.key_or_group for o in overrides}
     params = OmegaConf.select(base, "hydra.sweeper.params") or {}
     return [f"{key}={value}" for key, value in params.items() if key not in given]
+
+
+def _unreadable(lines: list[str]) -> list[str]:
+    """What Hydra's grammar cannot read: its parser shows where it stopped, not what it would take."""
+    problems = []
+    for line in lines:
+        try:
+            OverridesParser.create().parse_override(line)
+        except HydraException:
+            key, equals, value = line.partition("=")
+            text = f"{line}: not in Hydra's grammar, which takes key=value, +key=value and ~key"
+            if re.search(r"""[\[\](){}'"]""", value):
+                text += "; is a bracket or a quote left open?"
+            elif equals:
+                with contextlib.suppress(HydraException):
+                    OverridesParser.create().parse_override(f'{key}="{value}"')
+                    text += f"""; a text with such signs has to be quoted, for the shell too: '{key}="{value}"'"""
+            problems.append(text)
+    return problems
 
 
 def _needs_multirun(overrides: list[Override]) -> list[str]:
