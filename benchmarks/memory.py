@@ -11,6 +11,7 @@ however many processes map it (PSS).
 
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,13 +49,13 @@ def held(pid: int, decoded: Path) -> tuple[int, int]:
 
 
 def sweep(folder: Path, decoded: Path, slots: int, overrides: list[str]) -> dict[str, Any]:
-    """The most that each worker held for itself above its imports, and the most that all held of the decoded files."""
+    """The most that each worker held for itself above its imports, and what all together held of the decoded files."""
     jobs = [f"seed=range({slots})", f"hydra.launcher.jobs_per_device={slots}", "tracking.uri=null"]
     command = [sys.executable, "-m", "segsweep", "-m", *overrides, *jobs, "report=false", f"paths.cache={decoded}"]
     done = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     first: dict[int, int] = {}
     most: dict[int, int] = {}
-    whole = 0
+    sets: dict[int, list[int]] = {}  # how many workers map the files -> what these hold of them together
     while done.poll() is None:
         sizes = {}
         for pid in children(done.pid):
@@ -67,7 +68,8 @@ def sweep(folder: Path, decoded: Path, slots: int, overrides: list[str]) -> dict
             if not list(folder.glob("multirun/2*/*/job.json")):  # no job yet: what the imports take
                 first[pid] = private
             most[pid] = max(most.get(pid, 0), private)
-        whole = max(whole, sum(shared for _, shared in sizes.values()))
+        mapped = [shared for _, shared in sizes.values() if shared]
+        sets.setdefault(len(mapped), []).append(sum(mapped))  # the median: one may map between looks at two
         time.sleep(0.25)
     if done.returncode:
         raise SystemExit(done.returncode)
@@ -76,7 +78,7 @@ def sweep(folder: Path, decoded: Path, slots: int, overrides: list[str]) -> dict
         "slots": slots,
         "imports_mib": imports / MIB,
         "own_mib": [(value - imports) / MIB for value in most.values()],
-        "set_mib": whole / MIB,
+        "set_mib": statistics.median(sets[max(sets)]) / MIB,
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import common, plain, search_idle
+from benchmarks import common, memory, plain, search_idle
 from segsweep.data import cache
 from segsweep.models.r2unet import R2UNet
 from segsweep.models.unet import UNet
@@ -68,15 +68,16 @@ def test_the_data_benchmark_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_memory_benchmark_runs(tmp_path):
-    run("memory", "--size", "32", "--width", "4", "--epochs", "30", "--out", str(tmp_path))
-    result = json.loads((tmp_path / "memory.json").read_text())
-    one, two = result["sweeps"]
-    assert len(one["own_mib"]) == 1
-    assert len(two["own_mib"]) == 2
-    assert 0 < one["own_mib"][0] < 500
-    assert 0 < max(two["own_mib"]) < 500  # the first worker that is ready may take both jobs
-    assert 0 < two["set_mib"] <= result["decoded_mib"] * 1.1  # two workers, one set
+def test_workers_share_one_decoded_set(tmp_path):
+    """What `benchmarks.memory` measures of a sweep, on two slots."""
+    (tmp_path / "sweep").mkdir()
+    data = ["data.patients=12", "data.slices=16", "data.image_size=64"]
+    decoded = tmp_path / "cache"
+    found = memory.sweep(tmp_path / "sweep", decoded, 2, [*data, "model.width=4", "epochs=3"])
+    files = sum(file.stat().st_size for file in decoded.rglob("*.npy"))
+    assert (found["slots"], len(found["own_mib"])) == (2, 2)
+    assert 0 < max(found["own_mib"]) < 500  # the first worker that is ready may take both jobs
+    assert 0 < found["set_mib"] <= files / memory.MIB * 1.1
 
 
 def test_idle_is_what_the_slots_do_not_work_until_the_last_job_starts():
