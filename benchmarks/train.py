@@ -28,7 +28,7 @@ from segsweep.config import conf_dir
 from segsweep.data import cache
 from segsweep.data.batches import Batches
 from segsweep.evaluate import flops
-from segsweep.run import _autocast, pick_device, pick_precision
+from segsweep.run import _autocast, compiled, pick_device, pick_precision
 from segsweep.train import fit
 
 
@@ -93,7 +93,7 @@ def ours(case: Case, root: str, decoded: Path, slices: int, device: str, options
         autocast=_autocast(place, pick_precision(cfg.precision, place)),
         clip_norm=cfg.clip_norm,
         checkpoints=NoCheckpoints(decoded / "none"),
-        forward=torch.compile(model) if cfg.compile else None,
+        forward=compiled(model, case.batch) if cfg.compile else None,
     )
 
     def epoch() -> float:

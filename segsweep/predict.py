@@ -28,7 +28,7 @@ from segsweep.evaluate import evaluate, patient_table
 from segsweep.figures import OUTLINES
 from segsweep.inputs import MASK, Patient, find, read
 from segsweep.metrics import METRICS, summarise
-from segsweep.run import pick_device
+from segsweep.run import classify, pick_device
 from segsweep.trained import REFERENCE, Trained, load
 from segsweep.trained import find as find_run
 
@@ -64,8 +64,8 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device) -> 
     while found is None:
         try:
             found = asked(autocast=trained.autocast(device), parts=parts)
-        except torch.OutOfMemoryError:
-            if parts >= trained.config.eval_batch_size:
+        except RuntimeError as error:
+            if classify(error) != "oom" or parts >= trained.config.eval_batch_size:
                 raise
             parts *= 2
     assert found.masks is not None
@@ -226,7 +226,9 @@ def main(arguments: list[str] | None = None) -> int:
         rows, problems = predict_files(
             trained, options.images, options.out, kind=options.format, overlays=options.overlays, device=device
         )
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if classify(error) != "oom":
+            raise
         print(
             f"{options.device}: too little memory for one slice at a time; predict with --device cpu", file=sys.stderr
         )

@@ -32,7 +32,7 @@ from segsweep.metrics import summarise
 from segsweep.recall import FILES, restore
 from segsweep.signature import IGNORED, code_fingerprint, signatures, without
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
-from segsweep.train import SELECT_BY, fit
+from segsweep.train import SELECT_BY, fit, pieces
 
 if TYPE_CHECKING:
     from segsweep.pruning import Judge
@@ -43,6 +43,10 @@ finer = 1
 """Set by a launcher's worker for a job that ran out of memory: how many times more parts than `micro_batches` asks."""
 _gflops: dict[str, float] = {}
 """Of the networks that this process has trained, by their configuration and image size."""
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
+"""What torch's CPU allocator, CUDA's driver, cuDNN and cuBLAS say in a RuntimeError."""
+GRAPHS = 64
+"""Shapes that torch compiles one function for, of all networks of a worker: its own limit is 8, then all is eager."""
 
 
 @dataclasses.dataclass
@@ -96,7 +100,9 @@ def classify(error: BaseException) -> str:
     """The class of a failure: `nan`, `oom` or `error`; a launcher adds `killed` and `timeout`."""
     if isinstance(error, NotFiniteError):
         return "nan"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "oom"
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY):
         return "oom"
     return "error"
 
@@ -140,7 +146,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
             keep=cfg.checkpoint.keep,
             milestones=asked.milestones,
             writer=stack.enter_context(writer) if (writer := _writer(asked.device)) else None,
-            forward=torch.compile(built.model) if cfg.compile else None,
+            forward=compiled(built.model, cfg.batch_size, built.shared["parts"]) if cfg.compile else None,
             on_epoch=on_epoch,
             judge=judge or (lambda history: None),
             **built.shared,
@@ -153,7 +159,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         artifacts.write_json(folder / "pruned.json", record)
         judge.end("PRUNED")
         return _answer_pruned(outcome, record)
-    record = _test(asked, built, history)
+    record = _test(asked, built, history) | {"trained_epochs": cfg.epochs - done}
     artifacts.write_json(folder / "result.json", record)
     checkpoints.end(cfg.epochs)
     if judge:
@@ -174,12 +180,12 @@ class _Asked:
         milestones: set[int],
     ):
         self.began = time.perf_counter()
-        environment.reset_peak_memory()
         if problems := components.check(cfg):
             raise ConfigError("\n".join(problems))
         self.cfg, self.choices, self.name, self.command = cfg, choices, name, command
         self.sweep, self.milestones = sweep, milestones
         self.device = pick_device(cfg.device)
+        environment.reset_peak_memory(self.device)
         self.precision = pick_precision(cfg.precision, self.device)
         runs, self.decoded = Path(cfg.paths.runs), Path(cfg.paths.cache)
 
@@ -207,6 +213,7 @@ class _Built:
         self.test = batches(split.test, batch_size=cfg.eval_batch_size)
         self.part = "val" if len(split.val) else "test"
         self.held_out = batches(split.val, batch_size=cfg.eval_batch_size) if self.part == "val" else self.test
+        self.train.resident()  # a set that goes to the GPU goes there before the first epoch's time begins
         height, width, channels = self.volumes.images.shape[1:]
 
         torch.manual_seed(cfg.seed)
@@ -379,7 +386,6 @@ def pick_device(asked: str) -> torch.device:
     if device.index is not None and device.index >= torch.cuda.device_count():
         raise ConfigError(f"device={asked}: there are {torch.cuda.device_count()} CUDA devices, cuda:0 is the first")
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     return device
 
@@ -391,6 +397,18 @@ def pick_precision(asked: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if environment.cpu_has_bf16() else "fp32"
+
+
+def compiled(
+    model: torch.nn.Module, batch_size: int, parts: int = 1, **options: Any
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`model` with torch.compile for whole batches, or their `parts`; an epoch's smaller last one goes through the
+    network as it is. Compiled too, it would have every later batch and job run a graph for any number of slices.
+    options: torch.compile's."""
+    torch._dynamo.config.recompile_limit = GRAPHS
+    made = torch.compile(model, dynamic=False, **options)
+    usual = {len(piece) for piece in pieces(torch.empty(batch_size, 0), parts)}
+    return lambda x: made(x) if len(x) in usual else model(x)
 
 
 def _autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:

@@ -181,8 +181,12 @@ def in_parts(
     BatchNorm sees the parts: it normalises each by its own statistics, and its running ones take one step a part.
     A part has two slices at least, the fewest that BatchNorm can normalise."""
     again = partial(_counted_once, norms)
-    pieces = x.tensor_split(max(1, min(parts, len(x) // 2)))
-    return torch.cat([checkpoint(forward, p, use_reentrant=False, context_fn=again) for p in pieces])
+    return torch.cat([checkpoint(forward, p, use_reentrant=False, context_fn=again) for p in pieces(x, parts)])
+
+
+def pieces(x: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+    """A batch in `parts` parts, of two slices at least."""
+    return x.tensor_split(max(1, min(parts, len(x) // 2)))
 
 
 def _counted_once(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -158,7 +158,12 @@ def test_the_best_weights_are_the_same_where_checkpoints_are_rare(tmp_path):
 
 def test_failures_are_classed():
     assert classify(torch.OutOfMemoryError("CUDA out of memory")) == "oom"
-    assert classify(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")) == "oom"
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(10**15)
+    assert classify(refused.value) == "oom"
+    for words in ("CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED"):
+        assert classify(RuntimeError(f"{words} when calling cublasCreate(handle)")) == "oom"
+    assert classify(ValueError("out of memory")) == "error"  # a component's own words
     assert classify(ValueError("x")) == "error"
 
 

@@ -15,6 +15,7 @@ from segsweep.data.phantom import Phantom
 from segsweep.losses import BCEDice, Focal
 from segsweep.models.r2unet import R2UNet
 from segsweep.models.unet import UNet
+from segsweep.run import compiled
 
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__float__", "__int__", "__bool__", "__index__", "__array__")
 """Methods of a tensor for which the host waits until a GPU has computed it."""
@@ -61,7 +62,7 @@ class Watched(Batches):
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_no_step_waits_for_the_device(tmp_path, monkeypatch, volumes, augment, clip_norm):
     there = torch.from_numpy(volumes.images.copy()), torch.from_numpy(volumes.masks.copy())
-    monkeypatch.setattr(Batches, "_resident", lambda self: there)  # the set lives on the device, as on a GPU
+    monkeypatch.setattr(Batches, "resident", lambda self: there)  # the set lives on the device, as on a GPU
     order = Watched(volumes, np.arange(40), batch_size=8, device="cpu", augment=augment, shuffle=True)
     order.waits = []
     model = UNet(3, 1, width=2, depth=1)
@@ -93,16 +94,17 @@ def test_a_long_epoch_looks_at_its_losses_on_the_way(tmp_path, monkeypatch, volu
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_jobs_of_one_shape_compile_once(tmp_path, volumes):
+    """Though each epoch ends with a smaller batch; and there is no end of shapes after which nothing is compiled."""
     from torch._dynamo.testing import CompileCounter
 
     counter = CompileCounter()
-    order = Batches(volumes, np.arange(40), batch_size=8, device="cpu", shuffle=True)
+    order = Batches(volumes, np.arange(35), batch_size=8, device="cpu", shuffle=True)
 
-    def job(network, optimizer, loss, seed):
+    def job(network, optimizer, loss, seed, width=2):
         torch.manual_seed(seed)
-        model = network(3, 1, width=2, depth=1).to(memory_format=torch.channels_last)
+        model = network(3, 1, width=width, depth=1).to(memory_format=torch.channels_last)
         made = optimizer(model.parameters())
-        fit(model, made, order, tmp_path / str(seed), loss, forward=torch.compile(model, backend=counter))
+        fit(model, made, order, tmp_path / str(seed), loss, forward=compiled(model, 8, backend=counter))
         return counter.frame_count
 
     first = job(UNet, torch.optim.Adam, BCEDice(), 0)
@@ -110,6 +112,9 @@ def test_jobs_of_one_shape_compile_once(tmp_path, volumes):
     assert job(UNet, lambda p: torch.optim.SGD(p, lr=0.3), Focal(), 1) == first
     assert job(UNet, torch.optim.AdamW, BCEDice(smooth=2.0), 2) == first
     assert job(R2UNet, torch.optim.Adam, BCEDice(), 3) > first
+    for width in range(3, 13):
+        before = counter.frame_count
+        assert job(UNet, torch.optim.Adam, BCEDice(), width + 1, width) > before, width
 
 
 def test_a_set_that_does_not_fit_is_gathered_without_waiting(monkeypatch, volumes):

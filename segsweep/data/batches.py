@@ -62,7 +62,7 @@ class Batches:
         order = self.indices
         if self.shuffle:
             order = order[torch.randperm(self.images, generator=generator, device=self.device)]
-        resident = self._resident()
+        resident = self.resident()
         host = np.empty(0, np.int64) if resident else order.cpu().numpy()
         for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
             index = order[start:stop]
@@ -79,7 +79,8 @@ class Batches:
                 x, y = self.augment(x, y, generator)
             yield x, y, patient
 
-    def _resident(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def resident(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The raw set on the GPU, uploaded if it is not there yet; None on a CPU, or where it is too large."""
         return _upload(self.volumes, self.device) if self.device.type == "cuda" else None
 
     def _gather(self, chosen: np.ndarray) -> tuple[torch.Tensor, ...]:
@@ -97,7 +98,10 @@ def _upload(volumes: Volumes, device: torch.device) -> tuple[torch.Tensor, torch
     _on_gpu.pop(device, None)
     if volumes.images.nbytes + volumes.masks.nbytes > FITS * torch.cuda.mem_get_info(device)[0]:
         return None
-    images, masks = (_copy(array, device) for array in (volumes.images, volumes.masks))
+    try:
+        images, masks = (_copy(array, device) for array in (volumes.images, volumes.masks))
+    except torch.OutOfMemoryError:  # another process was quicker
+        return None
     _on_gpu[device] = volumes.key, images, masks
     return images, masks
 

@@ -110,7 +110,7 @@ def test_the_set_on_the_device_gives_what_the_map_gives(monkeypatch, dtype):
     monkeypatch.setattr(batches, "PIECE", 7 * volumes.images[0].nbytes)
     resident = tuple(batches._copy(array, torch.device("cpu")) for array in (volumes.images, volumes.masks))
     loader = make(volumes, shuffle=True)
-    monkeypatch.setattr(loader, "_resident", lambda: resident)
+    monkeypatch.setattr(loader, "resident", lambda: resident)
     for one, two in zip(expected, contents(loader, 3), strict=True):
         assert torch.equal(one, two)
 

@@ -180,7 +180,8 @@ class LocalLauncher(Launcher):
                 self._fail(job, "error", f"{result._return_value}")
             else:
                 self._end(job, result)
-            if job.failure and self.slots[self.workers[sender]]:  # an error may leave a CUDA context unusable
+            if job.failure not in (None, "nan") and self.slots[self.workers[sender]] != "":
+                # an error may leave a CUDA context unusable
                 sender.kill()
                 del self.workers[sender]
 
