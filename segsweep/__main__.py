@@ -2,9 +2,12 @@
 
 
 def main() -> int:
-    from segsweep.cli import main as run
+    try:
+        from segsweep.cli import main as run
 
-    return _leave(run())
+        return _leave(run())
+    except KeyboardInterrupt:  # a Ctrl-C amid the imports
+        return 130
 
 
 def _leave(code: int) -> int:

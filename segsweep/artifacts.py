@@ -12,9 +12,12 @@ import os
 import pickle
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile
+
+from segsweep import progress
 
 log = logging.getLogger(__name__)
 
@@ -105,15 +108,26 @@ def share(file: Path) -> None:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Exclusive use of `folder`; waits for its holder, and the system frees it when the holder dies."""
+    """Exclusive use of `folder`; waits for its holder, and the system frees it when the holder dies.
+
+    Raises progress.Interrupted where this process is asked to stop while it waits."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.warning("%s is being trained by another process: waiting for it", folder.name)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while not _taken(file):
+                if progress.wait(0.2):
+                    raise progress.Interrupted(0) from None
         yield
+
+
+def _taken(file: IO[str]) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def held(folder: Path) -> bool:
@@ -126,6 +140,14 @@ def held(folder: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def check(weights: Path) -> None:
+    """Raise ValueError where a part of a file of torch.save fails its checksum, which torch.load does not look at, and
+    BadZipFile where it is cut off."""
+    with ZipFile(weights) as file:
+        if bad := file.testzip():
+            raise ValueError(f"{bad} fails its checksum")
 
 
 class Checkpoints:
@@ -170,8 +192,9 @@ class Checkpoints:
 
         for epoch in reversed([e for e in self.epochs() if e <= until]):
             try:
+                check(self.state(epoch))
                 return torch.load(self.state(epoch), map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, BadZipFile) as error:
                 reason = (str(error) or type(error).__name__).split(". ")[0]
                 log.warning("checkpoint %s is damaged (%s): using the one before", self.state(epoch), reason)
                 self.state(epoch).rename(self.state(epoch).with_suffix(".damaged"))

@@ -87,6 +87,17 @@ def job_name(overrides: list[str], asked: list[str]) -> str:
 
 def main() -> int:
     """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped."""
+    try:
+        return _main()
+    except KeyboardInterrupt:  # before the first job, or after the last
+        worker.close()
+        if sweep.current:
+            again = f"python -m segsweep.report {sweep.current}"
+            print(f"\nStopped. The runs are recorded; table and report again: {again}", file=sys.stderr)
+        return 130
+
+
+def _main() -> int:
     if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
         try:
             _hydra()
@@ -123,6 +134,7 @@ def main() -> int:
                 return code
         finally:
             worker.close()
+            signal.signal(signal.SIGINT, _on_signal_after)
     return max(sweep.finish(sweep.current, stopped), code) if sweep.current else 130 if stopped else 0
 
 
@@ -137,6 +149,10 @@ def _hydra() -> Any:
 
     allowed = [*HYDRAS, *whitelist()]
     return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=allowed)(job)()
+
+
+def _on_signal_after(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

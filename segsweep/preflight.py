@@ -185,7 +185,9 @@ def _unreadable(lines: list[str]) -> list[str]:
 
 
 def _needs_multirun(overrides: list[Override]) -> list[str]:
-    return [f"{o.input_line}: several values are a sweep; add -m" for o in overrides if o.is_sweep_override()]
+    problems = [f"{o.input_line}: several values are a sweep; add -m" for o in overrides if o.is_sweep_override()]
+    plans = [o for o in overrides if o.key_or_group == "hydra/launcher" and o.value() == "plan"]
+    return problems + [f"{o.input_line}: a plan is of a sweep, and this would train; add -m" for o in plans]
 
 
 def _wrong_options(override: Override, options: list[str]) -> list[str]:

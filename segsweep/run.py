@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -45,6 +46,8 @@ _gflops: dict[str, float] = {}
 """Of the networks that this process has trained, by their configuration and image size."""
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 """What torch's CPU allocator, CUDA's driver, cuDNN and cuBLAS say in a RuntimeError."""
+ANEW = "anew.json"
+"""In the folder of a run or a trajectory: the sweep that began it anew."""
 GRAPHS = 64
 """Shapes that torch compiles one function for, of all networks of a worker: its own limit is 8, then all is eager."""
 
@@ -121,9 +124,10 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         return outcome
     stack.enter_context(artifacts.lock(checkpoints.folder))
     _clear(asked)
+    _describe(asked)
+    mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
     built = _Built(asked)
     _describe(asked, built)
-    mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
         artifacts.write_lines(folder / "history.jsonl", history)
@@ -193,12 +197,20 @@ class _Asked:
         self.dataset, splitter = components.build(cfg.data), components.build(cfg.split)
         self.manifest = self.dataset.scan(self.decoded)
         self.split = splitter(self.manifest.patients)
+        self.part = "val" if len(self.split.val) else "test"
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         # the device does not belong to the identity, the arithmetic does
         self.config: dict[str, Any] = config | {"precision": self.precision}
         self.ids = signatures(self.config, self.manifest.digest, self.split.digest)
         self.folder = runs / "runs" / self.ids["signature"]
         self.checkpoints = Checkpoints(runs / "trajectories" / self.ids["trajectory"])
+        record = (artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}
+        self.by = f"{record['name']} {record['started']}" if record else ""
+
+    def anew(self, folder: Path) -> bool:
+        """Whether what `folder` holds is not to be used: with reuse=false, but for what this very sweep has trained. So
+        its jobs share epochs, and a job that is tried again goes on."""
+        return not self.cfg.reuse and not (self.by and artifacts.read_json(folder / ANEW) == {"by": self.by})
 
 
 class _Built:
@@ -211,7 +223,7 @@ class _Built:
         augment = components.build(cfg.augment)
         self.train = batches(split.train, batch_size=cfg.batch_size, augment=augment, shuffle=True)
         self.test = batches(split.test, batch_size=cfg.eval_batch_size)
-        self.part = "val" if len(split.val) else "test"
+        self.part = asked.part
         self.held_out = batches(split.val, batch_size=cfg.eval_batch_size) if self.part == "val" else self.test
         self.train.resident()  # a set that goes to the GPU goes there before the first epoch's time begins
         height, width, channels = self.volumes.images.shape[1:]
@@ -243,7 +255,8 @@ def _judge(asked: _Asked) -> "Judge | None":
 def _answered(asked: _Asked, judge: "Judge | None", outcome: Outcome, stack: ExitStack) -> bool:
     """Whether the run's record, here or in MLflow, is the answer: it is finished, or was pruned as it would be now."""
     cfg, folder = asked.cfg, asked.folder
-    known = {file: artifacts.read_json(folder / file) if cfg.reuse else None for file in ("result.json", "pruned.json")}
+    anew = asked.anew(folder)
+    known = {file: None if anew else artifacts.read_json(folder / file) for file in ("result.json", "pruned.json")}
     if (
         cfg.reuse
         and not known["result.json"]
@@ -273,18 +286,23 @@ def _answered(asked: _Asked, judge: "Judge | None", outcome: Outcome, stack: Exi
 
 def _clear(asked: _Asked) -> None:
     """Remove what may not pass for this run's, should it end early."""
-    folder, ended = asked.folder, ("failure.json", "pruned.json")
-    if not asked.cfg.reuse:
+    folder, ended = asked.folder, ["failure.json", "pruned.json"]
+    if asked.anew(asked.checkpoints.folder):
         asked.checkpoints.clear()
+        artifacts.write_json(asked.checkpoints.folder / ANEW, {"by": asked.by})
+    if asked.anew(folder):
         forget(folder)
+        ended += [*FILES, *FIGURES, *WEIGHTS]
+        artifacts.write_json(folder / ANEW, {"by": asked.by})
     asked.checkpoints.tidy()
-    for file in ended if asked.cfg.reuse else (*ended, *FILES, *FIGURES, *WEIGHTS):
+    for file in ended:
         (folder / file).unlink(missing_ok=True)
 
 
-def _describe(asked: _Asked, built: _Built) -> None:
-    """Write what the run is: its configuration, its split and run.json."""
-    cfg, choices, split, volumes = asked.cfg, asked.choices, asked.split, built.volumes
+def _describe(asked: _Asked, built: _Built | None = None) -> None:
+    """Write what the run is: its configuration, its split and run.json; with what can only be told of a network and
+    data that are there, once they are."""
+    cfg, choices, split, patients = asked.cfg, asked.choices, asked.split, asked.manifest.patients
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
     artifacts.write_text(asked.folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
     artifacts.write_json(asked.folder / "split.json", split.to_json())
@@ -292,14 +310,14 @@ def _describe(asked: _Asked, built: _Built) -> None:
         asked.folder / "run.json",
         asked.ids
         | {"name": asked.name, "command": asked.command, "created": environment.now(), "choices": choices}
-        | {"code": code_fingerprint(), "factors": factors(asked.config, choices), "evaluated_on": built.part}
+        | {"code": code_fingerprint(), "factors": factors(asked.config, choices), "evaluated_on": asked.part}
         | {
             "data": {
                 "name": choices.get("data"),
                 "digest": asked.manifest.digest,
-                "patients": len(volumes.patients),
-                "slices": len(volumes.slices),
-                "image_shape": list(volumes.images.shape[1:]),
+                "patients": len(patients),
+                "slices": sum(map(len, patients.values())),
+                "image_shape": list(built.volumes.images.shape[1:]) if built else None,
             },
             "split": {
                 "kind": choices.get("split"),
@@ -309,8 +327,8 @@ def _describe(asked: _Asked, built: _Built) -> None:
                 "val": len(split.val),
                 "test": len(split.test),
             },
-            "parameters": built.parameters,
-            "gflops": built.gflops,
+            "parameters": built.parameters if built else None,
+            "gflops": built.gflops if built else None,
             "precision": asked.precision,
         }
         | environment.facts(asked.device),
@@ -329,11 +347,13 @@ def _test(asked: _Asked, built: _Built, history: list[dict[str, Any]]) -> dict[s
     scores = [row[SELECT_BY] for row in history if part == "val" and not math.isnan(row[SELECT_BY])]
     with artifacts.atomic(folder / "last.pt") as file:
         torch.save({"epoch": cfg.epochs, "model": built.model.state_dict()}, file)
-    if checkpoints.best(cfg.epochs).exists():
+    try:
+        artifacts.check(checkpoints.best(cfg.epochs))
         with artifacts.atomic(folder / "best.pt") as file:
             shutil.copyfile(checkpoints.best(cfg.epochs), file)
-    elif scores:
-        log.warning("%s: the best weights until epoch %d are lost: no best.pt", folder, cfg.epochs)
+    except (OSError, ValueError, BadZipFile) as error:
+        if scores:
+            log.warning("%s: the best weights until epoch %d are lost: no best.pt (%s)", folder, cfg.epochs, error)
     artifacts.write_csv(folder / "patients.csv", patients.rows)
     figures.draw(folder, history, part, patients, built.volumes, split.test, final.masks)
     sums = _sums(history)

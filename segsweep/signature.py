@@ -26,8 +26,16 @@ CODE = ("models", "data", "losses.py", "metrics.py", "train.py", "evaluate.py")
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of the SHA-256 of `value` as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    """16 hex digits of the SHA-256 of `value` as JSON with sorted keys, where 1 and 1.0 are one value."""
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def without(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -129,12 +129,16 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
         if found and state.get("anew"):
             client.delete_run(found.info.run_id)
             found = None
-        run_id = found.info.run_id if found else _create(client, experiment, run, folder, sweep)
-        logged = client.get_metric_history(run_id, "train/loss") if found else []
+        made = "" if found else _create(client, experiment, run, folder, sweep)
+        run_id = found.info.run_id if found else _first(client, experiment, folder.name, made)
         state = {"uri": uri, "experiment": experiment, "status": None, "run_id": run_id}
         state["sweeps"] = sweeps_of(found) if found else []
         state["made_by"] = sweep.name if sweep and not found else None
-        state["epochs"] = max((metric.step for metric in logged), default=0)
+        state["epochs"] = 0 if run_id == made else _epochs(client, run_id)
+    result = artifacts.read_json(folder / "result.json")
+    if result and state["status"] != "finished":
+        first = _first(client, experiment, folder.name, state["run_id"])
+        state |= {"run_id": first, "epochs": _epochs(client, first)}
     run_id = state["run_id"]
     if sweep and sweep.name not in state["sweeps"]:
         state["sweeps"] = [*state["sweeps"], sweep.name][-SWEEPS:]
@@ -154,7 +158,6 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
         for key, value in row.items()
         if key != "epoch" and value is not None
     ]
-    result = artifacts.read_json(folder / "result.json")
     failure = artifacts.read_json(folder / "failure.json")
     pruned = artifacts.read_json(folder / "pruned.json")
     ended = "failed" if failure else "pruned" if pruned else "interrupted" if final else "running"
@@ -198,6 +201,23 @@ def _final_metrics(result: dict[str, Any], history: list[dict[str, Any]]) -> dic
     if "micro_batches" not in logged:
         found["micro_batches"] = result.get("micro_batches")
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _first(client: "MlflowClient", experiment: str, signature: str, mine: str) -> str:
+    """The first run of this signature, and `mine` deleted, if another machine made one at the same time: of two that
+    share no folder each may find none and make one."""
+    place = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([place.experiment_id], f"tags.signature = '{signature}'") if place else []
+    first = min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+    if first is None or first.info.run_id == mine:
+        return mine
+    client.delete_run(mine)
+    return first.info.run_id
+
+
+def _epochs(client: "MlflowClient", run_id: str) -> int:
+    """How many epochs of a run are logged."""
+    return max((metric.step for metric in client.get_metric_history(run_id, "train/loss")), default=0)
 
 
 def _there(client: "MlflowClient", run_id: str) -> bool:

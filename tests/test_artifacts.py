@@ -56,7 +56,14 @@ def test_the_latest_checkpoint_at_or_before_an_epoch_is_loaded(tmp_path):
     assert Checkpoints(tmp_path / "none").load(5) is None
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"not a checkpoint"])
+def one_bit(content: bytes) -> bytes:
+    """Of a weight, which torch.load takes as it comes."""
+    weight = torch.tensor(2.0).numpy().tobytes()
+    assert content.count(3 * weight) == 1
+    return content.replace(3 * weight, 2 * weight + bytes([*weight[:3], weight[3] ^ 32]))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"not a checkpoint", one_bit])
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, caplog, damage):
     checkpoints = Checkpoints(tmp_path)
     for epoch in (1, 2):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from segsweep import artifacts
+
 KILLS = int(os.environ.get("SEGSWEEP_SOAK", "3"))
 TINY = [
     "scheduler=constant",
@@ -129,11 +131,41 @@ def test_two_processes_that_want_the_same_run_train_it_once(tmp_path):
     assert statuses == ["finished", "reused"], outputs
 
 
-def locked(file: Path) -> tuple[list[int], list[int]]:
-    """Processes that hold the lock on a file, and those that wait for it."""
+def holders(file: Path) -> list[int]:
+    """Processes that hold the lock on a file."""
     lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    mine = [line for line in lines if f":{file.stat().st_ino}" in " ".join(line)]
-    return [int(line[4]) for line in mine if line[1] != "->"], [int(line[5]) for line in mine if line[1] == "->"]
+    return [int(line[4]) for line in lines if f":{file.stat().st_ino}" in " ".join(line)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_who_waits_for_another_process_is_stopped_by_one_ctrl_c(tmp_path, launcher):
+    cwd = tmp_path / "work"
+    cwd.mkdir()
+    again = ["-m", "seed=0", "epochs=1", *TINY, "tracking=none", f"hydra/launcher={launcher}"]
+    finish(start(cwd, *again))
+    (result,) = (cwd / "runs").glob("runs/*/result.json")
+    with artifacts.lock(result.parent):
+        process = start(cwd, *again)
+        begun = time.monotonic()
+        while len(list((cwd / "runs").glob("2*/0/job.json"))) < 2 and time.monotonic() - begun < 60:
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        output = finish(process, timeout=20)
+    assert process.returncode == 130, output
+    assert "To go on: python -m segsweep" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.1, 0.4, 0.8, 1.6])
+def test_a_ctrl_c_before_the_first_job_is_no_traceback(tmp_path, seconds):
+    process = start(tmp_path, "-m", "seed=0,1", "epochs=50", *TINY, "tracking=none")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    output = finish(process, timeout=60)
+    assert process.returncode in (130, -signal.SIGINT), output  # the second before Python has begun
+    assert "Traceback" not in output or seconds == 0.1, output
 
 
 @pytest.mark.slow
@@ -143,13 +175,14 @@ def test_who_waits_for_the_same_run_takes_over_when_the_first_dies(tmp_path):
     both = [start(cwd, "epochs=100", "checkpoint.every=5", *TINY, "tracking=none") for _ in range(2)]
     while True:
         assert [process.poll() for process in both] == [None, None], [finish(process) for process in both]
-        locks = list((cwd / "runs").glob("runs/*/lock"))
-        if locks and list((cwd / "runs").glob("trajectories/*/state_*.pt")):
-            holding, waiting = locked(locks[0])
-            if waiting:
-                break
+        begun = {json.loads(file.read_text())["pid"] for file in (cwd / "runs").glob("2*/0/job.json")}
+        if len(begun) == 2 and list((cwd / "runs").glob("trajectories/*/state_*.pt")):
+            break
         time.sleep(0.02)
-    (first,), (second,) = ([p for p in both if [p.pid] == pids] for pids in (holding, waiting))
+    time.sleep(1)  # the second has met the lock by then
+    (lock,) = (cwd / "runs").glob("runs/*/lock")
+    (first,) = (p for p in both if p.pid in holders(lock))
+    (second,) = (p for p in both if p is not first)
     first.kill()
     finish(first)
     output = finish(second)

@@ -324,9 +324,14 @@ def test_each_slot_sees_its_own_device(monkeypatch, asked, device, count, visibl
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"jobs_per_device": 0}, "jobs_per_device=0: must be at least 1"),
-        ({"timeout_min": 0}, "timeout_min=0: must be above 0"),
-        ({"budget_min": -1}, "budget_min=-1: must be above 0"),
+        ({"jobs_per_device": 0}, "jobs_per_device=0: must be a whole number, at least 1"),
+        ({"jobs_per_device": "two"}, "jobs_per_device=two: must be a whole number"),
+        ({"jobs_per_device": 1.5}, "jobs_per_device=1.5: must be a whole number"),
+        ({"timeout_min": 0}, "timeout_min=0: must be a number above 0"),
+        ({"timeout_min": "abc"}, "timeout_min=abc: must be a number above 0"),
+        ({"budget_min": -1}, "budget_min=-1: must be a number above 0"),
+        ({"retries": {"oom": "x"}}, "retries.oom=x: must be a whole number, at least 0"),
+        ({"retries": {"killed": -1}}, "retries.killed=-1: must be a whole number"),
         ({"retries": {"lost": 1}}, "classes are error, nan, oom, killed, timeout"),
         ({"devices": "gpu"}, "devices=gpu: auto, or a list"),
     ],
@@ -370,7 +375,7 @@ def statuses(cwd: Path) -> dict[str, str]:
 
 def test_a_wrong_setting_is_one_message_and_leaves_no_sweep_behind(tmp_path):
     process = command(tmp_path, "seed=0,1", "tracking=none", "hydra.launcher.jobs_per_device=0")
-    assert finished(process) == "hydra.launcher.jobs_per_device=0: must be at least 1\n"
+    assert finished(process) == "hydra.launcher.jobs_per_device=0: must be a whole number, at least 1\n"
     assert process.returncode == 1
     assert not list(tmp_path.glob("multirun/*"))
 

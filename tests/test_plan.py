@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hydra.errors import HydraException
+from mlflow import MlflowClient
 
 from segsweep import cli
 from segsweep.config import conf_dir
@@ -170,11 +171,66 @@ def test_a_named_grid_has_the_jobs_that_its_header_says(tmp_path):
 
 
 @pytest.mark.slow
+def test_reuse_false_trains_anew_and_shares_epochs_among_its_own_jobs(tmp_path):
+    grid = ["epochs=2,1", *TINY, "scheduler=constant", "tracking=none", "report=false"]
+
+    def written() -> dict[str, int]:
+        return {str(file): file.stat().st_mtime_ns for file in tmp_path.glob("multirun/runs/*/result.json")}
+
+    for _ in range(2):
+        before = written()
+        done = segsweep(tmp_path, *grid, "reuse=false")
+        assert done.returncode == 0, done.stderr
+        assert not {*before.items()} & {*written().items()}
+        assert sum(json.loads(Path(file).read_text())["trained_epochs"] for file in written()) == 2
+    before = written()
+    assert segsweep(tmp_path, *grid).stdout.count("reused") >= 2
+    assert written() == before
+
+
+BOOM = """
+from segsweep.models.unet import UNet
+
+
+class Net(UNet):
+    def forward(self, x):
+        if self.head.in_channels == 6:
+            raise RuntimeError("this one does not work")
+        return super().forward(x)
+"""
+
+
+@pytest.mark.slow
+def test_a_network_that_cannot_be_traced_fails_alone_and_is_named_in_plan_table_and_mlflow(tmp_path, monkeypatch):
+    (tmp_path / "boom_of_test.py").write_text(BOOM)
+    monkeypatch.setenv("SEGSWEEP_ALLOW", "boom_of_test.*")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    few = [o for o in TINY if not o.startswith("model.width")]
+    grid = ["model._target_=boom_of_test.Net", "model.width=4,6,8", "epochs=1", *few]
+    plan = segsweep(tmp_path, *grid, "hydra/launcher=plan")
+    assert plan.returncode == 0, plan.stderr
+    assert "RuntimeError: this one does not work" in plan.stdout
+    assert "3 jobs: 2 new, 1 not possible" in plan.stdout
+    done = segsweep(tmp_path, *grid, "hydra.launcher.jobs_per_device=2", "report=false")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    rows = [line.split()[1:3] for line in done.stdout.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"])]
+    assert sorted(rows) == [["4", "finished"], ["6", "failed"], ["8", "finished"]], done.stdout
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("segsweep").experiment_id], "tags.signature LIKE '%'")
+    assert {(run.data.params["model.width"], run.info.status) for run in found} == {
+        ("4", "FINISHED"), ("6", "FAILED"), ("8", "FINISHED"),
+    }  # fmt: skip
+
+
+@pytest.mark.slow
 def test_a_grid_records_how_many_jobs_and_which_lengths(tmp_path):
-    done = segsweep(tmp_path, "epochs=1,2", *TINY, "tracking=none")
+    done = segsweep(tmp_path, "++epochs=2,1", *TINY, "scheduler=constant", "tracking=none")
     assert done.returncode == 0, done.stderr
     (record,) = (json.loads(f.read_text()) for f in tmp_path.glob("multirun/2*/sweep.json"))
     assert (record["jobs"], record["milestones"]) == (2, [1, 2])
+    results = [json.loads(file.read_text()) for file in tmp_path.glob("multirun/runs/*/result.json")]
+    assert sum(result["trained_epochs"] for result in results) == 2
 
 
 def test_the_values_of_a_named_grid_are_checked_with_the_command_line(tmp_path, monkeypatch):

@@ -43,6 +43,7 @@ def message(*argv: str) -> str:
         ("split.test=1.5", ["split.test", "1.5"]),
         ("model=unet,r2unet", ["model=unet,r2unet", "add -m"]),
         ("epochs=[", ["epochs=[", "left open?"]),
+        ("hydra/launcher=plan", ["hydra/launcher=plan", "add -m"]),
         ("search.study=später", ["search.study=später", "key=value", """'search.study="später"'"""]),
         ("+model._target_=os.system", ["os.system", "not allowed", "SEGSWEEP_ALLOW"]),
         ("model._target_=torch.nn.modules.module.warnings.warn", ["model"]),

@@ -190,4 +190,4 @@ def test_a_run_that_is_trained_anew_keeps_nothing_of_the_old_one(tmp_path, monke
     monkeypatch.setattr("segsweep.run.fit", crash)
     assert do(tmp_path, "reuse=false").status == "failed"
     names = {file.name for file in folder.iterdir()}
-    assert names <= {"run.json", "config.yaml", "split.json", "failure.json", "lock", "mlflow.json"}
+    assert names <= {"run.json", "config.yaml", "split.json", "failure.json", "lock", "mlflow.json", "anew.json"}

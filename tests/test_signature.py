@@ -33,6 +33,11 @@ def test_the_order_of_keys_does_not_matter():
     assert signature.signatures(dict(reversed(CONFIG.items())), "d", "s") == ids()
 
 
+def test_a_whole_number_is_the_same_however_it_is_written():
+    assert signature.digest({"a": [1, 0, -3]}) == signature.digest({"a": [1.0, 0.0, -3.0]})
+    assert len({signature.digest(value) for value in (1, 1.5, True, "1", None)}) == 5
+
+
 @pytest.mark.parametrize("key", ["device", "paths.runs", "data.root", "data.model_width"])
 def test_where_and_how_fast_does_not_count(key):
     assert ids({key: "elsewhere"}) == ids()

@@ -231,6 +231,24 @@ print(tracking.push(Path({str(folder)!r}), {uri!r}, "e", None, final=True))
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3]
 
 
+def test_of_two_machines_that_begin_one_run_at_once_one_run_is_left(uri, folder, tmp_path, monkeypatch):
+    """Neither finds the other's run before it makes its own; the later one sees both, and gives its own up."""
+    other = tmp_path / "other" / folder.name
+    shutil.copytree(folder, other)
+    monkeypatch.setattr(tracking, "find", lambda *arguments: None)
+    monkeypatch.setattr(tracking, "_first", lambda client, experiment, signature, mine: mine)
+    ids = {tracking.push(each, uri, "e", None, final=False) for each in (folder, other)}
+    assert len(ids) == 2
+    monkeypatch.undo()
+    finish(folder)
+    finish(other)
+    ends = [tracking.push(each, uri, "e", None, final=True) for each in (other, folder)]
+    assert ends[0] == ends[1]
+    client, run = the_run(uri)
+    assert (run.info.run_id, run.info.status) == (ends[0], "FINISHED")
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3]
+
+
 class Settings:
     uri = "http://127.0.0.1:9"  # the discard port: nobody answers
     experiment = "e"

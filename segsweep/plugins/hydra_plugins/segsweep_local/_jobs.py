@@ -11,7 +11,6 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from segsweep import artifacts, sweep
-from segsweep.errors import SegsweepError
 from segsweep.plan import Planner, Point
 
 from .plan import bare
@@ -43,7 +42,7 @@ class Job:
             self.config.hydra.job.num = self.number
         self.folder = Path(str(self.config.hydra.sweep.dir)) / str(self.config.hydra.sweep.subdir)
         self.rank = 1, 0.0, self.number
-        with contextlib.suppress(SegsweepError):  # the job itself will say so
+        with contextlib.suppress(Exception):  # the job itself will say so: a component's own code raises what it raises
             self.point = planner.point(*bare(self.config))
             state = {"finished": 0, "pruned": 0, "failed": 2}.get(self.point.state, 1)
             self.rank = state, -planner.cost(self.point) if longest_first else 0.0, self.number

@@ -69,6 +69,6 @@ class GridSweeper(BasicSweeper):
     def _record(self, points: list[list[str]]) -> None:
         """What the sweep's record could not know before: how many jobs, and every number of epochs among them."""
         if sweep.current:
-            asked = {o.split("=", 1)[1] for point in points for o in point if o.startswith("epochs=")}
-            milestones = sorted(int(value) for value in asked if value.isdigit())
+            asked = [override.lstrip("+").partition("=") for point in points for override in point]
+            milestones = sorted({int(value) for key, _, value in asked if key == "epochs" and value.isdigit()})
             sweep.note(sweep.current, jobs=len(points), milestones=milestones)

@@ -51,10 +51,11 @@ class LocalLauncher(Launcher):
         problems = [
             f"hydra.launcher.{key}={value}: {rule}"
             for key, value, rule, good in (
-                ("jobs_per_device", jobs_per_device, "must be at least 1", jobs_per_device >= 1),
-                ("timeout_min", timeout_min, "must be above 0", timeout_min is None or timeout_min > 0),
-                ("budget_min", budget_min, "must be above 0", budget_min is None or budget_min > 0),
+                ("jobs_per_device", jobs_per_device, "must be a whole number, at least 1", _whole(jobs_per_device, 1)),
+                ("timeout_min", timeout_min, "must be a number above 0, or null", _minutes(timeout_min)),
+                ("budget_min", budget_min, "must be a number above 0, or null", _minutes(budget_min)),
                 ("retries", retries, f"classes are {', '.join(CLASSES)}", set(retries) <= set(CLASSES)),
+                *((f"retries.{k}", n, "must be a whole number, at least 0", _whole(n, 0)) for k, n in retries.items()),
                 ("devices", devices, "auto, or a list such as [0,1] or [cpu]", devices == "auto" or _is_list(devices)),
             )
             if not good
@@ -297,6 +298,14 @@ def _retry(job: Job, reason: str) -> dict[str, Any]:
 def _restore(asking: Worker, folder: Path, uri: str, experiment: str) -> None:
     found = recall.restore(folder, uri, experiment, wanted=lambda: asking.process.poll() is None)
     asking.send(("restored", found))
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _minutes(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
 
 
 def _is_list(devices: Any) -> bool:

@@ -35,9 +35,13 @@ class PlanLauncher(Launcher):
         for overrides in job_overrides:
             try:
                 config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-                points.append(planner.point(*bare(config)))
+                point = planner.point(*bare(config))
+                planner.network(point)
+                points.append(point)
             except SegsweepError as error:
                 points.append(error)
+            except Exception as error:  # a component's own code raises what it raises; its job would fail alone
+                points.append(SegsweepError(f"{type(error).__name__}: {error}"))
         self._ask_mlflow([point for point in points if isinstance(point, Point)])
         asked = list(self.config.hydra.overrides.task)
         print(table([job_name(list(overrides), asked) for overrides in job_overrides], points, planner))
