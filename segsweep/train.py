@@ -63,10 +63,10 @@ def fit(
     the last epoch.
 
     `part` names what `held_out` is, "val" or "test"; `forward` is the compiled model where there is one; `parts`: see
-    `in_parts`. `writer`: one thread, which writes an epoch's checkpoint from a copy while the next epoch trains; the
-    copy and the thread cost a GPU little, and a CPU the time in which it would train. `on_epoch` comes after the
-    checkpoint. `judge` is asked after each epoch but the last, of those already there at once, and gives what to raise
-    once the state is saved, or None.
+    `in_parts`. `writer`: one thread, which writes an epoch's checkpoint from a copy in the host's memory while the next
+    epoch trains; for a GPU, as on a CPU it would only take the time in which that one trains. `on_epoch` comes after
+    the checkpoint. `judge` is asked after each epoch but the last, of those already there at once, and gives what to
+    raise once the state is saved, or None.
     Returns the history (one dict an epoch: losses, metrics, seconds, parts where there are several) and the
     number of epochs that were already there.
     Raises NotFiniteError naming the step, and progress.Interrupted at the end of an epoch when asked to stop.
