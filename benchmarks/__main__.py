@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ def train(result: dict[str, Any]) -> str:
             + [times(case), f"{100 * share['plain']:.0f} %", f"{100 * share['ours']:.0f} %"]
             + [f"{memory[side]}" if memory else "" for side in ("plain", "ours")]
         )
-    rates = result["matrix_gflops"]
-    peak = f"\nMatrix product: {rates['fp32']:.0f} GFLOP/s in fp32 (plain), {rates['bf16']:.0f} in bf16 (ours)."
+    kinds, rates = result.get("precision", {"plain": "fp32", "ours": "bf16"}), result["matrix_gflops"]
+    peak = f"\nMatrix product: {rates[kinds['plain']]:.0f} GFLOP/s in {kinds['plain']} (plain), "
+    peak += f"{rates[kinds['ours']]:.0f} in {kinds['ours']} (ours). Workers of plain's DataLoader: "
+    peak += f"{result.get('workers', 2)}."
     heads = "training | plain, images/s | segsweep, images/s | times as fast (rounds) | plain's share of the peak"
     return table(f"{heads} | segsweep's | plain, MiB | segsweep, MiB", rows) + taken(result) + peak
 
@@ -69,21 +72,29 @@ def sweep(result: dict[str, Any]) -> str:
     seconds, cpu, jobs, decoded = (found.pop(name) for name in ("seconds", "cpu", "jobs", "decoded"))
     rows = [[name, f"{value:.2f}", f"{100 * value / seconds:.0f} %"] for name, value in found.items()]
     rows.append(["**all**", f"**{seconds:.1f}**", f"CPU time {cpu:.1f}"])
-    what = f"`{' '.join(result['overrides'])}`: {jobs:.0f} jobs, decoded {decoded:.0f} times"
+    count = "once" if decoded == 1 else f"{decoded:.0f} times"
+    what = f"`{' '.join(result['overrides'])}`: {jobs:.0f} jobs, decoded {count}"
     text = table(f"{what} | seconds | share", rows)
     names = {"cfg": "`--cfg job`", "run": "first training step of a run", "sweep": "first training step of a sweep"}
     first = [[names[name], f"{value:.2f}"] for name, value in result["first"].items()]
-    return text + ("\n\n" + table("from the command to | seconds", first) if first else "") + taken(result)
+    text += "\n\n" + table("from the command to | seconds", first) if first else ""
+    slots = [[f"{row['slots']}", f"{row['seconds']:.1f}", times(row)] for row in result.get("slots", [])]
+    text += "\n\n" + table("jobs at once on a device | seconds | times as fast (rounds)", slots) if slots[1:] else ""
+    return text + taken(result)
 
 
 def accuracy(result: dict[str, Any]) -> str:
     rows = []
     for network, found in result["networks"].items():
-        cells = [" ".join(f"{mean:.3f}" for mean in found["mean"][side]) for side in ("plain", "ours")]
-        rows.append([network, *cells, f"{found['difference']:+.3f}", "yes" if found["within"] else "no"])
-    what = f"width {result['width']}, {result['size']} px, {result['epochs']} epochs, {result['precision']}"
-    heads = f"{what} | plain, Dice by seed | segsweep, Dice by seed | difference of the means | inside plain's range"
-    return table(heads, rows) + taken(result)
+        plain, ours = found["mean"]["plain"], found["mean"]["ours"]
+        cells = [" ".join(f"{mean:.3f}" for mean in side) for side in (plain, ours)]
+        inside = sum(min(plain) <= mean <= max(plain) for mean in ours)
+        cells += [f"{found['difference']:+.3f}", "yes" if found["within"] else "no", f"{inside} of {len(ours)}"]
+        rows.append([network, *cells])
+    options = "".join(f", {option}" for option in result.get("options", []))
+    what = f"width {result['width']}, {result['size']} px, {result['epochs']} epochs, {result['precision']}{options}"
+    heads = f"{what} | plain, Dice by seed | segsweep, Dice by seed | difference of the means"
+    return table(f"{heads} | segsweep's mean inside plain's range | segsweep's seeds inside it", rows) + taken(result)
 
 
 def memory(result: dict[str, Any]) -> str:
@@ -94,7 +105,8 @@ def memory(result: dict[str, Any]) -> str:
     ]
     what = f"{result['network']}, width {result['width']}, {result['size']} px, batch {result['batch']}"
     heads = f"{what}: slots | decoded set, MiB | held of it by all workers | own, by worker | one batch alone"
-    return table(heads, rows) + taken(result)
+    other = "" if "look" in result else " One batch alone: growth of the peak resident set, files' pages included."
+    return table(heads, rows) + taken(result) + other
 
 
 def search_worth(result: dict[str, Any]) -> str:
@@ -141,25 +153,124 @@ def search_idle(result: dict[str, Any]) -> str:
     return f"{text}\n\n`{' '.join(result['job'])}`.{taken(result)}"
 
 
+def least(values: list[float], bound: float, unit: str) -> tuple[bool, str] | None:
+    """Whether all reach the aim, and the one that is furthest from it; None without any."""
+    return (min(values) >= bound, f"{min(values):.3g}{unit}") if values else None
+
+
+def under(values: list[float], bound: float, unit: str) -> tuple[bool, str] | None:
+    return (max(values) < bound, f"{max(values):.3g}{unit}") if values else None
+
+
+def shapes(
+    result: dict[str, Any], *shapes: str, networks: tuple[str, ...] = ("unet", "r2unet")
+) -> list[dict[str, Any]]:
+    """The cases `network:width:size:batch` of `networks`, if all of them are there."""
+    cases = {
+        ":".join(str(case[key]) for key in ("network", "width", "size", "batch")): case for case in result["cases"]
+    }
+    asked = [f"{network}:{shape}" for network in networks for shape in shapes]
+    return [cases[name] for name in asked] if set(asked) <= set(cases) else []
+
+
+def four_runs(result: dict[str, Any]) -> tuple[bool, str] | None:
+    return under([result["sweep"]["seconds"]] if result["sweep"]["jobs"] == 4 else [], 60, " s")
+
+
+def own_memory(result: dict[str, Any]) -> tuple[bool, str] | None:
+    if "look" not in result:  # one batch was measured otherwise: not to be compared
+        return None
+    own, batch = max(mib for row in result["sweeps"] for mib in row["own_mib"]), result["one_batch_mib"]
+    return own <= batch, f"{own:.0f} of {batch:.0f} MiB"
+
+
+def overhead(result: dict[str, Any]) -> tuple[bool, str] | None:
+    found = [result["launchers"][name] for name in ("local", "local2") if name in result["launchers"]]
+    worst = max(found, key=lambda row: row["over_steps_a_job"], default=None)
+    if worst is None:
+        return None
+    share = worst["over_steps_a_job"] * result["jobs"] / worst["steps"]
+    text = f"{worst['over_steps_a_job']:.2f} s a job, {100 * share:.0f} %"
+    return all(row["over_steps_a_job"] < max(0.3, 0.05 * row["steps"] / result["jobs"]) for row in found), text
+
+
+def accurate(result: dict[str, Any]) -> tuple[bool, str] | None:
+    within = [found["within"] for found in result["networks"].values()]
+    return (all(within), f"{sum(within)} of {len(within)} networks") if within else None
+
+
+AIMS: list[tuple[str, str, str, Callable[[dict[str, Any]], tuple[bool, str] | None]]] = [
+    ("at least 2.0 times the plain loop, width 16, 64 and 128 px", "Training", "train-cpu",
+     lambda r: least([case["ratio"] for case in shapes(r, "16:64:16", "16:128:16")], 2.0, " times")),
+    ("at least 3.0 times the plain loop, width 64, 256 px", "Training", "train-cpu",
+     lambda r: least([case["ratio"] for case in shapes(r, "64:256:16")], 3.0, " times")),
+    ("a sweep of four runs under 60 s", "A sweep", "sweep", four_runs),
+    ("`--cfg job` under 0.5 s", "A sweep", "sweep",
+     lambda r: under([r["first"]["cfg"]] if r["first"] else [], 0.5, " s")),
+    ("the first training step under 6 s, of a run and of a sweep", "A sweep", "sweep",
+     lambda r: under([r["first"][key] for key in ("run", "sweep")] if r["first"] else [], 6, " s")),
+    ("cold decode at least 1.7 times as fast as Pillow", "Data", "data",
+     lambda r: least([row["ratio"] for row in r["decode"]], 1.7, " times")),
+    ("own memory of a job at most one batch's", "Memory", "memory", own_memory),
+    ("over the training steps under 5 % or 0.3 s a job", "Launchers", "overhead", overhead),
+    ("workers of a search idle for under 5 %", "Search", "search_idle",
+     lambda r: under([100 * r["sweepers"]["search"]["idle"]], 5, " %")),
+    ("a report of 500 runs under 20 s", "A report of 500 runs", "report",
+     lambda r: under([r["build_seconds"]] if r["runs"] == 500 else [], 20, " s")),
+    ("its page open under 2 s", "A report of 500 runs", "report",
+     lambda r: under([r["open_milliseconds"] / 1000] if r["runs"] == 500 and r["open_milliseconds"] else [], 2, " s")),
+    ("mean Dice within the plain loop's range over the seeds", "Accuracy", "accuracy", accurate),
+    ("the same on a GPU", "Accuracy", "accuracy-cuda", accurate),
+    ("on a GPU at least 5 times the plain loop, width 64, 256 px", "Training", "train-cuda",
+     lambda r: least([case["ratio"] for case in shapes(r, "64:256:16", "64:256:32")], 5, " times")),
+    ("there at least 40 % of the matrix product's rate, U-Net", "Training", "train-cuda",
+     lambda r: least([100 * case["share"]["ours"] for case in shapes(r, "64:256:16", "64:256:32", networks=("unet",))],
+                     40, " %")),
+]  # fmt: skip
+
+
+def aims() -> str:
+    """What was aimed at, beside the number that is furthest from it."""
+    rows = []
+    for aim, section, name, judge in AIMS:
+        result = read(name)
+        found = judge(result) if result else None
+        said = f"{'met' if found[0] else '**missed**'}: {found[1]}" if found else "not measured yet"
+        rows.append([aim, said, f"[{section}](#{section.lower().replace(' ', '-')}), `{name}.json`"])
+    return table("aim | measured | where", rows)
+
+
 TABLES = {
     "memory": memory,
     "train-cpu": train,
     "train-cuda": train,
     "data": data,
     "sweep": sweep,
+    "sweep-cuda": sweep,
     "accuracy": accuracy,
+    "accuracy-cuda": accuracy,
     "search_worth": search_worth,
     "search_idle": search_idle,
 }
 
 
+def read(name: str) -> dict[str, Any] | None:
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def made(name: str) -> str:
+    if name == "aims":
+        return aims()
+    result = read(name)
+    return TABLES[name](result) if result else "Not measured yet."
+
+
 def filled(text: str) -> str:
-    """`text` with what stands between `<!-- name -->` and `<!-- end -->` made from that result."""
+    """`text` with what stands between `<!-- name -->` and `<!-- end -->` made from that result, `aims` from all."""
 
     def fill(found: re.Match[str]) -> str:
-        file = RESULTS / f"{found[1]}.json"
-        made = TABLES[found[1]](json.loads(file.read_text())) if file.exists() else "Not measured yet."
-        return f"<!-- {found[1]} -->\n{made}\n<!-- end -->"
+        return f"<!-- {found[1]} -->\n{made(found[1])}\n<!-- end -->"
 
     return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 

@@ -3,12 +3,14 @@
     python -m benchmarks.accuracy --data-root LGG [--networks unet r2unet] [--seeds 0 1 2] [--epochs 8]
 
 Both sides start from the same weights and see the same batches in the same order; one computes as segsweep does here
-(channels last, bf16 where it is used, fused optimizer), the other in float32, NCHW, with the networks and the optimizer
-of benchmarks/plain.py. What differs is arithmetic alone.
+(channels last, bf16 where it is used, fused optimizer), the other in float32 that is not TF32 on a GPU either, NCHW,
+with the networks of benchmarks/plain.py and an optimizer that is not fused. What differs is arithmetic alone; with
+`--options compile=true micro_batches=2` segsweep's side has these too.
 """
 
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch import nn
 
 from benchmarks import common, plain
 from benchmarks.train import NoCheckpoints
@@ -26,7 +29,7 @@ from segsweep.data import cache
 from segsweep.data.batches import Batches
 from segsweep.evaluate import evaluate
 from segsweep.metrics import per_patient
-from segsweep.run import _autocast, pick_device, pick_precision
+from segsweep.run import _autocast, compiled, pick_device, pick_precision
 from segsweep.train import epoch_seed, fit
 
 
@@ -36,6 +39,17 @@ def composed(root: str, network: str, args: Any) -> DictConfig:
     plugins.register()
     with initialize_config_dir(str(conf_dir())):
         return compose("config", overrides=overrides)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Convolutions in float32 proper, which on CUDA are TF32 by torch's default and segsweep's choice."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def train(cfg: DictConfig, network: str, seed: int, decoded: Path) -> dict[str, np.ndarray]:
@@ -54,30 +68,33 @@ def train(cfg: DictConfig, network: str, seed: int, decoded: Path) -> dict[str, 
     other = plain.Network(network, cfg.model.width).to(device)
     other.load_state_dict(model.state_dict())
     loss = components.build(cfg.loss).to(device)
-    patients = len(volumes.patients)
+    judged = partial(evaluate, loss=loss, batches=test, patients=len(volumes.patients))
 
     optimizer = components.build(cfg.optim)(model.parameters())
     autocast = _autocast(device, pick_precision(cfg.precision, device))
     scheduler = components.build(cfg.scheduler)(optimizer)
     fit(
         model, loss, optimizer, scheduler, order, batches(split.test[:2], batch_size=2),
-        part="test", patients=patients, epochs=cfg.epochs, seed=seed, autocast=autocast, clip_norm=cfg.clip_norm,
-        checkpoints=NoCheckpoints(decoded / "none"),
+        part="test", patients=len(volumes.patients), epochs=cfg.epochs, seed=seed, autocast=autocast,
+        clip_norm=cfg.clip_norm, checkpoints=NoCheckpoints(decoded / "none"), parts=cfg.micro_batches,
+        forward=compiled(model, cfg.batch_size, cfg.micro_batches) if cfg.compile else None,
     )  # fmt: skip
+    counts = {"ours": judged(model, autocast=autocast, parts=cfg.micro_batches).counts}
 
     optimizer = components.build(cfg.optim, fused=False, foreach=False)(other.parameters())
     scheduler = components.build(cfg.scheduler)(optimizer)
-    for epoch in range(1, cfg.epochs + 1):
-        torch.manual_seed(epoch_seed(seed, epoch))
-        other.train()
-        for x, y, _ in order.epoch(epoch_seed(seed, epoch)):
-            optimizer.zero_grad()
-            loss(other(x.contiguous()), y).backward()
-            optimizer.step()
-        scheduler.step()
-
-    sides = {"ours": (model, autocast), "plain": (other, nullcontext)}
-    counts = {n: evaluate(m, loss, test, patients=patients, autocast=a).counts for n, (m, a) in sides.items()}
+    with without_tf32():
+        for epoch in range(1, cfg.epochs + 1):
+            torch.manual_seed(epoch_seed(seed, epoch))
+            other.train()
+            for x, y, _ in order.epoch(epoch_seed(seed, epoch)):
+                optimizer.zero_grad()
+                loss(other(x.contiguous()), y).backward()
+                if cfg.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(other.parameters(), cfg.clip_norm)
+                optimizer.step()
+            scheduler.step()
+        counts["plain"] = judged(other, autocast=nullcontext).counts
     return {name: per_patient(found[np.unique(volumes.patient[split.test])])["dice"] for name, found in counts.items()}
 
 
@@ -92,6 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     result: dict[str, Any] = {"data": "LGG" if args.data_root else "phantom", "networks": {}}
     result |= {"epochs": args.epochs, "width": args.width, "size": args.size, "seeds": args.seeds}
+    result["options"] = args.options
     with common.lgg_files(args.data_root, patients=24) as root, tempfile.TemporaryDirectory() as decoded:
         for network in args.networks:
             cfg = composed(root, network, args)
@@ -107,7 +125,7 @@ def main() -> None:
             found["mean"] = means
             found["difference"] = float(np.mean(np.subtract(means["ours"], means["plain"])))
             found["spread"] = {side: max(values) - min(values) for side, values in means.items()}
-            found["within"] = min(means["plain"]) <= np.mean(means["ours"]) <= max(means["plain"])
+            found["within"] = min(means["plain"]) <= float(np.mean(means["ours"])) <= max(means["plain"])
             common.write(args.out, "accuracy", result)
 
 

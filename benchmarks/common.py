@@ -25,7 +25,8 @@ RESULTS = Path(__file__).parent / "results"
 
 def arguments(doc: str, rounds: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", help="folder of the LGG archive; without it phantoms are written as such files")
+    without = "without it phantoms are written as such files"
+    parser.add_argument("--data-root", type=os.path.abspath, help=f"folder of the LGG archive; {without}")
     parser.add_argument("--rounds", type=int, default=rounds, help="how often each side is timed, in turn")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return parser
@@ -42,6 +43,9 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def write(folder: Path, name: str, result: dict[str, Any]) -> None:
+    """`name`.json in `folder`; on a machine with CUDA `name`-cuda.json, so that what a CPU took stays."""
+    if torch.cuda.is_available() and not name.endswith("-cuda"):
+        name += "-cuda"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(_rounded(result), indent=1) + "\n")
     print(f"{folder / name}.json")

@@ -2,11 +2,11 @@
 
     python -m benchmarks.memory --data-root LGG [--size 128] [OVERRIDES ...]
 
-One job on one slot, then two such jobs on two slots; the workers' memory is read from the system every quarter of a
-second (Linux), so a job has to last longer than that: `--epochs`. *Own*: a worker's private pages above what it holds
-after its imports, to be compared with an epoch of a single batch on nearly no data, in a process of its own: weights,
-gradients, the optimizer's moments and one batch's activations. *Set*: pages of the decoded files, each counted once
-however many processes map it (PSS).
+One job on one slot, then two such jobs on two slots; the workers' memory is read from the system every 0.05 s (Linux),
+so a job has to last longer than that: `--epochs`. *Own*: the most private pages of a worker above what it holds after
+its imports. *One batch*: the same quantity, read in the same way, of a process that trains a single batch again and
+again for some seconds, so that looks meet each of its moments: weights, gradients, the optimizer's moments and one
+batch's activations. *Set*: pages of the decoded files, each counted once however many processes map it (PSS).
 """
 
 import multiprocessing
@@ -16,17 +16,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import common
-from benchmarks.train import Case, peak_memory
+from benchmarks.train import Case, composed, ours
 from segsweep.data import cache
 
 MIB = 2**20
+LOOK = 0.05
+"""Seconds between two looks at a process's memory."""
 
 
 def children(pid: int) -> list[int]:
@@ -70,7 +73,7 @@ def sweep(folder: Path, decoded: Path, slots: int, overrides: list[str]) -> dict
             most[pid] = max(most.get(pid, 0), private)
         mapped = [shared for _, shared in sizes.values() if shared]
         sets.setdefault(len(mapped), []).append(sum(mapped))  # the median: one may map between looks at two
-        time.sleep(0.25)
+        time.sleep(LOOK)
     if done.returncode:
         raise SystemExit(done.returncode)
     imports = max(first.values())
@@ -80,6 +83,36 @@ def sweep(folder: Path, decoded: Path, slots: int, overrides: list[str]) -> dict
         "own_mib": [(value - imports) / MIB for value in most.values()],
         "set_mib": statistics.median(sets[max(sets)]) / MIB,
     }
+
+
+def one_batch(case: Case, root: str, decoded: Path, seconds: float = 5) -> float:
+    """MiB of private pages that a process held at most while it trained one batch, above what it held before."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_train_one_batch, args=(there, case, root, decoded, seconds))
+    process.start()
+    there.close()
+    here.recv()
+    assert process.pid
+    before = most = held(process.pid, decoded)[0]
+    here.send("go")
+    while process.is_alive():
+        with suppress(OSError):  # it ended between two looks
+            most = max(most, held(process.pid, decoded)[0])
+        time.sleep(LOOK)
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
+    return (most - before) / MIB
+
+
+def _train_one_batch(parent: Connection, case: Case, root: str, decoded: Path, seconds: float) -> None:
+    composed(case, root, "cpu", [])  # what Hydra takes is no part of a batch: a worker has it before its job
+    parent.send("ready")
+    parent.recv()
+    epoch, end = ours(case, root, decoded, case.batch, "cpu", []), time.perf_counter() + seconds
+    epoch()
+    while time.perf_counter() < end:
+        epoch()
 
 
 def main() -> None:
@@ -92,7 +125,9 @@ def main() -> None:
     args = parser.parse_args()
     case = Case(args.network, args.width, args.size, args.batch)
     overrides = [f"model={case.network}", f"model.width={case.width}", f"batch_size={case.batch}", "data=lgg"]
-    result: dict[str, Any] = {"machine": common.machine(torch.device("cpu"))} | case._asdict() | {"sweeps": []}
+    overrides += ["device=cpu"]
+    result: dict[str, Any] = {"machine": common.machine(torch.device("cpu")), "look": LOOK} | case._asdict()
+    result["sweeps"] = []
     with common.lgg_files(args.data_root, patients=8) as root, tempfile.TemporaryDirectory() as name:
         result["data"] = "LGG" if args.data_root else "phantom"
         decoded = Path(name).resolve() / "cache"
@@ -101,9 +136,7 @@ def main() -> None:
         volumes = cache.load(dataset, dataset.scan(decoded), decoded, os.cpu_count() or 1)
         result["slices"] = len(volumes.slices)
         result["decoded_mib"] = (volumes.images.nbytes + volumes.masks.nbytes) / MIB
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            given = case, root, decoded, case.batch, "cpu", []
-            result["one_batch_mib"] = pool.submit(peak_memory, "ours", *given).result()
+        result["one_batch_mib"] = one_batch(case, root, decoded)
         print({key: result[key] for key in ("slices", "decoded_mib", "one_batch_mib")}, flush=True)
         for slots in (1, 2):
             folder = Path(name) / str(slots)

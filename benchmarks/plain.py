@@ -1,6 +1,6 @@
 """The side that is compared against: networks, data set and loop as most people write them.
 
-float32, NCHW, two files opened and decoded an item, a DataLoader of two workers, an optimizer that is not fused, and
+float32, NCHW, two files opened and decoded an item, a DataLoader of workers, an optimizer that is not fused, and
 `loss.item()` after every step. The networks compute what segsweep's do with the same weights.
 """
 
@@ -80,11 +80,11 @@ class Slices(Dataset):
         return x, torch.from_numpy(np.array(mask))[None].float() / 255
 
 
-def loader(files: list[tuple[str, str]], size: int, batch: int, workers: int = 2) -> DataLoader:
+def loader(files: list[tuple[str, str]], size: int, batch: int, workers: int, pin: bool = False) -> DataLoader:
+    """`pin`: the batches go to a GPU."""
     return DataLoader(
-        Slices(files, size), batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )  # fmt: skip
+        Slices(files, size), batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin
+    )
 
 
 def epoch(

@@ -1,10 +1,11 @@
 """A sweep from nothing to its table, with where the time went; and what a command takes until it trains.
 
-    python -m benchmarks.sweep [OVERRIDES ...]
+    python -m benchmarks.sweep [OVERRIDES ...] [--slots 1 2 4]
 
 Everything is new: no decoded data, no MLflow store. The parts are read off the files' times and the records, so that
 nothing is measured that a user's sweep does not do. After it, with decoded data and a store: `--cfg job`, and the time
-from the command to the end of the first training step, of a single run and of a sweep.
+from the command to the end of the first training step, of a single run and of a sweep. `--slots`: the same grid with so
+many jobs at once on a device, in turn each round; the parts and what comes after them are those of the first.
 """
 
 import json
@@ -23,6 +24,7 @@ import torch
 from benchmarks import common
 
 GRID = ["model=unet,r2unet", "optim=sgd,adam"]
+SLOTS = "hydra.launcher.jobs_per_device"
 
 
 def command(folder: Path, *arguments: str) -> tuple[float, float, float]:
@@ -49,9 +51,11 @@ def parts(folder: Path, began: float, wall: float, slots: int = 1) -> dict[str, 
     starts = [_written(job["folder"] / ".hydra" / "overrides.yaml") for job in jobs]
     for job, start in zip(jobs, starts, strict=True):
         run = job["folder"] / job["run"]
-        result = json.loads((run / "result.json").read_text())
+        own = json.loads((run / "result.json").read_text())["trained_epochs"]  # those before are of another run
+        history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        history = history[len(history) - own :]
         ready, trained, done = (_written(run / name) for name in ("run.json", "history.jsonl", "result.json"))
-        steps, evaluation = result["training_seconds"], result["evaluation_seconds"]
+        steps, evaluation = (sum(row[key] for row in history) for key in ("seconds", "eval_seconds"))
         spent["build"] += ready - start
         spent["steps"] += steps
         spent["evaluation"] += evaluation
@@ -81,32 +85,41 @@ def first_step(folder: Path, *arguments: str) -> float:
 def main() -> None:
     parser = common.arguments(__doc__ or "", rounds=3)
     parser.add_argument("overrides", nargs="*", help=f"default: {' '.join(GRID)}")
+    parser.add_argument("--slots", type=int, nargs="+", default=[1], help="jobs at once on a device")
+    parser.add_argument("--name", help="of the result; default: sweep, and sweep-other of overrides of one's own")
     args = parser.parse_args()
+    if any(override.startswith(SLOTS) for override in args.overrides):
+        parser.error(f"{SLOTS}: say how many with --slots, the parts are shared out by it")
     grid = (["data=lgg", f"data.root={args.data_root}"] if args.data_root else []) + (args.overrides or GRID)
-    asked = [override for override in grid if override.startswith("hydra.launcher.jobs_per_device=")]
-    slots = int(asked[-1].partition("=")[2]) if asked else 1
-    rounds: list[dict[str, Any]] = []
+    rounds: dict[int, list[dict[str, Any]]] = {slots: [] for slots in args.slots}
     answers: dict[str, list[float]] = {"cfg": [], "run": [], "sweep": []}
     for number in range(args.rounds):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            began, wall, cpu = command(folder, "-m", *grid)
-            row = {"seconds": wall, "cpu": cpu} | parts(folder, began, wall, slots)
-            row |= {"jobs": len(list(folder.glob("multirun/*/*/job.json")))}
-            row |= {"decoded": len(list(folder.glob("cache/*/images.npy")))}
-            rounds.append(row)
-            print("  ".join(f"{key} {value:.2f}" for key, value in row.items()), flush=True)
-            if args.overrides or args.data_root:
-                continue
-            answers["cfg"].append(command(folder, "--cfg", "job")[1])
-            answers["run"].append(first_step(folder, "epochs=1", f"seed={100 + number}"))
-            answers["sweep"].append(first_step(folder, "-m", "epochs=1", f"seed={200 + number}"))
-            print("  ".join(f"{key} {values[-1]:.2f}" for key, values in answers.items()), flush=True)
+        for slots, rows in rounds.items():
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                began, wall, cpu = command(folder, "-m", *grid, *([f"{SLOTS}={slots}"] if slots > 1 else []))
+                row = {"seconds": wall, "cpu": cpu} | parts(folder, began, wall, slots)
+                row |= {"jobs": len(list(folder.glob("multirun/*/*/job.json")))}
+                row |= {"decoded": len(list(folder.glob("cache/*/images.npy")))}
+                rows.append(row)
+                print(f"slots {slots}", *(f"{key} {value:.2f}" for key, value in row.items()), sep="  ", flush=True)
+                if args.overrides or args.data_root or slots != args.slots[0]:
+                    continue
+                answers["cfg"].append(command(folder, "--cfg", "job")[1])
+                answers["run"].append(first_step(folder, "epochs=1", f"seed={100 + number}"))
+                answers["sweep"].append(first_step(folder, "-m", "epochs=1", f"seed={200 + number}"))
+                print("  ".join(f"{key} {values[-1]:.2f}" for key, values in answers.items()), flush=True)
     result: dict[str, Any] = {"machine": common.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))}
     result |= {"overrides": args.overrides or GRID, "data": "LGG" if args.data_root else "phantom"}
-    result["sweep"] = {key: statistics.median(row[key] for row in rounds) for key in rounds[0]}
+    first = rounds[args.slots[0]]
+    result["sweep"] = {key: statistics.median(row[key] for row in first) for key in first[0]}
     result["first"] = {key: statistics.median(values) for key, values in answers.items() if values}
-    common.write(args.out, "sweep", result)
+    walls = {slots: [row["seconds"] for row in rows] for slots, rows in rounds.items()}
+    result["slots"] = [
+        {"slots": slots, "seconds": statistics.median(wall)} | common.ratio(walls[args.slots[0]], wall)
+        for slots, wall in walls.items()
+    ]
+    common.write(args.out, args.name or ("sweep-other" if args.overrides else "sweep"), result)
 
 
 if __name__ == "__main__":
