@@ -39,8 +39,10 @@ from segsweep.pruning import Judge, same
 cli.plugins.register()
 from hydra_plugins.segsweep_local.search import SearchSweeper  # noqa: E402 - the namespace has to know it first
 
+EARLY = ["pruner.min_resource=2", "pruner.reduction_factor=3"]
 SEARCHES = {
     "TPE, halving": ["+search=tpe"],
+    "TPE, halving from epoch 2, a third": ["+search=tpe", *EARLY],
     "TPE": ["+search=tpe", "pruner=none"],
     "random, halving": ["+search=random"],
     "random": ["+search=random", "pruner=none"],
@@ -220,6 +222,7 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="folder of a finished grid")
     parser.add_argument("--seeds", type=int, default=100, help="searches of each kind")
     parser.add_argument("--slots", type=int, default=2, help="jobs at once")
+    parser.add_argument("--name", default="search_worth", help="of the result")
     parser.add_argument("--out", type=Path, default=common.RESULTS, help="folder of the results")
     args = parser.parse_args()
     grid = Grid(args.sweep)
@@ -236,7 +239,7 @@ def main() -> None:
         "trained_on": {key: grid.facts[key] for key in result["machine"].keys() & grid.facts.keys()},
     }
     result["searches"] = compare(grid, SEARCHES, args.seeds, args.slots)
-    common.write(args.out, "search_worth", result)
+    common.write(args.out, args.name, result)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+
+OmegaConf.register_resolver("part_of", lambda whole, share: max(1, round(whole * share)), replace=True)
 
 
 def conf_dir() -> Path:
