@@ -199,6 +199,13 @@ def accurate(result: dict[str, Any]) -> tuple[bool, str] | None:
     return (all(within), f"{sum(within)} of {len(within)} networks") if within else None
 
 
+def third(result: dict[str, Any]) -> tuple[bool, str] | None:
+    found = result["searches"]["TPE, halving"]["best"]["median"]
+    if found is None:
+        return False, "more than half of the searches never came there"
+    return found <= result["grid"]["epochs"] / 3, f"{found:.0f} of {result['grid']['epochs']} epochs"
+
+
 AIMS: list[tuple[str, str, str, Callable[[dict[str, Any]], tuple[bool, str] | None]]] = [
     ("at least 2.0 times the plain loop, width 16, 64 and 128 px", "Training", "train-cpu",
      lambda r: least([case["ratio"] for case in shapes(r, "16:64:16", "16:128:16")], 2.0, " times")),
@@ -213,6 +220,8 @@ AIMS: list[tuple[str, str, str, Callable[[dict[str, Any]], tuple[bool, str] | No
      lambda r: least([row["ratio"] for row in r["decode"]], 1.7, " times")),
     ("own memory of a job at most one batch's", "Memory", "memory", own_memory),
     ("over the training steps under 5 % or 0.3 s a job", "Launchers", "overhead", overhead),
+    ("TPE with halving at the grid's best point after a third of its epochs, median", "Search", "search_worth", third),
+    ("the same, of runs of five epochs", "Search", "search_worth_short", third),
     ("workers of a search idle for under 5 %", "Search", "search_idle",
      lambda r: under([100 * r["sweepers"]["search"]["idle"]], 5, " %")),
     ("a report of 500 runs under 20 s", "A report of 500 runs", "report",
@@ -250,6 +259,7 @@ TABLES = {
     "accuracy": accuracy,
     "accuracy-cuda": accuracy,
     "search_worth": search_worth,
+    "search_worth_short": search_worth,
     "search_idle": search_idle,
 }
 

@@ -3,6 +3,7 @@
 Types and ranges live here, values live in conf/: a dataclass has no defaults, so a value is never kept in two places.
 """
 
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-OmegaConf.register_resolver("part_of", lambda whole, share: max(1, round(whole * share)), replace=True)
+OmegaConf.register_resolver("part_of", lambda whole, share: max(1, math.ceil(whole * share)), replace=True)
 
 
 def conf_dir() -> Path:
