@@ -408,6 +408,10 @@ def test_an_aim_is_met_or_missed_by_the_worst_of_its_numbers(tmp_path, monkeypat
                 "sweeps": [{"own_mib": [90.0]}, {"own_mib": [80.0, 95.0 if good else 105.0]}]},
         overhead={"jobs": 20, "launchers": {"local": launcher, "basic": launcher | {"over_steps_a_job": 9.0},
                                             "local2": launcher | {"over_steps_a_job": 0.25 if good else 0.35}}},
+        search_worth={"grid": {"epochs": 90}, "searches": {"TPE, halving": {"best": {"median": 30 if good else 31}}}},
+        search_worth_short={
+            "grid": {"epochs": 90}, "searches": {"TPE, halving": {"best": {"median": 9 if good else None}}},
+        },
         search_idle={"sweepers": {"search": {"idle": 0.04 if good else 0.06}, "optuna": {"idle": 0.2}}},
         report={"runs": 500, "build_seconds": 19.0 if good else 21.0, "open_milliseconds": 1900.0 if good else 2100.0},
         accuracy={"networks": {"unet": network, "r2unet": {"within": good}}},

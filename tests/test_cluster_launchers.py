@@ -108,7 +108,7 @@ def finished(process: subprocess.Popen) -> str:
 
 
 def until(what: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while not (found := what()):
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
