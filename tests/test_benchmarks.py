@@ -97,7 +97,7 @@ def test_workers_share_one_decoded_set(tmp_path):
     files = sum(file.stat().st_size for file in decoded.rglob("*.npy"))
     assert (found["slots"], len(found["own_mib"])) == (2, 2)
     assert 0 < max(found["own_mib"]) < 500  # the first worker that is ready may take both jobs
-    assert 0 < found["set_mib"] <= files / memory.MIB * 1.1
+    assert 0 < found["usual_set_mib"] <= files / memory.MIB * 1.1
 
 
 def hold(parent, case, root, decoded, seconds):
