@@ -99,9 +99,11 @@ def summary(found: Found) -> Section:
         max(t.intermediate_values) for t in found.trials if t.state is TrialState.PRUNED and t.intermediate_values
     ]
     if epochs:
+        least, most = min(epochs), max(epochs)
+        span = f"{least} to {most} epochs, {np.mean(epochs):.1f} on average" if least < most else plural(most, "epoch")
         blocks.append(
-            f"Pruned after {min(epochs)} to {max(epochs)} epochs, {np.mean(epochs):.1f} on average. A pruned trial's"
-            " score is that of its last epoch; it takes no part in the importance and is never the best."
+            f"Pruned after {span}. A pruned trial's score is that of its last epoch; it takes no part in"
+            " the importance and is never the best."
         )
     if not found.complete:
         blocks.append("**No trial is complete yet: there is nothing to compare.**")

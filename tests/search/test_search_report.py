@@ -92,7 +92,7 @@ def test_the_page_counts_the_trials_and_has_every_figure(tmp_path):
     states = [t.state for t in study.trials]
     complete, pruned = states.count(TrialState.COMPLETE), states.count(TrialState.PRUNED)
     assert f"23 trials: {complete} complete, {pruned} pruned and 1 failed." in text
-    assert "Pruned after 1 to 1 epochs" in text
+    assert "Pruned after 1 epoch. " in text
     best = study.best_trial
     assert f"Trial {best.number}, val/dice {best.value:.4g}" in text
     assert f"Over {complete} complete trials. fANOVA" in text
