@@ -113,13 +113,11 @@ def lock(folder: Path) -> Iterator[None]:
     Raises progress.Interrupted where this process is asked to stop while it waits."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken(file):
             log.warning("%s is being trained by another process: waiting for it", folder.name)
             while not _taken(file):
                 if progress.wait(0.2):
-                    raise progress.Interrupted(0) from None
+                    raise progress.Interrupted(0)
         yield
 
 
@@ -132,22 +130,21 @@ def _taken(file: IO[str]) -> bool:
 
 def held(folder: Path) -> bool:
     """Whether a living process holds the lock of `folder`."""
-    try:
-        with (folder / "lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+    with suppress(FileNotFoundError), (folder / "lock").open("a") as file:
+        return not _taken(file)
     return False
 
 
 def check(weights: Path) -> None:
-    """Raise ValueError where a part of a file of torch.save fails its checksum, which torch.load does not look at, and
-    BadZipFile where it is cut off."""
-    with ZipFile(weights) as file:
-        if bad := file.testzip():
-            raise ValueError(f"{bad} fails its checksum")
+    """Raise ValueError where a file of torch.save is cut off, or a part of it fails its checksum, which torch.load does
+    not look at; OSError where it cannot be read."""
+    try:
+        with ZipFile(weights) as file:
+            bad = file.testzip()
+    except (BadZipFile, RuntimeError) as error:
+        raise ValueError(str(error)) from error
+    if bad:
+        raise ValueError(f"{bad} fails its checksum")
 
 
 class Checkpoints:
@@ -194,7 +191,7 @@ class Checkpoints:
             try:
                 check(self.state(epoch))
                 return torch.load(self.state(epoch), map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, BadZipFile) as error:
+            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
                 reason = (str(error) or type(error).__name__).split(". ")[0]
                 log.warning("checkpoint %s is damaged (%s): using the one before", self.state(epoch), reason)
                 self.state(epoch).rename(self.state(epoch).with_suffix(".damaged"))

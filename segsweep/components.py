@@ -79,7 +79,10 @@ def check(cfg: DictConfig) -> list[str]:
             problems.append(f"{key}: {str(error).splitlines()[0]}")
     found = [problem for problem in problems if problem]
     optimizer = None
+    wrong = [f"${{{key}}}" for key in ranges() if any(problem.startswith(f"{key}=") for problem in found)]
     for group in GROUPS:
+        if any(key in str(OmegaConf.to_container(cfg[group])) for key in wrong):
+            continue  # it has a wrong value from there, and would say the same again in torch's words
         mistakes, component = _check_group(cfg, group, optimizer)
         found += mistakes
         if group == "optim" and component is not None:

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -347,13 +346,15 @@ def _test(asked: _Asked, built: _Built, history: list[dict[str, Any]]) -> dict[s
     scores = [row[SELECT_BY] for row in history if part == "val" and not math.isnan(row[SELECT_BY])]
     with artifacts.atomic(folder / "last.pt") as file:
         torch.save({"epoch": cfg.epochs, "model": built.model.state_dict()}, file)
+    best = checkpoints.best(cfg.epochs)
     try:
-        artifacts.check(checkpoints.best(cfg.epochs))
-        with artifacts.atomic(folder / "best.pt") as file:
-            shutil.copyfile(checkpoints.best(cfg.epochs), file)
-    except (OSError, ValueError, BadZipFile) as error:
+        artifacts.check(best)
+    except (OSError, ValueError) as error:
         if scores:
             log.warning("%s: the best weights until epoch %d are lost: no best.pt (%s)", folder, cfg.epochs, error)
+    else:
+        with artifacts.atomic(folder / "best.pt") as file:
+            shutil.copyfile(best, file)
     artifacts.write_csv(folder / "patients.csv", patients.rows)
     figures.draw(folder, history, part, patients, built.volumes, split.test, final.masks)
     sums = _sums(history)

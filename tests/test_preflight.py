@@ -63,6 +63,14 @@ def test_all_mistakes_are_told_at_once():
     assert len(text.splitlines()) == 3
 
 
+def test_what_follows_from_a_mistake_is_not_told_beside_it():
+    assert message("scheduler=cosine", "epochs=0") == "epochs=0: must be at least 1"
+    assert message("epochs=0", "optim.lr=-1").splitlines() == [
+        "epochs=0: must be at least 1",
+        "optim.lr=-1: must be above 0",
+    ]
+
+
 def test_every_value_of_a_sweep_is_checked():
     assert "epochs=0" in message("-m", "epochs=5,0")
     assert "optim=adm" in message("-m", "optim=sgd,adm")
