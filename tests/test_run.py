@@ -156,6 +156,22 @@ def test_the_best_weights_are_the_same_where_checkpoints_are_rare(tmp_path):
     assert same(weights(often, "best.pt"), weights(rarely, "best.pt"))
 
 
+def test_damaged_best_weights_are_told_and_not_handed_on(tmp_path, caplog):
+    first = do(tmp_path)
+    (best,) = (tmp_path / "runs").glob("trajectories/*/best_0002.pt")
+    content = best.read_bytes()
+    weight = next(v for k, v in weights(first, "best.pt").items() if k.endswith("running_mean")).numpy().tobytes()
+    assert content.count(weight) == 1
+    best.write_bytes(content.replace(weight, bytes([weight[0] ^ 1]) + weight[1:]))
+    for name in ("result.json", "best.pt"):
+        (first.folder / name).unlink()
+    again = do(tmp_path)
+    assert (again.status, again.metrics) == ("reused", first.metrics)
+    assert "the best weights until epoch 2 are lost" in caplog.text
+    assert "fails its checksum" in caplog.text
+    assert not (again.folder / "best.pt").exists()
+
+
 def test_failures_are_classed():
     assert classify(torch.OutOfMemoryError("CUDA out of memory")) == "oom"
     with pytest.raises(RuntimeError) as refused:
