@@ -27,9 +27,9 @@ from segsweep import components, plugins
 from segsweep.config import conf_dir
 from segsweep.data import cache
 from segsweep.data.batches import Batches
+from segsweep.device import autocast, compiled, pick_device, pick_precision
 from segsweep.evaluate import evaluate
 from segsweep.metrics import per_patient
-from segsweep.run import _autocast, compiled, pick_device, pick_precision
 from segsweep.train import epoch_seed, fit
 
 
@@ -71,15 +71,15 @@ def train(cfg: DictConfig, network: str, seed: int, decoded: Path) -> dict[str, 
     judged = partial(evaluate, loss=loss, batches=test, patients=len(volumes.patients))
 
     optimizer = components.build(cfg.optim)(model.parameters())
-    autocast = _autocast(device, pick_precision(cfg.precision, device))
+    forward_under = autocast(device, pick_precision(cfg.precision, device))
     scheduler = components.build(cfg.scheduler)(optimizer)
     fit(
         model, loss, optimizer, scheduler, order, batches(split.test[:2], batch_size=2),
-        part="test", patients=len(volumes.patients), epochs=cfg.epochs, seed=seed, autocast=autocast,
+        part="test", patients=len(volumes.patients), epochs=cfg.epochs, seed=seed, autocast=forward_under,
         clip_norm=cfg.clip_norm, checkpoints=NoCheckpoints(decoded / "none"), parts=cfg.micro_batches,
         forward=compiled(model, cfg.batch_size, cfg.micro_batches) if cfg.compile else None,
     )  # fmt: skip
-    counts = {"ours": judged(model, autocast=autocast, parts=cfg.micro_batches).counts}
+    counts = {"ours": judged(model, autocast=forward_under, parts=cfg.micro_batches).counts}
 
     optimizer = components.build(cfg.optim, fused=False, foreach=False)(other.parameters())
     scheduler = components.build(cfg.scheduler)(optimizer)

@@ -29,8 +29,8 @@ from segsweep.artifacts import Checkpoints
 from segsweep.config import conf_dir
 from segsweep.data import cache
 from segsweep.data.batches import Batches
+from segsweep.device import autocast, compiled, pick_device, pick_precision
 from segsweep.evaluate import flops
-from segsweep.run import _autocast, compiled, pick_device, pick_precision
 from segsweep.train import fit
 
 
@@ -96,7 +96,7 @@ def ours(case: Case, root: str, decoded: Path, slices: int, device: str, options
         patients=len(volumes.patients),
         epochs=1,
         seed=0,
-        autocast=_autocast(place, pick_precision(cfg.precision, place)),
+        autocast=autocast(place, pick_precision(cfg.precision, place)),
         clip_norm=cfg.clip_norm,
         checkpoints=NoCheckpoints(decoded / "none"),
         parts=cfg.micro_batches,

@@ -72,8 +72,8 @@ class Planner:
 
     def point(self, cfg: DictConfig, choices: dict[str, Any]) -> Point:
         """Of a composed configuration; raises SegsweepError where its data or its split is not usable."""
+        from segsweep.device import pick_device, pick_precision
         from segsweep.environment import device_name
-        from segsweep.run import pick_device, pick_precision
 
         manifest, (height, width, channels) = self._look(cfg)
         split = components.build(cfg.split)(manifest.patients)

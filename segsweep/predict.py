@@ -23,12 +23,12 @@ from segsweep import __version__, artifacts, environment
 from segsweep.data import cache
 from segsweep.data.batches import Batches
 from segsweep.data.images import read as read_pixels
+from segsweep.device import out_of_memory, pick_device
 from segsweep.errors import SegsweepError
 from segsweep.evaluate import evaluate, patient_table
 from segsweep.figures import OUTLINES
 from segsweep.inputs import MASK, Patient, find, read
 from segsweep.metrics import METRICS, summarise
-from segsweep.run import classify, pick_device
 from segsweep.trained import REFERENCE, Trained, load
 from segsweep.trained import find as find_run
 
@@ -65,7 +65,7 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device) -> 
         try:
             found = asked(autocast=trained.autocast(device), parts=parts)
         except RuntimeError as error:
-            if classify(error) != "oom" or parts >= trained.config.eval_batch_size:
+            if not out_of_memory(error) or parts >= trained.config.eval_batch_size:
                 raise
             parts *= 2
     assert found.masks is not None
@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
             trained, options.images, options.out, kind=options.format, overlays=options.overlays, device=device
         )
     except RuntimeError as error:
-        if classify(error) != "oom":
+        if not out_of_memory(error):
             raise
         print(
             f"{options.device}: too little memory for one slice at a time; predict with --device cpu", file=sys.stderr

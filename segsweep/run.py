@@ -11,9 +11,8 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +25,14 @@ from segsweep.artifacts import Checkpoints
 from segsweep.config import GROUPS
 from segsweep.data import cache
 from segsweep.data.batches import Batches
+from segsweep.device import autocast, compiled, out_of_memory, pick_device, pick_precision
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.evaluate import evaluate, flops, patient_table
 from segsweep.metrics import summarise
 from segsweep.recall import FILES, restore
 from segsweep.signature import IGNORED, code_fingerprint, signatures, without
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
-from segsweep.train import SELECT_BY, fit, pieces
+from segsweep.train import SELECT_BY, fit
 
 if TYPE_CHECKING:
     from segsweep.pruning import Judge
@@ -43,12 +43,8 @@ finer = 1
 """Set by a launcher's worker for a job that ran out of memory: how many times more parts than `micro_batches` asks."""
 _gflops: dict[str, float] = {}
 """Of the networks that this process has trained, by their configuration and image size."""
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
-"""What torch's CPU allocator, CUDA's driver, cuDNN and cuBLAS say in a RuntimeError."""
 ANEW = "anew.json"
 """In the folder of a run or a trajectory: the sweep that began it anew."""
-GRAPHS = 64
-"""Shapes that torch compiles one function for, of all networks of a worker: its own limit is 8, then all is eager."""
 
 
 @dataclasses.dataclass
@@ -102,11 +98,7 @@ def classify(error: BaseException) -> str:
     """The class of a failure: `nan`, `oom` or `error`; a launcher adds `killed` and `timeout`."""
     if isinstance(error, NotFiniteError):
         return "nan"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "oom"
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY):
-        return "oom"
-    return "error"
+    return "oom" if out_of_memory(error) else "error"
 
 
 def _smaller(cfg: DictConfig) -> str:
@@ -237,7 +229,7 @@ class _Built:
         network = f"{asked.config['model']} {channels}x{height}x{width}"
         self.gflops = _gflops[network] = _gflops.get(network) or flops(self.model, channels, height, width)
         self.shared: dict[str, Any] = {"patients": len(self.volumes.patients), "parts": cfg.micro_batches * finer}
-        self.shared["autocast"] = _autocast(device, asked.precision)
+        self.shared["autocast"] = autocast(device, asked.precision)
 
 
 def _judge(asked: _Asked) -> "Judge | None":
@@ -397,43 +389,6 @@ def _sums(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _metrics(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if "/" in key}
-
-
-def pick_device(asked: str) -> torch.device:
-    """`auto` is the CUDA device of this process where there is one."""
-    if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device={asked}: torch finds no CUDA device; use device=cpu or device=auto")
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
-    if device.index is not None and device.index >= torch.cuda.device_count():
-        raise ConfigError(f"device={asked}: there are {torch.cuda.device_count()} CUDA devices, cuda:0 is the first")
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    return device
-
-
-def pick_precision(asked: str, device: torch.device) -> str:
-    """`auto` is bf16 where the device computes in it, else fp32."""
-    if asked != "auto":
-        return asked
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if environment.cpu_has_bf16() else "fp32"
-
-
-def compiled(
-    model: torch.nn.Module, batch_size: int, parts: int = 1, **options: Any
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`model` with torch.compile for whole batches, or their `parts`; an epoch's smaller last one goes through the
-    network as it is. Compiled too, it would have every later batch and job run a graph for any number of slices.
-    options: torch.compile's."""
-    torch._dynamo.config.recompile_limit = GRAPHS
-    made = torch.compile(model, dynamic=False, **options)
-    usual = {len(piece) for piece in pieces(torch.empty(batch_size, 0), parts)}
-    return lambda x: made(x) if len(x) in usual else model(x)
-
-
-def _autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
-    return partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def factors(config: dict[str, Any], choices: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "config": set(),
     "signature": set(),
     "environment": set(),
+    "device": {"environment", "train"},
     "figures": set(),
     "evaluate": {"data", "metrics", "environment"},
     "train": {"data", "metrics", "evaluate"},

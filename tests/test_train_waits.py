@@ -12,10 +12,10 @@ from segsweep.data import cache
 from segsweep.data.augment import Affine, Flips
 from segsweep.data.batches import Batches
 from segsweep.data.phantom import Phantom
+from segsweep.device import compiled
 from segsweep.losses import BCEDice, Focal
 from segsweep.models.r2unet import R2UNet
 from segsweep.models.unet import UNet
-from segsweep.run import compiled
 
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__float__", "__int__", "__bool__", "__index__", "__array__")
 """Methods of a tensor for which the host waits until a GPU has computed it."""

@@ -1,21 +1,17 @@
-"""One process' part in a search: the sampler, the loop over free workers, and what each trial came to."""
+"""One process' part in a search: the loop over free workers, and what each trial came to."""
 
 import contextlib
 import functools
 import math
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import CompactHydraException, HydraException
+from hydra.errors import CompactHydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep import artifacts, objective, progress, sweep
@@ -27,14 +23,13 @@ from segsweep.objective import direction
 from segsweep.signature import IGNORED, digest, without
 from segsweep.study import Seeded, StorageGone, Study, counted, reaching, shown
 
+from ._sampler import make_sampler
 from ._space import WHEN, read_space
 
 LIMITS = {"max_seconds": "training_seconds", "max_parameters": "parameters", "max_gflops": "gflops"}
 """Of `search`, and the fact of a run that each bounds."""
-DRAWS = 10
-"""Points in a row that the study has already, up to which the sampler's model is still asked for the next."""
 REPEATS = 20
-"""The same where a space has no end: then the next such point is taken all the same."""
+"""Points in a row that the study has already, after which the next is taken all the same: a space may have no end."""
 LOOK = 1.0
 """Seconds between two looks at what other processes do."""
 BATCH = 2
@@ -62,7 +57,7 @@ class Search:
         self.told: set[int] = set()
         choices = self.config.hydra.runtime.choices
         sampler = str(choices.get("hydra/sweeper/sampler"))
-        self.sampler = Seeded(self._sampler(), asked.seed)
+        self.sampler = Seeded(make_sampler(self.settings["sampler"], self.space, asked.seed, self._known), asked.seed)
         fixed = {key: str(value) for key, value in self._fixed()}
         goal = {"search.objective": ", ".join(self.names), "search.epoch": str(asked.epoch)}
         # a trial's record says by how much it is over the limits of its day
@@ -91,57 +86,6 @@ class Search:
                     "leave hydra.sweeper.direction out"
                 )
         return directions
-
-    def _sampler(self) -> Any:
-        """(seed, repeats) -> sampler.
-
-        Where what TPE holds for best is known already, it would say the same again: of its candidates the one with the
-        best ratio of densities wins, and among a few values that is always the same. So it is asked for a single one, a
-        draw from the density of what was good; and in the end a point is drawn at random."""
-        node = {key: v for key, v in OmegaConf.to_container(self.settings["sampler"]).items() if v is not None}  # type: ignore[union-attr]
-        target = str(node.get("_target_"))
-        node.pop("seed", None)  # search.seed is the one
-        if target.endswith(".TPESampler"):
-            node["constant_liar"] = True  # what still runs is taken for bad, so that two workers do not go to one place
-        grid = None
-        if target.endswith(".GridSampler"):
-            if math.isinf(self.space.size):
-                raise CompactHydraException(
-                    "hydra/sweeper/sampler=grid: needs values, not an interval or a condition, for every key; "
-                    "use +search=tpe or +search=random"
-                )
-            grid = self.space.choices()
-
-        def make(seed: int, repeats: int = 0) -> BaseSampler:
-            if repeats and grid is None and (repeats > DRAWS or not target.endswith(".TPESampler")):
-                return self._unknown(seed)
-            given = node | ({"n_ei_candidates": 1} if repeats and grid is None else {})
-            if target.endswith((".QMCSampler", ".GridSampler")):  # one sequence of points, which all trials share
-                seed = self.asked.seed
-            allowed = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
-            made = instantiate(given, seed=seed, _execution_whitelist_=allowed)
-            return made(grid) if isinstance(made, functools.partial) else made
-
-        try:
-            make(0)
-        except (HydraException, ImportError, ValueError, TypeError) as error:  # the last two are Optuna's own
-            raise CompactHydraException(f"hydra.sweeper.sampler: {error.__cause__ or error}") from None
-        return make
-
-    def _unknown(self, seed: int) -> BaseSampler:
-        """A random point, in a space that ends one that the study does not have."""
-        random = RandomSampler(seed=seed)
-        if math.isinf(self.space.size):
-            return random
-        choices, draw = self.space.choices(), np.random.default_rng(seed)
-        there = [t.params for t in self._first() if t.state is not TrialState.FAIL]
-        known = [params for params in there if params.keys() == choices.keys()]  # not what is just being asked for
-        if len(known) >= self.space.size:
-            return random
-        while (point := {key: given[int(draw.integers(len(given)))] for key, given in choices.items()}) in known:
-            pass
-        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-            return PartialFixedSampler(point, random)
 
     def _fixed(self) -> Iterator[tuple[str, Any]]:
         """What all trials have in common and decides their numbers, flat; not what is searched."""
@@ -261,6 +205,10 @@ class Search:
 
     def _first(self) -> list[FrozenTrial]:
         return counted(self.study.trials())[: self.total]
+
+    def _known(self) -> list[dict[str, Any]]:
+        """The points that the study has, and of one that is just being asked for as much as it has."""
+        return [t.params for t in self._first() if t.state is not TrialState.FAIL]
 
     def _next(self) -> Trial | None:
         """A trial with all its values, of a point that the study does not have yet."""

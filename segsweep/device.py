@@ -1,0 +1,62 @@
+"""The device that a process computes on: which, in what precision, through what compiled code, and when it is full."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+
+from segsweep import environment
+from segsweep.errors import ConfigError
+from segsweep.train import pieces
+
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
+"""What torch's CPU allocator, CUDA's driver, cuDNN and cuBLAS say in a RuntimeError."""
+GRAPHS = 64
+"""Shapes that torch compiles one function for, of all networks of a worker: its own limit is 8, then all is eager."""
+
+
+def pick_device(asked: str) -> torch.device:
+    """`auto` is the CUDA device of this process where there is one."""
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device={asked}: torch finds no CUDA device; use device=cpu or device=auto")
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"device={asked}: there are {torch.cuda.device_count()} CUDA devices, cuda:0 is the first")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    return device
+
+
+def pick_precision(asked: str, device: torch.device) -> str:
+    """`auto` is bf16 where the device computes in it, else fp32."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if environment.cpu_has_bf16() else "fp32"
+
+
+def compiled(
+    model: torch.nn.Module, batch_size: int, parts: int = 1, **options: Any
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`model` with torch.compile for whole batches, or their `parts`; an epoch's smaller last one goes through the
+    network as it is. Compiled too, it would have every later batch and job run a graph for any number of slices.
+    options: torch.compile's."""
+    torch._dynamo.config.recompile_limit = GRAPHS
+    made = torch.compile(model, dynamic=False, **options)
+    usual = {len(piece) for piece in pieces(torch.empty(batch_size, 0), parts)}
+    return lambda x: made(x) if len(x) in usual else model(x)
+
+
+def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:
+    """What a forward pass runs under, made anew for each."""
+    return partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device or this machine had no memory left; a ValueError in the same words is a component's own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
