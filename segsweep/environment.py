@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import importlib.metadata
+import os
 import platform
 import re
 import resource
@@ -79,6 +80,16 @@ def _cpuinfo(field: str) -> str | None:
     except OSError:
         return None
     return found.group(1).strip() if found else None
+
+
+@lru_cache
+def memory() -> int:
+    """Bytes that this machine has, or that its container may take."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # not this version of cgroups, or no limit
+            found.append(int(Path(file).read_text()))
+    return min(found)
 
 
 def cpu_has_bf16() -> bool:

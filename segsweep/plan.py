@@ -260,7 +260,7 @@ def table(names: Sequence[str], points: Sequence[Point | SegsweepError], planner
     work = sum(planner.epoch_gflops(p) * n for p, n in zip(known, todo, strict=True) if p)
     states = [p.state if p else "not possible" for p in known]
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    expected = f"about {clock(seconds)} of one device's time" if seconds or not unknown else "time not measured yet"
+    expected = f"about {clock(seconds)} one after another" if seconds or not unknown else "time not measured yet"
     more = f"; {unknown} of the jobs are like none that was measured" if unknown and seconds else ""
     most = "at most " if any(p.pruner for p, n in zip(known, todo, strict=True) if p and n) else ""
     lines += ["", f"{len(points)} jobs: {counts}"]

@@ -27,7 +27,7 @@ from segsweep.data import cache
 from segsweep.data.batches import Batches
 from segsweep.device import autocast, compiled, out_of_memory, pick_device, pick_precision
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
-from segsweep.evaluate import evaluate, flops, patient_table
+from segsweep.evaluate import Evaluation, evaluate, flops, patient_table
 from segsweep.metrics import summarise
 from segsweep.recall import FILES, restore
 from segsweep.signature import IGNORED, code_fingerprint, signatures, without
@@ -125,7 +125,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         mirror.update()
 
     try:
-        history, done = fit(
+        history, done, tested = fit(
             built.model,
             built.loss,
             built.optimizer,
@@ -154,7 +154,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         artifacts.write_json(folder / "pruned.json", record)
         judge.end("PRUNED")
         return _answer_pruned(outcome, record)
-    record = _test(asked, built, history) | {"trained_epochs": cfg.epochs - done}
+    record = _test(asked, built, history, tested) | {"trained_epochs": cfg.epochs - done}
     artifacts.write_json(folder / "result.json", record)
     checkpoints.end(cfg.epochs)
     if judge:
@@ -326,11 +326,12 @@ def _describe(asked: _Asked, built: _Built | None = None) -> None:
     )
 
 
-def _test(asked: _Asked, built: _Built, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Test the trained network, write its weights, patients and figures; what result.json is to hold."""
+def _test(asked: _Asked, built: _Built, history: list[dict[str, Any]], tested: Evaluation | None) -> dict[str, Any]:
+    """Test the trained network, unless `fit` has; write its weights, patients and figures; what result.json is to
+    hold."""
     cfg, folder, checkpoints, part, split = asked.cfg, asked.folder, asked.checkpoints, built.part, asked.split
     progress.emit("note", text="testing")
-    final = evaluate(built.model, built.loss, built.test, keep=True, **built.shared)
+    final = tested or evaluate(built.model, built.loss, built.test, keep=True, **built.shared)
     patients = patient_table(final, built.volumes, split.test)
     metrics = _metrics(history[-1])
     metrics |= {"test/loss": final.loss} | {f"test/{k}": v for k, v in summarise(final.counts).items()}

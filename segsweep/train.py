@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +22,22 @@ from segsweep import progress
 from segsweep.artifacts import Checkpoints
 from segsweep.data.batches import Batches
 from segsweep.errors import NotFiniteError
-from segsweep.evaluate import evaluate
+from segsweep.evaluate import Evaluation, evaluate
 from segsweep.metrics import confusion, summarise
 
 SELECT_BY = "val/dice"
 LOOK = 1.0
 """Seconds between two looks at the losses within an epoch: on a GPU a look waits for all that was asked of it."""
+
+
+class Fitted(NamedTuple):
+    """history: one dict an epoch: losses, metrics, seconds, parts where there are several; done: epochs that were
+    already there; tested: the evaluation of the last epoch, with its masks, where `part` is test; None where that epoch
+    was already there."""
+
+    history: list[dict[str, Any]]
+    done: int
+    tested: Evaluation | None
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -58,7 +68,7 @@ def fit(
     forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
     on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
     judge: Callable[[list[dict[str, Any]]], progress.Pruned | None] = lambda history: None,
-) -> tuple[list[dict[str, Any]], int]:
+) -> Fitted:
     """Train until `epochs` epochs are complete, going on from the latest checkpoint; the model ends with the weights of
     the last epoch.
 
@@ -67,8 +77,6 @@ def fit(
     epoch trains; for a GPU, as on a CPU it would only take the time in which that one trains. `on_epoch` comes after
     the checkpoint. `judge` is asked after each epoch but the last, of those already there at once, and gives what to
     raise once the state is saved, or None.
-    Returns the history (one dict an epoch: losses, metrics, seconds, parts where there are several) and the
-    number of epochs that were already there.
     Raises NotFiniteError naming the step, and progress.Interrupted at the end of an epoch when asked to stop.
     """
     forward = model if forward is None else forward  # a compiled module has no truth value
@@ -89,6 +97,7 @@ def fit(
     if behind:
         raise behind
     best: dict[str, Any] | None = None
+    tested: Evaluation | None = None
     writing: Future[None] | None = None
 
     def write(state: dict[str, Any] | None, best: dict[str, Any] | None, history: list[dict[str, Any]]) -> None:
@@ -127,7 +136,9 @@ def fit(
         row: dict[str, Any] = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "seconds": seconds}
         row["train/loss"] = float((losses * torch.tensor(sizes, device=device)).sum() / sum(sizes))
         row |= {f"train/{name}": v for name, v in summarise(counts.cpu().numpy()).items()}
-        held = evaluate(model, loss, held_out, patients=patients, autocast=autocast, parts=parts)
+        test = part == "test" and epoch == epochs
+        held = evaluate(model, loss, held_out, patients=patients, autocast=autocast, keep=test, parts=parts)
+        tested = held if test else None
         row |= {f"{part}/loss": held.loss} | {f"{part}/{name}": v for name, v in summarise(held.counts).items()}
         row |= {"eval_seconds": held.seconds, "images_per_second": train.images / seconds}
         row |= {"micro_batches": parts} if parts > 1 else {}
@@ -158,7 +169,7 @@ def fit(
         progress.emit("epoch", epochs=epochs, **row)
         if end:
             raise end
-    return history, done
+    return Fitted(history, done, tested)
 
 
 def on_host(value: Any) -> Any:

@@ -60,7 +60,7 @@ def test_no_step_waits_for_the_gpu(tmp_path, monkeypatch, clip_norm):
     model = UNet(3, 1, width=4, depth=2).cuda().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     try:
-        history, _ = train.fit(
+        history, *_ = train.fit(
             model, BCEDice().cuda(), optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), order, held_out,
             part="test", patients=4, epochs=2, seed=0, autocast=lambda: torch.autocast("cuda", torch.bfloat16),
             clip_norm=clip_norm, checkpoints=Checkpoints(tmp_path),

@@ -109,6 +109,16 @@ def test_one_slot_has_all_threads(tmp_path):
         assert values(made.launch(toys("threads"), 0)) == [2.0]
 
 
+def test_by_default_a_cpus_cores_are_shared_out_over_the_jobs_of_the_whole_sweep(tmp_path, monkeypatch):
+    from segsweep import environment, sweep
+
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr(environment, "memory", lambda: 64 * 2**30)
+    monkeypatch.setattr(sweep, "expected", 2)
+    with launcher(tmp_path) as made:
+        assert values(made.launch(toys("threads"), 0)) == [2.0]  # of the two jobs one is left: with the same threads
+
+
 @pytest.mark.slow
 def test_a_killed_worker_takes_down_its_job_alone(tmp_path):
     events = []
@@ -229,7 +239,7 @@ def test_asked_to_stop_the_running_jobs_end_and_no_other_starts(tmp_path):
 
 def test_results_come_as_jobs_end(tmp_path):
     with launcher(tmp_path, jobs_per_device=2) as made:
-        for number, overrides in enumerate(toys("slow", "seed")):
+        for number, overrides in enumerate(toys("last", "seed")):
             made.submit(overrides, number)
         assert made.wait()[0] == 1
         made.submit(toys("seed")[0], 7)
@@ -322,6 +332,32 @@ def test_each_slot_sees_its_own_device(monkeypatch, asked, device, count, visibl
 
 
 @pytest.mark.parametrize(
+    ("visible", "cores", "jobs", "memory_gib", "expected"),
+    [
+        ([""], 2, 4, 24, 2),
+        ([""], 16, 4, 64, 4),  # with four threads each
+        ([""], 16, None, 64, 12),  # a search: nobody knows how many
+        ([""], 2, 1, 24, 1),
+        ([""], 8, 100, 4, 1),
+        (["0", "1"], 16, 100, 128, 1),
+        ([None], 16, 100, 128, 1),
+    ],
+)
+def test_on_a_cpu_a_job_runs_on_each_core_as_far_as_jobs_and_memory_go(
+    monkeypatch, visible, cores, jobs, memory_gib, expected
+):
+    import torch
+
+    from segsweep import environment, sweep
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    monkeypatch.setattr(environment, "memory", lambda: memory_gib * 2**30)
+    monkeypatch.setattr(sweep, "expected", jobs)
+    assert local._at_once("auto", visible) == expected
+    assert local._at_once(3, visible) == 3
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"jobs_per_device": 0}, "jobs_per_device=0: must be a whole number, at least 1"),
@@ -375,7 +411,7 @@ def statuses(cwd: Path) -> dict[str, str]:
 
 def test_a_wrong_setting_is_one_message_and_leaves_no_sweep_behind(tmp_path):
     process = command(tmp_path, "seed=0,1", "tracking=none", "hydra.launcher.jobs_per_device=0")
-    assert finished(process) == "hydra.launcher.jobs_per_device=0: must be a whole number, at least 1\n"
+    assert finished(process) == "hydra.launcher.jobs_per_device=0: must be a whole number, at least 1, or auto\n"
     assert process.returncode == 1
     assert not list(tmp_path.glob("multirun/*"))
 

@@ -80,7 +80,7 @@ def test_the_table_has_every_job_and_the_totals(tmp_path):
     ]
     assert text[6] == "4 jobs: 2 new, 1 duplicate, 1 not possible"
     assert text[7] == (
-        "20 epochs, 3.2 TFLOP, about 13 s of one device's time; 1 of the jobs are like none that was measured"
+        "20 epochs, 3.2 TFLOP, about 13 s one after another; 1 of the jobs are like none that was measured"
     )
 
 

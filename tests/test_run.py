@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
 from segsweep.config import conf_dir
+from segsweep.evaluate import evaluate
 from segsweep.models.unet import UNet
 from segsweep.run import Outcome, classify, run
 
@@ -140,6 +141,19 @@ def test_without_a_validation_part_each_epoch_is_evaluated_on_test_and_named_so(
     assert history["test/dice"] == pytest.approx(outcome.metrics["test/dice"])
     assert history["test/loss"] == pytest.approx(outcome.metrics["test/loss"])
     assert not (outcome.folder / "best.pt").exists()
+
+
+def test_the_last_evaluation_is_the_test_and_is_made_again_where_it_was_lost(tmp_path, monkeypatch):
+    passes = []
+    monkeypatch.setattr("segsweep.run.evaluate", lambda *given, **more: passes.append(1) or evaluate(*given, **more))
+    first = do(tmp_path, "split=holdout")
+    patients = (first.folder / "patients.csv").read_bytes()
+    assert not passes
+    for file in ("result.json", "patients.csv"):
+        (first.folder / file).unlink()
+    again = do(tmp_path, "split=holdout")
+    assert (again.metrics, len(passes)) == (first.metrics, 1)
+    assert (first.folder / "patients.csv").read_bytes() == patients
 
 
 def test_the_best_weights_are_those_of_the_best_validation_dice(tmp_path):

@@ -21,7 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import progress, recall, worker
+from segsweep import progress, recall, sweep, worker
 from segsweep.plan import Planner
 from segsweep.worker import Worker
 
@@ -30,6 +30,8 @@ from ._jobs import Job, oom_kills
 CLASSES = ("error", "nan", "oom", "killed", "timeout")
 LOOK = 0.2
 """Seconds between two looks at the clock, the workers' health and a request to stop."""
+A_JOB = 5 * 2**30
+"""Bytes that a job on a CPU may want: the larger network at 256 px, width 64 wants 4.9 GiB (benchmarks/README.md)."""
 AHEAD = 200
 """Most jobs that are composed before they run: the order is the best among these, and memory stays bounded."""
 
@@ -43,7 +45,7 @@ class LocalLauncher(Launcher):
     def __init__(
         self,
         devices: Any,
-        jobs_per_device: int,
+        jobs_per_device: int | str,
         timeout_min: float | None,
         budget_min: float | None,
         retries: dict[str, int],
@@ -51,7 +53,10 @@ class LocalLauncher(Launcher):
         problems = [
             f"hydra.launcher.{key}={value}: {rule}"
             for key, value, rule, good in (
-                ("jobs_per_device", jobs_per_device, "must be a whole number, at least 1", _whole(jobs_per_device, 1)),
+                (
+                    *("jobs_per_device", jobs_per_device, "must be a whole number, at least 1, or auto"),
+                    jobs_per_device == "auto" or _whole(jobs_per_device, 1),
+                ),
                 ("timeout_min", timeout_min, "must be a number above 0, or null", _minutes(timeout_min)),
                 ("budget_min", budget_min, "must be a number above 0, or null", _minutes(budget_min)),
                 ("retries", retries, f"classes are {', '.join(CLASSES)}", set(retries) <= set(CLASSES)),
@@ -80,7 +85,7 @@ class LocalLauncher(Launcher):
         self.planner = Planner(Path(config.paths.runs))
         self.began = time.monotonic()
         visible = _devices(self.devices, config.device)
-        self.slots = [device for _ in range(self.jobs_per_device) for device in visible]
+        self.slots = [device for _ in range(_at_once(self.jobs_per_device, visible)) for device in visible]
         progress.emit("slots", slots=len(self.slots))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -310,6 +315,21 @@ def _minutes(value: Any) -> bool:
 
 def _is_list(devices: Any) -> bool:
     return not isinstance(devices, str) and len(devices) > 0
+
+
+def _at_once(asked: int | str, visible: list[str | None]) -> int:
+    """Jobs on each device. `auto`: on a GPU one; on a CPU one a core, as one thread waits for no other, but no more
+    than there are jobs and memory for. That is all of the sweep's jobs, not those left of it: the number of threads
+    decides the last bits, and a sweep that is started again is to give the same."""
+    if isinstance(asked, int):
+        return asked
+    if visible != [""]:
+        return 1
+    import torch
+
+    from segsweep import environment
+
+    return max(1, min(torch.get_num_threads(), sweep.expected or AHEAD, environment.memory() // A_JOB))
 
 
 def _devices(asked: Any, device: str) -> list[str | None]:
