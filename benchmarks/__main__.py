@@ -69,17 +69,19 @@ def data(result: dict[str, Any]) -> str:
 
 def sweep(result: dict[str, Any]) -> str:
     found = dict(result["sweep"])
-    seconds, cpu, jobs, decoded = (found.pop(name) for name in ("seconds", "cpu", "jobs", "decoded"))
+    seconds, cpu, jobs, decoded, slots = (found.pop(name) for name in ("seconds", "cpu", "jobs", "decoded", "slots"))
     rows = [[name, f"{value:.2f}", f"{100 * value / seconds:.0f} %"] for name, value in found.items()]
     rows.append(["**all**", f"**{seconds:.1f}**", f"CPU time {cpu:.1f}"])
     count = "once" if decoded == 1 else f"{decoded:.0f} times"
-    what = f"`{' '.join(result['overrides'])}`: {jobs:.0f} jobs, decoded {count}"
+    what = f"`{' '.join(result['overrides'])}`: {jobs:.0f} jobs, {slots:.0f} at once, decoded {count}"
     text = table(f"{what} | seconds | share", rows)
     names = {"cfg": "`--cfg job`", "run": "first training step of a run", "sweep": "first training step of a sweep"}
     first = [[names[name], f"{value:.2f}"] for name, value in result["first"].items()]
     text += "\n\n" + table("from the command to | seconds", first) if first else ""
-    slots = [[f"{row['slots']}", f"{row['seconds']:.1f}", times(row)] for row in result.get("slots", [])]
-    text += "\n\n" + table("jobs at once on a device | seconds | times as fast (rounds)", slots) if slots[1:] else ""
+    several = [[f"{row['slots']}", f"{row['seconds']:.1f}", times(row)] for row in result.get("slots", [])]
+    text += (
+        "\n\n" + table("jobs at once on a device | seconds | times as fast (rounds)", several) if several[1:] else ""
+    )
     return text + taken(result)
 
 

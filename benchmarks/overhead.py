@@ -20,7 +20,7 @@ from pathlib import Path
 
 SLOTS = {"local": 1, "local2": 2, "basic": 1, "joblib": 1, "joblib2": 2}
 OPTIONS = {
-    "local": ["hydra/launcher=local"],
+    "local": ["hydra/launcher=local", "hydra.launcher.jobs_per_device=1"],
     "local2": ["hydra/launcher=local", "hydra.launcher.jobs_per_device=2"],
     "basic": ["hydra/launcher=basic"],
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"],

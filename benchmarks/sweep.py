@@ -5,7 +5,8 @@
 Everything is new: no decoded data, no MLflow store. The parts are read off the files' times and the records, so that
 nothing is measured that a user's sweep does not do. After it, with decoded data and a store: `--cfg job`, and the time
 from the command to the end of the first training step, of a single run and of a sweep. `--slots`: the same grid with so
-many jobs at once on a device, in turn each round; the parts and what comes after them are those of the first.
+many jobs at once on a device, in turn each round, 0 what the launcher makes of it; the parts and what comes after them
+are those of the first.
 """
 
 import json
@@ -41,8 +42,9 @@ def command(folder: Path, *arguments: str) -> tuple[float, float, float]:
     return began, spent, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def parts(folder: Path, began: float, wall: float, slots: int = 1) -> dict[str, float]:
-    """Seconds by what was done in them, in the order in which a job comes to them; they add up to `wall`."""
+def parts(folder: Path, began: float, wall: float) -> dict[str, float]:
+    """Seconds by what was done in them, in the order in which a job comes to them; they add up to `wall`. And `slots`:
+    the processes over which the parts of the jobs are shared out."""
     (sweep,) = (file.parent for file in folder.glob("multirun/*/sweep.json"))
     jobs = [json.loads(file.read_text()) | {"folder": file.parent} for file in sweep.glob("*/job.json")]
     spent = dict.fromkeys(("start", "decode", "build", "steps", "evaluation", "checkpoints", "records"), 0.0)
@@ -62,10 +64,11 @@ def parts(folder: Path, began: float, wall: float, slots: int = 1) -> dict[str, 
         spent["checkpoints"] += trained - ready - steps - evaluation
         spent["records"] += done - trained
     spent["build"] -= spent["decode"]
+    slots = len({job["pid"] for job in jobs})
     spent = {name: value / slots for name, value in spent.items()}
     spent["start"] = min(starts) - began
     spent["end"] = began + wall - max(_written(job["folder"] / job["run"] / "result.json") for job in jobs)
-    return spent | {"between": wall - sum(spent.values())}
+    return spent | {"between": wall - sum(spent.values()), "slots": slots}
 
 
 def _written(file: Path) -> float:
@@ -85,7 +88,7 @@ def first_step(folder: Path, *arguments: str) -> float:
 def main() -> None:
     parser = common.arguments(__doc__ or "", rounds=3)
     parser.add_argument("overrides", nargs="*", help=f"default: {' '.join(GRID)}")
-    parser.add_argument("--slots", type=int, nargs="+", default=[1], help="jobs at once on a device")
+    parser.add_argument("--slots", type=int, nargs="+", default=[0], help="jobs at once on a device; 0: auto")
     parser.add_argument("--name", help="of the result; default: sweep, and sweep-other of overrides of one's own")
     args = parser.parse_args()
     if any(override.startswith(SLOTS) for override in args.overrides):
@@ -97,12 +100,12 @@ def main() -> None:
         for slots, rows in rounds.items():
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                began, wall, cpu = command(folder, "-m", *grid, *([f"{SLOTS}={slots}"] if slots > 1 else []))
-                row = {"seconds": wall, "cpu": cpu} | parts(folder, began, wall, slots)
+                began, wall, cpu = command(folder, "-m", *grid, *([f"{SLOTS}={slots}"] if slots else []))
+                row = {"seconds": wall, "cpu": cpu} | parts(folder, began, wall)
                 row |= {"jobs": len(list(folder.glob("multirun/*/*/job.json")))}
                 row |= {"decoded": len(list(folder.glob("cache/*/images.npy")))}
                 rows.append(row)
-                print(f"slots {slots}", *(f"{key} {value:.2f}" for key, value in row.items()), sep="  ", flush=True)
+                print(*(f"{key} {value:.2f}" for key, value in row.items()), sep="  ", flush=True)
                 if args.overrides or args.data_root or slots != args.slots[0]:
                     continue
                 answers["cfg"].append(command(folder, "--cfg", "job")[1])
@@ -116,7 +119,8 @@ def main() -> None:
     result["first"] = {key: statistics.median(values) for key, values in answers.items() if values}
     walls = {slots: [row["seconds"] for row in rows] for slots, rows in rounds.items()}
     result["slots"] = [
-        {"slots": slots, "seconds": statistics.median(wall)} | common.ratio(walls[args.slots[0]], wall)
+        {"slots": rounds[slots][0]["slots"], "seconds": statistics.median(wall)}
+        | common.ratio(walls[args.slots[0]], wall)
         for slots, wall in walls.items()
     ]
     common.write(args.out, args.name or ("sweep-other" if args.overrides else "sweep"), result)

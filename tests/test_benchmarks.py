@@ -142,7 +142,7 @@ def test_a_job_is_charged_with_the_epochs_that_it_trained(tmp_path):
     at(tmp_path / "multirun" / "one" / "sweep.json", 103)
     for number, (start, epochs, own) in enumerate([(103.0, 2, 2), (110.5, 4, 2)]):
         job, name = tmp_path / "multirun" / "one" / str(number), f"run{number}"
-        at(job / "job.json", start, json.dumps({"run": f"../../runs/{name}"}))
+        at(job / "job.json", start, json.dumps({"run": f"../../runs/{name}", "pid": 7}))
         at(job / ".hydra" / "overrides.yaml", start)
         folder, ready = tmp_path / "multirun" / "runs" / name, start + (2.5 if number == 0 else 0.5)
         trained = ready + sum(sum(row.values()) for row in history[epochs - own : epochs]) + 0.25
@@ -152,6 +152,7 @@ def test_a_job_is_charged_with_the_epochs_that_it_trained(tmp_path):
         at(folder / "result.json", trained + 0.5, json.dumps(record))
     found = sweep.parts(tmp_path, began=100.0, wall=18.0)
     # ends: 103 + 2.5 + 3 + 0.25 + 0.5 = 109.25 of the first, 110.5 + 0.5 + 4.5 + 0.25 + 0.5 = 116.25 of the second
+    assert found.pop("slots") == 1
     assert found == pytest.approx(
         {"start": 3, "decode": 1, "build": 2, "steps": 2 + 4, "evaluation": 1 + 0.5, "checkpoints": 0.5, "records": 1}
         | {"end": 1.75, "between": 1.25}
@@ -164,7 +165,7 @@ def test_what_is_known_already_is_charged_with_no_epoch(tmp_path):
     at(tmp_path / "cache" / "data.lock", 100)
     at(tmp_path / "cache" / "data" / "checked-1", 100)
     at(tmp_path / "multirun" / "one" / "sweep.json", 100)
-    at(tmp_path / "multirun" / "one" / "0" / "job.json", 101, '{"run": "../../runs/run"}')
+    at(tmp_path / "multirun" / "one" / "0" / "job.json", 101, '{"run": "../../runs/run", "pid": 7}')
     at(tmp_path / "multirun" / "one" / "0" / ".hydra" / "overrides.yaml", 101)
     for second, (name, text) in enumerate(
         {
@@ -186,10 +187,10 @@ def commands(monkeypatch):
     def command(folder, *arguments):
         asked.append(arguments)
         slots = [int(each.partition("=")[2]) for each in arguments if each.startswith(sweep.SLOTS)]
-        return 0.0, 12.0 / (slots or [1])[0], 20.0
+        return 0.0, 12.0 / (slots or [2])[0], 20.0
 
     monkeypatch.setattr(sweep, "command", command)
-    monkeypatch.setattr(sweep, "parts", lambda folder, began, wall, slots: {"steps": wall})
+    monkeypatch.setattr(sweep, "parts", lambda folder, began, wall: {"steps": wall, "slots": round(12 / wall)})
     monkeypatch.setattr(sweep, "first_step", lambda folder, *arguments: 5.0)
 
     def main(*arguments: str) -> list[tuple[str, ...]]:
@@ -203,7 +204,9 @@ def commands(monkeypatch):
 
 def test_a_grid_is_timed_with_several_jobs_at_once(commands, tmp_path):
     asked = commands("--slots", "1", "2", "4", "--rounds", "2", "--out", str(tmp_path))
-    alone, two, four = (("-m", *sweep.GRID, *more) for more in ([], [f"{sweep.SLOTS}=2"], [f"{sweep.SLOTS}=4"]))
+    alone, two, four = (
+        ("-m", *sweep.GRID, *more) for more in ([f"{sweep.SLOTS}=1"], [f"{sweep.SLOTS}=2"], [f"{sweep.SLOTS}=4"])
+    )
     assert asked == [alone, ("--cfg", "job"), two, four] * 2
     (file,) = tmp_path.iterdir()
     result = json.loads(file.read_text())
@@ -212,8 +215,8 @@ def test_a_grid_is_timed_with_several_jobs_at_once(commands, tmp_path):
         (2, 6, 2),
         (4, 3, 4),
     ]
-    assert (result["sweep"]["seconds"], result["first"]["cfg"]) == (12, 12)
-    result["sweep"]["decoded"] = 1
+    assert (result["sweep"]["seconds"], result["first"]["cfg"]) == (12, 6)
+    result["sweep"] |= {"decoded": 1, "jobs": 4}
     text = benchmarks.sweep(result)
     assert "decoded once | seconds" in text
     assert "| 4 | 3.0 | **4.00** (4.00-4.00) |" in text
