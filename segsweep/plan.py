@@ -20,8 +20,8 @@ from segsweep.signature import signatures
 
 RECORDS = 500
 """Most records that are read for their times, the newest first."""
-SECONDS_PER_GFLOP = 0.02
-"""Where nothing has been measured: about 50 GFLOP/s. Only the order of jobs hangs on it."""
+SECONDS_A_SLICE = 0.005
+"""Where nothing has been measured. Only the order of jobs hangs on it."""
 
 
 @dataclass
@@ -51,13 +51,12 @@ class Point:
 
 @dataclass
 class Measured:
-    """Seconds to train on and to evaluate one slice, seconds a run beside those, peak bytes, GFLOP of a slice."""
+    """Seconds to train on and to evaluate one slice, seconds a run beside those, peak bytes."""
 
     train: float
     held_out: float
     beside: float
     memory: int
-    gflops: float
 
 
 class Planner:
@@ -144,13 +143,14 @@ class Planner:
         return epochs * (found.train * point.train + found.held_out * point.held_out) + found.beside
 
     def cost(self, point: Point) -> float:
-        """Seconds that are left of a job, measured or guessed: what jobs are ordered by."""
+        """Seconds that are left of a job, measured or guessed: what jobs are ordered by. The guess leaves the network
+        out: to count its operations costs torch seconds of imports, in which the first job could train."""
         left = point.epochs - point.epoch
         known = self.seconds(point, left)
         if known is not None:
             return known
-        rates = [m.train / (3 * m.gflops) for m in (self._measured or {}).values() if m.gflops]
-        return left * self.epoch_gflops(point) * (statistics.median(rates) if rates else SECONDS_PER_GFLOP)
+        rates = [measured.train for measured in (self._measured or {}).values()]
+        return left * point.train * (statistics.median(rates) if rates else SECONDS_A_SLICE)
 
 
 def _measure(model: DictConfig, channels: int, height: int, width: int) -> tuple[int, float]:
@@ -185,7 +185,6 @@ def _read(runs: Path) -> dict[tuple[Any, ...], Measured]:
                 held_out=result["evaluation_seconds"] / epochs / (split["val"] or split["test"]),
                 beside=max(beside, 0.0),
                 memory=result["peak_memory_bytes"],
-                gflops=run["gflops"],
             )
         except (KeyError, TypeError, ZeroDivisionError):
             continue  # a record of an older program
@@ -197,7 +196,6 @@ def _read(runs: Path) -> dict[tuple[Any, ...], Measured]:
             held_out=middle(m.held_out for m in all_),
             beside=middle(m.beside for m in all_),
             memory=max(m.memory for m in all_),
-            gflops=all_[0].gflops,
         )
         for key, all_ in found.items()
     }

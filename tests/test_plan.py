@@ -63,7 +63,7 @@ def test_what_is_on_disk_is_not_trained_again():
 
 def test_the_table_has_every_job_and_the_totals(tmp_path):
     plan = planner(tmp_path)
-    plan._measured = {("unet",): Measured(train=0.01, held_out=0.005, beside=2.0, memory=3 * 2**20, gflops=0.5)}
+    plan._measured = {("unet",): Measured(train=0.01, held_out=0.005, beside=2.0, memory=3 * 2**20)}
     points = [
         point("a", "t"),
         point("a", "t"),
@@ -84,12 +84,16 @@ def test_the_table_has_every_job_and_the_totals(tmp_path):
     )
 
 
-def test_the_longest_is_known_by_its_arithmetic_where_nothing_was_measured(tmp_path):
+def test_the_longest_is_known_by_its_slices_where_nothing_alike_was_measured(tmp_path, monkeypatch):
     plan = planner(tmp_path)
-    jobs = ({}, {"epoch": 8}, {"network": "large"})
+    monkeypatch.setattr(plan, "network", None)  # to count its operations would hold up the first job
+    jobs = ({}, {"epoch": 8}, {"train": 200}, {"alike": ("r2",)})
     costs = [plan.cost(point("a", "t", **job)) for job in jobs]
-    assert costs[2] == pytest.approx(2 * costs[0])
-    assert costs[1] == pytest.approx(costs[0] / 5)
+    assert costs[1:3] == pytest.approx([costs[0] / 5, 2 * costs[0]])
+    plan._measured = {("r2",): Measured(train=0.02, held_out=0.01, beside=3.0, memory=1)}
+    costs = [plan.cost(point("a", "t", **job)) for job in jobs]
+    assert costs[0] == pytest.approx(10 * 100 * 0.02)
+    assert costs[3] == pytest.approx(10 * (100 * 0.02 + 20 * 0.01) + 3)
 
 
 @pytest.mark.parametrize(
