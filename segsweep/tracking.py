@@ -40,6 +40,11 @@ elsewhere: "Callable[[Mirror], None] | None" = None
 """Set in a launcher's worker, whose parent copies for all: MLflow is imported and connected to once a sweep."""
 
 
+LATER = 3.0
+"""Seconds that the first copy waits for: MLflow's import takes that long, and would hold up the first training step."""
+_now = threading.Event()
+
+
 class Mirror:
     """Copies one run folder in the background: at the start, after each epoch and, in the end, whole."""
 
@@ -53,6 +58,7 @@ class Mirror:
 
     def __exit__(self, *exception: object) -> None:
         self.final = True
+        _now.set()
         self.update()
 
     def update(self) -> None:
@@ -70,6 +76,7 @@ class Mirror:
 
 def _work() -> None:
     unreachable: set[Path] = set()
+    _now.wait(LATER)
     while (mirror := _queue.get()) is not None:
         folder = mirror.folder
         try:
@@ -92,6 +99,7 @@ def lacking(folder: Path) -> str | None:
 
 def flush() -> None:
     """Wait until everything is copied, or known to be out of reach."""
+    _now.set()
     _queue.join()
 
 
