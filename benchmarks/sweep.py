@@ -64,7 +64,7 @@ def parts(folder: Path, began: float, wall: float) -> dict[str, float]:
         spent["checkpoints"] += trained - ready - steps - evaluation
         spent["records"] += done - trained
     spent["build"] -= spent["decode"]
-    slots = len({job["pid"] for job in jobs})
+    slots = len({job.get("pid") for job in jobs})
     spent = {name: value / slots for name, value in spent.items()}
     spent["start"] = min(starts) - began
     spent["end"] = began + wall - max(_written(job["folder"] / job["run"] / "result.json") for job in jobs)
@@ -119,7 +119,7 @@ def main() -> None:
     result["first"] = {key: statistics.median(values) for key, values in answers.items() if values}
     walls = {slots: [row["seconds"] for row in rows] for slots, rows in rounds.items()}
     result["slots"] = [
-        {"slots": rounds[slots][0]["slots"], "seconds": statistics.median(wall)}
+        {"slots": slots or rounds[slots][0]["slots"], "seconds": statistics.median(wall)}
         | common.ratio(walls[args.slots[0]], wall)
         for slots, wall in walls.items()
     ]

@@ -85,11 +85,27 @@ def _cpuinfo(field: str) -> str | None:
 @lru_cache
 def memory() -> int:
     """Bytes that this machine has, or that its container may take."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # not this version of cgroups, or no limit
-            found.append(int(Path(file).read_text()))
-    return min(found)
+    limits = [int(text) for text in _limits("memory.max") if text != "max"]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+
+
+@lru_cache
+def cores() -> int:
+    """Cores that this machine has, or that its container may take the time of; at least 1."""
+    limits = [int(quota) // int(period) for quota, period in map(str.split, _limits("cpu.max")) if quota != "max"]
+    return max(1, min([os.cpu_count() or 1, *limits]))
+
+
+def _limits(name: str, groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[str]:
+    """What `name` holds in this process's control group (version 2) and in each above it."""
+    found = []
+    with contextlib.suppress(OSError):  # not Linux
+        path = next((line[3:] for line in own.read_text().splitlines() if line.startswith("0::")), "/")
+        group = groups / path.lstrip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError):
+                found.append((folder / name).read_text().strip())
+    return found
 
 
 def cpu_has_bf16() -> bool:

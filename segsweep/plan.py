@@ -1,6 +1,7 @@
 """What is known of a job before it runs: its identity, how much of it is on disk, and what the rest should cost.
 
-Costs are predicted from records of runs that are alike; where there is none, from the arithmetic alone.
+Costs are predicted from records of runs that are alike, whatever number of threads they had; where there is none, jobs
+are ordered by their slices.
 """
 
 import math

@@ -87,8 +87,9 @@ def _prepare() -> None:
 
 
 def _open_parent(folder: Path, record: dict[str, Any]) -> None:
-    from segsweep.tracking import close_dead, start_parent
+    from segsweep.tracking import at_once, close_dead, start_parent
 
+    at_once()  # MLflow is imported here in any case
     place = record["mlflow"]
     try:
         close_dead(place["uri"], place["experiment"], folder.parent)
@@ -181,6 +182,8 @@ def finish(folder: Path, stopped: bool) -> int:
     if _preparing:  # two threads that import the same modules in different order would get halves of them
         _preparing.cancel()
         _preparing.join()
+    if _opening is None and (tracking := sys.modules.get("segsweep.tracking")):
+        tracking.flush()  # for the same reason: a run that was short has only begun to import MLflow
     from segsweep.display import DONE
     from segsweep.report.records import read
     from segsweep.report.table import table

@@ -46,7 +46,7 @@ _now = threading.Event()
 
 
 class Mirror:
-    """Copies one run folder in the background: at the start, after each epoch and, in the end, whole."""
+    """Copies one run folder in the background: soon after the start, after each epoch and, in the end, whole."""
 
     def __init__(self, folder: Path, tracking: Any, sweep: Path | None):
         self.folder, self.uri, self.experiment, self.sweep = folder, tracking.uri, tracking.experiment, sweep
@@ -97,9 +97,14 @@ def lacking(folder: Path) -> str | None:
     return (artifacts.read_json(folder / STATE) or {}).get("error")
 
 
+def at_once() -> None:
+    """The first copy waits no longer."""
+    _now.set()
+
+
 def flush() -> None:
     """Wait until everything is copied, or known to be out of reach."""
-    _now.set()
+    at_once()
     _queue.join()
 
 

@@ -112,11 +112,12 @@ def test_one_slot_has_all_threads(tmp_path):
 def test_by_default_a_cpus_cores_are_shared_out_over_the_jobs_of_the_whole_sweep(tmp_path, monkeypatch):
     from segsweep import environment, sweep
 
-    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
+    monkeypatch.setattr(environment, "cores", lambda: 6)
     monkeypatch.setattr(environment, "memory", lambda: 64 * 2**30)
     monkeypatch.setattr(sweep, "expected", 2)
     with launcher(tmp_path) as made:
-        assert values(made.launch(toys("threads"), 0)) == [2.0]  # of the two jobs one is left: with the same threads
+        assert values(made.launch(toys("threads"), 0)) == [3.0]  # of the two jobs one is left: with the same threads
 
 
 @pytest.mark.slow
@@ -336,7 +337,7 @@ def test_each_slot_sees_its_own_device(monkeypatch, asked, device, count, visibl
     [
         ([""], 2, 4, 24, 2),
         ([""], 16, 4, 64, 4),  # with four threads each
-        ([""], 16, None, 64, 12),  # a search: nobody knows how many
+        ([""], 16, 200, 64, 12),
         ([""], 2, 1, 24, 1),
         ([""], 8, 100, 4, 1),
         (["0", "1"], 16, 100, 128, 1),
@@ -348,13 +349,45 @@ def test_on_a_cpu_a_job_runs_on_each_core_as_far_as_jobs_and_memory_go(
 ):
     import torch
 
-    from segsweep import environment, sweep
+    from segsweep import environment
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    monkeypatch.setattr(environment, "cores", lambda: cores)
     monkeypatch.setattr(environment, "memory", lambda: memory_gib * 2**30)
-    monkeypatch.setattr(sweep, "expected", jobs)
-    assert local._at_once("auto", visible) == expected
-    assert local._at_once(3, visible) == 3
+    assert local._at_once("auto", visible, jobs) == expected
+    assert local._at_once(3, visible, jobs) == 3
+
+
+@pytest.mark.parametrize(
+    ("expected", "sweeper", "overrides", "scheduler", "jobs"),
+    [
+        (4, {}, [], "${epochs}", 4),
+        (6, {}, ["epochs=2,4,8"], "${epochs}", 6),
+        (6, {}, ["epochs=2,4,8"], "3", 2),  # three lengths of each run share its epochs
+        (2, {}, ["epochs=2,4,8"], "3", 1),
+        (None, {"n_jobs": None, "n_trials": 20}, [], "3", 20),
+        (None, {"n_jobs": 1, "n_trials": 20}, [], "3", 1),
+        (None, {}, [], "3", local.AHEAD),
+    ],
+)
+def test_jobs_side_by_side_are_bounded_by_the_whole_sweep(monkeypatch, expected, sweeper, overrides, scheduler, jobs):
+    from segsweep import sweep
+
+    monkeypatch.setattr(sweep, "expected", expected)
+    hydra = {"sweeper": sweeper, "overrides": {"task": overrides}}
+    config = OmegaConf.create({"hydra": hydra, "epochs": 4, "scheduler": {"T_max": scheduler}})
+    assert local._side_by_side(config) == jobs
+
+
+def test_the_limits_of_a_container_are_those_of_all_groups_above_it(tmp_path):
+    from segsweep.environment import _limits
+
+    (tmp_path / "slurm" / "job").mkdir(parents=True)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "slurm" / "memory.max").write_text("17179869184\n")
+    (tmp_path / "own").write_text("1:name=systemd:/\n0::/slurm/job\n")
+    assert _limits("memory.max", tmp_path, tmp_path / "own") == ["17179869184", "max"]
+    assert _limits("memory.max", tmp_path, tmp_path / "none") == []
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import json
 import math
+import queue
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -322,3 +324,19 @@ def test_sync_names_a_damaged_record_and_copies_the_others(uri, folder, tmp_path
     assert f"{damaged}/config.yaml is missing" in done.stderr
     assert "Traceback" not in done.stderr
     assert the_run(uri)[1].data.tags["signature"] == folder.name
+
+
+def test_the_first_copy_lets_the_first_step_go_before_it(tmp_path, monkeypatch):
+    copied = []
+    monkeypatch.setattr(tracking, "LATER", 60.0)
+    monkeypatch.setattr(tracking, "_now", threading.Event())
+    monkeypatch.setattr(tracking, "_thread", None)
+    monkeypatch.setattr(tracking, "_queue", queue.Queue())
+    monkeypatch.setattr(tracking, "push", lambda folder, *given, final: copied.append(final))
+    with tracking.Mirror(tmp_path, OmegaConf.create({"uri": "sqlite:///x", "experiment": "e"}), None) as mirror:
+        mirror.update()
+        time.sleep(0.2)
+        assert not copied
+    tracking.flush()
+    assert copied == [True, True, True]
+    tracking._queue.put(None)  # that thread ends

@@ -18,7 +18,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.errors import CompactHydraException, HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import progress, recall, sweep, worker
@@ -31,7 +31,7 @@ CLASSES = ("error", "nan", "oom", "killed", "timeout")
 LOOK = 0.2
 """Seconds between two looks at the clock, the workers' health and a request to stop."""
 A_JOB = 5 * 2**30
-"""Bytes that a job on a CPU may want: the larger network at 256 px, width 64 wants 4.9 GiB (benchmarks/README.md)."""
+"""Bytes that a job on a CPU may want: at 256 px and width 64 R2U-Net's are 4.7 GiB (benchmarks/README.md)."""
 AHEAD = 200
 """Most jobs that are composed before they run: the order is the best among these, and memory stays bounded."""
 
@@ -85,7 +85,9 @@ class LocalLauncher(Launcher):
         self.planner = Planner(Path(config.paths.runs))
         self.began = time.monotonic()
         visible = _devices(self.devices, config.device)
-        self.slots = [device for _ in range(_at_once(self.jobs_per_device, visible)) for device in visible]
+        self.slots = [
+            device for _ in range(_at_once(self.jobs_per_device, visible, _side_by_side(config))) for device in visible
+        ]
         progress.emit("slots", slots=len(self.slots))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -317,10 +319,21 @@ def _is_list(devices: Any) -> bool:
     return not isinstance(devices, str) and len(devices) > 0
 
 
-def _at_once(asked: int | str, visible: list[str | None]) -> int:
+def _side_by_side(config: DictConfig) -> int:
+    """How many of a sweep's jobs can run at once at most: of the whole sweep, not of what is left of it, as the number
+    of threads decides the last bits, and a sweep that is started again is to give the same."""
+    sweeper = config.hydra.sweeper
+    bounds = [sweep.expected, *(sweeper.get(key) for key in ("n_jobs", "n_trials", "max_batch_size"))]
+    jobs = min((bound for bound in bounds if bound), default=AHEAD)
+    if "${epochs}" in OmegaConf.to_yaml(config.scheduler):
+        return jobs
+    # runs that differ in their length alone are one trajectory, whose epochs are trained once, one after another
+    return max(1, jobs // max(1, len(sweep.milestones(list(config.hydra.overrides.task)))))
+
+
+def _at_once(asked: int | str, visible: list[str | None], jobs: int) -> int:
     """Jobs on each device. `auto`: on a GPU one; on a CPU one a core, as one thread waits for no other, but no more
-    than there are jobs and memory for. That is all of the sweep's jobs, not those left of it: the number of threads
-    decides the last bits, and a sweep that is started again is to give the same."""
+    than there are jobs and memory for."""
     if isinstance(asked, int):
         return asked
     if visible != [""]:
@@ -329,7 +342,7 @@ def _at_once(asked: int | str, visible: list[str | None]) -> int:
 
     from segsweep import environment
 
-    return max(1, min(torch.get_num_threads(), sweep.expected or AHEAD, environment.memory() // A_JOB))
+    return max(1, min(torch.get_num_threads(), environment.cores(), jobs, environment.memory() // A_JOB))
 
 
 def _devices(asked: Any, device: str) -> list[str | None]:
