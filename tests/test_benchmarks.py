@@ -93,11 +93,12 @@ def test_workers_share_one_decoded_set(tmp_path):
     (tmp_path / "sweep").mkdir()
     data = ["data.patients=12", "data.slices=16", "data.image_size=64"]
     decoded = tmp_path / "cache"
-    found = memory.sweep(tmp_path / "sweep", decoded, 2, [*data, "model.width=4", "epochs=3"])
+    found = memory.sweep(tmp_path / "sweep", decoded, 2, [*data, "model.width=4", "epochs=8"])
     files = sum(file.stat().st_size for file in decoded.rglob("*.npy"))
     assert (found["slots"], len(found["own_mib"])) == (2, 2)
     assert 0 < max(found["own_mib"]) < 500  # the first worker that is ready may take both jobs
-    assert 0 < found["usual_set_mib"] <= files / memory.MIB * 1.1
+    # two sets of their own would be twice the files; half as much again, if the second worker maps between two looks
+    assert 0 < found["usual_set_mib"] <= files / memory.MIB * 1.55
 
 
 def hold(parent, case, root, decoded, seconds):

@@ -21,6 +21,7 @@ from segsweep.config import GROUPS
 from segsweep.errors import SegsweepError
 from segsweep.objective import direction
 from segsweep.signature import IGNORED, digest, without
+from segsweep.store import STATE
 from segsweep.study import Seeded, StorageGone, Study, counted, reaching, shown
 
 from ._sampler import make_sampler
@@ -115,7 +116,7 @@ class Search:
         launch = self._keep_busy if hasattr(self.launcher, "submit") else self._in_batches
         try:
             with self.study.attended():
-                self._settle()
+                self._settle(at_start=True)
                 self._take_up_pruned()
                 launch()
                 self._close()
@@ -137,15 +138,22 @@ class Search:
                 self.study.put_back(number)
             progress.emit("text", text=f"Taken up where a pruner ended them: trials {', '.join(map(str, pruned))}")
 
-    def _settle(self) -> None:
-        """What runs still say of trials that have ended, in a process that was stopped or killed, is put right."""
+    def _settle(self, at_start: bool = False) -> None:
+        """Mend what runs and MLflow say of trials that ended in a process that was stopped or killed."""
         with contextlib.suppress(StorageGone):
             ended = {trial.number: trial.state for trial in self.study.revive() if trial.state.is_finished()}
             for file in Path(self.config.paths.runs).glob("runs/*/trial.json"):
                 known = artifacts.read_json(file) or {}
-                mine = (known.get("study"), known.get("state")) == (self.study.name, "RUNNING")
-                if mine and known["number"] in ended and not artifacts.held(file.parent):
+                mine = known.get("study") == self.study.name and known["number"] in ended
+                late = known.get("state") == "RUNNING" or (at_start and not self._copied(file.parent, known))
+                if mine and late and not artifacts.held(file.parent):
                     self._note(file.parent, known["number"], ended[known["number"]])
+
+    def _copied(self, run: Path, trial: dict[str, Any]) -> bool:
+        """Whether MLflow has the end of a trial's run, as far as it is asked to."""
+        state = artifacts.read_json(run / STATE) or {}
+        done = state.get("trial") == trial and state.get("status") not in (None, "running")
+        return self.config.tracking.uri is None or done
 
     def _note(self, run: Path, number: int, state: TrialState) -> None:
         """Say in a run's record what became of its trial."""
