@@ -1,6 +1,7 @@
 """What the measurements share: the machine's facts, the data they run on, where results go."""
 
 import argparse
+import ctypes
 import datetime
 import json
 import os
@@ -8,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from segsweep import environment
 from segsweep.data.lgg import LGG
 from segsweep.data.phantom import Phantom
 
+M_MMAP_THRESHOLD = -3
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -40,6 +42,20 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def usual_memory() -> None:
+    """glibc's allocator as it is without `environment.keep_memory`, after a program has freed large tensors.
+
+    Setting these ends its own adjusting: its largest threshold, which it comes to by itself, is set (mallopt(3))."""
+    with suppress(OSError, AttributeError, TypeError):
+        for option, value in (
+            (environment.M_MMAP_MAX, 65536),
+            (M_MMAP_THRESHOLD, 2**25),
+            (environment.M_TRIM_THRESHOLD, 2**26),
+        ):
+            ctypes.CDLL(None).mallopt(option, value)
+    environment.give_memory_back()
 
 
 def write(folder: Path, name: str, result: dict[str, Any]) -> None:

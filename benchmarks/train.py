@@ -122,8 +122,9 @@ def theirs(case: Case, root: str, decoded: Path, slices: int, device: str, worke
     criterion = nn.BCEWithLogitsLoss()
 
     def epoch() -> float:
-        torch.set_float32_matmul_precision("highest")  # torch's defaults, which segsweep's side changes
+        torch.set_float32_matmul_precision("highest")  # defaults, which segsweep's side changes
         torch.backends.cudnn.benchmark = False
+        common.usual_memory()
         return common.seconds(lambda: plain.epoch(model, criterion, optimizer, batches, place))
 
     return epoch

@@ -26,6 +26,8 @@ def pick_device(asked: str) -> torch.device:
         raise ConfigError(f"device={asked}: there are {torch.cuda.device_count()} CUDA devices, cuda:0 is the first")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    else:
+        environment.keep_memory()
     return device
 
 

@@ -226,13 +226,16 @@ def _run(config: Any, **context: Any) -> Any:
 
 
 def _free() -> None:
-    """Give the GPU's cached memory back: other workers may need it before this one has its next job."""
+    """Give cached memory back, the GPU's too: other workers may need it before this one has its next job."""
+    from segsweep import environment
+
     torch = sys.modules["torch"]
     if torch.cuda.is_initialized():
         import gc
 
         gc.collect()
         torch.cuda.empty_cache()
+    environment.give_memory_back()
 
 
 if __name__ == "__main__":

@@ -30,8 +30,10 @@ from ._jobs import Job, oom_kills
 CLASSES = ("error", "nan", "oom", "killed", "timeout")
 LOOK = 0.2
 """Seconds between two looks at the clock, the workers' health and a request to stop."""
-A_JOB = 5 * 2**30
-"""Bytes that a job on a CPU may want: at 256 px and width 64 R2U-Net's are 4.7 GiB (benchmarks/README.md)."""
+A_JOB = 7 * 2**30
+"""Bytes that a job on a CPU may want: at 256 px and width 64 R2U-Net's are 6.2 GiB (benchmarks/README.md)."""
+TOGETHER = 0.6
+"""A job on n threads is about n to this power as fast as on one: 1.55 times on two (benchmarks/LOG.md)."""
 AHEAD = 200
 """Most jobs that are composed before they run: the order is the best among these, and memory stays bounded."""
 
@@ -333,7 +335,7 @@ def _side_by_side(config: DictConfig) -> int:
 
 def _at_once(asked: int | str, visible: list[str | None], jobs: int) -> int:
     """Jobs on each device. `auto`: on a GPU one; on a CPU one a core, as one thread waits for no other, but no more
-    than there are jobs and memory for."""
+    than there are jobs and memory for, nor so many that what is left over of the threads would be missed."""
     if isinstance(asked, int):
         return asked
     if visible != [""]:
@@ -342,7 +344,9 @@ def _at_once(asked: int | str, visible: list[str | None], jobs: int) -> int:
 
     from segsweep import environment
 
-    return max(1, min(torch.get_num_threads(), environment.cores(), jobs, environment.memory() // A_JOB))
+    threads = torch.get_num_threads()
+    most = max(1, min(threads, environment.cores(), jobs, environment.memory() // A_JOB))
+    return max(range(1, most + 1), key=lambda slots: slots * (threads // slots) ** TOGETHER)
 
 
 def _devices(asked: Any, device: str) -> list[str | None]:

@@ -1,0 +1,74 @@
+"""What a process keeps of the memory that a training step frees."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from segsweep import environment
+
+STEPS = """
+import resource, torch
+from segsweep import environment
+MIB = 2**20
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // MIB
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(64 * MIB // 4) for _ in range(4)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+{setting}
+start = resident()
+for _ in range(5):  # what is free has to suit what is asked for next: not at the first time
+    faults()
+print(faults(), resident() - start)
+environment.give_memory_back()
+print(resident() - start)
+"""
+
+
+@pytest.mark.skipif("glibc" not in environment.platform.libc_ver(), reason="of glibc's allocator")
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_step_finds_the_memory_that_the_one_before_it_freed(keeps):
+    script = STEPS.format(setting="environment.keep_memory()" if keeps else "")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    faults, held, given_back = map(int, done.stdout.split())
+    if keeps:
+        assert faults < 100
+        assert held > 250
+    else:  # so that the test would see if the system did this by itself
+        assert faults > 30_000
+    assert given_back < 20
+
+
+def test_training_on_a_cpu_asks_for_it(monkeypatch):
+    from segsweep import device
+
+    asked = []
+    monkeypatch.setattr(device.environment, "keep_memory", lambda: asked.append(True))
+    device.pick_device("cpu")
+    assert asked == [True]
+
+
+def test_it_is_left_alone_where_the_c_library_is_another(monkeypatch):
+    class Other:
+        def __getattr__(self, name):
+            raise AttributeError(name)
+
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: Other())
+    environment.keep_memory()
+    environment.give_memory_back()
+
+
+def test_the_options_are_those_of_malloc_h():
+    header = Path("/usr/include/malloc.h")
+    if not header.exists():
+        pytest.skip("no C headers")
+    defined = dict(re.findall(r"#define (M_\w+)\s+(-\d+)", header.read_text()))
+    for name in ("M_TRIM_THRESHOLD", "M_TOP_PAD", "M_MMAP_MAX"):
+        assert int(defined[name]) == getattr(environment, name)
