@@ -1,6 +1,7 @@
 """A network over a part of the data: one pass, counts kept on the device, surfaces only at the end."""
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,6 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from segsweep.data.batches import Batches
 from segsweep.data.cache import Volumes
 from segsweep.metrics import METRICS, confusion, hd95, mean, per_patient
+
+CPU_PIXELS = 2**17
+"""That go through a network at once on a CPU: more take more memory than a training step does, and at 256 px more time,
+as they leave the caches (benchmarks/LOG.md)."""
 
 
 @dataclass
@@ -42,7 +47,7 @@ def evaluate(
     `autocast` makes the context of the forward pass; the loss is taken of float32 logits. Loss: the mean over batches,
     weighted by their slices, so the mean over slices; only a loss that is taken over the batch, such as Dice, depends
     on the batch size. `keep`: the predicted masks too, in the order of the batches' indices. `parts`: in how many
-    pieces a batch goes through the network, for want of memory; the loss is still that of the whole batch."""
+    pieces a batch goes through the network at least, for want of memory; the loss is still that of the whole batch."""
     training = model.training
     model.eval()
     started = time.perf_counter()
@@ -54,8 +59,7 @@ def evaluate(
         with torch.inference_mode():
             for x, y, patient in batches.epoch(seed=0):
                 with autocast():
-                    pieces = x.tensor_split(min(parts, len(x)))
-                    logits = torch.cat([model(p) for p in pieces]) if parts > 1 else model(x)
+                    logits = torch.cat([model(piece) for piece in x.tensor_split(_pieces(x, parts))])
                 losses.append(loss(logits.float(), y))
                 sizes.append(len(x))
                 counts += confusion(logits, y, patient, patients)
@@ -66,6 +70,11 @@ def evaluate(
     mean_loss = np.average(torch.stack(losses).tolist(), weights=sizes)
     kept = torch.cat(masks).cpu().numpy() if keep else None
     return Evaluation(float(mean_loss), counts.cpu().numpy(), time.perf_counter() - started, kept)
+
+
+def _pieces(x: torch.Tensor, parts: int) -> int:
+    least = 1 if x.is_cuda else math.ceil(x[:, 0].numel() / CPU_PIXELS)
+    return min(max(parts, least), len(x))
 
 
 @dataclass

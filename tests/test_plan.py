@@ -237,6 +237,21 @@ def test_a_grid_records_how_many_jobs_and_which_lengths(tmp_path):
     assert sum(result["trained_epochs"] for result in results) == 2
 
 
+@pytest.mark.slow
+def test_lengths_that_experiments_ask_for_share_their_epochs(tmp_path):
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    for name, epochs in (("long", 3), ("short", 1)):
+        text = f"# @package _global_\nepochs: {epochs}\n"
+        (tmp_path / "own" / "experiment" / f"{name}.yaml").write_text(text)
+    asked = "--config-dir", "own", "experiment=long,short", "checkpoint.keep=1"
+    done = segsweep(tmp_path, *asked, *TINY, "scheduler=constant", "tracking=none")
+    assert done.returncode == 0, done.stderr
+    (record,) = (json.loads(f.read_text()) for f in tmp_path.glob("multirun/2*/sweep.json"))
+    assert record["milestones"] == [1, 3]
+    results = [json.loads(file.read_text()) for file in tmp_path.glob("multirun/runs/*/result.json")]
+    assert sorted((result["epochs"], result["trained_epochs"]) for result in results) == [(1, 0), (3, 3)]
+
+
 def test_the_values_of_a_named_grid_are_checked_with_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sweep = ["-m", "+grid=report_factors", *TINY, f"paths.cache={tmp_path}/cache"]

@@ -69,6 +69,11 @@ class GridSweeper(BasicSweeper):
     def _record(self, points: list[list[str]]) -> None:
         """What the sweep's record could not know before: how many jobs, and every number of epochs among them."""
         if sweep.current:
-            asked = [override.lstrip("+").partition("=") for point in points for override in point]
-            milestones = sorted({int(value) for key, _, value in asked if key == "epochs" and value.isdigit()})
-            sweep.note(sweep.current, jobs=len(points), milestones=milestones)
+            said = {tuple(o for o in point if _decides_epochs(o)) for point in points}
+            epochs = {values(some, ["epochs"], self._compose, "epochs")["epochs"] for some in said}
+            sweep.note(sweep.current, jobs=len(points), milestones=sorted(n for n in epochs if isinstance(n, int)))
+
+
+def _decides_epochs(override: str) -> bool:
+    """Of the groups only experiments say how long a run is."""
+    return override.lstrip("+").partition("=")[0] in ("epochs", "experiment")
