@@ -71,8 +71,11 @@ def sweep(folder: Path, decoded: Path, slots: int, overrides: list[str]) -> dict
             if not list(folder.glob("multirun/2*/*/job.json")):  # no job yet: what the imports take
                 first[pid] = private
             most[pid] = max(most.get(pid, 0), private)
-        mapped = [shared for _, shared in sizes.values() if shared]
-        sets.setdefault(len(mapped), []).append(sum(mapped))  # too much, if one maps between the looks at two
+        mapped = {pid: shared for pid, (_, shared) in sizes.items() if shared}
+        with suppress(OSError, ProcessLookupError):
+            if all(held(pid, decoded)[1] == shared for pid, shared in mapped.items()):
+                # else one mapped or let go of pages between the looks at two, and they count twice
+                sets.setdefault(len(mapped), []).append(sum(mapped.values()))
         time.sleep(LOOK)
     if done.returncode:
         raise SystemExit(done.returncode)
