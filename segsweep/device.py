@@ -1,8 +1,9 @@
 """The device that a process computes on: which, in what precision, through what compiled code, and when it is full."""
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STA
 """What torch's CPU allocator, CUDA's driver, cuDNN and cuBLAS say in a RuntimeError."""
 GRAPHS = 64
 """Shapes that torch compiles one function for, of all networks of a worker: its own limit is 8, then all is eager."""
+
+_compiler = {"seconds": 0.0, "began": 0.0}
 
 
 def pick_device(asked: str) -> torch.device:
@@ -47,9 +50,29 @@ def compiled(
     network as it is. Compiled too, it would have every later batch and job run a graph for any number of slices.
     options: torch.compile's."""
     torch._dynamo.config.recompile_limit = GRAPHS
+    _time_compiler()
     made = torch.compile(model, dynamic=False, **options)
     usual = {len(piece) for piece in pieces(torch.empty(batch_size, 0), parts)}
     return lambda x: made(x) if len(x) in usual else model(x)
+
+
+def compile_seconds() -> float:
+    """That torch has compiled for in this process, for whatever `compiled` has made."""
+    return _compiler["seconds"]
+
+
+@cache
+def _time_compiler() -> None:
+    """Only the outermost of nested compilations calls back (torch/_dynamo/callback.py)."""
+    from torch._dynamo.callback import on_compile_end, on_compile_start
+
+    @on_compile_start
+    def begin(*_: Any) -> None:
+        _compiler["began"] = time.perf_counter()
+
+    @on_compile_end
+    def end(*_: Any) -> None:
+        _compiler["seconds"] += time.perf_counter() - _compiler["began"]
 
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[Any]]:

@@ -95,6 +95,8 @@ class Display:
             f"{part} loss {event[f'{part}/loss']:.4f}  {part} Dice {event[f'{part}/dice']:.3f}  "
             f"{event['images_per_second']:.0f} images/s"
         )
+        if spent := event.get("compile_seconds"):
+            facts += f"  compiled for {spent:.0f} s"
         if self.live and job in self.tasks:
             self.live.update(self.tasks[job], completed=event["epoch"] / event["epochs"], facts=facts)
         else:

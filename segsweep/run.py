@@ -25,7 +25,7 @@ from segsweep.artifacts import Checkpoints
 from segsweep.config import GROUPS
 from segsweep.data import cache
 from segsweep.data.batches import Batches
-from segsweep.device import autocast, compiled, out_of_memory, pick_device, pick_precision
+from segsweep.device import autocast, compile_seconds, compiled, out_of_memory, pick_device, pick_precision
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.evaluate import Evaluation, evaluate, flops, patient_table
 from segsweep.metrics import summarise
@@ -142,6 +142,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
             milestones=asked.milestones,
             writer=stack.enter_context(writer) if (writer := _writer(asked.device)) else None,
             forward=compiled(built.model, cfg.batch_size, built.shared["parts"]) if cfg.compile else None,
+            compile_seconds=compile_seconds,
             on_epoch=on_epoch,
             judge=judge or (lambda history: None),
             **built.shared,
@@ -385,7 +386,9 @@ def _answer_pruned(outcome: Outcome, record: dict[str, Any]) -> Outcome:
 
 def _sums(history: list[dict[str, Any]]) -> dict[str, Any]:
     parts = max(row.get("micro_batches", 1) for row in history)
-    return {"training_seconds": sum(row["seconds"] for row in history), "micro_batches": parts}
+    seconds = {"training_seconds": sum(row["seconds"] for row in history), "micro_batches": parts}
+    compiling = sum(row.get("compile_seconds", 0.0) for row in history)
+    return seconds | ({"compile_seconds": compiling} if compiling else {})
 
 
 def _metrics(row: dict[str, Any]) -> dict[str, Any]:

@@ -66,14 +66,16 @@ def fit(
     parts: int = 1,
     writer: Executor | None = None,
     forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    compile_seconds: Callable[[], float] = lambda: 0.0,
     on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
     judge: Callable[[list[dict[str, Any]]], progress.Pruned | None] = lambda history: None,
 ) -> Fitted:
     """Train until `epochs` epochs are complete, going on from the latest checkpoint; the model ends with the weights of
     the last epoch.
 
-    `part` names what `held_out` is, "val" or "test"; `forward` is the compiled model where there is one; `parts`: see
-    `in_parts`. `writer`: one thread, which writes an epoch's checkpoint from a copy in the host's memory while the next
+    `part` names what `held_out` is, "val" or "test"; `forward` is the compiled model where there is one, and
+    `compile_seconds` the time that compiling has taken so far, which is no part of an epoch's; `parts`: see `in_parts`.
+    `writer`: one thread, which writes an epoch's checkpoint from a copy in the host's memory while the next
     epoch trains; for a GPU, as on a CPU it would only take the time in which that one trains. `on_epoch` comes after
     the checkpoint. `judge` is asked after each epoch but the last, of those already there at once, and gives what to
     raise once the state is saved, or None.
@@ -112,6 +114,7 @@ def fit(
         sizes: list[int] = []
         counts = torch.zeros(patients, 4, dtype=torch.int64, device=device)
         model.train()
+        compiled = compile_seconds()
         started = looked = time.perf_counter()
         for step, (x, y, patient) in enumerate(train.epoch(epoch_seed(seed, epoch))):
             with autocast():
@@ -132,7 +135,8 @@ def fit(
             rate = sum(sizes) / (now - started)
             progress.emit("step", epoch=epoch, epochs=epochs, done=(step + 1) / len(train), rate=rate)
         _finite(losses, epoch)
-        seconds = time.perf_counter() - started
+        compiled = compile_seconds() - compiled
+        seconds = time.perf_counter() - started - compiled
         row: dict[str, Any] = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "seconds": seconds}
         row["train/loss"] = float((losses * torch.tensor(sizes, device=device)).sum() / sum(sizes))
         row |= {f"train/{name}": v for name, v in summarise(counts.cpu().numpy()).items()}
@@ -142,6 +146,7 @@ def fit(
         row |= {f"{part}/loss": held.loss} | {f"{part}/{name}": v for name, v in summarise(held.counts).items()}
         row |= {"eval_seconds": held.seconds, "images_per_second": train.images / seconds}
         row |= {"micro_batches": parts} if parts > 1 else {}
+        row |= {"compile_seconds": compiled} if compiled else {}
         scheduler.step()
         if is_best(row, history):  # a copy: it may be a later epoch that is saved
             best = {"epoch": epoch, "model": on_host(model.state_dict())}

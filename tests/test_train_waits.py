@@ -12,7 +12,7 @@ from segsweep.data import cache
 from segsweep.data.augment import Affine, Flips
 from segsweep.data.batches import Batches
 from segsweep.data.phantom import Phantom
-from segsweep.device import compiled
+from segsweep.device import compile_seconds, compiled
 from segsweep.losses import BCEDice, Focal
 from segsweep.models.r2unet import R2UNet
 from segsweep.models.unet import UNet
@@ -37,7 +37,7 @@ def fit(model, optimizer, order, tmp_path, loss=None, clip_norm=None, forward=No
     return train.fit(
         model, loss or BCEDice(), optimizer, scheduler, order, held_out,
         part="test", patients=4, epochs=1, seed=0, autocast=lambda: torch.autocast("cpu", torch.bfloat16),
-        clip_norm=clip_norm, checkpoints=Checkpoints(tmp_path), forward=forward,
+        clip_norm=clip_norm, checkpoints=Checkpoints(tmp_path), forward=forward, compile_seconds=compile_seconds,
     )  # fmt: skip
 
 
@@ -103,13 +103,15 @@ def test_jobs_of_one_shape_compile_once(tmp_path, volumes):
     def job(network, optimizer, loss, seed, width=2):
         torch.manual_seed(seed)
         model = network(3, 1, width=width, depth=1).to(memory_format=torch.channels_last)
-        made = optimizer(model.parameters())
-        fit(model, made, order, tmp_path / str(seed), loss, forward=compiled(model, 8, backend=counter))
+        made, before = optimizer(model.parameters()), compile_seconds()
+        whole = fit(model, made, order, tmp_path / str(seed), loss, forward=compiled(model, 8, backend=counter))
+        assert whole.history[0].get("compile_seconds", 0.0) == compile_seconds() - before
         return counter.frame_count
 
-    first = job(UNet, torch.optim.Adam, BCEDice(), 0)
+    first, began = job(UNet, torch.optim.Adam, BCEDice(), 0), compile_seconds()
     assert first > 0
     assert job(UNet, lambda p: torch.optim.SGD(p, lr=0.3), Focal(), 1) == first
+    assert compile_seconds() == began > 0
     assert job(UNet, torch.optim.AdamW, BCEDice(smooth=2.0), 2) == first
     assert job(R2UNet, torch.optim.Adam, BCEDice(), 3) > first
     for width in range(3, 13):
