@@ -5,15 +5,18 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from segsweep import artifacts, sweep
-from segsweep.plan import Planner, Point
 
 from .plan import bare
+
+if TYPE_CHECKING:
+    from segsweep.plan import Planner, Point
 
 
 @dataclass
@@ -24,7 +27,7 @@ class Job:
     overrides: list[str]
     folder: Path
     config: DictConfig | None = None
-    point: Point | None = None
+    point: "Point | None" = None
     rank: tuple[int, float, int] = (0, 0.0, 0)
     failure: str | None = None
     tries: Counter[str] = field(default_factory=Counter)
@@ -34,7 +37,9 @@ class Job:
     def __lt__(self, other: "Job") -> bool:
         return self.rank < other.rank
 
-    def compose(self, context: HydraContext, master: DictConfig, planner: Planner, longest_first: bool = False) -> None:
+    def compose(
+        self, context: HydraContext, master: DictConfig, planner: "Planner", longest_first: bool = False
+    ) -> None:
         """Its configuration, what is known of it, and its place: answers, then what never ran, then what failed."""
         self.config = context.config_loader.load_sweep_config(master, self.overrides)
         with open_dict(self.config):

@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import artifacts, progress
-from segsweep.plan import Planner
 from segsweep.worker import in_folder
 
 from ._jobs import Job
@@ -102,6 +101,8 @@ class ClusterLauncher(Launcher):
 
     def _know(self, job: Job) -> None:
         """Find out which run a job was about, from here."""
+        from segsweep.plan import Planner  # not for every command, which all import the plugins
+
         try:
             job.compose(self.context, self.config, Planner(Path(self.config.paths.runs)))
         except (HydraException, OmegaConfBaseException):

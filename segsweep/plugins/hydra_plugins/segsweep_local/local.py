@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import progress, recall, sweep, worker
-from segsweep.plan import Planner
 from segsweep.worker import Worker
 
 from ._jobs import Job, oom_kills
@@ -81,6 +80,8 @@ class LocalLauncher(Launcher):
         self.stopping = False
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from segsweep.plan import Planner  # not for every command, which all import the plugins
+
         setup_globals()
         configure_log(config.hydra.hydra_logging, config.hydra.verbose, hydra_context.execution_whitelist)
         self.context, self.task, self.config = hydra_context, task_function, config
