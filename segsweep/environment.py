@@ -22,11 +22,18 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Of glibc's malloc.h."""
 
 
+@lru_cache
 def spare_dynamo() -> None:
-    """Keep torch from importing its compiler, a second's work, when an optimizer is made or operations are counted.
+    """Keep torch from importing its compiler, a second's work, when an optimizer is made or makes a step, or operations
+    are counted.
 
-    torch wraps these functions so that the compiler leaves them out where it traces; here it never traces them."""
+    torch wraps these functions so that the compiler leaves them out where it traces; here it never traces them. The
+    wrapper of a step also turns gradients on for `differentiable`, which is for steps that are differentiated."""
     optimizer = torch.optim.Optimizer
+    for kind in vars(torch.optim).values():
+        plain_step = getattr(getattr(kind, "step", None), "__wrapped__", None)
+        if plain_step and issubclass(kind, optimizer):
+            kind.step = torch.no_grad()(plain_step)
     wrapped: Any = [optimizer.add_param_group, optimizer.state_dict, optimizer.load_state_dict, optimizer.zero_grad]
     for function in (*wrapped, flop_counter._FlopCounterMode.__torch_dispatch__):
         if plain := getattr(function, "__wrapped__", None):

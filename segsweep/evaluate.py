@@ -108,10 +108,17 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
     return Patients(rows, summary)
 
 
-def flops(model: nn.Module, channels: int, height: int, width: int) -> float:
-    """GFLOP of one image: twice the multiply-adds of the convolutions (torch's counter); computes nothing."""
-    shadow = copy.deepcopy(model).to("meta").eval()
-    image = torch.empty(1, channels, height, width, device="meta")
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        shadow(image)
+def flops(model: nn.Module, channels: int, height: int, width: int, device: torch.device | str = "meta") -> float:
+    """GFLOP of one image: twice the multiply-adds of the convolutions (torch's counter).
+
+    On the meta device nothing is computed, but the first count imports torch's compiler, a second's work; on the one
+    where `model` is, one image goes through it."""
+    network = copy.deepcopy(model).to("meta") if str(device) == "meta" else model
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, channels, height, width, device=device))
+    finally:
+        network.train(training)
     return counter.get_total_flops() / 1e9

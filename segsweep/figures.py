@@ -95,12 +95,12 @@ def draw(
 ) -> None:
     """Write curves.png, overlays.npz and overlays.png of a run. `masks`: predictions (len(test), H, W) bool."""
     with artifacts.atomic(folder / "curves.png") as partial:
-        curves(history, part).save(partial)
+        curves(history, part).save(partial, compress_level=1)
     shown = largest_slices(volumes, test, masks)
     with artifacts.atomic(folder / "overlays.npz") as partial:
         np.savez_compressed(partial, **shown)  # type: ignore[arg-type]
     with artifacts.atomic(folder / "overlays.png") as partial:
-        overlays(shown, {row["patient"]: row["dice"] for row in patients.rows}).save(partial)
+        overlays(shown, {row["patient"]: row["dice"] for row in patients.rows}).save(partial, compress_level=1)
 
 
 def largest_slices(volumes: Any, test: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:

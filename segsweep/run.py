@@ -228,7 +228,7 @@ class _Built:
         self.scheduler = components.build(cfg.scheduler)(self.optimizer)
         self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         network = f"{asked.config['model']} {channels}x{height}x{width}"
-        self.gflops = _gflops[network] = _gflops.get(network) or flops(self.model, channels, height, width)
+        self.gflops = _gflops[network] = _gflops.get(network) or flops(self.model, channels, height, width, device)
         self.shared: dict[str, Any] = {"patients": len(self.volumes.patients), "parts": cfg.micro_batches * finer}
         self.shared["autocast"] = autocast(device, asked.precision)
 
@@ -295,9 +295,10 @@ def _describe(asked: _Asked, built: _Built | None = None) -> None:
     """Write what the run is: its configuration, its split and run.json; with what can only be told of a network and
     data that are there, once they are."""
     cfg, choices, split, patients = asked.cfg, asked.choices, asked.split, asked.manifest.patients
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
-    artifacts.write_text(asked.folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
-    artifacts.write_json(asked.folder / "split.json", split.to_json())
+    if not built:
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
+        artifacts.write_text(asked.folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
+        artifacts.write_json(asked.folder / "split.json", split.to_json())
     artifacts.write_json(
         asked.folder / "run.json",
         asked.ids

@@ -121,8 +121,6 @@ def main() -> None:
             connection.send_bytes(pickle.dumps(message))
 
     progress.send_to(_thinned(lambda event: send("event", event)))
-    import torch._dynamo  # noqa: F401 - which the first step of an optimizer would import
-
     from segsweep import cli, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
 
     def ask(*question: Any) -> bool:
