@@ -1,6 +1,6 @@
 """What a launcher costs: the wall time of a sweep of short jobs, less the training steps in it.
 
-    python benchmarks/overhead.py [--jobs 20] [--repeats 3] [--launchers local local2 basic joblib]
+    python benchmarks/overhead.py [--jobs 20] [--epochs 2] [--repeats 3] [--launchers local local2 basic joblib]
 
 Every sweep starts in a fresh folder with the data decoded and an MLflow store made, as the second sweep on a machine
 does. The launchers take turns, so that a machine that slows down slows all of them. Joblib is an extra of the package.
@@ -26,12 +26,12 @@ OPTIONS = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"],
     "joblib2": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
 }
-JOB = ["epochs=2", "data.patients=12", "data.slices=16", "data.image_size=64", "model.width=8"]
+JOB = ["data.patients=12", "data.slices=16", "data.image_size=64", "model.width=8"]
 
 
 def sweep(folder: Path, cache: Path, *arguments: str) -> tuple[float, float, list[dict]]:
     """Seconds of the whole command, of its processes' CPU time, and the records of its runs."""
-    command = [sys.executable, "-m", "segsweep", "-m", *JOB, *arguments, "paths.runs=multirun", f"paths.cache={cache}"]
+    command = [sys.executable, "-m", "segsweep", "-m", *arguments, "paths.runs=multirun", f"paths.cache={cache}"]
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     seconds = time.perf_counter() - began
@@ -45,30 +45,33 @@ def sweep(folder: Path, cache: Path, *arguments: str) -> tuple[float, float, lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=2, help="of a job: about half a second each")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--launchers", nargs="+", default=["local", "local2", "basic", "joblib"], choices=OPTIONS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
     args = parser.parse_args()
+    job = [f"epochs={args.epochs}", *JOB]
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in args.launchers}
     with tempfile.TemporaryDirectory() as name:
         start, cache = Path(name) / "start", Path(name) / "cache"
         start.mkdir()
-        sweep(start, cache, "seed=1000", "hydra/launcher=basic")  # decodes the data and makes the store
+        sweep(start, cache, *job, "seed=1000", "hydra/launcher=basic")  # decodes the data and makes the store
         shutil.rmtree(start / "multirun")
         for repeat in range(args.repeats):
             for launcher in args.launchers:
                 folder = Path(name) / f"{launcher}{repeat}"
                 shutil.copytree(start, folder)
-                seconds, cpu, runs = sweep(folder, cache, f"seed=range({args.jobs})", *OPTIONS[launcher])
+                seconds, cpu, runs = sweep(folder, cache, *job, f"seed=range({args.jobs})", *OPTIONS[launcher])
                 assert len(runs) == args.jobs
                 steps = sum(run["training_seconds"] for run in runs) / SLOTS[launcher]
                 tests = sum(run["evaluation_seconds"] for run in runs) / SLOTS[launcher]
                 row = {"seconds": seconds, "cpu": cpu, "steps": steps, "evaluation": tests}
                 row["over_steps_a_job"] = (seconds - steps) / args.jobs
                 row["beside_a_job"] = (seconds - steps - tests) / args.jobs
+                row["share"], row["beside_share"] = (seconds - steps) / steps, (seconds - steps - tests) / steps
                 rows[launcher].append(row)
                 print(f"{launcher:8}", "  ".join(f"{key} {value:.2f}" for key, value in row.items()), flush=True)
-    result = {"jobs": args.jobs, "job": JOB, "cpus": os.cpu_count(), "load": os.getloadavg()} | _machine()
+    result = {"jobs": args.jobs, "job": job, "cpus": os.cpu_count(), "load": os.getloadavg()} | _machine()
     result["launchers"] = {
         name: {key: statistics.median(row[key] for row in found) for key in found[0]} for name, found in rows.items()
     }
