@@ -85,6 +85,19 @@ def sweep(result: dict[str, Any]) -> str:
     return text + taken(result)
 
 
+def overheads(result: dict[str, Any]) -> str:
+    names = {"local": "`local`, 1 slot", "local2": "`local`, 2 slots", "basic": "Hydra's `basic`"}
+    names |= {"joblib": "`joblib`, 1 job", "joblib2": "`joblib`, 2 jobs"}
+    rows = []
+    for name, row in result["launchers"].items():
+        over, beside = (row[key] * result["jobs"] / row["steps"] for key in ("over_steps_a_job", "beside_a_job"))
+        cells = [f"{row['seconds']:.1f}", f"{row['steps']:.1f}", f"{row['evaluation']:.1f}"]
+        cells += [f"{row['over_steps_a_job']:.2f} ({100 * over:.1f} %)", f"{row['beside_a_job']:.2f}"]
+        rows.append([names[name], *cells[:4], f"{cells[4]} ({100 * beside:.1f} %)"])
+    heads = "whole, s | training steps, s | evaluation, s | over the steps, s a job | evaluation apart, s a job"
+    return table(f"{result['jobs']} jobs | {heads}", rows) + taken(result)
+
+
 def accuracy(result: dict[str, Any]) -> str:
     rows = []
     for network, found in result["networks"].items():
@@ -196,6 +209,17 @@ def overhead(result: dict[str, Any]) -> tuple[bool, str] | None:
     return all(row["over_steps_a_job"] < max(0.3, 0.05 * row["steps"] / result["jobs"]) for row in found), text
 
 
+def beside(result: dict[str, Any]) -> tuple[bool, str] | None:
+    found = [result["launchers"][name] for name in ("local", "local2") if name in result["launchers"]]
+    return under([100 * row["beside_a_job"] * result["jobs"] / row["steps"] for row in found], 5, " %")
+
+
+def never_behind(result: dict[str, Any]) -> tuple[bool, str] | None:
+    rows = result["launchers"]
+    others = [rows[name]["seconds"] for name in ("basic", "joblib") if name in rows]
+    return under([rows["local"]["seconds"] / each for each in others] if "local" in rows else [], 1, " of its time")
+
+
 def accurate(result: dict[str, Any]) -> tuple[bool, str] | None:
     within = [found["within"] for found in result["networks"].values()]
     return (all(within), f"{sum(within)} of {len(within)} networks") if within else None
@@ -222,6 +246,10 @@ AIMS: list[tuple[str, str, str, Callable[[dict[str, Any]], tuple[bool, str] | No
      lambda r: least([row["ratio"] for row in r["decode"]], 1.7, " times")),
     ("own memory of a job at most one batch's", "Memory", "memory", own_memory),
     ("over the training steps under 5 % or 0.3 s a job", "Launchers", "overhead", overhead),
+    ("the same of jobs of ten seconds and more", "Launchers", "overhead_long", overhead),
+    ("the same, their evaluation apart, under 5 %", "Launchers", "overhead_long", beside),
+    ("one slot never behind Hydra's basic launcher or joblib", "Launchers", "overhead", never_behind),
+    ("the same, with longer jobs", "Launchers", "overhead_long", never_behind),
     ("TPE with halving at the grid's best point after a third of its epochs, median", "Search", "search_worth", third),
     ("the same, of runs of five epochs", "Search", "search_worth_short", third),
     ("workers of a search idle for under 5 %", "Search", "search_idle",
@@ -258,6 +286,8 @@ TABLES = {
     "data": data,
     "sweep": sweep,
     "sweep-cuda": sweep,
+    "overhead": overheads,
+    "overhead_long": overheads,
     "accuracy": accuracy,
     "accuracy-cuda": accuracy,
     "search_worth": search_worth,

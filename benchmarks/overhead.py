@@ -1,14 +1,12 @@
 """What a launcher costs: the wall time of a sweep of short jobs, less the training steps in it.
 
-    python benchmarks/overhead.py [--jobs 20] [--epochs 2] [--repeats 3] [--launchers local local2 basic joblib]
+    python -m benchmarks.overhead [--jobs 20] [--long] [--rounds 3] [--launchers local local2 basic joblib]
 
 Every sweep starts in a fresh folder with the data decoded and an MLflow store made, as the second sweep on a machine
 does. The launchers take turns, so that a machine that slows down slows all of them. Joblib is an extra of the package.
 """
 
-import argparse
 import json
-import os
 import resource
 import shutil
 import statistics
@@ -17,6 +15,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import common
 
 SLOTS = {"local": 1, "local2": 2, "basic": 1, "joblib": 1, "joblib2": 2}
 OPTIONS = {
@@ -26,7 +29,10 @@ OPTIONS = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"],
     "joblib2": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
 }
-JOB = ["data.patients=12", "data.slices=16", "data.image_size=64", "model.width=8"]
+JOBS = {
+    "overhead": ["epochs=2", "data.patients=12", "data.slices=16", "data.image_size=64", "model.width=8"],
+    "overhead_long": [],  # what conf/ gives
+}
 
 
 def sweep(folder: Path, cache: Path, *arguments: str) -> tuple[float, float, list[dict]]:
@@ -43,23 +49,24 @@ def sweep(folder: Path, cache: Path, *arguments: str) -> tuple[float, float, lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.arguments(__doc__ or "", rounds=3)
     parser.add_argument("--jobs", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=2, help="of a job: about half a second each")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--long", action="store_true", help="jobs of ten seconds and more: those of conf/")
     parser.add_argument("--launchers", nargs="+", default=["local", "local2", "basic", "joblib"], choices=OPTIONS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
     args = parser.parse_args()
-    job = [f"epochs={args.epochs}", *JOB]
+    name = "overhead_long" if args.long else "overhead"
+    job = [*JOBS[name], *(["data=lgg", f"data.root={args.data_root}"] if args.data_root else [])]
+    result: dict[str, Any] = {"machine": common.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))}
+    result |= {"data": "LGG" if args.data_root else "phantom", "jobs": args.jobs, "job": JOBS[name]}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in args.launchers}
-    with tempfile.TemporaryDirectory() as name:
-        start, cache = Path(name) / "start", Path(name) / "cache"
+    with tempfile.TemporaryDirectory() as place:
+        start, cache = Path(place) / "start", Path(place) / "cache"
         start.mkdir()
         sweep(start, cache, *job, "seed=1000", "hydra/launcher=basic")  # decodes the data and makes the store
         shutil.rmtree(start / "multirun")
-        for repeat in range(args.repeats):
+        for number in range(args.rounds):
             for launcher in args.launchers:
-                folder = Path(name) / f"{launcher}{repeat}"
+                folder = Path(place) / f"{launcher}{number}"
                 shutil.copytree(start, folder)
                 seconds, cpu, runs = sweep(folder, cache, *job, f"seed=range({args.jobs})", *OPTIONS[launcher])
                 assert len(runs) == args.jobs
@@ -68,24 +75,13 @@ def main() -> None:
                 row = {"seconds": seconds, "cpu": cpu, "steps": steps, "evaluation": tests}
                 row["over_steps_a_job"] = (seconds - steps) / args.jobs
                 row["beside_a_job"] = (seconds - steps - tests) / args.jobs
-                row["share"], row["beside_share"] = (seconds - steps) / steps, (seconds - steps - tests) / steps
                 rows[launcher].append(row)
                 print(f"{launcher:8}", "  ".join(f"{key} {value:.2f}" for key, value in row.items()), flush=True)
-    result = {"jobs": args.jobs, "job": job, "cpus": os.cpu_count(), "load": os.getloadavg()} | _machine()
     result["launchers"] = {
-        name: {key: statistics.median(row[key] for row in found) for key in found[0]} for name, found in rows.items()
+        launcher: {key: statistics.median(row[key] for row in found) for key in found[0]}
+        for launcher, found in rows.items()
     }
-    args.out.parent.mkdir(exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["launchers"], indent=1))
-
-
-def _machine() -> dict:
-    import torch
-
-    from segsweep.environment import facts
-
-    return facts(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    common.write(args.out, name, result)
 
 
 if __name__ == "__main__":
