@@ -1,4 +1,4 @@
-"""What a launcher costs: the wall time of a sweep of short jobs, less the training steps in it.
+"""What a launcher costs: the wall time of a sweep, less the training steps in it, and less the whole jobs.
 
     python -m benchmarks.overhead [--jobs 20] [--long] [--rounds 3] [--launchers local local2 basic joblib]
 
@@ -72,9 +72,10 @@ def main() -> None:
                 assert len(runs) == args.jobs
                 steps = sum(run["training_seconds"] for run in runs) / SLOTS[launcher]
                 tests = sum(run["evaluation_seconds"] for run in runs) / SLOTS[launcher]
-                row = {"seconds": seconds, "cpu": cpu, "steps": steps, "evaluation": tests}
+                whole = sum(run["total_seconds"] for run in runs) / SLOTS[launcher]
+                row = {"seconds": seconds, "cpu": cpu, "steps": steps, "evaluation": tests, "whole_jobs": whole}
                 row["over_steps_a_job"] = (seconds - steps) / args.jobs
-                row["beside_a_job"] = (seconds - steps - tests) / args.jobs
+                row["launcher_a_job"] = (seconds - whole) / args.jobs
                 rows[launcher].append(row)
                 print(f"{launcher:8}", "  ".join(f"{key} {value:.2f}" for key, value in row.items()), flush=True)
     result["launchers"] = {
