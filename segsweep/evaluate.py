@@ -118,7 +118,7 @@ def flops(model: nn.Module, channels: int, height: int, width: int, device: torc
     network.eval()
     try:
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, channels, height, width, device=device))
+            network(torch.zeros(1, channels, height, width, device=device))
     finally:
         network.train(training)
     return counter.get_total_flops() / 1e9
