@@ -139,6 +139,9 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
     except Exception as error:  # importing somebody's module can raise anything
         return [f"{group}._target_={target}: cannot be imported: {error}"], None
     mistakes = _check_keys(group, node, signature)
+    if group in ("optim", "scheduler") and node.get("_partial_") is not True:
+        (added,) = GIVEN[group]
+        mistakes.append(f"{group}: its YAML needs _partial_: true, as the run adds {added} to {target}")
     if group in ("optim", "scheduler") and target.startswith("torch.") and not mistakes:
         mistakes = _check_ranges(group, node)
     if mistakes or (group == "scheduler" and optimizer is None):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from segsweep.components import build, check
 from segsweep.config import GROUPS, conf_dir
@@ -98,3 +98,13 @@ def test_a_schedule_that_looks_at_the_total_carries_it(option):
     five, ten = (composed("scheduler", option, f"epochs={n}").scheduler for n in (5, 10))
     same = OmegaConf.to_container(five, resolve=True) == OmegaConf.to_container(ten, resolve=True)
     assert same == (option == "constant")
+
+
+@pytest.mark.parametrize(("group", "added"), [("optim", "params"), ("scheduler", "optimizer")])
+def test_what_the_run_completes_has_to_be_partial(group, added):
+    with initialize_config_dir(str(conf_dir())):
+        cfg = compose("config")
+    with open_dict(cfg):
+        del cfg[group]["_partial_"]
+    (problem,) = check(cfg)
+    assert problem == f"{group}: its YAML needs _partial_: true, as the run adds {added} to {cfg[group]._target_}"
