@@ -85,11 +85,21 @@ def job_name(overrides: list[str], asked: list[str]) -> str:
     return re.sub(r"\d+\.\d{5,}(e-?\d+)?\b", lambda n: f"{float(n[0]):.4g}", " ".join(kept)) or "default"
 
 
+_heard = False
+"""Whether a Ctrl-C has raised `KeyboardInterrupt`: any exception after it is its doing, for a library that is met
+half-way (OmegaConf with a flag changed) may fail in putting things back."""
+
+
 def main() -> int:
     """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not what a script started with &
+        # Before the first job there is nothing to save, and an exception would meet torch's C++ half imported (abort).
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
         return _main()
-    except KeyboardInterrupt:  # before the first job, or after the last
+    except BaseException as error:  # a Ctrl-C after the last job
+        if not (_heard or isinstance(error, KeyboardInterrupt)):
+            raise
         worker.close()
         if sweep.current:
             again = f"python -m segsweep.report {sweep.current}"
@@ -126,15 +136,14 @@ def _main() -> int:
         signal.signal(signal.SIGTERM, _on_signal)
         try:
             _hydra()
-        except KeyboardInterrupt:
-            stopped = True
-        except SystemExit as error:
-            code = int(error.code or 0)
-            if sweep.current is None or sweep.abandon(sweep.current):
+        except (KeyboardInterrupt, SystemExit) as error:
+            stopped = _heard or isinstance(error, KeyboardInterrupt)
+            code = 0 if stopped else int(getattr(error, "code", 0) or 0)
+            if not stopped and (sweep.current is None or sweep.abandon(sweep.current)):
                 return code
         finally:
             worker.close()
-            signal.signal(signal.SIGINT, _on_signal_after)
+            signal.signal(signal.SIGINT, _interrupt)
     return max(sweep.finish(sweep.current, stopped), code) if sweep.current else 130 if stopped else 0
 
 
@@ -151,7 +160,9 @@ def _hydra() -> Any:
     return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=allowed)(job)()
 
 
-def _on_signal_after(number: int, frame: FrameType | None) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _heard
+    _heard = True
     raise KeyboardInterrupt
 
 
@@ -160,4 +171,4 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         progress.stop()
         os.write(2, b"\nFinishing the epoch, then stopping. Ctrl-C again stops now.\n")
     else:
-        raise KeyboardInterrupt
+        _interrupt(number, frame)

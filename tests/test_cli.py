@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from segsweep import cli, progress
 
 TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "epochs=2"]
 
@@ -111,3 +115,53 @@ def test_the_network_may_not_be_code_from_elsewhere(tmp_path):
     with pytest.raises(Exception, match="whitelist|allowed"):
         build(OmegaConf.create({"_target_": "segsweep.data.cache.os.system", "command": f"touch {tmp_path}/made"}))
     assert not (tmp_path / "made").exists()
+
+
+SWALLOWS = """
+import signal, sys
+from segsweep import cli, preflight
+
+def meets_a_ctrl_c(argv):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException:
+        raise AttributeError("half-way") from None
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+preflight.preflight = meets_a_ctrl_c
+sys.exit(cli.main())
+"""
+
+
+def test_a_ctrl_c_before_the_first_job_is_not_turned_into_an_error_by_a_library_that_it_meets():
+    done = subprocess.run([sys.executable, "-c", SWALLOWS, "seed=0"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize("error", [AttributeError("half-way"), SystemExit(1), KeyboardInterrupt()])
+def test_a_second_ctrl_c_stops_whatever_exception_it_becomes(monkeypatch, capsys, error):
+    def meets_two(*_):
+        signal.raise_signal(signal.SIGINT)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise error from None
+
+    monkeypatch.setattr(sys, "argv", ["segsweep", "seed=0"])
+    monkeypatch.setattr(cli, "_heard", False)
+    monkeypatch.setattr(cli, "_hydra", meets_two)
+    monkeypatch.setattr(progress, "_stop", threading.Event())
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert cli.main() == 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_error_without_a_ctrl_c_is_no_interruption(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["segsweep"])
+    monkeypatch.setattr("segsweep.preflight.preflight", lambda argv: {}["a defect"])
+    with pytest.raises(KeyError, match="a defect"):
+        cli.main()
