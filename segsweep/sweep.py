@@ -41,6 +41,7 @@ TOLD = ("finished", "continued", "reused")
 """How a job ends that has a whole run behind it."""
 FIRST_JOB_TRAINS = 8.0
 """Seconds after which nobody waits for this process any more."""
+NICE = 5
 _held = contextlib.ExitStack()
 
 
@@ -82,11 +83,21 @@ def _open(folder: Path, config: DictConfig, parent: bool) -> None:
 
 def _prepare() -> None:
     """Import what the report needs, a second or two, while the jobs train."""
+    _behind_the_jobs()
     with contextlib.suppress(ImportError):  # the report says so itself
         importlib.import_module("segsweep.report.files")
 
 
+def _behind_the_jobs() -> None:
+    """Give this thread less of the cores than a worker's: where two threads train, each waits for the slower, so what
+    is taken from one is lost on both. Autogroups (Linux's sched(7)) make this count within a session alone, and workers
+    stay in this one's."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+
+
 def _open_parent(folder: Path, record: dict[str, Any]) -> None:
+    _behind_the_jobs()
     from segsweep.tracking import at_once, close_dead, start_parent
 
     at_once()  # MLflow is imported here in any case

@@ -1,7 +1,7 @@
 """A worker: one process that runs one job after another for a launcher, and the launcher's handle on it.
 
-It is a plain subprocess in a session of its own, not a daemon of multiprocessing: a terminal's Ctrl-C does not reach
-it, it may start processes itself, and it ends with whatever becomes of its parent.
+It is a plain subprocess in a process group of its own, not a daemon of multiprocessing: a terminal's Ctrl-C does not
+reach it, it may start processes itself, and it ends with whatever becomes of its parent.
 """
 
 import atexit
@@ -45,7 +45,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=self.output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                process_group=0,
             )
         self.connection = Connection(ours.detach())
         self.ready = False

@@ -216,7 +216,7 @@ def test_what_the_budget_left_out_comes_first_next_time_and_what_failed_last(tmp
             (0, "finished"), (1, "not started"), (2, "not started"),
         ]  # fmt: skip
         failed = Job(0, asked[0], tmp_path)
-        failed.compose(made.context, made.config, made.planner)
+        failed.compose(made.compose, made.planner)
         failed.fail("nan", "the loss became nan")
         assert (failed.point.folder / "failure.json").exists()
         made.budget = 60.0

@@ -3,12 +3,12 @@
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from segsweep import artifacts, sweep
@@ -38,10 +38,10 @@ class Job:
         return self.rank < other.rank
 
     def compose(
-        self, context: HydraContext, master: DictConfig, planner: "Planner", longest_first: bool = False
+        self, composer: Callable[[list[str]], DictConfig], planner: "Planner", longest_first: bool = False
     ) -> None:
         """Its configuration, what is known of it, and its place: answers, then what never ran, then what failed."""
-        self.config = context.config_loader.load_sweep_config(master, self.overrides)
+        self.config = composer(self.overrides)
         with open_dict(self.config):
             self.config.hydra.job.id = str(self.number)
             self.config.hydra.job.num = self.number

@@ -1,7 +1,6 @@
 """One process' part in a search: the loop over free workers, and what each trial came to."""
 
 import contextlib
-import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from segsweep.signature import IGNORED, digest, without
 from segsweep.store import STATE
 from segsweep.study import Seeded, StorageGone, Study, counted, reaching, shown
 
+from ._compose import Composer
 from ._sampler import make_sampler
 from ._space import WHEN, read_space
 
@@ -41,7 +41,8 @@ class Search:
     """`sweeper`: a SearchSweeper that was set up. Raises HydraException where anything is wrong, before any job."""
 
     def __init__(self, sweeper: Any, arguments: list[str]):
-        self.config, self.context, self.launcher = sweeper.config, sweeper.hydra_context, sweeper.launcher
+        self.config, self.launcher = sweeper.config, sweeper.launcher
+        self.compose = Composer(sweeper.hydra_context.config_loader, sweeper.config)
         self.settings: dict[str, Any] = sweeper.settings
         for key, least, most in (("n_jobs", 1, math.inf), ("n_trials", 1, math.inf), ("max_failure_rate", 0, 1)):
             if (value := self.settings[key]) is not None and not least <= value <= most:
@@ -247,8 +248,7 @@ class Search:
 
     def _met(self, terms: list[Term], point: list[str]) -> bool:
         keys = {term.key for term in terms}
-        compose = functools.partial(self.context.config_loader.load_sweep_config, self.config)
-        found = values(point, keys, compose, WHEN)
+        found = values(point, keys, self.compose, WHEN)
         return all(term.holds(found[term.key]) for term in terms)
 
     def _point(self, trial: Trial) -> list[str]:

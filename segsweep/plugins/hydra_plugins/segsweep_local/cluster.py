@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segsweep import artifacts, progress
 from segsweep.worker import in_folder
 
+from ._compose import Composer
 from ._jobs import Job
 
 LOOK = 0.5
@@ -57,6 +58,7 @@ class ClusterLauncher(Launcher):
         setup_globals()
         configure_log(config.hydra.hydra_logging, config.hydra.verbose, hydra_context.execution_whitelist)
         self.context, self.task, self.config = hydra_context, task_function, config
+        self.compose = Composer(hydra_context.config_loader, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         sweep = Path(self.config.hydra.sweep.dir)
@@ -104,7 +106,7 @@ class ClusterLauncher(Launcher):
         from segsweep.plan import Planner  # not for every command, which all import the plugins
 
         try:
-            job.compose(self.context, self.config, Planner(Path(self.config.paths.runs)))
+            job.compose(self.compose, Planner(Path(self.config.paths.runs)))
         except (HydraException, OmegaConfBaseException):
             job.point = None
 
@@ -124,7 +126,7 @@ class RayLauncher(ClusterLauncher):
         task = functools.partial(in_folder, os.getcwd(), self.task)
         handles = []
         for job in jobs:
-            config = self.context.config_loader.load_sweep_config(self.config, job.overrides)
+            config = self.compose(job.overrides)
             OmegaConf.update(config, "hydra.job.id", str(job.number), force_add=True)
             OmegaConf.update(config, "hydra.job.num", job.number, force_add=True)
             config.hydra.sweep.dir = str(Path(config.hydra.sweep.dir).absolute())  # Ray's workers may start elsewhere

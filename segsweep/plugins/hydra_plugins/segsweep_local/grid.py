@@ -16,6 +16,8 @@ from segsweep import progress, sweep
 from segsweep.conditions import ABSENT, Term, condition, flat, values
 from segsweep.errors import nearest
 
+from ._compose import Composer
+
 WHERE = "sweep.exclude"
 
 
@@ -24,6 +26,7 @@ class GridSweeper(BasicSweeper):
 
     def __init__(self, params: DictConfig | None = None):
         super().__init__(max_batch_size=None, params=params)  # type: ignore[arg-type]
+        self._composer: Composer | None = None
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None
@@ -64,7 +67,9 @@ class GridSweeper(BasicSweeper):
     def _compose(self, point: Sequence[str]) -> DictConfig:
         assert self.config is not None
         assert self.hydra_context is not None
-        return self.hydra_context.config_loader.load_sweep_config(self.config, list(point))
+        if self._composer is None:
+            self._composer = Composer(self.hydra_context.config_loader, self.config)
+        return self._composer(point)
 
     def _record(self, points: list[list[str]]) -> None:
         """What the sweep's record could not know before: how many jobs, and every number of epochs among them."""

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segsweep import progress, recall, sweep, worker
 from segsweep.worker import Worker
 
+from ._compose import Composer
 from ._jobs import Job, oom_kills
 
 CLASSES = ("error", "nan", "oom", "killed", "timeout")
@@ -85,7 +86,7 @@ class LocalLauncher(Launcher):
         setup_globals()
         configure_log(config.hydra.hydra_logging, config.hydra.verbose, hydra_context.execution_whitelist)
         self.context, self.task, self.config = hydra_context, task_function, config
-        self.planner = Planner(Path(config.paths.runs))
+        self.planner, self.compose = Planner(Path(config.paths.runs)), Composer(hydra_context.config_loader, config)
         self.began = time.monotonic()
         visible = _devices(self.devices, config.device)
         self.slots = [
@@ -220,7 +221,7 @@ class LocalLauncher(Launcher):
             return False
         job = self.asked.popleft()
         try:
-            job.compose(self.context, self.config, self.planner, longest_first=len(self.slots) > 1)
+            job.compose(self.compose, self.planner, longest_first=len(self.slots) > 1)
             heapq.heappush(self.waiting, job)
         except (HydraException, OmegaConfBaseException) as error:
             self._fail(job, "error", str(error))

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segsweep.errors import SegsweepError
 
+from ._compose import Composer
+
 if TYPE_CHECKING:
     from segsweep.plan import Point
 
@@ -30,12 +32,11 @@ class PlanLauncher(Launcher):
         from segsweep.cli import job_name
         from segsweep.plan import Planner, Point, table
 
-        planner = Planner(Path(self.config.paths.runs))
+        planner, compose = Planner(Path(self.config.paths.runs)), Composer(self.context.config_loader, self.config)
         points: list[Point | SegsweepError] = []
         for overrides in job_overrides:
             try:
-                config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-                point = planner.point(*bare(config))
+                point = planner.point(*bare(compose(overrides)))
                 planner.network(point)
                 points.append(point)
             except SegsweepError as error:
