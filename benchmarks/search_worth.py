@@ -32,7 +32,7 @@ from optuna.storages import InMemoryStorage
 
 from benchmarks import common
 from segsweep import artifacts, cli, objective
-from segsweep.components import whitelist
+from segsweep.components import hydras
 from segsweep.config import conf_dir
 from segsweep.pruning import Judge, same
 
@@ -162,7 +162,7 @@ class Player:
         with initialize_config_dir(str(conf_dir())):
             given = [*overrides, *grid.fixed, "tracking=none", "hydra.sweep.dir=."]
             self.config = compose("config", overrides=given, return_hydra_config=True)
-            self.context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), whitelist())
+            self.context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), hydras())
         self.config.hydra.sweeper.params, self.config.search.when = {}, []
         self.config.search.study, self.config.search.storage = "replay", "memory://"
         if not any(o.startswith("search.trials=") for o in overrides):

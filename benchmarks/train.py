@@ -77,20 +77,20 @@ def ours(case: Case, root: str, decoded: Path, slices: int, device: str, options
     """An epoch of `slices` slices in segsweep, to be called again and again: its seconds."""
     cfg = composed(case, root, device, options)
     place = pick_device(cfg.device)
-    dataset = components.build(cfg.data)
+    dataset = components.build("data", cfg.data)
     volumes = cache.load(dataset, dataset.scan(decoded), decoded, 2)
     batches = partial(Batches, volumes, batch_size=case.batch, device=place)
     chosen = np.resize(np.arange(len(volumes.slices)), slices)
     torch.manual_seed(0)
-    model = components.build(cfg.model, in_channels=3).to(place, memory_format=torch.channels_last)
-    optimizer = components.build(cfg.optim)(model.parameters())
+    model = components.build("model", cfg.model, in_channels=3).to(place, memory_format=torch.channels_last)
+    optimizer = components.build("optim", cfg.optim)(model.parameters())
     once = partial(
         fit,
         model,
-        components.build(cfg.loss).to(place),
+        components.build("loss", cfg.loss).to(place),
         optimizer,
-        components.build(cfg.scheduler)(optimizer),
-        batches(chosen, augment=components.build(cfg.augment), shuffle=True),
+        components.build("scheduler", cfg.scheduler)(optimizer),
+        batches(chosen, augment=components.build("augment", cfg.augment), shuffle=True),
         batches(chosen[:2]),
         part="test",
         patients=len(volumes.patients),

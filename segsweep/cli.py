@@ -154,10 +154,9 @@ def _in_workers(argv: list[str]) -> bool:
 
 
 def _hydra() -> Any:
-    from segsweep.components import HYDRAS, whitelist
+    from segsweep.components import hydras
 
-    allowed = [*HYDRAS, *whitelist()]
-    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=allowed)(job)()
+    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(job)()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -4,49 +4,219 @@ conf/ is the registry: a component is any class or function that the whitelist a
 schema. A configuration from elsewhere therefore cannot call anything but what is listed here.
 """
 
+import contextlib
+import functools
 import importlib
 import inspect
 import math
 import os
+import sys
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import execution_whitelist, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config import GROUPS, Config, range_problem, ranges
-from segsweep.errors import SegsweepError, nearest
+from segsweep.errors import ConfigError, SegsweepError, nearest
 
 ALLOW = "SEGSWEEP_ALLOW"
-PRUNERS = "optuna.pruners.*"
 GIVEN = {"model": {"in_channels"}, "optim": {"params"}, "scheduler": {"optimizer"}}
 """Arguments that the run itself passes."""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a group's `_target_` may be without any leave: a public class that is found in one of `modules` (and made
+    there, if it is this program's), a subclass of `base` (dotted) or a class with all `methods`."""
+
+    modules: tuple[str, ...]
+    base: str | None = None
+    methods: tuple[str, ...] = ()
+
+    def lists(self, target: str) -> bool:
+        """By its name alone, before anything is imported."""
+        module, _, name = target.rpartition(".")
+        return module in self.modules and name.isidentifier() and not name.startswith("_")
+
+    def fits(self, found: Any, target: str) -> bool:
+        if not isinstance(found, type):
+            return False
+        at_home = not target.startswith("segsweep.") or found.__module__ == target.rpartition(".")[0]
+        return at_home and self.is_base_of(found)
+
+    def is_base_of(self, found: type) -> bool:
+        if self.base:
+            return issubclass(found, _get(self.base))
+        return all(callable(getattr(found, method, None)) for method in self.methods)
+
+    def __str__(self) -> str:
+        names = [f"{module}.NAME" for module in self.modules]
+        return f"{', '.join(names)} ({self.what})"
+
+    @property
+    def what(self) -> str:
+        return f"a {self.base}" if self.base else f"something with {' and '.join(self.methods)}"
+
+
+KINDS = {
+    "model": Kind(("segsweep.models.unet", "segsweep.models.r2unet", "torch.nn"), "torch.nn.Module"),
+    "loss": Kind(("segsweep.losses", "torch.nn"), "torch.nn.Module"),
+    "optim": Kind(("torch.optim",), "torch.optim.Optimizer"),
+    "scheduler": Kind(("torch.optim.lr_scheduler",), "torch.optim.lr_scheduler.LRScheduler"),
+    "data": Kind(("segsweep.data.phantom", "segsweep.data.lgg", "segsweep.data.folder"), methods=("scan", "decode")),
+    "split": Kind(("segsweep.data.split",), methods=("__call__",)),
+    "augment": Kind(("segsweep.data.augment",), methods=("__call__",)),
+    "pruner": Kind(("optuna.pruners",), "optuna.pruners.BasePruner"),
+}
 HYDRAS = ("segsweep.sweep.SweepCallback", "logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
 """What Hydra calls for itself, and a component of a run may not."""
+SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
-def whitelist() -> list[str]:
-    """Targets that a component may be. One's own package: SEGSWEEP_ALLOW=mypackage.* in the environment, which a
-    configuration from elsewhere cannot set."""
-    own = [entry.strip() for entry in os.environ.get(ALLOW, "").split(",") if entry.strip()]
-    return ["segsweep.models.*", "segsweep.losses.*", "segsweep.data.*", "torch.nn.*", "torch.optim.*", PRUNERS, *own]
+@cache
+def own() -> tuple[str, ...]:
+    """One's own packages, SEGSWEEP_ALLOW=mypackage.*: trusted as code is, as a configuration may call anything in them.
+
+    Read once, so that nothing which a job's configuration does to the environment adds to it."""
+    return tuple(entry.strip() for entry in os.environ.get(ALLOW, "").split(",") if entry.strip())
 
 
-def allowed(target: str) -> bool:
-    return any(target == entry or (entry.endswith(".*") and target.startswith(entry[:-1])) for entry in whitelist())
+def is_own(target: str) -> bool:
+    return any(target == entry or (entry.endswith(".*") and target.startswith(entry[:-1])) for entry in own())
 
 
-def build(node: DictConfig, **given: Any) -> Any:
-    """The component of a group; ValueError and TypeError of its constructor keep their message."""
+def hydras() -> list[str]:
+    """What Hydra may call for itself: nothing of what a component may be."""
+    return [*HYDRAS, *own()]
+
+
+def locate(target: str, kind: Kind) -> Any:
+    """The class that `target` names, or anything of one's own.
+
+    Raises ConfigError, before its module is imported, where the name is not listed, and where it is of another kind."""
+    if is_own(target):
+        try:
+            return _get(target)
+        except Exception as error:  # importing somebody's module can raise anything
+            raise ConfigError(f"cannot be imported: {error.__cause__ or error}") from error
+    if not kind.lists(target):
+        hint = f"for your own package set {ALLOW}=package.* in the environment"
+        raise ConfigError(f"not allowed to be called; allowed are {kind}; {hint}")
     try:
-        return instantiate(node, **given, _execution_whitelist_=execution_whitelist(whitelist(), reset=True))
+        found = _get(target)
+    except (ImportError, AttributeError):
+        module, _, name = target.rpartition(".")
+        names = [n for n, value in vars(importlib.import_module(module)).items() if kind.fits(value, f"{module}.{n}")]
+        raise ConfigError(f"{module} has no {name}{nearest(name, names)}") from None
+    if not kind.fits(found, target):
+        raise ConfigError(f"not allowed to be called; allowed are {kind}")
+    return found
+
+
+def _get(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name != module or "." not in module:
+            raise
+        return getattr(_get(module), name)  # of a class: mypackage.Net.small
+
+
+def targets(group: str, node: Any) -> list[str]:
+    """The names of all that building a group's resolved `node` calls: as they are given, and as Hydra finds them.
+
+    Raises ConfigError naming the first that is not allowed. A component inside another is allowed where an argument is
+    declared for it (`wrapped_pruner: BasePruner | None`); inside one's own, of every kind."""
+    found: list[str] = []
+    _collect(group, node, (KINDS[group],), found)
+    return found
+
+
+def _collect(place: str, node: Any, kinds: tuple[Kind, ...], found: list[str]) -> None:
+    if isinstance(node, list | tuple):
+        for index, item in enumerate(node):
+            _collect(f"{place}[{index}]", item, kinds, found)
+    if not isinstance(node, Mapping):
+        return
+    target = node.get("_target_")
+    inside: Callable[[str], tuple[Kind, ...]] = lambda key: kinds  # noqa: E731 - in a mapping, as around it
+    if target is not None:
+        if not isinstance(target, str):
+            raise ConfigError(f"{place}._target_={target}: the name of a class is needed")
+        if unknown := [key for key in node if str(key).startswith("_") and key not in SPECIAL]:
+            raise ConfigError(f"{place}.{unknown[0]}: not allowed; a component takes {', '.join(SPECIAL)} and its keys")
+        kind = next((k for k in kinds if k.lists(target)), kinds[0] if kinds else None)
+        if kind is None and not is_own(target):
+            raise ConfigError(f"{place}._target_={target}: not allowed to be called; nothing is to be built here")
+        try:
+            component = locate(target, kind or KINDS["model"])
+        except ConfigError as error:
+            raise ConfigError(f"{place}._target_={target}: {error}") from error.__cause__
+        found += [target, f"{getattr(component, '__module__', '')}.{getattr(component, '__qualname__', '')}"]
+        inside = _declared(component, is_own(target))
+    for key, item in node.items():
+        if isinstance(item, Mapping | list | tuple):
+            _collect(f"{place}.{key}", item, inside(str(key)), found)
+
+
+def _declared(component: Any, free: bool) -> Callable[[str], tuple[Kind, ...]]:
+    """Argument -> the kinds of component that it takes; `free`: every argument takes all."""
+    if free:
+        return lambda key: tuple(KINDS.values())
+    hints: dict[str, Any] = {}
+    with contextlib.suppress(TypeError, NameError, AttributeError):  # annotations that cannot be read declare nothing
+        hints = get_type_hints(component.__init__)
+    # a base that nothing has imported is no annotation's
+    known = [kind for kind in KINDS.values() if kind.base and kind.base.rpartition(".")[0] in sys.modules]
+    return lambda key: tuple(kind for kind in known if any(map(kind.is_base_of, _classes(hints.get(key)))))
+
+
+def _classes(hint: Any) -> Iterator[type]:
+    if isinstance(hint, type):
+        yield hint
+    for part in get_args(hint):
+        yield from _classes(part)
+
+
+def modules(config: Mapping[str, Any]) -> set[str]:
+    """Modules of one's own, and of other packages, that the targets of a resolved configuration lie in: the one that
+    names it, the one that it was written in, and those of what it inherits from."""
+    found: set[str] = set()
+    for target in _own_targets(config):
+        thing = _get(target)
+        while hasattr(thing, "__wrapped__") or isinstance(thing, functools.partial):
+            thing = thing.func if isinstance(thing, functools.partial) else thing.__wrapped__
+        kinds = inspect.getmro(thing) if isinstance(thing, type) else (thing,)
+        found |= {target.rpartition(".")[0], *(getattr(each, "__module__", None) or "" for each in kinds)}
+    return found
+
+
+def _own_targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(target := node.get("_target_"), str) and is_own(target):
+            yield target
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for item in node:
+            yield from _own_targets(item)
+
+
+def build(group: str, node: Any, **given: Any) -> Any:
+    """The component of a group; ValueError and TypeError of its constructor keep their message.
+
+    What is checked is what is built: Hydra is given the resolved node and may call its checked targets alone."""
+    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, Container) else node
+    allowed = execution_whitelist([*targets(group, plain), *own()], reset=True)
+    try:
+        return instantiate(plain, **given, _execution_whitelist_=allowed)
     except InstantiationException as error:
         raise error.__cause__ or error from None
 
@@ -128,16 +298,11 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
     target = node.get("_target_")
     if not isinstance(target, str):
         return [f"{group}: no _target_; choose an option, such as {group}={_default(group)}"], None
-    if not allowed(target):
-        return [
-            f"{group}._target_={target}: not allowed to be called; allowed are {', '.join(whitelist())}; "
-            f"for your own package set {ALLOW}=package.* in the environment"
-        ], None
     try:
-        module, _, name = target.rpartition(".")
-        signature = inspect.signature(getattr(importlib.import_module(module), name))
-    except Exception as error:  # importing somebody's module can raise anything
-        return [f"{group}._target_={target}: cannot be imported: {error}"], None
+        targets(group, node)
+        signature = inspect.signature(locate(target, KINDS[group]))
+    except (ConfigError, TypeError, ValueError) as error:  # the last two: of what has no signature, or is not callable
+        return [f"{error}" if isinstance(error, ConfigError) else f"{group}._target_={target}: {error}"], None
     mistakes = _check_keys(group, node, signature)
     if group in ("optim", "scheduler") and node.get("_partial_") is not True:
         (added,) = GIVEN[group]
@@ -160,7 +325,7 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
             with warnings.catch_warnings():
                 if group == "pruner":  # Optuna calls some of its own experimental
                     warnings.simplefilter("ignore")
-                component = build(cfg[group], **given)
+                component = build(group, node, **given)
             made = component(**dummy) if dummy else component
             _try(group, made)
             _right[known] = made if group == "optim" else None
@@ -175,6 +340,8 @@ def _try(group: str, made: Any) -> None:
     """One step on next to nothing, for what constructors let through: a loss that is no mean, a schedule over zero."""
     import torch
 
+    if not KINDS[group].is_base_of(type(made)):
+        raise ValueError(f"gives {type(made).__name__}; {KINDS[group].what} is needed")
     if group == "loss":
         target = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
         value = made(torch.zeros(2, 1, 2, 2), target)

@@ -10,6 +10,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -45,15 +46,17 @@ def now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def facts(device: torch.device) -> dict[str, Any]:
-    """device, versions and git commit (None outside a checkout; `+` marks uncommitted changes)."""
-    return {"device": device_name(device), "versions": versions(), "commit": commit()}
+def facts(device: torch.device, modules: Iterable[str] = ()) -> dict[str, Any]:
+    """device, versions (those of the packages that `modules` are in, too) and git commit (None outside a checkout; `+`
+    marks uncommitted changes)."""
+    others = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
+    return {"device": device_name(device), "versions": versions(*sorted(others)), "commit": commit()}
 
 
 @lru_cache
-def versions() -> dict[str, str]:
+def versions(*others: str) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *others):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

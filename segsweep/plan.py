@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from segsweep import artifacts, components
 from segsweep.artifacts import Checkpoints
 from segsweep.errors import SegsweepError
-from segsweep.signature import signatures
+from segsweep.signature import IGNORED, code, signatures, without
 
 RECORDS = 500
 """Most records that are read for their times, the newest first."""
@@ -76,11 +76,12 @@ class Planner:
         from segsweep.environment import device_name
 
         manifest, (height, width, channels) = self._look(cfg)
-        split = components.build(cfg.split)(manifest.patients)
+        split = components.build("split", cfg.split)(manifest.patients)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         device = pick_device(cfg.device)
         precision = config["precision"] = pick_precision(cfg.precision, device)
-        ids = signatures(config, manifest.digest, split.digest)
+        own = code(*components.modules(without(config, IGNORED)))
+        ids = signatures(config, manifest.digest, split.digest, own)
         folder = self.runs / "runs" / ids["signature"]
         there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= cfg.epochs]
         finished = cfg.reuse and (folder / "result.json").exists()
@@ -115,7 +116,7 @@ class Planner:
         """The manifest, and the shape of an image: of the first patient, decoded."""
         key = str(OmegaConf.to_container(cfg.data, resolve=True))
         if key not in self._data:
-            dataset = components.build(cfg.data)
+            dataset = components.build("data", cfg.data)
             manifest = dataset.scan(Path(cfg.paths.cache))
             images, _ = dataset.decode(manifest, next(iter(manifest.patients)))
             self._data[key] = manifest, images.shape[1:]
@@ -157,7 +158,7 @@ class Planner:
 def _measure(model: DictConfig, channels: int, height: int, width: int) -> tuple[int, float]:
     from segsweep.evaluate import flops
 
-    network = components.build(model, in_channels=channels)
+    network = components.build("model", model, in_channels=channels)
     return sum(p.numel() for p in network.parameters() if p.requires_grad), flops(network, channels, height, width)
 
 

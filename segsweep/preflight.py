@@ -334,9 +334,9 @@ def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str
         keys = [str(OmegaConf.to_container(cfg[group], resolve=True)) for group in ("data", "split")]
         try:
             if keys[0] not in seen:
-                seen[keys[0]] = components.build(cfg.data).scan(Path(cfg.paths.cache))
+                seen[keys[0]] = components.build("data", cfg.data).scan(Path(cfg.paths.cache))
             if "\n".join(keys) not in seen:
-                seen["\n".join(keys)] = split = components.build(cfg.split)(seen[keys[0]].patients)
+                seen["\n".join(keys)] = split = components.build("split", cfg.split)(seen[keys[0]].patients)
                 if scores:
                     objective.check_part(split, scores)
             if OmegaConf.select(cfg, "pruner._target_"):

@@ -77,7 +77,7 @@ def make(node: DictConfig) -> "optuna.pruners.BasePruner":
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-        return components.build(node)
+        return components.build("pruner", node)
 
 
 def attempt(pruner: "optuna.pruners.BasePruner") -> None:

@@ -30,7 +30,7 @@ from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.evaluate import Evaluation, evaluate, flops, patient_table
 from segsweep.metrics import summarise
 from segsweep.recall import FILES, restore
-from segsweep.signature import IGNORED, code_fingerprint, signatures, without
+from segsweep.signature import IGNORED, code, fingerprint, signatures, without
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
 from segsweep.train import SELECT_BY, fit
 
@@ -186,14 +186,16 @@ class _Asked:
         runs, self.decoded = Path(cfg.paths.runs), Path(cfg.paths.cache)
 
         progress.emit("note", text="reading the data set")
-        self.dataset, splitter = components.build(cfg.data), components.build(cfg.split)
+        self.dataset, splitter = components.build("data", cfg.data), components.build("split", cfg.split)
         self.manifest = self.dataset.scan(self.decoded)
         self.split = splitter(self.manifest.patients)
         self.part = "val" if len(self.split.val) else "test"
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         # the device does not belong to the identity, the arithmetic does
         self.config: dict[str, Any] = config | {"precision": self.precision}
-        self.ids = signatures(self.config, self.manifest.digest, self.split.digest)
+        self.modules = components.modules(without(self.config, IGNORED))
+        self.code = code(*self.modules)
+        self.ids = signatures(self.config, self.manifest.digest, self.split.digest, self.code)
         self.folder = runs / "runs" / self.ids["signature"]
         self.checkpoints = Checkpoints(runs / "trajectories" / self.ids["trajectory"])
         record = (artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}
@@ -212,7 +214,7 @@ class _Built:
         cfg, split, device = asked.cfg, asked.split, asked.device
         self.volumes = cache.load(asked.dataset, asked.manifest, asked.decoded, cfg.workers or os.cpu_count() or 1)
         batches = partial(Batches, self.volumes, device=device)
-        augment = components.build(cfg.augment)
+        augment = components.build("augment", cfg.augment)
         self.train = batches(split.train, batch_size=cfg.batch_size, augment=augment, shuffle=True)
         self.test = batches(split.test, batch_size=cfg.eval_batch_size)
         self.part = asked.part
@@ -221,11 +223,11 @@ class _Built:
         height, width, channels = self.volumes.images.shape[1:]
 
         torch.manual_seed(cfg.seed)
-        model = components.build(cfg.model, in_channels=channels)
+        model = components.build("model", cfg.model, in_channels=channels)
         self.model = model.to(device, memory_format=torch.channels_last)
-        self.loss = components.build(cfg.loss).to(device)
-        self.optimizer = components.build(cfg.optim)(self.model.parameters())
-        self.scheduler = components.build(cfg.scheduler)(self.optimizer)
+        self.loss = components.build("loss", cfg.loss).to(device)
+        self.optimizer = components.build("optim", cfg.optim)(self.model.parameters())
+        self.scheduler = components.build("scheduler", cfg.scheduler)(self.optimizer)
         self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         network = f"{asked.config['model']} {channels}x{height}x{width}"
         self.gflops = _gflops[network] = _gflops.get(network) or flops(self.model, channels, height, width, device)
@@ -303,7 +305,12 @@ def _describe(asked: _Asked, built: _Built | None = None) -> None:
         asked.folder / "run.json",
         asked.ids
         | {"name": asked.name, "command": asked.command, "created": environment.now(), "choices": choices}
-        | {"code": code_fingerprint(), "factors": factors(asked.config, choices), "evaluated_on": asked.part}
+        | {
+            "code": fingerprint(code()),
+            "files": asked.code,
+            "factors": factors(asked.config, choices),
+            "evaluated_on": asked.part,
+        }
         | {
             "data": {
                 "name": choices.get("data"),
@@ -324,7 +331,7 @@ def _describe(asked: _Asked, built: _Built | None = None) -> None:
             "gflops": built.gflops if built else None,
             "precision": asked.precision,
         }
-        | environment.facts(asked.device),
+        | environment.facts(asked.device, asked.modules),
     )
 
 

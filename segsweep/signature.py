@@ -1,15 +1,19 @@
 """What makes two runs the same run: a hash of everything that decides the numbers.
 
 The full resolved configuration counts, less a short list of keys that decide where and how fast but not what; a delta
-against defaults would call two runs the same after a default has changed.
+against defaults would call two runs the same after a default has changed. So does the code: this program's, and every
+module of one's own that a component reaches by importing, outside site-packages and the standard library.
 """
 
 import ast
 import hashlib
 import importlib.util
 import json
+import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ IGNORED = (
 `data.root`, and `model.width` `data.model_width`."""
 REPEATS = ("seed", "split.fold")
 """Keys in which the repeats of one configuration differ."""
-CODE = ("models", "data", "losses.py", "metrics.py", "train.py", "evaluate.py")
+CODE = ("models", "data", "losses", "metrics", "train", "evaluate", "device")
 """What computes results, inside the package."""
 
 
@@ -49,14 +53,13 @@ def without(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return kept
 
 
-def signatures(config: Mapping[str, Any], data: str, split: str) -> dict[str, str]:
+def signatures(config: Mapping[str, Any], data: str, split: str, files: Mapping[str, str]) -> dict[str, str]:
     """`signature`, `group` (less seed and fold) and `trajectory` (less epochs) of a resolved configuration.
 
-    A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`), so that runs of different
-    length share a trajectory exactly when their epochs are the same computation.
+    `files`: what `code` gives. A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`),
+    so that runs of different length share a trajectory exactly when their epochs are the same computation.
     """
-    kept = without(config, IGNORED)
-    identity: dict[str, Any] = {"config": kept, "code": code_fingerprint(*_foreign(kept))}
+    identity: dict[str, Any] = {"config": without(config, IGNORED), "code": fingerprint(files)}
     whole = identity | {"data": data, "split": split}
     return {
         "signature": digest(whole),
@@ -65,30 +68,94 @@ def signatures(config: Mapping[str, Any], data: str, split: str) -> dict[str, st
     }
 
 
-def _foreign(config: Any) -> Iterator[str]:
-    """Modules outside segsweep and torch that the configuration's targets live in."""
-    if isinstance(config, Mapping):
-        target = config.get("_target_")
-        if isinstance(target, str) and target.split(".")[0] not in ("segsweep", "torch"):
-            yield target.rpartition(".")[0]
-        for item in config.values():
-            yield from _foreign(item)
+def fingerprint(files: Mapping[str, str]) -> str:
+    """Of the code in `files`, by whatever name it was imported: `src.net`, `net`, or the script that was started."""
+    return digest(sorted([name.rpartition(".")[2], content] for name, content in files.items()))
 
 
-@lru_cache
-def code_fingerprint(*modules: str) -> str:
-    """Hash of the code that computes results, without comments, docstrings and layout: those retrain nothing."""
+@cache
+def code(*modules: str) -> dict[str, str]:
+    """Module -> hash of its code: of this program's that compute results, and of one's own that `modules` reach.
+
+    Comments, docstrings and layout do not count: those retrain nothing. A process keeps what it has found, as it keeps
+    what it has imported."""
     package = Path(__file__).parent
-    own = [f for name in CODE for f in ([package / name] if name.endswith(".py") else (package / name).glob("*.py"))]
-    code = {str(file.relative_to(package)): _code(file) for file in own}
-    for module in modules:  # that module alone, not what it imports
-        if (spec := importlib.util.find_spec(module)) and spec.origin:
-            code[f"module {module}"] = _code(Path(spec.origin))
-    return digest(code)
+    files = {f"{package.name}.{name}": package / f"{name}.py" for name in CODE}
+    folders = [name for name in CODE if (package / name).is_dir()]
+    files |= {f"{package.name}.{name}.{f.stem}": f for name in folders for f in sorted((package / name).glob("*.py"))}
+    files = {name: file for name, file in files.items() if file.exists()}
+    return {name: digest(_code(file)) for name, file in (files | reached(*modules)).items()}
+
+
+def reached(*modules: str) -> dict[str, Path]:
+    """Module -> file of one's own code that importing `modules` comes to, read and not run: their packages, what they
+    import at any place, and what that imports; neither the standard library nor installed packages nor this one."""
+    found: dict[str, Path] = {}
+    todo, seen = list(modules), set()
+    while todo:
+        if (name := todo.pop()) in seen:
+            continue
+        seen.add(name)
+        todo += [name.rpartition(".")[0]] if "." in name else []
+        origin, is_package = _find(name)
+        if origin is None or not _is_own(origin):
+            continue
+        found[origin.stem if name == "__main__" else name] = origin
+        if origin.suffix == ".py":
+            todo += _imports(origin, name if is_package else name.rpartition(".")[0])
+    return found
+
+
+def _find(name: str) -> tuple[Path | None, bool]:
+    """A module's file, None where it has none, and whether it is a package. Imports nothing."""
+    top, *rest = name.split(".")
+    if top in sys.stdlib_module_names or top in ("", "segsweep"):
+        return None, False
+    if file := getattr(sys.modules.get(name), "__file__", None):
+        return Path(file), hasattr(sys.modules[name], "__path__")
+    try:
+        spec = importlib.util.find_spec(top)
+        for length in range(len(rest)):
+            if spec is None or spec.submodule_search_locations is None:
+                return None, False
+            spec = PathFinder.find_spec(".".join([top, *rest[: length + 1]]), list(spec.submodule_search_locations))
+    except (ImportError, ValueError):  # a module that was made without a place in the system of imports
+        return None, False
+    if spec is None:
+        return None, False
+    return Path(spec.origin) if spec.has_location and spec.origin else None, spec.submodule_search_locations is not None
+
+
+def _is_own(file: Path) -> bool:
+    file = file.resolve()
+    others = (Path(sysconfig.get_path("stdlib")).resolve(), Path(__file__).resolve().parent)
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    return not installed and not any(file.is_relative_to(folder) for folder in others)
+
+
+def _imports(file: Path, package: str) -> Iterator[str]:
+    """All that a module may import, by absolute names; of `from a import b` both a and a.b, whichever is a module."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        match node:
+            case ast.Import(names=names):
+                yield from (name.name for name in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                around = package.split(".")[: len(package.split(".")) + 1 - level] if level else []
+                base = ".".join([*around, *([module] if module else [])])
+                yield base
+                yield from (f"{base}.{name.name}" for name in names)
+            case ast.Call(
+                func=ast.Name(id=called) | ast.Attribute(attr=called), args=[ast.Constant(value=str(name)), *_]
+            ):
+                if called in ("import_module", "__import__"):
+                    yield name
 
 
 def _code(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    """What a module's code is compared by."""
+    if file.suffix != ".py":  # compiled
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    tree = ast.parse(file.read_bytes())
     for node in ast.walk(tree):
         match node:
             case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node, clean=False) is not None:

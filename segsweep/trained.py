@@ -88,7 +88,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
     try:
         config = OmegaConf.load(folder / "config.yaml")
         channels, size = int(info["data"]["image_shape"][2]), config.data.get("image_size")
-        model = components.build(config.model, in_channels=channels)
+        model = components.build("model", config.model, in_channels=channels)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {error}") from error
     except SegsweepError:

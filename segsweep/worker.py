@@ -121,7 +121,7 @@ def main() -> None:
             connection.send_bytes(pickle.dumps(message))
 
     progress.send_to(_thinned(lambda event: send("event", event)))
-    from segsweep import cli, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
+    from segsweep import cli, components, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
 
     def ask(*question: Any) -> bool:
         send("restore", *question)
@@ -130,6 +130,7 @@ def main() -> None:
     tracking.elsewhere = lambda mirror: send("mirror", mirror)
     recall.ask = ask
 
+    components.own()  # before a job's configuration may change the environment
     send("ready")
     context: dict[str, Any] = {}
     while True:

@@ -42,6 +42,19 @@ def lgg() -> Path:
     return folder
 
 
+@pytest.fixture
+def allow(monkeypatch):
+    """`allow("mine.*")`: SEGSWEEP_ALLOW for this process, which reads it once, and for those that it starts."""
+    from segsweep import components
+
+    def set_to(packages: str) -> None:
+        monkeypatch.setenv("SEGSWEEP_ALLOW", packages)
+        components.own.cache_clear()
+
+    yield set_to
+    components.own.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def made_store(tmp_path_factory):
     """Making a store takes seconds: one is made, and copied."""

@@ -20,7 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 
 from segsweep import cli, progress
-from segsweep.components import whitelist
+from segsweep.components import hydras
 from segsweep.config import conf_dir
 
 cli.plugins.register()
@@ -57,7 +57,7 @@ def engine(folder: Path) -> Any:
     with initialize_config_dir(str(conf_dir())):
         config = compose("config", overrides=[*overrides, "tracking=none"], return_hydra_config=True)
         made = Engine()
-        context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), whitelist())
+        context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), hydras())
         made.setup(hydra_context=context, task_function=cli.job, config=config)
         yield made
     progress.send_to(lambda event: None)

@@ -27,7 +27,7 @@ def test_an_experiment_is_its_row(row):
     assert (choices.data, choices.scheduler, choices.augment) == ("lgg", "constant", "none")
     assert (cfg.data.image_size, cfg.model.width, cfg.data.normalise) == (256, 64, "unit")
     assert (cfg.split.val, cfg.split.test) == (0.0, 0.2)
-    assert sum(p.numel() for p in build(cfg.model, in_channels=3).parameters()) == row["params"]
+    assert sum(p.numel() for p in build("model", cfg.model, in_channels=3).parameters()) == row["params"]
 
 
 def test_an_override_applies_to_every_experiment():

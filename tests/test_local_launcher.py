@@ -25,7 +25,7 @@ from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
 from segsweep import cli, progress, worker
-from segsweep.components import whitelist
+from segsweep.components import hydras
 from segsweep.config import conf_dir
 
 cli.plugins.register()
@@ -44,7 +44,7 @@ def launcher(folder: Path, **settings: Any) -> Iterator[LocalLauncher]:
     overrides = [f"paths.runs={folder}", f"hydra.sweep.dir={folder}/sweep", f"paths.cache={folder}/cache", *TINY]
     with initialize_config_dir(str(conf_dir())):
         config = compose("config", overrides=[*overrides, "tracking=none"], return_hydra_config=True)
-        context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), whitelist())
+        context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), hydras())
         made = LocalLauncher(**values)
         made.setup(hydra_context=context, task_function=toy_jobs.job, config=config)
         try:

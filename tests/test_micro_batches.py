@@ -90,8 +90,8 @@ def test_micro_batches_are_another_run_and_evaluated_alike(tmp_path):
     assert whole.metrics["train/loss"] == pytest.approx(parts.metrics["train/loss"], rel=0.1)
 
 
-def test_out_of_memory_says_what_helps(tmp_path, monkeypatch):
-    monkeypatch.setenv("SEGSWEEP_ALLOW", "hungry.*")
+def test_out_of_memory_says_what_helps(tmp_path, allow):
+    allow("hungry.*")
     outcome = do(tmp_path, "model._target_=hungry.Hungry")
     assert (outcome.status, outcome.failure) == ("failed", "oom")
     first, second = outcome.error.splitlines()

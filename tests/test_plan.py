@@ -205,9 +205,11 @@ class Net(UNet):
 
 
 @pytest.mark.slow
-def test_a_network_that_cannot_be_traced_fails_alone_and_is_named_in_plan_table_and_mlflow(tmp_path, monkeypatch):
+def test_a_network_that_cannot_be_traced_fails_alone_and_is_named_in_plan_table_and_mlflow(
+    tmp_path, monkeypatch, allow
+):
     (tmp_path / "boom_of_test.py").write_text(BOOM)
-    monkeypatch.setenv("SEGSWEEP_ALLOW", "boom_of_test.*")
+    allow("boom_of_test.*")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     few = [o for o in TINY if not o.startswith("model.width")]
     grid = ["model._target_=boom_of_test.Net", "model.width=4,6,8", "epochs=1", *few]

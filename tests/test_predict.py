@@ -40,7 +40,7 @@ def made(tmp_path_factory):
         place, "optim.lr=0.01", "loss=tversky", "batch_size=4", "split.test=0.34"
     )  # predicts too much, not nothing
     assert outcome.status == "finished", outcome.error
-    data = build(OmegaConf.load(outcome.folder / "config.yaml").data)
+    data = build("data", OmegaConf.load(outcome.folder / "config.yaml").data)
     manifest = data.scan(place)
     for patient, names in manifest.patients.items():
         folder = place / "tree" / patient

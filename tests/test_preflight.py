@@ -125,10 +125,10 @@ def test_a_data_set_that_is_not_there_is_told_before_any_job(tmp_path):
     assert str(tmp_path / "none") in text
 
 
-def test_a_component_of_ones_own_runs_once_the_environment_allows_it(tmp_path, monkeypatch):
+def test_a_component_of_ones_own_runs_once_the_environment_allows_it(tmp_path, monkeypatch, allow):
     (tmp_path / "mylosses_of_test.py").write_text("import torch\nclass Mine(torch.nn.BCEWithLogitsLoss):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     argv = ["loss=bce", "loss._target_=mylosses_of_test.Mine", f"paths.cache={tmp_path}"]
     assert "not allowed" in message(*argv)
-    monkeypatch.setenv("SEGSWEEP_ALLOW", "mylosses_of_test.*")
+    allow("mylosses_of_test.*")
     assert preflight(argv).jobs == 1

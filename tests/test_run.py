@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -34,6 +35,42 @@ def weights(outcome: Outcome, name: str = "last.pt") -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+NET = """import torch
+class Net(torch.nn.Conv2d):
+    def __init__(self, in_channels): super().__init__(in_channels, 1, 3, padding=1)
+    def forward(self, x): return FACTOR * super().forward(x)
+"""
+
+
+def test_an_edited_network_of_ones_own_is_trained_anew(tmp_path, monkeypatch, allow):
+    """Under another name than its module's, and where the epochs before could be gone on with."""
+    from segsweep import signature
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    allow("net_of_run.*")
+    (tmp_path / "net_of_run").mkdir()
+    (tmp_path / "net_of_run" / "__init__.py").write_text("from net_of_run.net import Net")
+    asked = ["model._target_=net_of_run.Net", "~model.width", "~model.depth", "scheduler=constant"]
+
+    def edited(factor: int, epochs: int) -> Outcome:
+        (tmp_path / "net_of_run" / "net.py").write_text(NET.replace("FACTOR", str(factor)))
+        signature.code.cache_clear()  # a process of its own
+        for name in [name for name in sys.modules if name.startswith("net_of_run")]:
+            del sys.modules[name]
+        with monkeypatch.context() as patch:
+            patch.setitem(globals(), "TINY", [o for o in TINY if not o.startswith("model.")])
+            return do(tmp_path, f"epochs={epochs}", *asked)
+
+    first = edited(1, epochs=1)
+    assert first.status == "finished"
+    assert edited(1, epochs=1).status == "reused"
+    assert edited(1, epochs=2).status == "continued"
+    assert edited(22, epochs=1).status == "finished"
+    assert edited(22, epochs=2).status == "continued"
+    about = json.loads((first.folder / "run.json").read_text())
+    assert {"net_of_run", "net_of_run.net"} <= set(about["files"])
 
 
 def test_the_record_is_whole(tmp_path):

@@ -1,6 +1,9 @@
 """What makes two runs the same run."""
 
 import copy
+import importlib
+import os
+import sys
 
 import pytest
 
@@ -26,11 +29,11 @@ def ids(changes: dict | None = None, data: str = "d", split: str = "s") -> dict[
         for part in path:
             node = node[part]
         node[last] = value
-    return signature.signatures(config, data, split)
+    return signature.signatures(config, data, split, {})
 
 
 def test_the_order_of_keys_does_not_matter():
-    assert signature.signatures(dict(reversed(CONFIG.items())), "d", "s") == ids()
+    assert signature.signatures(dict(reversed(CONFIG.items())), "d", "s", {}) == ids()
 
 
 def test_a_whole_number_is_the_same_however_it_is_written():
@@ -85,10 +88,108 @@ def test_comments_and_docstrings_retrain_nothing_and_code_does(tmp_path):
     assert signature._code(with_doc) == signature._code(plain)
 
 
-def test_a_component_of_ones_own_belongs_to_the_identity(tmp_path, monkeypatch):
-    module = tmp_path / "mine_for_signature.py"
-    module.write_text("def f():\n    return 1\n")
+NET = "class Net:\n    pass\n"
+PROJECTS = {
+    "its own module": ({"mine.py": NET}, "mine.Net", "mine.py"),
+    "re-exported by its package": (
+        {"mine/__init__.py": "from mine.net import Net\n", "mine/net.py": NET},
+        *("mine.Net", "mine/net.py"),
+    ),
+    "the package itself": (
+        {"mine/__init__.py": "from mine.net import Net\n", "mine/net.py": NET},
+        "mine.net.Net",
+        "mine/__init__.py",
+    ),
+    "a helper two modules away": (
+        {"mine/__init__.py": "", "mine/net.py": f"from . import blocks\n{NET}"}
+        | {"mine/blocks.py": "def f():\n    from .deep.ops import g\n", "mine/deep/ops.py": "def g(): ..."},
+        *("mine.net.Net", "mine/deep/ops.py"),
+    ),
+    "a module named as one of this program's": (
+        {"model.py": f"import train\n{NET}", "train.py": "rate = 1\n"},
+        *("model.Net", "train.py"),
+    ),
+    "a folder without __init__": (
+        {"src/net.py": f"from src.blocks import f\n{NET}", "src/blocks.py": "f = 1\n"},
+        "src.net.Net",
+        "src/blocks.py",
+    ),
+    "imported by name": (
+        {"mine.py": f"import importlib\n{NET}part = importlib.import_module('part')\n", "part.py": "a = 1\n"},
+        "mine.Net",
+        "part.py",
+    ),
+    "what it inherits from, made at run time": (
+        {"mine.py": "name = 'ba' + 'se'\nclass Net(__import__(name).Base):\n    pass\n", "base.py": "class Base: ..."},
+        *("mine.Net", "base.py"),
+    ),
+    "behind a partial": (
+        {
+            "mine.py": "import functools\nimport real\nNet = functools.partial(real.Real, width=1)\n",
+            "real.py": "class Real: ...",
+        },
+        *("mine.Net", "real.py"),
+    ),
+    "a loop of imports": ({"a.py": f"import b\n{NET}", "b.py": "import a\n"}, "a.Net", "b.py"),
+}
+
+
+OWN = {name.split("/")[0].removesuffix(".py") for files, _, _ in PROJECTS.values() for name in files}
+
+
+def own_code(folder, target, allow, monkeypatch) -> dict[str, str]:
+    """As a process that is started now would find it."""
+    from segsweep import components
+
+    allow(f"{target.split('.')[0]}.*")
+    monkeypatch.syspath_prepend(str(folder))
+    for name in list(sys.modules):
+        if name.split(".")[0] in OWN:
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    return signature.code.__wrapped__(*components.modules({"model": [{"list": [{"_target_": target}]}]}))
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_an_edit_of_what_a_component_reaches_is_another_run(project, tmp_path, allow, monkeypatch):
+    files, target, edited = PROJECTS[project]
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = own_code(tmp_path, target, allow, monkeypatch)
+    assert own_code(tmp_path, target, allow, monkeypatch) == before
+    (tmp_path / edited).write_text(files[edited] + "\nlr = 2\n")
+    os.utime(tmp_path / edited, (0, 0))  # so that Python does not take its bytecode for this
+    after = own_code(tmp_path, target, allow, monkeypatch)
+    module = edited.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    assert [name for name in after if after[name] != before.get(name)] == [module]
+    assert signature.fingerprint(after) != signature.fingerprint(before)
+
+
+def test_code_that_is_installed_or_not_reached_is_not_watched(tmp_path, allow, monkeypatch):
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "far.py").write_text("x = 1\n")
+    (tmp_path / "beside.py").write_text("x = 1\n")
+    (tmp_path / "mine.py").write_text(f"import json, torch.nn, far, segsweep.trained\n{NET}")
+    monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
+    assert set(own_code(tmp_path, "mine.Net", allow, monkeypatch)) - set(signature.code()) == {"mine"}
+
+
+def test_the_script_that_was_started_is_the_module_that_it_is(tmp_path, monkeypatch):
+    script = tmp_path / "net.py"
+    script.write_text(NET)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script))
+    as_script = signature.code.__wrapped__("__main__")
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = signature.code_fingerprint.__wrapped__("mine_for_signature")
-    module.write_text("def f():\n    return 2\n")
-    assert signature.code_fingerprint.__wrapped__("mine_for_signature") != before
+    assert signature.fingerprint(as_script) == signature.fingerprint(signature.code.__wrapped__("net"))
+
+
+def test_the_code_of_the_program_that_decides_numbers_is_watched():
+    names = set(signature.code())
+    assert {"segsweep.train", "segsweep.models.blocks", "segsweep.data.augment", "segsweep.losses"} <= names
+    assert not {"segsweep.run", "segsweep.predict"} & names
+
+
+def test_a_file_of_another_encoding_is_read_as_python_does(tmp_path):
+    (tmp_path / "latin.py").write_bytes("# -*- coding: latin-1 -*-\nname = 'é'\n".encode("latin-1"))
+    assert "é" in signature._code(tmp_path / "latin.py")

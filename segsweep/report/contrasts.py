@@ -197,17 +197,20 @@ def differences(rows: list[Configuration]) -> tuple[list[str], np.ndarray]:
     pseudo = [
         _unequal([digest(row.runs[0], "data") for row in rows]) & ~any_of("data"),
         splits & ~any_of("data", "split"),
-        _unequal([_program(row.runs[0]) for row in rows]),
+        _programs([row.runs[0] for row in rows]),
         ~seeds,
         seeds & ~folds & ~any_of("split"),
     ]
     return [*names, *PSEUDO], np.concatenate([differs, np.stack(pseudo, -1)], -1)
 
 
-def _program(run: Run) -> str:
-    """The code that computes results and torch's version; "" of a record that does not have them."""
-    code, torch = run.info.get("code"), (run.info.get("versions") or {}).get("torch")
-    return f"{code} {torch}" if code and torch else ""
+def _programs(runs: list[Run]) -> np.ndarray:
+    """(n, n) whether two runs were computed by different code: this program's, a module that both have, or torch."""
+    texts = [[str(r.info.get("code") or "") for r in runs]]
+    texts.append([str((r.info.get("versions") or {}).get("torch") or "") for r in runs])
+    files = [r.info.get("files") or {} for r in runs]
+    texts += [[f.get(name, "") for f in files] for name in set().union(*files)]
+    return np.any([_unequal(values) for values in texts], axis=0)
 
 
 def _shared(rows: list[Configuration], of: Callable[[Any], Any]) -> np.ndarray:

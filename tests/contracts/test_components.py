@@ -61,7 +61,7 @@ def test_an_argument_that_is_not_taken_is_refused(group, option):
 
 @pytest.mark.parametrize("option", named("model"))
 def test_a_network_maps_any_size_and_channels_to_one_logit_a_pixel_and_learns(option):
-    model = build(composed("model", option, "model.width=2").model, in_channels=2)
+    model = build("model", composed("model", option, "model.width=2").model, in_channels=2)
     x = torch.randn(2, 2, 20, 33)
     logits = model(x)
     assert logits.shape == (2, 1, 20, 33)
@@ -71,7 +71,7 @@ def test_a_network_maps_any_size_and_channels_to_one_logit_a_pixel_and_learns(op
 
 @pytest.mark.parametrize("option", named("loss"))
 def test_a_loss_falls_as_the_logits_get_better_and_is_finite_far_out(option):
-    loss = build(composed("loss", option).loss)
+    loss = build("loss", composed("loss", option).loss)
     target = (torch.arange(32).reshape(2, 1, 4, 4) % 3 == 0).float()
     good, bad = (loss(scale * (2 * target - 1), target) for scale in (4.0, -4.0))
     assert good.ndim == 0
@@ -85,7 +85,7 @@ def test_a_loss_falls_as_the_logits_get_better_and_is_finite_far_out(option):
 @pytest.mark.parametrize("option", named("optim"))
 def test_an_optimizer_goes_downhill(option):
     weight = torch.nn.Parameter(torch.tensor([1.0]))
-    optimizer = build(composed("optim", option, "optim.lr=0.01").optim)([weight])
+    optimizer = build("optim", composed("optim", option, "optim.lr=0.01").optim)([weight])
     for _ in range(20):
         optimizer.zero_grad()
         (weight**2).sum().backward()

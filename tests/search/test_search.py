@@ -206,11 +206,11 @@ def test_a_value_is_asked_only_where_its_condition_holds(run, url):
     assert len(kinds) == 3
 
 
-def test_a_function_of_ones_own_may_extend_the_space_once_the_environment_allows_it(run, url, monkeypatch):
+def test_a_function_of_ones_own_may_extend_the_space_once_the_environment_allows_it(run, url, allow):
     own = "hydra.sweeper.custom_search_space=toy_search.extend"
     with pytest.raises(HydraException, match="toy_search.extend"):
         run(own, trials=1)
-    monkeypatch.setenv("SEGSWEEP_ALLOW", "toy_search.*")
+    allow("toy_search.*")
     run(own, trials=3)
     assert all(0 <= t.params["optim.weight_decay"] <= 0.1 for t in counted(study(url).trials))
 

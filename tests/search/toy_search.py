@@ -19,7 +19,7 @@ from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
 from segsweep import artifacts, cli
-from segsweep.components import whitelist
+from segsweep.components import hydras
 from segsweep.config import conf_dir
 
 cli.plugins.register()
@@ -98,7 +98,7 @@ def search(folder: Path, *overrides: str, preset: str = "tpe", launcher: Toy | N
         OmegaConf.update(config, "hydra.job.config_name", "config", force_add=True)
         sweeper = SearchSweeper(**{k: v for k, v in config.hydra.sweeper.items() if k != "_target_"})
         sweeper.config, sweeper.launcher = config, launcher
-        sweeper.hydra_context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), whitelist())
+        sweeper.hydra_context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), hydras())
         sweeper.sweep([*swept, *fixed])
     return launcher
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep import artifacts, objective, progress, sweep
-from segsweep.components import whitelist
+from segsweep.components import own
 from segsweep.conditions import Term, condition, values
 from segsweep.config import GROUPS
 from segsweep.errors import SegsweepError
@@ -243,8 +243,7 @@ class Search:
             if self._met(terms, self._point(trial)):
                 trial._suggest(key, found)
         if extend := self.settings["custom_search_space"]:
-            allowed = whitelist()
-            instantiate({"_target_": extend, "_partial_": True}, _execution_whitelist_=allowed)(self.config, trial)
+            instantiate({"_target_": extend, "_partial_": True}, _execution_whitelist_=own())(self.config, trial)
 
     def _met(self, terms: list[Term], point: list[str]) -> bool:
         keys = {term.key for term in terms}
