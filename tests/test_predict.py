@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from test_run import do
 
 from segsweep import artifacts, predict
 from segsweep.components import build
+from segsweep.data import batches
 from segsweep.errors import SegsweepError
 from segsweep.figures import OUTLINES
 from segsweep.inputs import Patient, find
@@ -453,3 +455,28 @@ def test_memory_and_shape_bound_what_is_predicted_together(monkeypatch):
     monkeypatch.setattr(predict, "HELD", 10 * 8 * 8 * 3)
     given = [patient("a", 4, 8), patient("b", 6, 8), patient("c", 1, 8), patient("d", 1, 4), patient("e", 40, 4)]
     assert [[p.name for p in group] for group in predict.groups(given)] == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
+def test_each_group_gets_the_masks_of_its_own_images_where_a_device_keeps_them(made, monkeypatch):
+    """As on a GPU, which keeps the images of one key, where a group's arrays lie where those of the last one did."""
+    folder, tree = made
+    trained = load(folder)
+    decoded = [np.stack([pixels(file) for file in images(tree / name)]) for name in patients(tree)]
+    several = [*decoded[:3], *(array[:, :16, 8:] for array in decoded[3:5]), decoded[5]]
+    given = [Patient(str(k), [], array, None, []) for k, array in enumerate(several)]
+    monkeypatch.setattr(predict, "HELD", decoded[0].nbytes)
+    device = torch.device("cpu", 0)
+
+    def masks() -> Iterator[np.ndarray]:
+        return (predict.predict(trained, group, device)[0] for group in predict.groups(given))
+
+    expected = list(masks())
+    assert [len(found) for found in expected] == [8, 8, 8, 16, 8]
+    assert len({(found.shape, found.tobytes()) for found in expected}) == len(expected)  # wrong ones would be seen
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 40, 1 << 40))
+    monkeypatch.setattr(batches, "_on_gpu", kept := {})
+    monkeypatch.setattr(batches.Batches, "resident", lambda self: batches._upload(self.volumes, self.device))
+    monkeypatch.setattr(predict, "id", lambda _: 0, raising=False)
+    for found, right in zip(masks(), expected, strict=True):
+        np.testing.assert_array_equal(found, right)
+    np.testing.assert_array_equal(kept[device][1], several[-1])
