@@ -265,14 +265,16 @@ def test_a_patient_without_a_usable_slice_and_paths_that_are_not_there(made, tre
     assert not (tmp_path / "none" / "predictions.csv").exists()
 
 
-def test_a_bad_mask_costs_the_metrics_of_its_patient_alone(made, tree, tmp_path, capsys):
+@pytest.mark.parametrize("values", [tuple(range(256)), (0, 2, 3), (0, 1, 2), (2,), (0, 3)])
+def test_a_bad_mask_costs_the_metrics_of_its_patient_alone(made, tree, tmp_path, capsys, values):
     first, second, *_ = patients(tree)
     mask = images(tree / first)[2]
     mask = mask.with_name(f"{mask.stem}_mask.png")
-    Image.fromarray(np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)).save(mask)
+    Image.fromarray(np.resize(np.array(values, np.uint8), (32, 32))).save(mask)
     out = tmp_path / "out"
     assert predict.main([str(made[0]), str(tree / first), str(tree / second), "--out", str(out)]) == 1
-    assert str(mask) in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"{mask}: a mask with the values {', '.join(map(str, values[:4]))}" in shown
     table = rows(out / "predictions.csv")
     assert (table[first]["dice"], table[first]["slices"]) == ("", "8")
     assert table[second]["dice"] != ""
