@@ -268,6 +268,11 @@ def check(cfg: DictConfig) -> list[str]:
 URIS = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 """Places that MLflow keeps its record in."""
 TORCH: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(
+        ("T_max", "T_0", "T_mult", "total_iters", "step_size", "step_size_up", "total_steps", "steps_per_epoch"),
+        ("a whole number, at least 1", lambda v: v >= 1 and v % 1 == 0),
+    ),
+    **dict.fromkeys(("step_size_down", "milestones"), ("whole, at least 0", lambda v: v >= 0 and v % 1 == 0)),
     "lr": ("above 0", lambda v: 0 < v < math.inf),
     "momentum": ("0 to below 1", lambda v: 0 <= v < 1),
     "betas": ("two numbers, each 0 to below 1", lambda v: 0 <= v < 1),
@@ -311,7 +316,8 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
         mistakes = _check_ranges(group, node)
     if mistakes or (group == "scheduler" and optimizer is None):
         return mistakes, None
-    known = f"{group} {node} {type(optimizer)}"
+    epochs = _select(cfg, "epochs") if group == "scheduler" else None
+    known = f"{group} {node} {type(optimizer)} {epochs}"
     if known in _right:
         return [], _right[known]
     given: dict[str, Any] = {}
@@ -327,7 +333,7 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
                     warnings.simplefilter("ignore")
                 component = build(group, node, **given)
             made = component(**dummy) if dummy else component
-            _try(group, made)
+            _try(group, made, epochs)
             _right[known] = made if group == "optim" else None
             return [], _right[known]
     except SegsweepError as error:
@@ -336,8 +342,9 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
         return [f"{group}: {error}"], None
 
 
-def _try(group: str, made: Any) -> None:
-    """One step on next to nothing, for what constructors let through: a loss that is no mean, a schedule over zero."""
+def _try(group: str, made: Any, epochs: Any) -> None:
+    """One step on next to nothing, for what constructors let through: a loss that is no mean, a schedule over zero, or
+    one that is not made for as many steps as the run has `epochs`."""
     import torch
 
     if not KINDS[group].is_base_of(type(made)):
@@ -350,6 +357,9 @@ def _try(group: str, made: Any) -> None:
         if not torch.allclose(value, made(torch.zeros(4, 1, 2, 2), target.repeat(2, 1, 1, 1)), rtol=0.2):
             raise ValueError("grows with the batch: the mean over a batch is needed, not the sum")
     elif group == "scheduler":
+        if not isinstance(epochs, int) or epochs < 1:
+            return  # it is told of itself, and what it makes of a schedule would be told beside it
+        _check_steps(made, epochs, epochs)
         with warnings.catch_warnings(action="ignore"):  # the optimizer has made no step: it would import the compiler
             made.step()
         if not 0 <= (lr := made.get_last_lr()[0]) < math.inf:
@@ -358,6 +368,35 @@ def _try(group: str, made: Any) -> None:
         from segsweep import pruning
 
         pruning.attempt(made)
+
+
+def _check_steps(schedule: Any, steps: int, epochs: int, inside: str = "") -> None:
+    """Raise ValueError where a schedule, or one inside it, is not made to be stepped `steps` times, once an epoch."""
+    from torch.optim import lr_scheduler as of_torch
+
+    name, instead = f"{type(schedule).__name__}{inside}", "use scheduler=cosine, poly or constant"
+    stepped = f"and a schedule is stepped once an epoch, {steps} times with epochs={epochs}"
+    if isinstance(schedule, of_torch.ReduceLROnPlateau):
+        raise ValueError(f"{name} steps by a metric, and a run gives its schedule none yet; {instead}")
+    if isinstance(schedule, of_torch.OneCycleLR) and (planned := schedule.total_steps) != steps:
+        end = f"it would stop at step {steps}" if planned > steps else f"it has no step after {planned}"
+        total = "${epochs}" if steps == epochs else steps
+        raise ValueError(
+            f"{name} plans {planned} steps, {stepped}: {end}; {instead}, or total_steps={total} for one step an epoch"
+        )
+    if isinstance(schedule, of_torch.CyclicLR) and (cycle := schedule.total_size) > steps:
+        raise ValueError(
+            f"{name} has a cycle of {cycle:g} steps, {stepped}: it would stop within the first; {instead}, or "
+            f"step_size_up and step_size_down that make {steps} at most"
+        )
+    inside = f" in {name}"
+    if isinstance(schedule, of_torch.ChainedScheduler):
+        for part in schedule._schedulers:
+            _check_steps(part, steps, epochs, inside)
+    elif isinstance(schedule, of_torch.SequentialLR):
+        bounds = [0, *(min(bound, steps) for bound in schedule._milestones), steps]
+        for part, start, stop in zip(schedule._schedulers, bounds, bounds[1:], strict=False):
+            _check_steps(part, stop - start, epochs, inside)
 
 
 def _folder_problem(key: str, text: Any) -> str | None:
@@ -410,6 +449,8 @@ def _check_ranges(group: str, node: Mapping[Any, Any]) -> list[str]:
     found = []
     for key, (rule, good) in TORCH.items():
         given = node.get(key)
+        if key == "total_iters" and given == 0 and node.get("factor") == 1:
+            continue  # ConstantLR that changes nothing
         values = given if isinstance(given, list) else [given]
         pair = len(values) == 2 and all(isinstance(v, int | float) for v in values)
         if (key == "betas" and key in node and not pair) or any(

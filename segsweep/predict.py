@@ -7,6 +7,7 @@ memory than the run had, a batch goes through the network in more parts.
 
 import argparse
 import dataclasses
+import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -35,6 +36,8 @@ from segsweep.trained import find as find_run
 HELD = 1 << 30
 """Bytes of decoded pixels held at a time; a batch goes over patients as in training, but not over this border."""
 SUFFIX = {"tiff": ".tif", "png": ".png"}
+_count = itertools.count()
+"""Numbers the groups of images of this process: an address would come again for others once its array is freed."""
 
 
 def predict(trained: Trained, patients: list[Patient], device: torch.device) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -55,7 +58,7 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device) -> 
         scale=scale,
         clip=clip,
         digest="",
-        key=f"predict-{id(stacked)}",
+        key=f"predict-{next(_count)}",
     )
     index = np.arange(len(stacked))
     batches = Batches(volumes, index, batch_size=trained.config.eval_batch_size, device=device)

@@ -104,6 +104,31 @@ def test_bad_input_is_one_message_and_an_exit_code(tmp_path, arguments, says):
     assert not (tmp_path / "multirun").exists()
 
 
+LABELS = """
+from segsweep.data.phantom import Phantom
+
+
+class Labels(Phantom):
+    def decode(self, manifest, patient):
+        images, masks = super().decode(manifest, patient)
+        masks[0, 0, :2] = 2, 3
+        return images, masks
+"""
+
+
+@pytest.mark.slow
+def test_masks_with_several_labels_are_told_in_a_sentence_and_train_nothing(tmp_path, monkeypatch):
+    (tmp_path / "labels_of_test.py").write_text(LABELS)
+    monkeypatch.setenv("SEGSWEEP_ALLOW", "labels_of_test.*")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    done = segsweep(tmp_path, *TINY, "data._target_=labels_of_test.Labels", "tracking=none")
+    assert done.returncode == 1
+    (line,) = (line for line in done.stdout.splitlines() if "labels" in line)
+    assert line.startswith("job 0 failed: error: patient phantom_0000: Labels.decode gave masks with the labels 0, 1")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list(tmp_path.glob("multirun/runs/*/history.jsonl"))
+
+
 SWALLOWS = """
 import signal, sys
 from segsweep import cli, preflight

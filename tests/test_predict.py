@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from test_run import do
 
 from segsweep import artifacts, predict
 from segsweep.components import build
+from segsweep.data import batches
 from segsweep.errors import SegsweepError
 from segsweep.figures import OUTLINES
 from segsweep.inputs import Patient, find
@@ -263,14 +265,16 @@ def test_a_patient_without_a_usable_slice_and_paths_that_are_not_there(made, tre
     assert not (tmp_path / "none" / "predictions.csv").exists()
 
 
-def test_a_bad_mask_costs_the_metrics_of_its_patient_alone(made, tree, tmp_path, capsys):
+@pytest.mark.parametrize("values", [tuple(range(256)), (0, 2, 3), (0, 1, 2), (2,), (0, 3)])
+def test_a_bad_mask_costs_the_metrics_of_its_patient_alone(made, tree, tmp_path, capsys, values):
     first, second, *_ = patients(tree)
     mask = images(tree / first)[2]
     mask = mask.with_name(f"{mask.stem}_mask.png")
-    Image.fromarray(np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)).save(mask)
+    Image.fromarray(np.resize(np.array(values, np.uint8), (32, 32))).save(mask)
     out = tmp_path / "out"
     assert predict.main([str(made[0]), str(tree / first), str(tree / second), "--out", str(out)]) == 1
-    assert str(mask) in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"{mask}: a mask with the values {', '.join(map(str, values[:4]))}" in shown
     table = rows(out / "predictions.csv")
     assert (table[first]["dice"], table[first]["slices"]) == ("", "8")
     assert table[second]["dice"] != ""
@@ -453,3 +457,28 @@ def test_memory_and_shape_bound_what_is_predicted_together(monkeypatch):
     monkeypatch.setattr(predict, "HELD", 10 * 8 * 8 * 3)
     given = [patient("a", 4, 8), patient("b", 6, 8), patient("c", 1, 8), patient("d", 1, 4), patient("e", 40, 4)]
     assert [[p.name for p in group] for group in predict.groups(given)] == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
+def test_each_group_gets_the_masks_of_its_own_images_where_a_device_keeps_them(made, monkeypatch):
+    """As on a GPU, which keeps the images of one key, where a group's arrays lie where those of the last one did."""
+    folder, tree = made
+    trained = load(folder)
+    decoded = [np.stack([pixels(file) for file in images(tree / name)]) for name in patients(tree)]
+    several = [*decoded[:3], *(array[:, :16, 8:] for array in decoded[3:5]), decoded[5]]
+    given = [Patient(str(k), [], array, None, []) for k, array in enumerate(several)]
+    monkeypatch.setattr(predict, "HELD", decoded[0].nbytes)
+    device = torch.device("cpu", 0)
+
+    def masks() -> Iterator[np.ndarray]:
+        return (predict.predict(trained, group, device)[0] for group in predict.groups(given))
+
+    expected = list(masks())
+    assert [len(found) for found in expected] == [8, 8, 8, 16, 8]
+    assert len({(found.shape, found.tobytes()) for found in expected}) == len(expected)  # wrong ones would be seen
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 40, 1 << 40))
+    monkeypatch.setattr(batches, "_on_gpu", kept := {})
+    monkeypatch.setattr(batches.Batches, "resident", lambda self: batches._upload(self.volumes, self.device))
+    monkeypatch.setattr(predict, "id", lambda _: 0, raising=False)
+    for found, right in zip(masks(), expected, strict=True):
+        np.testing.assert_array_equal(found, right)
+    np.testing.assert_array_equal(kept[device][1], several[-1])

@@ -71,6 +71,17 @@ def test_what_follows_from_a_mistake_is_not_told_beside_it():
     ]
 
 
+def test_a_schedule_by_steps_is_told_once_and_only_for_the_epochs_that_it_does_not_fit(tmp_path):
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "cycle.yaml").write_text(
+        "_target_: torch.optim.lr_scheduler.OneCycleLR\n_partial_: true\nmax_lr: 0.1\ntotal_steps: 18\n"
+    )
+    argv = ["--config-dir", str(tmp_path), "scheduler=cycle"]
+    (line,) = message("-m", *argv, "epochs=18,3", "seed=0,1").splitlines()
+    assert line.startswith("scheduler: OneCycleLR plans 18 steps, and a schedule is stepped once an epoch, 3 times")
+    assert message(*argv, "epochs=0") == "epochs=0: must be at least 1"
+
+
 def test_every_value_of_a_sweep_is_checked():
     assert "epochs=0" in message("-m", "epochs=5,0")
     assert "optim=adm" in message("-m", "optim=sgd,adm")
@@ -103,7 +114,7 @@ def test_a_right_command_line_passes_and_its_jobs_are_counted(argv, jobs, tmp_pa
         ("+foo=1", "foo: no such key"),
         ("+loss.reduction=none", "one is needed"),
         ("+loss.reduction=sum", "grows with the batch"),
-        ("scheduler.T_max=0", "scheduler"),
+        ("scheduler.T_max=0", "scheduler.T_max=0: must be a whole number, at least 1"),
         ("model.width={_target_: logging.FileHandler, filename: x}", "model"),
     ],
 )

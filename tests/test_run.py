@@ -112,6 +112,16 @@ def test_the_record_is_whole(tmp_path):
     assert shown["image"].shape == (*shown["truth"].shape, 3)
 
 
+def test_a_cycle_planned_by_epochs_is_run_to_its_end(tmp_path):
+    target = "torch.optim.lr_scheduler.OneCycleLR"
+    cycle = [f"scheduler._target_={target}", "~scheduler.T_max", "~scheduler.eta_min", "+scheduler.max_lr=0.1"]
+    outcome = do(tmp_path, *cycle, "+scheduler.total_steps=${epochs}", "+scheduler.pct_start=0.5", "epochs=4")
+    assert outcome.status == "finished", outcome.error
+    rates = [json.loads(line)["lr"] for line in (outcome.folder / "history.jsonl").read_text().splitlines()]
+    assert rates[:2] == pytest.approx([0.1 / 25, 0.1])
+    assert rates[3] == pytest.approx(0.1 / 25 / 1e4)
+
+
 def test_the_same_configuration_and_seed_give_the_same_numbers_to_the_last_bit(tmp_path):
     augmented = ("augment=affine", "precision=bf16")
     first, second = (do(tmp_path / str(n), *augmented) for n in range(2))

@@ -21,18 +21,20 @@ from typing import Protocol
 
 import numpy as np
 
-from segsweep.data.source import Manifest
+from segsweep.data.source import Manifest, listed
 from segsweep.errors import DataError
 
-FORMAT = 1
-"""Changes with the meaning of the cached files, so that older ones are not read."""
+FORMAT = 2
+"""Changes with the meaning of the cached files, so that older ones are not read. 2: masks hold nothing but 0 and 1."""
 QUANTILES = (0.005, 0.995)
 WORTH_A_PROCESS = 0.5
 """Seconds of decoding below which another process, which takes 0.15 s to start, does not pay."""
 
 
 class DataSet(Protocol):
-    """What `load` needs of a data set: a frozen dataclass, importable, that pickles."""
+    """What `load` needs of a data set: a frozen dataclass, importable, that pickles.
+
+    decode: images (D, H, W, C) uint8 or uint16 and masks (D, H, W) uint8, 1 in the structure and 0 outside."""
 
     normalise: str
 
@@ -313,10 +315,20 @@ def _store(task: _Task, index: int, images: np.ndarray, masks: np.ndarray) -> np
             f"patient {names[index]}: slices {images.shape[1:]} {images.dtype}, patient {names[0]}: {task.shape} "
             f"{task.dtype}; expected one shape (height, width, channels) and type (data.image_size gives one size)"
         )
-    if (masks.shape, masks.dtype) != ((counts[index], *task.shape[:2]), np.uint8) or len(images) != len(masks):
+    gave = f"patient {names[index]}: {type(task.dataset).__name__}.decode gave"
+    if (
+        (images.ndim, len(images), masks.shape) != (4, counts[index], (counts[index], *task.shape[:2]))
+        or images.dtype not in (np.uint8, np.uint16)
+        or masks.dtype != np.uint8
+    ):
         raise DataError(
-            f"patient {names[index]}: {type(task.dataset).__name__}.decode gave images {images.shape} and masks "
-            f"{masks.shape} {masks.dtype}; expected {counts[index]} of both, and masks of uint8"
+            f"{gave} images {images.shape} {images.dtype} and masks {masks.shape} {masks.dtype}; expected "
+            f"{counts[index]} of both, images (slices, height, width, channels) of uint8 or uint16 and masks of uint8"
+        )
+    if masks.max(initial=0) > 1:
+        raise DataError(
+            f"{gave} masks with the labels {listed(map(str, np.unique(masks)), 6)}; allowed is one structure, 1 in it "
+            "and 0 outside: map the labels in decode, 1 for the structure"
         )
     for name, array in (("images", images), ("masks", masks)):
         with open(task.folder / f"{name}.npy", "r+b") as stream:

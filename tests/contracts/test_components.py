@@ -108,3 +108,135 @@ def test_what_the_run_completes_has_to_be_partial(group, added):
         del cfg[group]["_partial_"]
     (problem,) = check(cfg)
     assert problem == f"{group}: its YAML needs _partial_: true, as the run adds {added} to {cfg[group]._target_}"
+
+
+def scheduled(epochs: int, target: str, /, **arguments) -> list[str]:
+    """The mistakes of a schedule, a name in torch.optim.lr_scheduler or a dotted one, in a run of so many epochs."""
+    with initialize_config_dir(str(conf_dir())):
+        cfg = compose("config", overrides=[f"epochs={epochs}"])
+    target = target if "." in target else f"torch.optim.lr_scheduler.{target}"
+    cfg.scheduler = {"_target_": target, "_partial_": True, **arguments}
+    return check(cfg)
+
+
+ONCE = "steps, and a schedule is stepped once an epoch, 3 times with epochs=3"
+INSTEAD = "use scheduler=cosine, poly or constant"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"total_steps": 18}, f"plans 18 {ONCE}: it would stop at step 3"),
+        ({"epochs": 3, "steps_per_epoch": 6}, f"plans 18 {ONCE}: it would stop at step 3"),
+        ({"total_steps": 2}, f"plans 2 {ONCE}: it has no step after 2"),
+    ],
+)
+def test_a_cycle_of_another_number_of_steps_than_the_run_makes_is_refused_with_both(given, says):
+    problems = scheduled(3, "OneCycleLR", max_lr=0.1, **given)
+    assert problems == [f"scheduler: OneCycleLR {says}; {INSTEAD}, or total_steps=${{epochs}} for one step an epoch"]
+
+
+def test_a_cycle_that_is_planned_by_epochs_is_right_for_its_number_of_epochs_alone():
+    assert scheduled(3, "OneCycleLR", max_lr=0.1, total_steps="${epochs}") == []
+    assert scheduled(7, "OneCycleLR", max_lr=0.1, total_steps=7) == []
+    assert len(scheduled(6, "OneCycleLR", max_lr=0.1, total_steps=7)) == 1  # what is right is remembered
+
+
+def test_a_cycle_that_the_run_does_not_see_the_end_of_is_refused():
+    (problem,) = scheduled(3, "CyclicLR", base_lr=0.001, max_lr=0.1)
+    assert problem.startswith(f"scheduler: CyclicLR has a cycle of 4000 {ONCE}: it would stop within the first; use")
+    assert len(scheduled(3, "CyclicLR", base_lr=0.001, max_lr=0.1, step_size_up=2)) == 1
+    assert scheduled(3, "CyclicLR", base_lr=0.001, max_lr=0.1, step_size_up=2, step_size_down=1) == []
+    assert scheduled(9, "CyclicLR", base_lr=0.001, max_lr=0.1, step_size_up=2) == []
+
+
+def test_a_schedule_by_a_metric_is_refused_in_a_sentence():
+    says = "scheduler: ReduceLROnPlateau steps by a metric, and a run gives its schedule none yet"
+    assert scheduled(3, "ReduceLROnPlateau") == [f"{says}; {INSTEAD}"]
+
+
+OWN = """
+from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, CyclicLR, LinearLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import SequentialLR
+
+
+class Cycle(OneCycleLR):
+    pass
+
+
+class Plateau(ReduceLROnPlateau):
+    pass
+
+
+def chained(optimizer, total):
+    return ChainedScheduler([ConstantLR(optimizer), Cycle(optimizer, 0.1, total_steps=total)])
+
+
+def warm(optimizer, total, milestone=2):
+    return SequentialLR(optimizer, [LinearLR(optimizer), Cycle(optimizer, 0.1, total_steps=total)], [milestone])
+
+
+def first(optimizer, up):
+    cycle = CyclicLR(optimizer, 0.001, 0.1, step_size_up=up)
+    return ChainedScheduler([SequentialLR(optimizer, [cycle, ConstantLR(optimizer)], [4])])
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of one's own with schedules."""
+    (tmp_path / "schedules_of_test.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("SEGSWEEP_ALLOW", "schedules_of_test.*")
+    return "schedules_of_test"
+
+
+def test_schedules_of_ones_own_and_inside_others_are_held_to_the_steps_that_they_get(own):
+    (problem,) = scheduled(3, f"{own}.Cycle", max_lr=0.1, total_steps=18)
+    assert problem.startswith(f"scheduler: Cycle plans 18 {ONCE}")
+    (problem,) = scheduled(3, f"{own}.Plateau")
+    assert problem.startswith("scheduler: Plateau steps by a metric")
+    (problem,) = scheduled(3, f"{own}.chained", total=18)
+    assert problem.startswith(f"scheduler: Cycle in ChainedScheduler plans 18 {ONCE}")
+    assert scheduled(3, f"{own}.chained", total=3) == []
+    (problem,) = scheduled(6, f"{own}.warm", total=6)  # two steps of it are the warm-up's
+    assert problem.startswith("scheduler: Cycle in SequentialLR plans 6 steps, and")
+    assert "stepped once an epoch, 4 times with epochs=6: it would stop at step 4" in problem
+    assert problem.endswith("or total_steps=4 for one step an epoch")
+    assert scheduled(6, f"{own}.warm", total=4) == []
+    assert len(scheduled(6, f"{own}.warm", total=6, milestone=9)) == 1  # the run ends before
+    assert scheduled(6, f"{own}.first", up=2) == []
+    (problem,) = scheduled(6, f"{own}.first", up=3)
+    assert problem.startswith("scheduler: CyclicLR in SequentialLR in ChainedScheduler has a cycle of 6 steps")
+
+
+@pytest.mark.parametrize(
+    ("target", "key", "others"),
+    [
+        ("CosineAnnealingLR", "T_max", {}),
+        ("CosineAnnealingWarmRestarts", "T_0", {}),
+        ("CosineAnnealingWarmRestarts", "T_mult", {"T_0": 1}),
+        ("StepLR", "step_size", {}),
+        ("PolynomialLR", "total_iters", {}),
+        ("LinearLR", "total_iters", {}),
+        ("ConstantLR", "total_iters", {"factor": 0.5}),
+        ("CyclicLR", "step_size_up", {"base_lr": 0.1, "max_lr": 0.2, "step_size_down": 1}),
+        ("OneCycleLR", "total_steps", {"max_lr": 0.1}),
+        ("OneCycleLR", "steps_per_epoch", {"max_lr": 0.1, "epochs": 1}),
+    ],
+)
+def test_a_number_of_steps_is_a_whole_one_and_at_least_1(target, key, others):
+    for value in (0, -1, 2.5):
+        assert scheduled(1, target, **others, **{key: value}) == [
+            f"scheduler.{key}={value}: must be a whole number, at least 1"
+        ]
+    assert [p for p in scheduled(2, target, **others, **{key: 1}) if "must be" in p] == []
+
+
+def test_steps_that_may_be_0():
+    assert scheduled(1, "ConstantLR", factor=1.0, total_iters=0) == []
+    assert scheduled(4, "CyclicLR", base_lr=0.1, max_lr=0.2, step_size_up=1, step_size_down=0) == []
+    assert scheduled(4, "MultiStepLR", milestones=[0, 3]) == []
+    assert scheduled(4, "MultiStepLR", milestones=[1, 2.5]) == [
+        "scheduler.milestones=[1, 2.5]: must be whole, at least 0"
+    ]

@@ -304,6 +304,62 @@ def test_a_data_set_that_gives_fewer_slices_than_it_said_is_named(tmp_path):
         cache.load(dataset, dataset.scan(tmp_path), tmp_path, 1)
 
 
+class Labels(Phantom):
+    def decode(self, manifest, patient):
+        images, masks = super().decode(manifest, patient)
+        if patient == NAMES[3]:
+            masks[0, 0, :2] = 2, 3
+        return images, masks
+
+
+@pytest.mark.parametrize("helped", [False, True])
+def test_masks_with_several_labels_are_refused_whoever_decodes_them(tmp_path, monkeypatch, helped):
+    if helped:
+        monkeypatch.setattr(cache, "WORTH_A_PROCESS", 0)
+        monkeypatch.setattr(cache, "_work", lambda task: {})
+    dataset = Labels(**vars(data_set()))
+    message = r"phantom_0003: Labels\.decode gave masks with the labels 0, 1, 2, 3; allowed is one structure, 1 in it"
+    with pytest.raises(DataError, match=message):
+        cache.load(dataset, dataset.scan(tmp_path), tmp_path, 1 + helped)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_masks_with_several_labels_that_an_older_version_decoded_are_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "FORMAT", 1)
+    masks = load(tmp_path).masks.copy()
+    np.save(folder_of(tmp_path) / "masks.npy", 3 * masks)
+    assert load(tmp_path).masks.max() == 3  # they passed
+    monkeypatch.undo()
+    np.testing.assert_array_equal(load(tmp_path).masks, masks)
+
+
+class Typed(Phantom):
+    def decode(self, manifest, patient):
+        images, masks = super().decode(manifest, patient)
+        images, masks = {
+            1: (images / np.float32(255), masks),
+            2: (images.astype(np.int64), masks),
+            3: (images[..., 0], masks),
+            4: (images, np.where(masks, 1, np.nan)),
+        }[self.seed]
+        return images, masks
+
+
+@pytest.mark.parametrize(
+    ("seed", "found"),
+    [
+        (1, r"images \(4, 32, 32, 3\) float32 and"),
+        (2, r"images \(4, 32, 32, 3\) int64 and"),
+        (3, r"images \(4, 32, 32\) uint8 and"),
+        (4, r"masks \(4, 32, 32\) float64; expected"),
+    ],
+)
+def test_pixels_of_a_type_or_shape_that_is_not_taken_are_named(tmp_path, seed, found):
+    dataset = Typed(**vars(data_set(seed=seed)))
+    with pytest.raises(DataError, match=rf"phantom_0000: Typed\.decode gave .*{found}.* of uint8 or uint16"):
+        cache.load(dataset, dataset.scan(tmp_path), tmp_path, 1)
+
+
 def test_the_key_knows_the_kind_of_data_set(tmp_path):
     manifest = data_set().scan(tmp_path)
     other = TwoShapes(**vars(data_set()))
