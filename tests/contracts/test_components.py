@@ -183,11 +183,11 @@ def first(optimizer, up):
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
+def own(tmp_path, monkeypatch, allow):
     """A module of one's own with schedules."""
     (tmp_path / "schedules_of_test.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("SEGSWEEP_ALLOW", "schedules_of_test.*")
+    allow("schedules_of_test.*")
     return "schedules_of_test"
 
 
