@@ -68,7 +68,7 @@ def _value(cfg: DictConfig, outcome: Any) -> Any:
 
     names = list(cfg.search.objective)
     none: Any = float("nan") if len(names) == 1 else [float("nan")] * len(names)
-    if outcome.status not in sweep.TOLD:
+    if outcome.status not in artifacts.WHOLE:
         return none
     try:
         found = objective.values(outcome.folder, names, cfg.search.epoch)

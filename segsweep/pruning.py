@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import components, environment
+from segsweep import components
+from segsweep.artifacts import PRUNING, now
 from segsweep.data.split import Split
 from segsweep.errors import ConfigError
 from segsweep.metrics import METRICS
 from segsweep.progress import Pruned
 from segsweep.signature import digest
-from segsweep.sweep import PRUNING
 
 if TYPE_CHECKING:
     import optuna
@@ -203,7 +203,7 @@ class Judge:
         record = {"status": "pruned", "epoch": epoch, "epochs": self.epochs, "value": value} | self.settings
         record |= {"reason": reason, "name": self.name, "study": self.study.study_name, "trial": self._number()}
         record |= {"sweep": self.sweep.name if self.sweep else None, "alike": self.attributes["alike"]}
-        return record | {"against": against, "created": environment.now()}
+        return record | {"against": against, "created": now()}
 
     def _number(self) -> int:
         assert self.study is not None

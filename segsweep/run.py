@@ -32,7 +32,7 @@ from segsweep.metrics import summarise
 from segsweep.recall import FILES, restore
 from segsweep.signature import IGNORED, code_fingerprint, signatures, without
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
-from segsweep.train import SELECT_BY, fit
+from segsweep.train import SELECT_BY, fit, sizes
 
 if TYPE_CHECKING:
     from segsweep.pruning import Judge
@@ -141,7 +141,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
             keep=cfg.checkpoint.keep,
             milestones=asked.milestones,
             writer=stack.enter_context(writer) if (writer := _writer(asked.device)) else None,
-            forward=compiled(built.model, cfg.batch_size, built.shared["parts"]) if cfg.compile else None,
+            forward=compiled(built.model, sizes(cfg.batch_size, built.shared["parts"])) if cfg.compile else None,
             compile_seconds=compile_seconds,
             on_epoch=on_epoch,
             judge=judge or (lambda history: None),
@@ -302,7 +302,7 @@ def _describe(asked: _Asked, built: _Built | None = None) -> None:
     artifacts.write_json(
         asked.folder / "run.json",
         asked.ids
-        | {"name": asked.name, "command": asked.command, "created": environment.now(), "choices": choices}
+        | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
         | {"code": code_fingerprint(), "factors": factors(asked.config, choices), "evaluated_on": asked.part}
         | {
             "data": {

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segsweep import pruning
+from segsweep.artifacts import PRUNING
 from segsweep.components import check
 from segsweep.config import conf_dir
 from segsweep.errors import ConfigError
@@ -21,7 +22,6 @@ from segsweep.plan import Planner, table
 from segsweep.preflight import preflight
 from segsweep.run import Outcome, run
 from segsweep.study import open_storage
-from segsweep.sweep import PRUNING
 
 TINY = ["data.patients=8", "data.slices=6", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
 TINY += ["split.val=0.3"]

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from segsweep.errors import SegsweepError
 
-from ._compose import Composer
+from ._compose import Composer, bare
 
 if TYPE_CHECKING:
     from segsweep.plan import Point
@@ -58,15 +58,6 @@ class PlanLauncher(Launcher):
         for point in points:
             if point.signature in there:
                 point.state, point.epoch, point.note = "finished", point.epochs, "in MLflow"
-
-
-def bare(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
-    """A composed job's own configuration without Hydra's part, and the option chosen in each group."""
-    choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
-    own = config.copy()
-    with open_dict(own):
-        del own["hydra"]
-    return own, choices
 
 
 def _nothing(overrides: Sequence[str]) -> JobReturn:
