@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import components
 from segsweep.artifacts import PRUNING, now
@@ -47,6 +48,17 @@ def metric(cfg: DictConfig) -> str:
 def objectives(cfg: DictConfig) -> list[str]:
     found = OmegaConf.select(cfg, "search.objective") or "val/dice"
     return [found] if isinstance(found, str) else [str(name) for name in found]
+
+
+def problems(cfg: DictConfig) -> list[str]:
+    """Every mistake of the pruner's group, one sentence each: beside `components.check`, and as that does. None where
+    there is no pruner."""
+    try:
+        if not OmegaConf.select(cfg, "pruner._target_") or OmegaConf.missing_keys(cfg):
+            return []
+    except OmegaConfBaseException:  # which `components.check` tells
+        return []
+    return [*components.problems(cfg, "pruner", attempt), *filter(None, [problem(cfg, validation=1)])]
 
 
 def problem(cfg: DictConfig, validation: int) -> str | None:

@@ -15,12 +15,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import artifacts, components, environment, figures, progress
+from segsweep import artifacts, components, environment, figures, progress, pruning
 from segsweep.artifacts import Checkpoints
 from segsweep.config import GROUPS
 from segsweep.data import cache
@@ -33,9 +33,6 @@ from segsweep.recall import FILES, restore
 from segsweep.signature import IGNORED, code_fingerprint, signatures, without
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
 from segsweep.train import SELECT_BY, fit, sizes
-
-if TYPE_CHECKING:
-    from segsweep.pruning import Judge
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +173,7 @@ class _Asked:
         milestones: set[int],
     ):
         self.began = time.perf_counter()
-        if problems := components.check(cfg):
+        if problems := [*components.check(cfg), *pruning.problems(cfg)]:
             raise ConfigError("\n".join(problems))
         self.cfg, self.choices, self.name, self.command = cfg, choices, name, command
         self.sweep, self.milestones = sweep, milestones
@@ -233,18 +230,16 @@ class _Built:
         self.shared["autocast"] = autocast(device, asked.precision)
 
 
-def _judge(asked: _Asked) -> "Judge | None":
+def _judge(asked: _Asked) -> pruning.Judge | None:
     if not OmegaConf.select(asked.cfg, "pruner._target_"):
         return None
-    from segsweep.pruning import Judge, refuse
-
-    refuse(asked.cfg, asked.split)
+    pruning.refuse(asked.cfg, asked.split)
     about = {"signature": asked.ids["signature"], "data": asked.manifest.digest, "split": asked.split.digest}
     pruner = asked.choices.get("pruner", "none")
-    return Judge(asked.cfg, pruner=pruner, name=asked.name, sweep=asked.sweep, **about)
+    return pruning.Judge(asked.cfg, pruner=pruner, name=asked.name, sweep=asked.sweep, **about)
 
 
-def _answered(asked: _Asked, judge: "Judge | None", outcome: Outcome, stack: ExitStack) -> bool:
+def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stack: ExitStack) -> bool:
     """Whether the run's record, here or in MLflow, is the answer: it is finished, or was pruned as it would be now."""
     cfg, folder = asked.cfg, asked.folder
     anew = asked.anew(folder)
@@ -259,14 +254,12 @@ def _answered(asked: _Asked, judge: "Judge | None", outcome: Outcome, stack: Exi
         trial = {"study": cfg.search.study, "number": cfg.search.trial, "state": "RUNNING"}
         artifacts.write_json(folder / "trial.json", trial)
     if judge:
-        from segsweep.pruning import same
-
         stack.enter_context(judge)
     if record := known["result.json"]:
         if judge:
             judge.end("COMPLETE", artifacts.read_lines(folder / "history.jsonl"))
         _answer(outcome, record, "reused")
-    elif judge and (record := known["pruned.json"]) and same(record, cfg):
+    elif judge and (record := known["pruned.json"]) and pruning.same(record, cfg):
         judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: record["epoch"]])
         (folder / "failure.json").unlink(missing_ok=True)
         _answer_pruned(outcome, record)
