@@ -121,7 +121,7 @@ def main() -> None:
             connection.send_bytes(pickle.dumps(message))
 
     progress.send_to(_thinned(lambda event: send("event", event)))
-    from segsweep import cli, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
+    from segsweep import job, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
 
     def ask(*question: Any) -> bool:
         send("restore", *question)
