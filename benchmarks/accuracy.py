@@ -30,7 +30,7 @@ from segsweep.data.batches import Batches
 from segsweep.device import autocast, compiled, pick_device, pick_precision
 from segsweep.evaluate import evaluate
 from segsweep.metrics import per_patient
-from segsweep.train import epoch_seed, fit
+from segsweep.train import epoch_seed, fit, sizes
 
 
 def composed(root: str, network: str, args: Any) -> DictConfig:
@@ -77,7 +77,7 @@ def train(cfg: DictConfig, network: str, seed: int, decoded: Path) -> dict[str, 
         model, loss, optimizer, scheduler, order, batches(split.test[:2], batch_size=2),
         part="test", patients=len(volumes.patients), epochs=cfg.epochs, seed=seed, autocast=forward_under,
         clip_norm=cfg.clip_norm, checkpoints=NoCheckpoints(decoded / "none"), parts=cfg.micro_batches,
-        forward=compiled(model, cfg.batch_size, cfg.micro_batches) if cfg.compile else None,
+        forward=compiled(model, sizes(cfg.batch_size, cfg.micro_batches)) if cfg.compile else None,
     )  # fmt: skip
     counts = {"ours": judged(model, autocast=forward_under, parts=cfg.micro_batches).counts}
 

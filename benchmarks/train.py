@@ -31,7 +31,7 @@ from segsweep.data import cache
 from segsweep.data.batches import Batches
 from segsweep.device import autocast, compiled, pick_device, pick_precision
 from segsweep.evaluate import flops
-from segsweep.train import fit
+from segsweep.train import fit, sizes
 
 
 class Case(NamedTuple):
@@ -100,7 +100,7 @@ def ours(case: Case, root: str, decoded: Path, slices: int, device: str, options
         clip_norm=cfg.clip_norm,
         checkpoints=NoCheckpoints(decoded / "none"),
         parts=cfg.micro_batches,
-        forward=compiled(model, case.batch, cfg.micro_batches) if cfg.compile else None,
+        forward=compiled(model, sizes(case.batch, cfg.micro_batches)) if cfg.compile else None,
     )
 
     def epoch() -> float:

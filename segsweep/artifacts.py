@@ -4,6 +4,7 @@ The files are the truth and MLflow is their mirror. `result.json` is written las
 """
 
 import csv
+import datetime
 import fcntl
 import json
 import logging
@@ -20,6 +21,18 @@ from zipfile import BadZipFile, ZipFile
 from segsweep import progress
 
 log = logging.getLogger(__name__)
+
+WHOLE = ("finished", "continued", "reused")
+"""How a job ends that has a whole run behind it."""
+DONE = (*WHOLE, "pruned")
+"""How a job ends that did what it was asked to."""
+PRUNING = "pruning.log"
+"""Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
+
+
+def now() -> str:
+    """Local time with its offset, ISO 8601, to the second."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 @contextmanager
@@ -57,15 +70,20 @@ def _finite(value: Any) -> Any:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file, or None where there is no such file or it is damaged (which is said in the log)."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"an object is expected, found {type(value).__name__}")
-        return value
+        return parse_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read (%s): taken as absent", path, error)
         return None
+
+
+def parse_json(path: Path) -> dict[str, Any]:
+    """The object in a file. Raises OSError or ValueError."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"an object is expected, found {type(value).__name__}")
+    return value
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -86,6 +104,15 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+
+
+def jobs(sweep: Path) -> list[dict[str, Any]]:
+    """The jobs' records of a sweep's folder in order of their numbers, each with its run folder as a path, `folder`."""
+    found = []
+    for path in sweep.glob("*/job.json"):
+        if job := read_json(path):
+            found.append(job | {"folder": (path.parent / job["run"]).resolve() if job.get("run") else None})
+    return sorted(found, key=lambda job: job["number"])
 
 
 @contextmanager

@@ -257,12 +257,12 @@ def check(cfg: DictConfig) -> list[str]:
         found += mistakes
         if group == "optim" and component is not None:
             optimizer = component
-    if _select(cfg, "pruner._target_"):
-        from segsweep import pruning
-
-        found += _check_group(cfg, "pruner", None)[0]
-        found += [problem] if (problem := pruning.problem(cfg, validation=1)) else []
     return found
+
+
+def problems(cfg: DictConfig, group: str, attempt: Callable[[Any], None]) -> list[str]:
+    """The mistakes of one group. `attempt`: raises what is wrong with its component, once that is built."""
+    return _check_group(cfg, group, None, attempt)[0]
 
 
 URIS = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
@@ -286,7 +286,9 @@ _right: dict[str, Any] = {}
 """Groups that this process has found without a mistake: the jobs of a sweep have most of them in common."""
 
 
-def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str], Any]:
+def _check_group(
+    cfg: DictConfig, group: str, optimizer: Any, attempt: Callable[[Any], None] | None = None
+) -> tuple[list[str], Any]:
     """The group's mistakes, and the component built on nothing: the network without memory, the optimizer of a dummy.
 
     A range is held by the constructor that it belongs to, so building is the check."""
@@ -333,7 +335,9 @@ def _check_group(cfg: DictConfig, group: str, optimizer: Any) -> tuple[list[str]
                     warnings.simplefilter("ignore")
                 component = build(group, node, **given)
             made = component(**dummy) if dummy else component
-            _try(group, made, epochs)
+            if not KINDS[group].is_base_of(type(made)):
+                raise ValueError(f"gives {type(made).__name__}; {KINDS[group].what} is needed")
+            attempt(made) if attempt else _try(group, made, epochs)
             _right[known] = made if group == "optim" else None
             return [], _right[known]
     except SegsweepError as error:
@@ -347,8 +351,6 @@ def _try(group: str, made: Any, epochs: Any) -> None:
     one that is not made for as many steps as the run has `epochs`."""
     import torch
 
-    if not KINDS[group].is_base_of(type(made)):
-        raise ValueError(f"gives {type(made).__name__}; {KINDS[group].what} is needed")
     if group == "loss":
         target = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
         value = made(torch.zeros(2, 1, 2, 2), target)
@@ -364,10 +366,6 @@ def _try(group: str, made: Any, epochs: Any) -> None:
             made.step()
         if not 0 <= (lr := made.get_last_lr()[0]) < math.inf:
             raise ValueError(f"makes the learning rate {lr:g} after an epoch; it must stay at 0 or above")
-    elif group == "pruner":
-        from segsweep import pruning
-
-        pruning.attempt(made)
 
 
 def _check_steps(schedule: Any, steps: int, epochs: int, inside: str = "") -> None:

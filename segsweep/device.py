@@ -1,7 +1,7 @@
 """The device that a process computes on: which, in what precision, through what compiled code, and when it is full."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from typing import Any
@@ -10,7 +10,6 @@ import torch
 
 from segsweep import environment
 from segsweep.errors import ConfigError
-from segsweep.train import pieces
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 """What torch's CPU allocator, CUDA's driver, cuDNN and cuBLAS say in a RuntimeError."""
@@ -43,17 +42,14 @@ def pick_precision(asked: str, device: torch.device) -> str:
     return "bf16" if environment.cpu_has_bf16() else "fp32"
 
 
-def compiled(
-    model: torch.nn.Module, batch_size: int, parts: int = 1, **options: Any
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`model` with torch.compile for whole batches, or their `parts`; an epoch's smaller last one goes through the
-    network as it is. Compiled too, it would have every later batch and job run a graph for any number of slices.
-    options: torch.compile's."""
+def compiled(model: torch.nn.Module, sizes: Collection[int], **options: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`model` with torch.compile for batches of these `sizes`; an epoch's smaller last one goes through the network as
+    it is. Compiled too, it would have every later batch and job run a graph for any number of slices. options:
+    torch.compile's."""
     torch._dynamo.config.recompile_limit = GRAPHS
     _time_compiler()
     made = torch.compile(model, dynamic=False, **options)
-    usual = {len(piece) for piece in pieces(torch.empty(batch_size, 0), parts)}
-    return lambda x: made(x) if len(x) in usual else model(x)
+    return lambda x: made(x) if len(x) in sizes else model(x)
 
 
 def compile_seconds() -> float:

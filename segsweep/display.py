@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-DONE = ("finished", "continued", "reused", "pruned")
+from segsweep.artifacts import DONE
 
 
 class Display:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import datetime
 import importlib.metadata
 import os
 import platform
@@ -39,11 +38,6 @@ def spare_dynamo() -> None:
     for function in (*wrapped, flop_counter._FlopCounterMode.__torch_dispatch__):
         if plain := getattr(function, "__wrapped__", None):
             plain.__dynamo_disable = plain
-
-
-def now() -> str:
-    """Local time with its offset, ISO 8601, to the second."""
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def facts(device: torch.device, modules: Iterable[str] = ()) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segsweep import artifacts
-from segsweep.components import nearest
-from segsweep.errors import ConfigError, SegsweepError
+from segsweep.errors import ConfigError, SegsweepError, nearest
 from segsweep.metrics import METRICS, Metric
 
 COSTS = {

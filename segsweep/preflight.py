@@ -24,7 +24,7 @@ from hydra.initialize import initialize_config_search_path
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import components, objective
+from segsweep import components, objective, pruning
 from segsweep.conditions import condition
 from segsweep.config import conf_dir
 from segsweep.errors import ConfigError, SegsweepError, nearest
@@ -97,7 +97,7 @@ def _wrong(bases: list[DictConfig], tasks: list[Override]) -> list[str]:
     wrong = {o.input_line: _wrong_key(o, bases) or _wrong_values(o, bases) for o in tasks}
     problems = [mistake for mistakes in wrong.values() for mistake in mistakes]
     for cfg in _variants(bases, [o for o in tasks if not wrong[o.input_line]]):
-        problems += components.check(cfg)
+        problems += [*components.check(cfg), *pruning.problems(cfg)]
     return problems
 
 
@@ -340,8 +340,6 @@ def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str
                 if scores:
                     objective.check_part(split, scores)
             if OmegaConf.select(cfg, "pruner._target_"):
-                from segsweep import pruning
-
                 pruning.refuse(cfg, seen["\n".join(keys)])
         except SegsweepError as error:
             raise ConfigError(str(error)) from None

@@ -13,14 +13,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import components, environment
+from segsweep import components
+from segsweep.artifacts import PRUNING, now
 from segsweep.data.split import Split
 from segsweep.errors import ConfigError
 from segsweep.metrics import METRICS
 from segsweep.progress import Pruned
 from segsweep.signature import digest
-from segsweep.sweep import PRUNING
 
 if TYPE_CHECKING:
     import optuna
@@ -47,6 +48,17 @@ def metric(cfg: DictConfig) -> str:
 def objectives(cfg: DictConfig) -> list[str]:
     found = OmegaConf.select(cfg, "search.objective") or "val/dice"
     return [found] if isinstance(found, str) else [str(name) for name in found]
+
+
+def problems(cfg: DictConfig) -> list[str]:
+    """Every mistake of the pruner's group, one sentence each: beside `components.check`, and as that does. None where
+    there is no pruner."""
+    try:
+        if not OmegaConf.select(cfg, "pruner._target_") or OmegaConf.missing_keys(cfg):
+            return []
+    except OmegaConfBaseException:  # which `components.check` tells
+        return []
+    return [*components.problems(cfg, "pruner", attempt), *filter(None, [problem(cfg, validation=1)])]
 
 
 def problem(cfg: DictConfig, validation: int) -> str | None:
@@ -203,7 +215,7 @@ class Judge:
         record = {"status": "pruned", "epoch": epoch, "epochs": self.epochs, "value": value} | self.settings
         record |= {"reason": reason, "name": self.name, "study": self.study.study_name, "trial": self._number()}
         record |= {"sweep": self.sweep.name if self.sweep else None, "alike": self.attributes["alike"]}
-        return record | {"against": against, "created": environment.now()}
+        return record | {"against": against, "created": now()}
 
     def _number(self) -> int:
         assert self.study is not None

@@ -14,7 +14,7 @@ from typing import Any
 
 from segsweep import artifacts
 from segsweep.errors import SegsweepError
-from segsweep.store import STATE, alone, connect, database, find, lacks, sweeps_of
+from segsweep.store import STATE, alone, connect, database, default, find, lacks, sweeps_of
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +130,8 @@ def finished(uri: str | None, experiment: str, signatures: Iterable[str]) -> set
 def find_runs(reference: str, uri: str | None = None) -> list[Path]:
     """Run folders of an MLflow experiment's name or a run's id, as their descriptions give them.
 
-    `uri`: the store; default: MLFLOW_TRACKING_URI of the environment, else the one below the working directory."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
+    `uri`: the store, where it is not `store.default`."""
+    uri = uri or default()
     if (file := database(uri)) and not file.exists():  # to ask is no reason to make one
         raise SegsweepError(f"{uri}: there is no such store")
     client = connect(uri)

@@ -4,7 +4,6 @@ The ONNX flavour is the sturdiest that MLflow has: a standard graph without pick
 environment needs neither segsweep nor torch to load it with `mlflow.pyfunc`, and no version of either can break it.
 """
 
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,11 @@ import numpy as np
 
 from segsweep import artifacts
 from segsweep.errors import SegsweepError
-from segsweep.store import connect
+from segsweep.store import connect, default
 from segsweep.tracking import push
 
 REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime")
 """All that loading and predicting needs; pinned to the versions that the export was checked with."""
-
-
-def store(uri: str | None = None) -> str:
-    """The MLflow store: as given, else MLFLOW_TRACKING_URI, else the one below the working directory."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
 
 
 def register(
@@ -37,7 +31,7 @@ def register(
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    uri = store((artifacts.read_json(run / "mlflow.json") or {}).get("uri"))
+    uri = (artifacts.read_json(run / "mlflow.json") or {}).get("uri") or default()
     single = np.dtype(np.float32)
     image = Schema([TensorSpec(single, (-1, *example.shape[1:]))])  # without a name: `predict` then takes the array
     logits = Schema([TensorSpec(single, (-1, *output.shape[1:]), "logits")])
@@ -70,7 +64,7 @@ def origin(reference: str) -> tuple[Path | None, str]:
     name, _, number = reference.removeprefix("models:/").partition("/")
     if not name or (not number and "@" not in name):
         raise SegsweepError(f"{reference}: expected models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS")
-    client: Any = connect(store())
+    client: Any = connect(default())
     try:
         if "@" in name:
             found = client.get_model_version_by_alias(*name.split("@", 1))
@@ -78,13 +72,13 @@ def origin(reference: str) -> tuple[Path | None, str]:
             versions = client.search_model_versions(f"name = '{name}'")
             found = max(versions, key=lambda v: int(v.version), default=None)
             if found is None:
-                raise SegsweepError(f"{reference}: MLflow at {store()} has no registered model {name}")
+                raise SegsweepError(f"{reference}: MLflow at {default()} has no registered model {name}")
         else:
             found = client.get_model_version(name, number)
     except SegsweepError:
         raise
     except Exception as error:
-        raise SegsweepError(f"{reference}: MLflow at {store()}: {str(error).splitlines()[0]}") from error
+        raise SegsweepError(f"{reference}: MLflow at {default()}: {str(error).splitlines()[0]}") from error
     if not found.run_id:
         raise SegsweepError(f"{reference}: this model belongs to no run; register it with python -m segsweep.export")
     folder = found.tags.get("folder")
@@ -97,7 +91,7 @@ def download(run_id: str, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        uri = connect(store()).tracking_uri
+        uri = connect(default()).tracking_uri
         for path in ("config.yaml", "run.json", "split.json", "weights"):
             download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(folder), tracking_uri=uri)
     except Exception as error:

@@ -15,12 +15,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import artifacts, components, environment, figures, progress
+from segsweep import artifacts, components, environment, figures, progress, pruning
 from segsweep.artifacts import Checkpoints
 from segsweep.config import GROUPS
 from segsweep.data import cache
@@ -32,10 +32,7 @@ from segsweep.metrics import summarise
 from segsweep.recall import FILES, restore
 from segsweep.signature import IGNORED, code, fingerprint, signatures, without
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
-from segsweep.train import SELECT_BY, fit
-
-if TYPE_CHECKING:
-    from segsweep.pruning import Judge
+from segsweep.train import SELECT_BY, fit, sizes
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +138,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
             keep=cfg.checkpoint.keep,
             milestones=asked.milestones,
             writer=stack.enter_context(writer) if (writer := _writer(asked.device)) else None,
-            forward=compiled(built.model, cfg.batch_size, built.shared["parts"]) if cfg.compile else None,
+            forward=compiled(built.model, sizes(cfg.batch_size, built.shared["parts"])) if cfg.compile else None,
             compile_seconds=compile_seconds,
             on_epoch=on_epoch,
             judge=judge or (lambda history: None),
@@ -176,7 +173,7 @@ class _Asked:
         milestones: set[int],
     ):
         self.began = time.perf_counter()
-        if problems := components.check(cfg):
+        if problems := [*components.check(cfg), *pruning.problems(cfg)]:
             raise ConfigError("\n".join(problems))
         self.cfg, self.choices, self.name, self.command = cfg, choices, name, command
         self.sweep, self.milestones = sweep, milestones
@@ -235,18 +232,16 @@ class _Built:
         self.shared["autocast"] = autocast(device, asked.precision)
 
 
-def _judge(asked: _Asked) -> "Judge | None":
+def _judge(asked: _Asked) -> pruning.Judge | None:
     if not OmegaConf.select(asked.cfg, "pruner._target_"):
         return None
-    from segsweep.pruning import Judge, refuse
-
-    refuse(asked.cfg, asked.split)
+    pruning.refuse(asked.cfg, asked.split)
     about = {"signature": asked.ids["signature"], "data": asked.manifest.digest, "split": asked.split.digest}
     pruner = asked.choices.get("pruner", "none")
-    return Judge(asked.cfg, pruner=pruner, name=asked.name, sweep=asked.sweep, **about)
+    return pruning.Judge(asked.cfg, pruner=pruner, name=asked.name, sweep=asked.sweep, **about)
 
 
-def _answered(asked: _Asked, judge: "Judge | None", outcome: Outcome, stack: ExitStack) -> bool:
+def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stack: ExitStack) -> bool:
     """Whether the run's record, here or in MLflow, is the answer: it is finished, or was pruned as it would be now."""
     cfg, folder = asked.cfg, asked.folder
     anew = asked.anew(folder)
@@ -261,14 +256,12 @@ def _answered(asked: _Asked, judge: "Judge | None", outcome: Outcome, stack: Exi
         trial = {"study": cfg.search.study, "number": cfg.search.trial, "state": "RUNNING"}
         artifacts.write_json(folder / "trial.json", trial)
     if judge:
-        from segsweep.pruning import same
-
         stack.enter_context(judge)
     if record := known["result.json"]:
         if judge:
             judge.end("COMPLETE", artifacts.read_lines(folder / "history.jsonl"))
         _answer(outcome, record, "reused")
-    elif judge and (record := known["pruned.json"]) and same(record, cfg):
+    elif judge and (record := known["pruned.json"]) and pruning.same(record, cfg):
         judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: record["epoch"]])
         (folder / "failure.json").unlink(missing_ok=True)
         _answer_pruned(outcome, record)
@@ -304,13 +297,9 @@ def _describe(asked: _Asked, built: _Built | None = None) -> None:
     artifacts.write_json(
         asked.folder / "run.json",
         asked.ids
-        | {"name": asked.name, "command": asked.command, "created": environment.now(), "choices": choices}
-        | {
-            "code": fingerprint(code()),
-            "files": asked.code,
-            "factors": factors(asked.config, choices),
-            "evaluated_on": asked.part,
-        }
+        | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
+        | {"code": fingerprint(code()), "files": asked.code, "evaluated_on": asked.part}
+        | {"factors": factors(asked.config, choices)}
         | {
             "data": {
                 "name": choices.get("data"),

@@ -67,6 +67,11 @@ def connect(uri: str) -> "MlflowClient":
         return client
 
 
+def default() -> str:
+    """Where nothing says which: MLFLOW_TRACKING_URI of the environment, else the one below the working directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
+
+
 def database(uri: str) -> Path | None:
     """The file of an SQLite store, None for a server."""
     return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None

@@ -22,8 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from segsweep import artifacts
 from segsweep.store import database
 
-PRUNING = "pruning.log"
-"""Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
 current: Path | None = None
 """The sweep that this process leads."""
 expected: int | None = None
@@ -37,8 +35,6 @@ asked = ""
 _opening: threading.Thread | None = None
 _preparing: threading.Timer | None = None
 _noting = threading.Lock()
-TOLD = ("finished", "continued", "reused")
-"""How a job ends that has a whole run behind it."""
 FIRST_JOB_TRAINS = 8.0
 """Seconds after which nobody waits for this process any more."""
 NICE = 5
@@ -61,12 +57,12 @@ def _open(folder: Path, config: DictConfig, parent: bool) -> None:
     current, reported, storage = folder, config.report, OmegaConf.select(config, "search.storage")
     _held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
     # of another sweep, in a folder that was named by hand
-    for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{PRUNING}*")):
+    for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{artifacts.PRUNING}*")):
         earlier.unlink()
     tracking, overrides = config.tracking, list(config.hydra.overrides.task)
     record: dict[str, Any] = {"name": folder.name, "command": without_password(asked), "finished": None}
     record["overrides"] = [without_password(override) for override in overrides]
-    record |= {"started": _now(), "jobs": expected, "milestones": milestones(overrides), "mlflow": None}
+    record |= {"started": artifacts.now(), "jobs": expected, "milestones": milestones(overrides), "mlflow": None}
     if tracking.uri:
         record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": None, "error": None}
         file = database(tracking.uri)
@@ -146,7 +142,7 @@ def milestones(overrides: list[str]) -> list[int]:
 
 def open_job(folder: Path, number: int, overrides: list[str]) -> dict[str, Any]:
     job = {"number": number, "overrides": [without_password(override) for override in overrides]}
-    job |= {"status": "running", "started": _now(), "pid": os.getpid()}
+    job |= {"status": "running", "started": artifacts.now(), "pid": os.getpid()}
     artifacts.write_json(folder / "job.json", job)
     return job
 
@@ -158,15 +154,6 @@ def close_job(folder: Path, job: dict[str, Any], outcome: Any, seconds: float) -
     job |= facts | {"seconds": seconds, "class": facts.pop("failure")}
     job["run"] = os.path.relpath(run, folder) if run else None
     artifacts.write_json(folder / "job.json", job)
-
-
-def jobs(folder: Path) -> list[dict[str, Any]]:
-    """The jobs' records in order of their numbers, each with its run folder as a path under `folder`."""
-    found = []
-    for path in folder.glob("*/job.json"):
-        if job := artifacts.read_json(path):
-            found.append(job | {"folder": (path.parent / job["run"]).resolve() if job.get("run") else None})
-    return sorted(found, key=lambda job: job["number"])
 
 
 def abandon(folder: Path) -> bool:
@@ -195,19 +182,18 @@ def finish(folder: Path, stopped: bool) -> int:
         _preparing.join()
     if _opening is None and (tracking := sys.modules.get("segsweep.tracking")):
         tracking.flush()  # for the same reason: a run that was short has only begun to import MLflow
-    from segsweep.display import DONE
     from segsweep.report.records import read
     from segsweep.report.table import table
 
     _interrupted(folder)
-    ended = jobs(folder)
-    bad = [job for job in ended if job["status"] not in DONE]
+    ended = artifacts.jobs(folder)
+    bad = [job for job in ended if job["status"] not in artifacts.DONE]
     if _opening:
         _opening.join()
     text = table(read([folder]).jobs)
     print(text)
     try:
-        note(folder, finished=None if stopped else _now())
+        note(folder, finished=None if stopped else artifacts.now())
         artifacts.write_text(folder / "table.txt", text)
     except OSError as error:
         print(
@@ -268,12 +254,12 @@ def _finish_mlflow(folder: Path, stopped: bool, bad: bool) -> None:
             names = ("table.txt", "sweep.json", "report.html", "report.md", "runs.csv", "search.html")
             files = [folder / name for name in names]
             files += sorted([*folder.glob("search/*.png"), *folder.glob("search/experiment/*.yaml")])
-            folders = list({job["folder"]: None for job in jobs(folder) if job["folder"]})
+            folders = list({job["folder"]: None for job in artifacts.jobs(folder) if job["folder"]})
             summary = _summary(folder / "report.md")
             tracking.end_parent(place["uri"], place["run_id"], status, files, folder / "figures", summary, folders)
         except Exception as problem:  # the files are the record
             error = str(problem).splitlines()[0]
-    reasons = [tracking.lacking(job["folder"]) for job in jobs(folder) if job["folder"]]
+    reasons = [tracking.lacking(job["folder"]) for job in artifacts.jobs(folder) if job["folder"]]
     error = error or next((reason for reason in reasons if reason), None)
     if error is None and place:
         print(f"MLflow: {place['uri']}   to look at it: make ui")
@@ -286,9 +272,3 @@ def _summary(report: Path) -> str:
     if not report.exists():
         return ""
     return report.read_text(encoding="utf-8").partition("## In short")[2].partition("\n## ")[0].strip()
-
-
-def _now() -> str:
-    import datetime
-
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

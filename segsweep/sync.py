@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from segsweep import artifacts, sweep, tracking
+from segsweep import artifacts, tracking
 from segsweep.store import STATE
 
 
@@ -14,7 +14,7 @@ def run_folders(folder: Path) -> list[Path]:
     """The run folders of a run folder, a sweep folder, or the folder of all runs."""
     if (folder / "run.json").exists():
         return [folder]
-    found = [job["folder"] for job in sweep.jobs(folder) if job["folder"]]
+    found = [job["folder"] for job in artifacts.jobs(folder) if job["folder"]]
     found = found or [path.parent for path in sorted([*folder.glob("*/run.json"), *folder.glob("runs/*/run.json")])]
     return list(dict.fromkeys(path.resolve() for path in found if (path / "run.json").exists()))
 

@@ -205,6 +205,11 @@ def pieces(x: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
     return x.tensor_split(max(1, min(parts, len(x) // 2)))
 
 
+def sizes(batch_size: int, parts: int = 1) -> set[int]:
+    """Of what goes through the network at once of a whole batch."""
+    return {len(piece) for piece in pieces(torch.empty(batch_size, 0), parts)}
+
+
 def _counted_once(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """For `checkpoint`: the running statistics stay as they are while a part is computed again."""
 

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from segsweep import __version__, artifacts, components, recall, sweep
+from segsweep import __version__, artifacts, components, recall
 from segsweep.environment import spare_dynamo
 from segsweep.errors import SegsweepError, nearest
 from segsweep.metrics import METRICS
@@ -172,7 +172,7 @@ def _best(name: str, root: Path) -> tuple[Path, str]:
         raise SegsweepError(f"best:{name}: no such sweep{nearest(name, sweeps)}; expected a folder with sweep.json")
     scored: dict[Path, float] = {}
     tested = 0
-    for run in {job["folder"] for job in sweep.jobs(folder) if job["folder"]}:
+    for run in {job["folder"] for job in artifacts.jobs(folder) if job["folder"]}:
         result, info = (artifacts.read_json(run / file) or {} for file in ("result.json", "run.json"))
         if result.get("status") != "finished" or result.get("objective") is None:
             continue

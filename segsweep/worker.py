@@ -121,7 +121,7 @@ def main() -> None:
             connection.send_bytes(pickle.dumps(message))
 
     progress.send_to(_thinned(lambda event: send("event", event)))
-    from segsweep import cli, components, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
+    from segsweep import components, job, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job
 
     def ask(*question: Any) -> bool:
         send("restore", *question)

@@ -342,7 +342,7 @@ def test_options_reach_the_accuracy_of_fast_arithmetic(slices, monkeypatch):
     monkeypatch.setattr(accuracy, "fit", lambda *args, **given: fitted.append(given) or fit(*args, **given))
     monkeypatch.setattr(accuracy, "evaluate", lambda *args, **given: judged.append(given) or evaluate(*args, **given))
     accuracy.train(composed(root, "compile=true", "micro_batches=2", "batch_size=8"), "unet", 0, decoded)
-    assert compiled == [(8, 2)]
+    assert compiled == [({4},)]
     assert fitted[0]["parts"] == 2
     assert fitted[0]["forward"] is not None
     assert [given.get("parts", 1) for given in judged] == [2, 1]

@@ -22,6 +22,7 @@ from hydra.types import HydraContext
 from segsweep import cli, progress
 from segsweep.components import hydras
 from segsweep.config import conf_dir
+from segsweep.job import job
 
 cli.plugins.register()
 from hydra_plugins.segsweep_local.cluster import ClusterLauncher, Lost  # noqa: E402 - the namespace is made above
@@ -58,7 +59,7 @@ def engine(folder: Path) -> Any:
         config = compose("config", overrides=[*overrides, "tracking=none"], return_hydra_config=True)
         made = Engine()
         context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), hydras())
-        made.setup(hydra_context=context, task_function=cli.job, config=config)
+        made.setup(hydra_context=context, task_function=job, config=config)
         yield made
     progress.send_to(lambda event: None)
     progress.stop(False)

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segsweep import pruning
+from segsweep.artifacts import PRUNING
 from segsweep.components import check
 from segsweep.config import conf_dir
 from segsweep.errors import ConfigError
@@ -21,7 +22,6 @@ from segsweep.plan import Planner, table
 from segsweep.preflight import preflight
 from segsweep.run import Outcome, run
 from segsweep.study import open_storage
-from segsweep.sweep import PRUNING
 
 TINY = ["data.patients=8", "data.slices=6", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
 TINY += ["split.val=0.3"]
@@ -257,7 +257,7 @@ def test_an_outage_of_the_storage_costs_the_pruning_and_not_the_run(tmp_path, ca
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_composes_runs_and_prunes_what_it_should(tmp_path, option):
     cfg, _ = composed(tmp_path, f"pruner={option}")
-    assert check(cfg) == []
+    assert [*check(cfg), *pruning.problems(cfg)] == []
     small = {
         "none": [],
         "median": ["pruner.n_startup_trials=1"],

@@ -104,7 +104,7 @@ def test_jobs_of_one_shape_compile_once(tmp_path, volumes):
         torch.manual_seed(seed)
         model = network(3, 1, width=width, depth=1).to(memory_format=torch.channels_last)
         made, before = optimizer(model.parameters()), compile_seconds()
-        whole = fit(model, made, order, tmp_path / str(seed), loss, forward=compiled(model, 8, backend=counter))
+        whole = fit(model, made, order, tmp_path / str(seed), loss, forward=compiled(model, {8}, backend=counter))
         assert whole.history[0].get("compile_seconds", 0.0) == compile_seconds() - before
         return counter.frame_count
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from segsweep.report import statistics
-from segsweep.report.records import REPEATS, SCORES, Record, Run
+from segsweep.report.records import SCORES, Record, Run
+from segsweep.signature import REPEATS
 
 LOWER_IS_BETTER = ("hd95",)
 

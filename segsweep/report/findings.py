@@ -21,8 +21,6 @@ from segsweep.report.learning import (
 from segsweep.report.records import Record
 from segsweep.report.statistics import LEVEL, Interval
 
-DONE = ("finished", "reused", "continued")
-
 
 @dataclass
 class Findings:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from segsweep.artifacts import parse_json
 from segsweep.errors import SegsweepError
 
-REPEATS = ("seed", "split.fold")  # what differs between repeats of one configuration
 SCORES = ("dice", "iou", "hd95")  # per patient, with an interval
 
 
@@ -257,7 +257,7 @@ def _read_run(folder: Path, problems: list[str]) -> Run:
 
 def _json(path: Path, problems: list[str], needed: bool = True) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path)
     except FileNotFoundError:
         if needed:
             problems.append(f"{_short(path)} is missing")
@@ -265,10 +265,6 @@ def _json(path: Path, problems: list[str], needed: bool = True) -> dict[str, Any
     except (OSError, ValueError) as error:
         problems.append(f"{_short(path)} cannot be read: {error}")
         return None
-    if not isinstance(found, dict):
-        problems.append(f"{_short(path)} holds {type(found).__name__}, not an object")
-        return None
-    return found
 
 
 def _history(path: Path, problems: list[str]) -> dict[str, np.ndarray]:

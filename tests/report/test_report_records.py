@@ -84,7 +84,7 @@ def damage(folder, name, text):
     ("name", "text", "status", "said"),
     [
         ("run.json", "{", "finished", "run.json cannot be read"),
-        ("run.json", "[]", "finished", "run.json holds list, not an object"),
+        ("run.json", "[]", "finished", "run.json cannot be read: an object is expected, found list"),
         ("result.json", '{"status": "fin', "unfinished", "result.json cannot be read"),
         ("patients.csv", "patient,dice\np1,much\n", "finished", "patients.csv cannot be read"),
         ("patients.csv", "no header at all", "finished", "no patient in it"),

@@ -4,10 +4,11 @@ from collections import Counter
 
 import numpy as np
 
+from segsweep.artifacts import WHOLE
 from segsweep.report import figures
 from segsweep.report.comparison import show
 from segsweep.report.content import Block, Cell, Section, Table, joined, number
-from segsweep.report.findings import DONE, Findings, ranged, shared
+from segsweep.report.findings import Findings, ranged, shared
 from segsweep.report.statistics import nanmean
 
 FOREST_ROWS = 20
@@ -15,7 +16,7 @@ FOREST_ROWS = 20
 
 def missing(found: Findings) -> Section | None:
     """Jobs without a finished run, incomplete repeats, and damaged records."""
-    lost = [job for job in found.record.jobs if job.status not in DONE]
+    lost = [job for job in found.record.jobs if job.status not in WHOLE]
     blocks: list[Block] = []
     if lost:
         counts = joined([f"{many} {status}" for status, many in Counter(job.status for job in lost).items()])

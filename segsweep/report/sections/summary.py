@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from segsweep.artifacts import WHOLE
 from segsweep.report.content import Section, joined, plural
 from segsweep.report.contrasts import Contrast
-from segsweep.report.findings import DONE, Findings, p_value, ranged, signed
+from segsweep.report.findings import Findings, p_value, ranged, signed
 from segsweep.report.statistics import FEWEST, FEWEST_REPEATS, LEVEL
 
 
@@ -29,7 +30,7 @@ def _scope(found: Findings) -> str:
         f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, {each}tested on {patients} of"
         f" {joined(sorted({found.data(i).split()[0] for i in range(len(found.rows))}))}."
     )
-    lacking = sum(job.status not in DONE for job in found.record.jobs)
+    lacking = sum(job.status not in WHOLE for job in found.record.jobs)
     verb = "is" if lacking == 1 else "are"
     if lacking:
         text += f" **{plural(lacking, 'job')} did not finish** and {verb} listed under What is missing."

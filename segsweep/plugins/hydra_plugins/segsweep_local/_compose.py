@@ -6,12 +6,13 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 KINDS = 64
@@ -79,6 +80,15 @@ def _set(config: DictConfig, line: str) -> bool:
     except (HydraException, OmegaConfBaseException):
         return False
     return True
+
+
+def bare(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
+    """A composed job's own configuration without Hydra's part, and the option chosen in each group."""
+    choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
+    own = config.copy()
+    with open_dict(own):
+        del own["hydra"]
+    return own, choices
 
 
 @lru_cache(4096)

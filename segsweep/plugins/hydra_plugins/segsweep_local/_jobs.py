@@ -13,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 
 from segsweep import artifacts, sweep
 
-from .plan import bare
+from ._compose import bare
 
 if TYPE_CHECKING:
     from segsweep.plan import Planner, Point

@@ -274,7 +274,7 @@ class Search:
         state, found = TrialState.FAIL, None
         if status == "pruned":
             state = TrialState.PRUNED
-        elif status in sweep.TOLD and run:
+        elif status in artifacts.WHOLE and run:
             try:
                 found = objective.values(run, self.names, self.asked.epoch)
                 state = TrialState.COMPLETE

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from segsweep.errors import SegsweepError
+from segsweep.job import job_name
 
-from ._compose import Composer
+from ._compose import Composer, bare
 
 if TYPE_CHECKING:
     from segsweep.plan import Point
@@ -29,7 +30,6 @@ class PlanLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from segsweep.cli import job_name
         from segsweep.plan import Planner, Point, table
 
         planner, compose = Planner(Path(self.config.paths.runs)), Composer(self.context.config_loader, self.config)
@@ -58,15 +58,6 @@ class PlanLauncher(Launcher):
         for point in points:
             if point.signature in there:
                 point.state, point.epoch, point.note = "finished", point.epochs, "in MLflow"
-
-
-def bare(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
-    """A composed job's own configuration without Hydra's part, and the option chosen in each group."""
-    choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
-    own = config.copy()
-    with open_dict(own):
-        del own["hydra"]
-    return own, choices
 
 
 def _nothing(overrides: Sequence[str]) -> JobReturn:
