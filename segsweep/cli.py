@@ -4,15 +4,12 @@ Imports neither torch nor mlflow nor optuna, so that `--help` and `--cfg job` an
 """
 
 import os
-import secrets
 import signal
 import sys
-import time
 from types import FrameType
 from typing import Any
 
 import hydra
-from omegaconf import OmegaConf
 
 from segsweep import plugins, progress, sweep, worker
 from segsweep.config import conf_dir
@@ -20,9 +17,6 @@ from segsweep.errors import SegsweepError
 from segsweep.job import job
 
 plugins.register()
-OmegaConf.register_resolver(
-    "sweep_name", lambda: f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}", use_cache=True, replace=True
-)
 _ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
 
 _heard = False
