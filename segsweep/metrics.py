@@ -10,11 +10,14 @@ prediction and recall without a truth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from segsweep.task import Metric, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,81 +26,97 @@ Ratio = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndar
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One metric: how it is shown, which direction is better, and, where pixel counts give it, its formula.
+class PixelMetric(Metric):
+    """A metric that pixel counts give.
 
     Args:
-        title: column heading.
-        direction: "max" where more is better, "min" where less is.
-        format: Python's format specification of a value.
-        meaning: one line for a footnote.
         ratio: (tp, fp, fn, tn) -> (numerator, denominator); None where counts do not give the metric.
         pooled: computed once over the pixels of all patients, instead of per patient and then averaged.
     """
 
-    title: str
-    direction: Literal["max", "min"]
-    format: str
-    meaning: str
     ratio: Ratio | None = None
     pooled: bool = False
 
 
-METRICS: dict[str, Metric] = {
-    "loss": Metric(title="Loss", direction="min", format=".4f", meaning="mean over slices of the loss trained with"),
-    "accuracy": Metric(
+METRICS: dict[str, PixelMetric] = {
+    "loss": PixelMetric(
+        title="Loss",
+        direction="min",
+        format=".4f",
+        meaning="mean over slices of the loss trained with",
+        scale=("loss", "eval_batch_size"),
+    ),
+    "accuracy": PixelMetric(
         title="Accuracy",
         direction="max",
         format=".4f",
+        bounds=(0.0, 1.0),
         meaning="share of all pixels that are right; mostly background, so nearly 1 for predicting nothing",
         ratio=lambda tp, fp, fn, tn: (tp + tn, tp + fp + fn + tn),
         pooled=True,
     ),
-    "dice": Metric(
+    "dice": PixelMetric(
         title="Dice",
         direction="max",
         format=".4f",
+        bounds=(0.0, 1.0),
+        by_unit=True,
         meaning="2 |T and P| / (|T| + |P|) of a patient's volume, mean over patients",
         ratio=lambda tp, fp, fn, tn: (2 * tp, 2 * tp + fp + fn),
     ),
-    "iou": Metric(
+    "iou": PixelMetric(
         title="IoU",
         direction="max",
         format=".4f",
+        bounds=(0.0, 1.0),
+        by_unit=True,
         meaning="|T and P| / |T or P| of a patient's volume (Jaccard), mean over patients",
         ratio=lambda tp, fp, fn, tn: (tp, tp + fp + fn),
     ),
-    "precision": Metric(
+    "precision": PixelMetric(
         title="Precision",
         direction="max",
         format=".4f",
+        bounds=(0.0, 1.0),
         meaning="share of the predicted pixels that are tumour, mean over patients",
         ratio=lambda tp, fp, fn, tn: (tp, tp + fp),
     ),
-    "recall": Metric(
+    "recall": PixelMetric(
         title="Recall",
         direction="max",
         format=".4f",
+        bounds=(0.0, 1.0),
         meaning="share of the tumour's pixels that are predicted, mean over patients",
         ratio=lambda tp, fp, fn, tn: (tp, tp + fn),
     ),
-    "hd95": Metric(
+    "hd95": PixelMetric(
         title="HD95",
         direction="min",
         format=".2f",
+        bounds=(0.0, math.inf),
+        by_unit=True,
         meaning="95th percentile of the distances between the two surfaces, in pixels, mean over patients; "
         "the volume's diagonal where one of the two is empty",
     ),
-    "missed": Metric(
+    "missed": PixelMetric(
         title="Missed", direction="min", format=".0f", meaning="patients with a tumour of which no pixel was predicted"
     ),
-    "undefined": Metric(
+    "undefined": PixelMetric(
         title="Undefined",
         direction="min",
         format=".0f",
         meaning="patients with neither tumour nor prediction, left out of the means",
     ),
 }
+SPEC = Spec(
+    metrics=METRICS,
+    select="val/dice",
+    unit="patient",
+    sample="slice",
+    repeats=("split.fold",),
+    ignored=("workers", "compile", "data.root", "data.model_width", "split.file"),
+)
+"""What the record says of this task."""
 
 
 def confusion(prediction: Tensor, target: Tensor, patient: Tensor, patients: int) -> Tensor:
@@ -169,7 +188,7 @@ def hd95(truth: np.ndarray, prediction: np.ndarray) -> float:
     return max(np.percentile(KDTree(to).query(of)[0], 95).item() for of, to in (surfaces, reversed(surfaces)))
 
 
-def _ratio(metric: Metric, tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
+def _ratio(metric: PixelMetric, tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:
     assert metric.ratio is not None
     numerator, denominator = metric.ratio(tp, fp, fn, tn)
     defined = tp + fp + fn + (tn if metric.pooled else 0) > 0

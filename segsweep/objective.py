@@ -9,7 +9,8 @@ from typing import Any
 
 from segsweep import artifacts
 from segsweep.errors import ConfigError, SegsweepError, nearest
-from segsweep.metrics import METRICS, Metric
+from segsweep.metrics import METRICS
+from segsweep.task import Metric
 
 COSTS = {
     "training_seconds": Metric(title="Training", direction="min", format=".1f", meaning="seconds of training steps"),

@@ -28,7 +28,7 @@ from segsweep.data.batches import Batches
 from segsweep.device import autocast, compile_seconds, compiled, out_of_memory, pick_device, pick_precision
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.evaluate import Evaluation, evaluate, flops, patient_table
-from segsweep.metrics import summarise
+from segsweep.metrics import SPEC, summarise
 from segsweep.recall import FILES, restore
 from segsweep.signature import IGNORED, code, fingerprint, signatures, without
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
@@ -299,7 +299,7 @@ def _describe(asked: _Asked, built: _Built | None = None) -> None:
         asked.ids
         | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
         | {"code": fingerprint(code()), "files": asked.code, "evaluated_on": asked.part}
-        | {"factors": factors(asked.config, choices)}
+        | {"factors": factors(asked.config, choices), "task": SPEC.to_json()}
         | {
             "data": {
                 "name": choices.get("data"),

@@ -1,0 +1,203 @@
+"""What the engine asks of a task: data with an identity, a training loop of its own, metrics that know which way is up.
+
+A task is any class whose constructor's keyword arguments are its settings. The engine gives it identity, reuse, exact
+resume, epochs shared by runs of different length, pruning, search, a record, MLflow and the report; nothing here knows
+what is trained.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric: which direction is better, how it is shown, and what values it can have.
+
+    Args:
+        title: column heading.
+        direction: "max" where more is better, "min" where less is.
+        format: Python's format specification of a value.
+        meaning: one line for a footnote.
+        bounds: the least and the greatest value that one unit can have; infinite where there is none.
+        by_unit: the test has a value for every unit, so that runs are compared by it with intervals and tests.
+        scale: keys of the configuration on which the scale of its values depends, such as the loss's own: runs that
+            differ in one of them are not compared by it.
+    """
+
+    title: str
+    direction: Literal["max", "min"]
+    format: str = ".4f"
+    meaning: str = ""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    by_unit: bool = False
+    scale: tuple[str, ...] = ()
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is: a difference times this is positive for the better."""
+        return 1 if self.direction == "max" else -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What is fixed for a task. It goes into run.json, so that a report needs none of the task's code.
+
+    Args:
+        metrics: by name; the record's values have keys PART/NAME such as val/loss. Runs are compared by the first that
+            has a value for every unit (`primary`).
+        select: what is best, of an epoch, a search and a pruner unless they are told otherwise: val/NAME.
+        unit: what is random in a test and has scores of its own: patient, image, user.
+        sample: what the sizes of the parts count.
+        repeats: keys beside `seed` in which the repeats of one configuration differ.
+        ignored: keys that decide no number: where data lie, how many processes read them.
+        code: modules that decide numbers, beside what the task's own module imports.
+        sections: sections of the report that are the task's own, as "package.module.function".
+    """
+
+    metrics: Mapping[str, Metric]
+    select: str
+    unit: str = "unit"
+    sample: str = "sample"
+    repeats: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
+
+    @property
+    def scores(self) -> dict[str, Metric]:
+        """The metrics with a value for every unit of a test, in order."""
+        return {name: metric for name, metric in self.metrics.items() if metric.by_unit}
+
+    @property
+    def primary(self) -> str:
+        """What runs are compared by: the first of `scores`, or else the metric of `select`."""
+        return next(iter(self.scores), self.select.partition("/")[2])
+
+    def metric(self, key: str) -> Metric | None:
+        """Of a value's key, such as val/loss; None where it is none of a metric."""
+        part, _, name = key.partition("/")
+        return self.metrics.get(name) if part in PARTS else None
+
+    def to_json(self) -> dict[str, Any]:
+        """For run.json; infinite bounds are null there."""
+        about = {name: getattr(self, name) for name in ("select", "unit", "sample", "repeats", "ignored", "sections")}
+        plain = Metric.__dataclass_fields__
+        metrics = {name: {key: getattr(metric, key) for key in plain} for name, metric in self.metrics.items()}
+        for entry in metrics.values():
+            entry["bounds"] = [bound if math.isfinite(bound) else None for bound in entry["bounds"]]
+        return {"metrics": metrics} | about
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Of `to_json`; keys that this version does not know are left out. Raises ValueError where it is none."""
+        try:
+            metrics = {}
+            for name, entry in record["metrics"].items():
+                known = {key: value for key, value in entry.items() if key in Metric.__dataclass_fields__}
+                low, high = known.get("bounds") or (None, None)
+                known["bounds"] = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+                known["scale"] = tuple(known.get("scale") or ())
+                if known["direction"] not in ("max", "min"):
+                    raise ValueError(f"metric {name}: direction={known['direction']}: allowed are max, min")
+                metrics[name] = Metric(**known)
+            known = {key: record[key] for key in cls.__dataclass_fields__ if key in record and key != "metrics"}
+            lists = {key: tuple(value) for key, value in known.items() if isinstance(value, list | tuple)}
+            return cls(metrics=metrics, **(known | lists))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not the description of a task: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The identity of what is trained on.
+
+    Args:
+        digest: of the contents, whatever they are called and wherever they lie; None: nobody watches them, and a row
+            that was reused says so.
+        split: digest of who is in which part.
+        parts: number of samples in train, val (0 where there is none: each epoch is then scored on test) and test.
+        leaks: whether a unit is in two parts.
+        settings: of the configuration, as resolved here: `precision: bf16` for auto.
+        facts: for the record.
+    """
+
+    digest: str | None
+    split: str = ""
+    parts: Mapping[str, int] = field(default_factory=dict)
+    leaks: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def part(self) -> str:
+        """What every epoch is scored on: the validation part where there is one."""
+        return "val" if self.parts.get("val") else "test"
+
+
+class Result(NamedTuple):
+    """How a trained network did in its test.
+
+    metrics: test/NAME -> value. units: unit -> NAME -> value, NaN where it is undefined; further columns are kept."""
+
+    metrics: Mapping[str, float]
+    units: Mapping[str, Mapping[str, Any]] = {}
+
+
+class Stateful(Protocol):
+    """As torch.distributed.checkpoint.stateful.Stateful: networks, optimizers, schedules, whatever goes on changing."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
+class Epoch(Protocol):
+    """number: from 1. last: whether no further one comes. seed: of the run's seed and the number alone; `random`, numpy
+    and torch start each epoch with it, so that an epoch that is resumed is the one that would have been."""
+
+    number: int
+    last: bool
+    seed: int
+
+    def step(self, done: float) -> None:
+        """For the display: the share of the epoch that is done, 0 to 1."""
+
+    def report(self, metrics: Mapping[str, float], **facts: float) -> None:
+        """Once an epoch: metrics train/NAME, and val/NAME or test/NAME; facts such as lr=. Seconds are the engine's."""
+
+
+class Run(Protocol):
+    """What the engine hands to a task's `train`. folder: of the record; what is written there is kept and mirrored.
+    device: as torch names it. retries: how often this job ran out of memory before."""
+
+    seed: int
+    device: str
+    folder: Path
+    retries: int
+
+    def describe(self, **facts: Any) -> None:
+        """Facts for run.json that are known only now: gflops=, image_shape=."""
+
+    def epochs(self, **state: Stateful) -> Iterator[Epoch]:
+        """The epochs that are left to train, the state of those before loaded into `state`; weights are made of
+        `model`."""
+
+
+class Task(Protocol):
+    """Its constructor's keyword arguments are its settings, from `task.*` or the top-level keys of their names.
+
+    Beside these it may have `problems() -> list[str]`, mistakes of its settings that its constructor does not raise,
+    and `size() -> dict`, parameters and gflops of a sample, for a plan."""
+
+    spec: ClassVar[Spec]
+
+    def data(self) -> Data:
+        """Trains nothing; raises DataError."""
+
+    def train(self, run: Run) -> Result:
+        """Build, loop over `run.epochs(...)`, test."""
