@@ -494,7 +494,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare(commit: str, names: Sequence[str], keep: Path | None) -> int:
-    commit = git("rev-parse", "--verify", f"{commit}^{{commit}}")
+    try:
+        commit = git("rev-parse", "--verify", "--end-of-options", f"{commit}^{{commit}}")
+    except Problem as git_says:
+        raise Problem(f"COMMIT {commit}: not a commit of {ROOT}; give a hash, a branch or a tag") from git_says
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="same-", ignore_cleanup_errors=True)))
         scratch = scratch.resolve()

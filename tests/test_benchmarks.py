@@ -638,4 +638,4 @@ def test_a_checkout_that_is_installed_does_not_mix_with_the_one_that_is_compared
     with pytest.raises(same.Problem, match="has no package segsweep"):
         same.Side(tmp_path, tmp_path, "none")
     assert same.main(["nothing"]) == 2
-    assert "git rev-parse --verify nothing^{commit}: fatal" in capsys.readouterr().err
+    assert f"COMMIT nothing: not a commit of {checkout}; give a hash, a branch or a tag" in capsys.readouterr().err
