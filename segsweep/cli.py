@@ -4,86 +4,20 @@ Imports neither torch nor mlflow nor optuna, so that `--help` and `--cfg job` an
 """
 
 import os
-import re
-import secrets
 import signal
 import sys
-import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
 
-from segsweep import artifacts, plugins, progress, sweep, worker
+from segsweep import progress, sweep, worker
 from segsweep.config import conf_dir
 from segsweep.errors import SegsweepError
+from segsweep.job import job
+from segsweep.start import Started, start
 
-plugins.register()
-OmegaConf.register_resolver(
-    "sweep_name", lambda: f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}", use_cache=True, replace=True
-)
 _ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
-
-
-def job(cfg: DictConfig) -> Any:
-    """One job of a sweep, wherever it was launched: run it, record it, give its objective (NaN where it has none)."""
-    from segsweep import tracking
-    from segsweep.run import run
-
-    settings = HydraConfig.get()
-    folder = Path(settings.runtime.output_dir)
-    sweep.hide_passwords(folder / ".hydra")
-    record = artifacts.read_json(folder.parent / "sweep.json") or {}
-    overrides = list(settings.overrides.task)
-    number = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num
-    name = job_name(overrides, record.get("overrides", []))
-    entry = sweep.open_job(folder, number, overrides)
-    progress.begin(number)
-    progress.emit("start", name=name)
-    began = time.perf_counter()
-    outcome = run(
-        cfg,
-        choices={group: option for group, option in settings.runtime.choices.items() if "/" not in group},
-        name=name,
-        command=f"python -m segsweep {' '.join(o for o in overrides if not o.startswith('search.'))}".strip(),
-        sweep=folder.parent,
-        milestones=set(record.get("milestones", [])),
-    )
-    sweep.close_job(folder, entry, outcome, time.perf_counter() - began)
-    if sweep.current is None:  # in a launcher's process, which may be ended at any time from here
-        tracking.flush()
-    facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
-    progress.emit("end", **facts, dice=outcome.metrics.get("test/dice"))
-    if outcome.status == "interrupted":
-        raise KeyboardInterrupt
-    return _value(cfg, outcome)
-
-
-def _value(cfg: DictConfig, outcome: Any) -> Any:
-    """What a sweeper is told: the objectives of a search, NaN where there are none."""
-    from segsweep import objective
-
-    names = list(cfg.search.objective)
-    none: Any = float("nan") if len(names) == 1 else [float("nan")] * len(names)
-    if outcome.status not in artifacts.WHOLE:
-        return none
-    try:
-        found = objective.values(outcome.folder, names, cfg.search.epoch)
-    except SegsweepError:  # no validation part: nothing to search on
-        return none
-    return found[0] if len(names) == 1 else found
-
-
-def job_name(overrides: list[str], asked: list[str]) -> str:
-    """What varies in a sweep, numbers to four digits; all overrides where nothing does."""
-    fixed = set(asked)
-    shown = [o for o in overrides if o not in fixed] or overrides
-    kept = (o for o in shown if not o.startswith(("paths.", "tracking", "data.root", "device", "search.", "report=")))
-    return re.sub(r"\d+\.\d{5,}(e-?\d+)?\b", lambda n: f"{float(n[0]):.4g}", " ".join(kept)) or "default"
-
 
 _heard = False
 """Whether a Ctrl-C has raised `KeyboardInterrupt`: any exception after it is its doing, for a library that is met
@@ -95,6 +29,7 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not what a script started with &
         # Before the first job there is nothing to save, and an exception would meet torch's C++ half imported (abort).
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    start()
     try:
         return _main()
     except BaseException as error:  # a Ctrl-C after the last job
@@ -157,7 +92,7 @@ def _hydra() -> Any:
     from segsweep.components import HYDRAS, whitelist
 
     allowed = [*HYDRAS, *whitelist()]
-    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=allowed)(job)()
+    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=allowed)(Started(job))()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from segsweep import progress
+from segsweep.start import start
 
 STOP = b"stop"
 STEPS_A_SECOND = 10
@@ -108,6 +109,7 @@ def in_folder(folder: str, task: Callable[[Any], Any], cfg: Any) -> Any:
 
 def main() -> None:
     faulthandler.enable()
+    start()
     connection = Connection(int(sys.argv[1]))
     os.set_inheritable(connection.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -121,7 +123,7 @@ def main() -> None:
             connection.send_bytes(pickle.dumps(message))
 
     progress.send_to(_thinned(lambda event: send("event", event)))
-    from segsweep import cli, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
+    from segsweep import job, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
 
     def ask(*question: Any) -> bool:
         send("restore", *question)

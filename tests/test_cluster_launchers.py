@@ -18,13 +18,12 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
+from hydra_plugins.segsweep_local.cluster import ClusterLauncher, Lost
 
-from segsweep import cli, progress
+from segsweep import progress
 from segsweep.components import whitelist
 from segsweep.config import conf_dir
-
-cli.plugins.register()
-from hydra_plugins.segsweep_local.cluster import ClusterLauncher, Lost  # noqa: E402 - the namespace is made above
+from segsweep.job import job
 
 TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "precision=fp32"]
 SWEEP = ["-m", "seed=0,1", "epochs=12", "report=false", *TINY]
@@ -58,7 +57,7 @@ def engine(folder: Path) -> Any:
         config = compose("config", overrides=[*overrides, "tracking=none"], return_hydra_config=True)
         made = Engine()
         context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), whitelist())
-        made.setup(hydra_context=context, task_function=cli.job, config=config)
+        made.setup(hydra_context=context, task_function=job, config=config)
         yield made
     progress.send_to(lambda event: None)
     progress.stop(False)

@@ -28,19 +28,19 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "registry": {"store", "tracking"},
     # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by; nothing
     # that trains
-    "report": {"recall", "study", "config", "signature"},
+    "report": {"recall", "study", "config", "signature", "start"},
     "study": set(),
 }
 ONLY = {  # distribution -> who may import it at all
     "mlflow": {"store", "recall", "tracking", "registry"},
     "optuna": {"report", "study", "pruning", "plugins"},
     "hydra": {
-        *("cli", "components", "conditions", "config", "plan", "plugins", "preflight", "report", "sweep", "worker"),
+        *("cli", "components", "conditions", "job", "plan", "plugins", "preflight", "report", "start"),
+        *("sweep", "worker"),
     },
 }
-ABOVE = ("__main__", "worker", "plugins")  # who may import the command line: it is the top
 FIRST = ("torch", "mlflow", "optuna")  # seconds each: never at the top of what `--help` needs
-HELP = ("__main__", "cli", "config", "preflight", "sweep", "progress", "display", "errors")
+HELP = ("__main__", "cli", "config", "job", "worker", "preflight", "start", "sweep", "progress", "display", "errors")
 
 
 def imports(source: str, at_top: bool = False) -> set[str]:
@@ -52,8 +52,9 @@ def imports(source: str, at_top: bool = False) -> set[str]:
     for node in tree.body if at_top else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = "." * node.level + (node.module or "").removesuffix(".")
+            found |= {f"{start}{'.' if node.module else ''}{name.name}" for name in node.names}
     return found
 
 
@@ -79,12 +80,48 @@ def broken(files: dict[str, str]) -> list[str]:
                 ).is_dir()  # else a name like __version__
                 allowed = LAYERS.get(own, {inside}) | LEAVES | {own}
                 bad = known and inside not in allowed
-                bad |= inside == "cli" and own not in ABOVE
+                bad |= inside == "cli" and own != "__main__"  # the command line is the top
             if bad:
                 wrong.append(f"{path}: {name}")
         if own in HELP:
             wrong += [f"{path}: {name} at the top" for name in imports(source, True) if name.split(".")[0] in FIRST]
     return wrong
+
+
+def dotted(path: str) -> str:
+    """models/unet.py -> segsweep.models.unet, report/__init__.py -> segsweep.report."""
+    parts = ["segsweep", *path.removesuffix(".py").split("/")]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circles(files: dict[str, str]) -> list[tuple[str, ...]]:
+    """Modules of `files` that import one another, at the top or in functions, directly or by way of others."""
+    modules = {dotted(path) for path in files}
+    imported: dict[str, set[str]] = {}
+    for path, source in files.items():
+        own = dotted(path)
+        package = own if path.endswith("__init__.py") else own.rpartition(".")[0]
+        imported[own] = set()
+        for name in imports(source):
+            if name.startswith("."):
+                ups = len(name) - len(name.lstrip(".")) - 1
+                name = ".".join([*package.split(".")[: len(package.split(".")) - ups], name.lstrip(".")])
+            elif name.startswith("hydra_plugins.segsweep_local"):
+                name = f"segsweep.plugins.{name}"
+            while name and name not in modules:  # of a module, or of what it has
+                name = name.rpartition(".")[0]
+            imported[own] |= {name} - {"", own}
+
+    def reached(start: str) -> set[str]:
+        found, left = set(), [start]
+        while left:
+            new = imported[left.pop()] - found
+            found |= new
+            left += new
+        return found
+
+    reach = {module: reached(module) for module in modules}
+    return sorted({tuple(sorted(n for n in reach[m] if m in reach[n])) for m in modules if m in reach[m]})
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +174,31 @@ def test_what_is_allowed_is_not_taken_for_a_violation(files):
     lazily = "\ndef f():\n    import torch\n\nif TYPE_CHECKING:\n    from segsweep.run import run\n"
     for path in ("cli.py", "losses.py"):
         assert broken(files | {path: files[path] + lazily}) == []
+
+
+def test_no_module_imports_one_that_imports_it(files):
+    assert circles(files) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "circle"),
+    [
+        ("errors.py", "def f():\n    from segsweep import components", {"segsweep.errors", "segsweep.components"}),
+        ("artifacts.py", "import segsweep.run", {"segsweep.artifacts", "segsweep.run", "segsweep.tracking"}),
+        ("worker.py", "def f():\n    from segsweep.cli import main", {"segsweep.worker", "segsweep.cli"}),
+        ("report/records.py", "from segsweep.report import files", {"segsweep.report.records"}),
+        (
+            "plugins/hydra_plugins/segsweep_local/_compose.py",
+            "from . import _jobs",
+            {f"segsweep.plugins.hydra_plugins.segsweep_local.{name}" for name in ("_compose", "_jobs")},
+        ),
+    ],
+)
+def test_a_planted_circle_is_seen(files, path, line, circle):
+    (found,) = circles(files | {path: f"{files[path]}\n{line}\n"})
+    assert circle <= set(found)
+
+
+def test_what_is_imported_for_type_checkers_is_no_circle(files):
+    line = "\nif TYPE_CHECKING:\n    from segsweep import components\n"
+    assert circles(files | {"errors.py": files["errors.py"] + line}) == []

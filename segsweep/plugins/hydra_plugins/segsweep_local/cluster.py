@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import artifacts, progress
+from segsweep.job import job_name
 from segsweep.worker import in_folder
 
 from ._compose import Composer
@@ -92,8 +93,6 @@ class ClusterLauncher(Launcher):
             job.fail(found.failure, found.reason)
             job.mirror()
             found = job.without_value()
-        from segsweep.cli import job_name
-
         record = artifacts.read_json(job.folder / "job.json") or {}
         facts = {key: record.get(key) for key in ("status", "error", "seconds")} | {"failure": record.get("class")}
         dice = (record.get("metrics") or {}).get("test/dice")

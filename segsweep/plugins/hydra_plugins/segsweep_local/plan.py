@@ -11,6 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from segsweep.errors import SegsweepError
+from segsweep.job import job_name
 
 from ._compose import Composer, bare
 
@@ -29,7 +30,6 @@ class PlanLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from segsweep.cli import job_name
         from segsweep.plan import Planner, Point, table
 
         planner, compose = Planner(Path(self.config.paths.runs)), Composer(self.context.config_loader, self.config)
