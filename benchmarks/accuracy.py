@@ -23,20 +23,21 @@ from torch import nn
 
 from benchmarks import common, plain
 from benchmarks.train import NoCheckpoints
-from segsweep import components, plugins
+from segsweep import components
 from segsweep.config import conf_dir
 from segsweep.data import cache
 from segsweep.data.batches import Batches
 from segsweep.device import autocast, compiled, pick_device, pick_precision
 from segsweep.evaluate import evaluate
 from segsweep.metrics import per_patient
+from segsweep.start import start
 from segsweep.train import epoch_seed, fit, sizes
 
 
 def composed(root: str, network: str, args: Any) -> DictConfig:
     overrides = ["data=lgg", f"data.root={root}", f"data.image_size={args.size}", f"model.width={args.width}"]
     overrides += [f"model={network}", f"epochs={args.epochs}", "augment=flips", *args.options]
-    plugins.register()
+    start()
     with initialize_config_dir(str(conf_dir())):
         return compose("config", overrides=overrides)
 

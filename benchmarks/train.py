@@ -24,13 +24,14 @@ from omegaconf import DictConfig
 from torch import nn
 
 from benchmarks import common, plain
-from segsweep import components, environment, plugins
+from segsweep import components, environment
 from segsweep.artifacts import Checkpoints
 from segsweep.config import conf_dir
 from segsweep.data import cache
 from segsweep.data.batches import Batches
 from segsweep.device import autocast, compiled, pick_device, pick_precision
 from segsweep.evaluate import flops
+from segsweep.start import start
 from segsweep.train import fit, sizes
 
 
@@ -68,7 +69,7 @@ class NoCheckpoints(Checkpoints):
 def composed(case: Case, root: str, device: str, options: list[str]) -> DictConfig:
     overrides = [f"model={case.network}", f"model.width={case.width}", f"batch_size={case.batch}", "scheduler=constant"]
     overrides += ["data=lgg", f"data.root={root}", f"data.image_size={case.size}", f"device={device}", *options]
-    plugins.register()
+    start()
     with initialize_config_dir(str(conf_dir())):
         return compose("config", overrides=overrides)
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import hydra
 
-from segsweep import plugins, progress, sweep, worker
+from segsweep import progress, sweep, worker
 from segsweep.config import conf_dir
 from segsweep.errors import SegsweepError
 from segsweep.job import job
+from segsweep.start import Started, start
 
-plugins.register()
 _ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
 
 _heard = False
@@ -29,6 +29,7 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not what a script started with &
         # Before the first job there is nothing to save, and an exception would meet torch's C++ half imported (abort).
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    start()
     try:
         return _main()
     except BaseException as error:  # a Ctrl-C after the last job
@@ -90,7 +91,7 @@ def _in_workers(argv: list[str]) -> bool:
 def _hydra() -> Any:
     from segsweep.components import hydras
 
-    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(job)()
+    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(Started(job))()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

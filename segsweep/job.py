@@ -1,7 +1,6 @@
 """One job of a sweep, as Hydra calls it in whatever process a launcher has it run: the run, its record, its value."""
 
 import re
-import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep import artifacts, progress, sweep
 from segsweep.errors import SegsweepError
-
-OmegaConf.register_resolver(
-    "sweep_name", lambda: f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}", use_cache=True, replace=True
-)
 
 
 def job(cfg: DictConfig) -> Any:

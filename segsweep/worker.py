@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from segsweep import progress
+from segsweep.start import start
 
 STOP = b"stop"
 STEPS_A_SECOND = 10
@@ -108,6 +109,7 @@ def in_folder(folder: str, task: Callable[[Any], Any], cfg: Any) -> Any:
 
 def main() -> None:
     faulthandler.enable()
+    start()
     connection = Connection(int(sys.argv[1]))
     os.set_inheritable(connection.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

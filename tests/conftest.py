@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from segsweep.start import start
+
 # Before anything imports torch, and for all processes that tests start: networks of a few thousand parameters are
 # slower on two threads than on one, and the suite runs on every core already.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+start()
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKED = REPOSITORY.parent / "shared" / "lgg"

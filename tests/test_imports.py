@@ -28,19 +28,19 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "registry": {"store", "tracking"},
     # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by; nothing
     # that trains
-    "report": {"recall", "study", "config", "signature"},
+    "report": {"recall", "study", "config", "signature", "start"},
     "study": set(),
 }
 ONLY = {  # distribution -> who may import it at all
     "mlflow": {"store", "recall", "tracking", "registry"},
     "optuna": {"report", "study", "pruning", "plugins"},
     "hydra": {
-        *("cli", "components", "conditions", "config", "job", "plan", "plugins", "preflight", "report", "sweep"),
-        "worker",
+        *("cli", "components", "conditions", "job", "plan", "plugins", "preflight", "report", "start"),
+        *("sweep", "worker"),
     },
 }
 FIRST = ("torch", "mlflow", "optuna")  # seconds each: never at the top of what `--help` needs
-HELP = ("__main__", "cli", "config", "job", "worker", "preflight", "sweep", "progress", "display", "errors")
+HELP = ("__main__", "cli", "config", "job", "worker", "preflight", "start", "sweep", "progress", "display", "errors")
 
 
 def imports(source: str, at_top: bool = False) -> set[str]:

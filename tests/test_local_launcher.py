@@ -22,15 +22,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
 from hydra.types import HydraContext
+from hydra_plugins.segsweep_local import _jobs, local
+from hydra_plugins.segsweep_local.local import Job, LocalLauncher
 from omegaconf import OmegaConf
 
-from segsweep import cli, progress, worker
+from segsweep import progress, worker
 from segsweep.components import hydras
 from segsweep.config import conf_dir
-
-cli.plugins.register()
-from hydra_plugins.segsweep_local import _jobs, local  # noqa: E402 - the namespace has to know it first
-from hydra_plugins.segsweep_local.local import Job, LocalLauncher  # noqa: E402
 
 SETTINGS = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hydra" / "launcher" / "local.yaml"))
 TINY = ["data.patients=4", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]

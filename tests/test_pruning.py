@@ -341,7 +341,7 @@ def test_a_plan_says_what_was_pruned_and_that_it_can_go_on(tmp_path):
 
 def test_without_a_pruner_optuna_is_not_imported():
     plain = (
-        "import sys; from segsweep import run, cli, tracking, sweep, preflight; "
+        "import sys; from segsweep import run, cli, tracking, start, sweep, preflight; start.start(); "
         "preflight.preflight(['data.patients=4', 'data.slices=4', 'data.image_size=16']); "
         "print('optuna' in sys.modules)"
     )

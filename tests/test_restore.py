@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from test_run import TINY, do, same, weights
 
-from segsweep import cli, recall, run, store, tracking, trained
+from segsweep import recall, run, store, tracking, trained
 from segsweep.errors import SegsweepError
 from segsweep.plan import Point
 from segsweep.report import records
@@ -176,7 +176,6 @@ def test_a_server_that_does_not_answer_is_asked_once_and_the_run_trained(tmp_pat
 
 
 def test_a_plan_knows_what_another_machine_has_finished(tmp_path, uri):
-    cli.plugins.register()
     from hydra_plugins.segsweep_local.plan import PlanLauncher
 
     first = there(tmp_path, "a", uri)
