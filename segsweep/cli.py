@@ -11,17 +11,14 @@ from typing import Any
 
 import hydra
 
-from segsweep import progress, sweep, worker
+from segsweep import sweep, worker
 from segsweep.config import conf_dir
 from segsweep.errors import SegsweepError
 from segsweep.job import job
+from segsweep.session import session
 from segsweep.start import Started, start
 
 _ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
-
-_heard = False
-"""Whether a Ctrl-C has raised `KeyboardInterrupt`: any exception after it is its doing, for a library that is met
-half-way (OmegaConf with a flag changed) may fail in putting things back."""
 
 
 def main() -> int:
@@ -33,7 +30,9 @@ def main() -> int:
     try:
         return _main()
     except BaseException as error:  # a Ctrl-C after the last job
-        if not (_heard or isinstance(error, KeyboardInterrupt)):
+        # Any exception after a Ctrl-C is its doing: a library that is met half-way (OmegaConf with a flag changed) may
+        # fail in putting things back.
+        if not (session().heard or isinstance(error, KeyboardInterrupt)):
             raise
         worker.close()
         if sweep.current:
@@ -66,13 +65,13 @@ def _main() -> int:
     sys.argv[1:], sweep.expected, sweep.asked = checked.argv, checked.jobs, asked
     stopped, code = False, 0
     with Display(checked.jobs) as display:
-        progress.send_to(display.handle)
+        session().sink = display.handle
         signal.signal(signal.SIGINT, _on_signal)
         signal.signal(signal.SIGTERM, _on_signal)
         try:
             _hydra()
         except (KeyboardInterrupt, SystemExit) as error:
-            stopped = _heard or isinstance(error, KeyboardInterrupt)
+            stopped = session().heard or isinstance(error, KeyboardInterrupt)
             code = 0 if stopped else int(getattr(error, "code", 0) or 0)
             if not stopped and (sweep.current is None or sweep.abandon(sweep.current)):
                 return code
@@ -96,14 +95,13 @@ def _hydra() -> Any:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    global _heard
-    _heard = True
+    session().heard = True
     raise KeyboardInterrupt
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGINT and not progress.stopping():
-        progress.stop()
+    if number == signal.SIGINT and not session().stopping():
+        session().stop()
         os.write(2, b"\nFinishing the epoch, then stopping. Ctrl-C again stops now.\n")
     else:
         _interrupt(number, frame)

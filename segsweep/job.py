@@ -8,8 +8,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import artifacts, progress, sweep
+from segsweep import artifacts, sweep
 from segsweep.errors import SegsweepError
+from segsweep.session import session
 
 
 def job(cfg: DictConfig) -> Any:
@@ -25,8 +26,8 @@ def job(cfg: DictConfig) -> Any:
     number = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num
     name = job_name(overrides, record.get("overrides", []))
     entry = sweep.open_job(folder, number, overrides)
-    progress.begin(number)
-    progress.emit("start", name=name)
+    session().job = number
+    session().emit("start", name=name)
     began = time.perf_counter()
     outcome = run(
         cfg,
@@ -40,7 +41,7 @@ def job(cfg: DictConfig) -> Any:
     if sweep.current is None:  # in a launcher's process, which may be ended at any time from here
         tracking.flush()
     facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
-    progress.emit("end", **facts, dice=outcome.metrics.get("test/dice"))
+    session().emit("end", **facts, dice=outcome.metrics.get("test/dice"))
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
     return _value(cfg, outcome)

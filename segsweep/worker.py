@@ -23,7 +23,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from segsweep import progress
+from segsweep.session import Session, Sink, begin, session, thread
 from segsweep.start import start
 
 STOP = b"stop"
@@ -115,14 +115,14 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with(int(sys.argv[2]))
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     sending = threading.Lock()
 
     def send(*message: Any) -> None:
         with sending:
             connection.send_bytes(pickle.dumps(message))
 
-    progress.send_to(_thinned(lambda event: send("event", event)))
+    here = begin(Session(sink=_thinned(lambda event: send("event", event))))
+    thread(_listen, connection, inbox)
     from segsweep import job, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job comes
 
     def ask(*question: Any) -> bool:
@@ -140,7 +140,7 @@ def main() -> None:
             context = _set_up(**content[0])
             sys.stdout = sys.stderr = _Lines()
         elif kind == "job":
-            number, config, run.finer = content
+            number, config, here.finer = content
             send("done", number, _run(config, **context))
             _free()
 
@@ -160,14 +160,14 @@ def _listen(connection: Connection, inbox: "queue.SimpleQueue[bytes]") -> None:
         while True:
             message = connection.recv_bytes()
             if message == STOP:
-                progress.stop()
+                session().stop()
             else:
                 inbox.put(message)
     except (EOFError, OSError):
         os.killpg(0, signal.SIGKILL)
 
 
-def _thinned(sink: progress.Sink) -> progress.Sink:
+def _thinned(sink: Sink) -> Sink:
     last = 0.0
 
     def send(event: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ class _Lines(io.TextIOBase):
     def write(self, text: str) -> int:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
-            progress.emit("text", text=line)
+            session().emit("text", text=line)
         return len(text)
 
 

@@ -13,9 +13,10 @@ from test_run import TINY, do, same, weights
 from torch import nn
 from torch.nn import functional as F
 
-from segsweep import progress, run
+from segsweep import run
 from segsweep.artifacts import Checkpoints
 from segsweep.losses import BCEDice, Dice, Tversky
+from segsweep.session import Session, begin, session
 from segsweep.train import in_parts
 
 TESTS = Path(__file__).parent
@@ -128,8 +129,6 @@ def test_a_job_out_of_memory_is_tried_again_in_smaller_parts_and_says_so(tmp_pat
 def beside(monkeypatch):
     """Checkpoints as on a GPU: written while the next epoch trains."""
     monkeypatch.setattr(run, "_writer", lambda device: ThreadPoolExecutor(1))
-    yield
-    progress.stop(False)
 
 
 def checkpoints(outcome: run.Outcome) -> dict[str, object]:
@@ -158,12 +157,12 @@ def test_checkpoints_written_beside_the_training_are_those_written_between(tmp_p
 @pytest.mark.usefixtures("beside")
 def test_a_run_stopped_while_a_checkpoint_is_written_has_it_and_goes_on_exactly(tmp_path):
     undisturbed = do(tmp_path / "undisturbed", *LONGER)
-    progress.stop()
+    session().stop()
     stopped = do(tmp_path / "stopped", *LONGER)
     assert (stopped.status, stopped.epoch) == ("interrupted", 1)
     assert "state_0001.pt" in checkpoints(stopped)
     assert len((stopped.folder / "history.jsonl").read_text().splitlines()) == 1
-    progress.stop(False)
+    begin(Session())
     again = do(tmp_path / "stopped", *LONGER)
     assert (again.status, again.metrics) == ("continued", undisturbed.metrics)
     assert same(weights(again), weights(undisturbed))

@@ -20,7 +20,8 @@ from hydra.errors import HydraException
 from optuna.trial import FrozenTrial, TrialState
 from toy_search import Batches, Toy, search, study
 
-from segsweep import artifacts, progress, sweep
+from segsweep import artifacts, sweep
+from segsweep.session import session
 from segsweep.study import Study, counted
 
 RATE = "optim.lr=tag(log,interval(1e-4,1e-1))"
@@ -32,13 +33,11 @@ def url(tmp_path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def said() -> Iterator[list[str]]:
+def said() -> list[str]:
     """What a search says."""
     texts: list[str] = []
-    progress.send_to(lambda event: texts.append(event.get("text", "")))
-    yield texts
-    progress.send_to(lambda event: None)
-    progress.stop(False)
+    session().sink = lambda event: texts.append(event.get("text", ""))
+    return texts
 
 
 @pytest.fixture
