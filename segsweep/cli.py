@@ -35,8 +35,8 @@ def main() -> int:
         if not (session().heard or isinstance(error, KeyboardInterrupt)):
             raise
         worker.close()
-        if sweep.current:
-            again = f"python -m segsweep.report {sweep.current}"
+        if (lead := session().sweep) and lead.folder:
+            again = f"python -m segsweep.report {lead.folder}"
             print(f"\nStopped. The runs are recorded; table and report again: {again}", file=sys.stderr)
         return 130
 
@@ -62,7 +62,8 @@ def _main() -> int:
     except SegsweepError as error:
         print(error, file=sys.stderr)
         return 1
-    sys.argv[1:], sweep.expected, sweep.asked = checked.argv, checked.jobs, asked
+    sys.argv[1:] = checked.argv
+    lead = session().sweep = sweep.Sweep(checked.jobs, asked)
     stopped, code = False, 0
     with Display(checked.jobs) as display:
         session().sink = display.handle
@@ -73,12 +74,12 @@ def _main() -> int:
         except (KeyboardInterrupt, SystemExit) as error:
             stopped = session().heard or isinstance(error, KeyboardInterrupt)
             code = 0 if stopped else int(getattr(error, "code", 0) or 0)
-            if not stopped and (sweep.current is None or sweep.abandon(sweep.current)):
+            if not stopped and lead.abandon():
                 return code
         finally:
             worker.close()
             signal.signal(signal.SIGINT, _interrupt)
-    return max(sweep.finish(sweep.current, stopped), code) if sweep.current else 130 if stopped else 0
+    return max(lead.finish(stopped), code)
 
 
 def _in_workers(argv: list[str]) -> bool:

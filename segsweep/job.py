@@ -38,7 +38,7 @@ def job(cfg: DictConfig) -> Any:
         milestones=set(record.get("milestones", [])),
     )
     sweep.close_job(folder, entry, outcome, time.perf_counter() - began)
-    if sweep.current is None:  # in a launcher's process, which may be ended at any time from here
+    if session().sweep is None:  # in a launcher's process, which may be ended at any time from here
         tracking.flush()
     facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
     session().emit("end", **facts, dice=outcome.metrics.get("test/dice"))

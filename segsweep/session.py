@@ -8,7 +8,10 @@ import contextvars
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segsweep.sweep import Sweep
 
 Sink = Callable[[dict[str, Any]], None]
 
@@ -35,12 +38,13 @@ class Pruned(Exception):
 class Session:
     """sink: takes events, plain dicts: the terminal of this process, or the pipe of a launcher's worker. job: the
     number of the one that is under way. finer: how many times more parts than `micro_batches` asks it is to take, as it
-    ran out of memory before. heard: whether a Ctrl-C has raised KeyboardInterrupt."""
+    ran out of memory before. heard: whether a Ctrl-C has raised KeyboardInterrupt. sweep: that this process leads."""
 
     sink: Sink = lambda event: None
     job: int = 0
     finer: int = 1
     heard: bool = False
+    sweep: "Sweep | None" = None
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def emit(self, kind: str, **facts: Any) -> None:

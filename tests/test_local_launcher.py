@@ -110,7 +110,7 @@ def test_by_default_a_cpus_cores_are_shared_out_over_the_jobs_of_the_whole_sweep
     monkeypatch.setattr("torch.get_num_threads", lambda: 6)
     monkeypatch.setattr(environment, "cores", lambda: 6)
     monkeypatch.setattr(environment, "memory", lambda: 64 * 2**30)
-    monkeypatch.setattr(sweep, "expected", 2)
+    session().sweep = sweep.Sweep(expected=2)
     with launcher(tmp_path) as made:
         assert values(made.launch(toys("threads"), 0)) == [3.0]  # of the two jobs one is left: with the same threads
 
@@ -367,10 +367,10 @@ def test_on_a_cpu_a_job_runs_on_each_core_as_far_as_jobs_and_memory_go(
         (None, {}, [], "3", local.AHEAD),
     ],
 )
-def test_jobs_side_by_side_are_bounded_by_the_whole_sweep(monkeypatch, expected, sweeper, overrides, scheduler, jobs):
+def test_jobs_side_by_side_are_bounded_by_the_whole_sweep(expected, sweeper, overrides, scheduler, jobs):
     from segsweep import sweep
 
-    monkeypatch.setattr(sweep, "expected", expected)
+    session().sweep = sweep.Sweep(expected=expected)
     hydra = {"sweeper": sweeper, "overrides": {"task": overrides}}
     config = OmegaConf.create({"hydra": hydra, "epochs": 4, "scheduler": {"T_max": scheduler}})
     assert local._side_by_side(config) == jobs

@@ -399,10 +399,10 @@ def test_two_processes_one_killed_make_the_total_exactly(tmp_path, storage):
     assert any("instead_of" in t.user_attrs for t in ended), "the killed process had trials in hand"
 
 
-def test_a_storage_that_goes_away_stops_the_search_and_nothing_is_lost(tmp_path, monkeypatch):
+def test_a_storage_that_goes_away_stops_the_search_and_nothing_is_lost(tmp_path):
     if postgres.PG_CTL is None:
         pytest.skip("no PostgreSQL on this machine")
-    monkeypatch.setattr(sweep, "asked", "python -m segsweep -m +search=tpe")
+    session().sweep = sweep.Sweep(asked="python -m segsweep -m +search=tpe")
     with postgres.server() as server:
 
         class Leaving(Toy):

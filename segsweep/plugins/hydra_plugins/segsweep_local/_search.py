@@ -75,8 +75,8 @@ class Search:
             session().emit("text", text=f"The space has {self.total} points: the search ends when all are known")
         facts = {"study": name, "storage": shown(url), "sampler": sampler, "objective": self.names}
         facts |= {"epoch": asked.epoch, "directions": directions, "trials": self.total, "seed": asked.seed}
-        if sweep.current:
-            sweep.note(sweep.current, search=facts | {"space": self.space.texts()})
+        if lead := session().sweep:
+            lead.note(search=facts | {"space": self.space.texts()})
 
     def _directions(self) -> list[str]:
         directions = [direction(name) for name in self.names]
@@ -123,9 +123,10 @@ class Search:
                 launch()
                 self._close()
         except StorageGone as gone:
+            lead = session().sweep
             raise CompactHydraException(
                 f"{gone}\nThe search stops; what ran went on to its end and is recorded. "
-                f"To go on when the storage is back: {sweep.asked}"
+                f"To go on when the storage is back: {lead.asked if lead else sweep.command()}"
             ) from None
         finally:
             self._settle()

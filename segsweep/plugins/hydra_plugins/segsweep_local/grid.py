@@ -12,7 +12,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import sweep
 from segsweep.conditions import ABSENT, Term, condition, flat, values
 from segsweep.errors import nearest
 from segsweep.session import session
@@ -74,10 +73,10 @@ class GridSweeper(BasicSweeper):
 
     def _record(self, points: list[list[str]]) -> None:
         """What the sweep's record could not know before: how many jobs, and every number of epochs among them."""
-        if sweep.current:
+        if lead := session().sweep:
             said = {tuple(o for o in point if _decides_epochs(o)) for point in points}
             epochs = {values(some, ["epochs"], self._compose, "epochs")["epochs"] for some in said}
-            sweep.note(sweep.current, jobs=len(points), milestones=sorted(n for n in epochs if isinstance(n, int)))
+            lead.note(jobs=len(points), milestones=sorted(n for n in epochs if isinstance(n, int)))
 
 
 def _decides_epochs(override: str) -> bool:

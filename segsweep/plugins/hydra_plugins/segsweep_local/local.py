@@ -327,7 +327,8 @@ def _side_by_side(config: DictConfig) -> int:
     """How many of a sweep's jobs can run at once at most: of the whole sweep, not of what is left of it, as the number
     of threads decides the last bits, and a sweep that is started again is to give the same."""
     sweeper = config.hydra.sweeper
-    bounds = [sweep.expected, *(sweeper.get(key) for key in ("n_jobs", "n_trials", "max_batch_size"))]
+    lead = session().sweep
+    bounds = [lead and lead.expected, *(sweeper.get(key) for key in ("n_jobs", "n_trials", "max_batch_size"))]
     jobs = min((bound for bound in bounds if bound), default=AHEAD)
     if "${epochs}" in OmegaConf.to_yaml(config.scheduler):
         return jobs
