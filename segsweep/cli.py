@@ -34,7 +34,8 @@ def main() -> int:
         # fail in putting things back.
         if not (session().heard or isinstance(error, KeyboardInterrupt)):
             raise
-        worker.close()
+        if pool := session().pool:
+            pool.close()
         if (lead := session().sweep) and lead.folder:
             again = f"python -m segsweep.report {lead.folder}"
             print(f"\nStopped. The runs are recorded; table and report again: {again}", file=sys.stderr)
@@ -49,8 +50,9 @@ def _main() -> int:
             print(error, file=sys.stderr)
             return 1
         return 0
+    pool = worker.pool()
     if _in_workers(sys.argv[1:]):
-        worker.start_early()
+        pool.start_early()
     from segsweep.display import Display  # what only answers has no need of these
     from segsweep.preflight import preflight
 
@@ -77,7 +79,7 @@ def _main() -> int:
             if not stopped and lead.abandon():
                 return code
         finally:
-            worker.close()
+            pool.close()
             signal.signal(signal.SIGINT, _interrupt)
     return max(lead.finish(stopped), code)
 

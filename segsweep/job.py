@@ -15,7 +15,6 @@ from segsweep.session import session
 
 def job(cfg: DictConfig) -> Any:
     """One job of a sweep, wherever it was launched: run it, record it, give its objective (NaN where it has none)."""
-    from segsweep import tracking
     from segsweep.run import run
 
     settings = HydraConfig.get()
@@ -38,8 +37,9 @@ def job(cfg: DictConfig) -> Any:
         milestones=set(record.get("milestones", [])),
     )
     sweep.close_job(folder, entry, outcome, time.perf_counter() - began)
-    if session().sweep is None:  # in a launcher's process, which may be ended at any time from here
-        tracking.flush()
+    here = session()
+    if here.copier and here.sweep is None:  # in a launcher's process, which may be ended at any time from here
+        here.copier.flush()
     facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
     session().emit("end", **facts, dice=outcome.metrics.get("test/dice"))
     if outcome.status == "interrupted":

@@ -29,7 +29,7 @@ from segsweep.device import autocast, compile_seconds, compiled, out_of_memory, 
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.evaluate import Evaluation, evaluate, flops, patient_table
 from segsweep.metrics import summarise
-from segsweep.recall import FILES, restore
+from segsweep.recall import FILES, restorer
 from segsweep.session import Interrupted, Pruned, session
 from segsweep.signature import IGNORED, code_fingerprint, signatures, without
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
@@ -247,7 +247,7 @@ def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stac
     if (
         cfg.reuse
         and not known["result.json"]
-        and restore(folder, cfg.tracking.uri, cfg.tracking.experiment, asked.sweep)
+        and restorer().restore(folder, cfg.tracking.uri, cfg.tracking.experiment, asked.sweep)
     ):
         known["result.json"] = artifacts.read_json(folder / "result.json")
     if cfg.search.trial is not None:

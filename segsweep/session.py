@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segsweep.recall import Restorer
     from segsweep.sweep import Sweep
+    from segsweep.tracking import Copier
+    from segsweep.worker import Pool
 
 Sink = Callable[[dict[str, Any]], None]
 
@@ -38,13 +41,17 @@ class Pruned(Exception):
 class Session:
     """sink: takes events, plain dicts: the terminal of this process, or the pipe of a launcher's worker. job: the
     number of the one that is under way. finer: how many times more parts than `micro_batches` asks it is to take, as it
-    ran out of memory before. heard: whether a Ctrl-C has raised KeyboardInterrupt. sweep: that this process leads."""
+    ran out of memory before. heard: whether a Ctrl-C has raised KeyboardInterrupt. sweep: that this process leads.
+    copier, restorer, pool: to MLflow, from it, and of workers; made where they are first needed."""
 
     sink: Sink = lambda event: None
     job: int = 0
     finer: int = 1
     heard: bool = False
     sweep: "Sweep | None" = None
+    copier: "Copier | None" = None
+    restorer: "Restorer | None" = None
+    pool: "Pool | None" = None
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def emit(self, kind: str, **facts: Any) -> None:

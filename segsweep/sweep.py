@@ -73,9 +73,9 @@ class Sweep:
 
     def _open_parent(self, folder: Path, name: str, command: str, place: dict[str, Any]) -> None:
         _behind_the_jobs()
-        from segsweep.tracking import at_once, close_dead, start_parent
+        from segsweep.tracking import close_dead, copier, start_parent
 
-        at_once()  # MLflow is imported here in any case
+        copier().at_once()  # MLflow is imported here in any case
         try:
             close_dead(place["uri"], place["experiment"], folder.parent)
             place["run_id"] = start_parent(place["uri"], place["experiment"], name, command)
@@ -120,8 +120,8 @@ class Sweep:
         if self._preparing:  # two threads that import the same modules in different order would get halves of them
             self._preparing.cancel()
             self._preparing.join()
-        if self._opening is None and (tracking := sys.modules.get("segsweep.tracking")):
-            tracking.flush()  # for the same reason: a run that was short has only begun to import MLflow
+        if self._opening is None and (copier := session().copier):
+            copier.flush()  # for the same reason: a run that was short has only begun to import MLflow
         from segsweep.report.records import read
         from segsweep.report.table import table
 
@@ -175,7 +175,7 @@ class Sweep:
     def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> None:
         from segsweep import tracking
 
-        tracking.flush()
+        tracking.copier().flush()
         place = self._record().get("mlflow")
         error = (place or {}).get("error")
         if place and place["run_id"]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import copy_context
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -165,7 +166,7 @@ def fit(
         if writing:
             writing.result()  # of the epoch before, or what went wrong
         if writer:
-            writing = writer.submit(write, on_host(kept) if save else None, best, list(history))
+            writing = writer.submit(copy_context().run, write, on_host(kept) if save else None, best, list(history))
         else:
             write(kept if save else None, best, history)
         best = None if save else best

@@ -29,9 +29,6 @@ from segsweep.start import start
 STOP = b"stop"
 STEPS_A_SECOND = 10
 
-_alive: "list[Worker]" = []
-_early: "list[Worker]" = []
-
 
 class Worker:
     """The parent's end. `process`, and `connection`: readable when a message waits or the worker is gone."""
@@ -49,8 +46,7 @@ class Worker:
                 process_group=0,
             )
         self.connection = Connection(ours.detach())
-        self.ready = False
-        _alive.append(self)
+        self.ready = self.ended = False
 
     def send(self, message: Any) -> None:
         """A pickled message, or STOP. To a worker that is gone it is not sent: reading from it tells."""
@@ -63,13 +59,14 @@ class Worker:
 
     def kill(self) -> None:
         """End it and what it started, now."""
+        if self.ended:
+            return
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        if self in _alive:
-            _alive.remove(self)
-            self.connection.close()
-            self.output.close()
+        self.ended = True
+        self.connection.close()
+        self.output.close()
 
     def death(self) -> str:
         """How a worker that is gone ended, with the last that it printed."""
@@ -80,22 +77,39 @@ class Worker:
         return f"the worker process ended with {how}" + (f"\n{said}" if said else "")
 
 
-def start_early() -> None:
-    """Start one worker before it is known what for: it imports torch while the command line is checked."""
-    _early.append(Worker())
+class Pool:
+    """The workers of this process; none of them outlives it."""
+
+    def __init__(self) -> None:
+        self._workers: list[Worker] = []
+        self._early: list[Worker] = []
+        atexit.register(self.close)
+
+    def _start(self) -> Worker:
+        self._workers.append(Worker())
+        return self._workers[-1]
+
+    def start_early(self) -> None:
+        """Start one worker before it is known what for: it imports torch while the command line is checked."""
+        self._early.append(self._start())
+
+    def take(self) -> Worker:
+        """The worker that was started early, or a new one."""
+        return self._early.pop() if self._early else self._start()
+
+    def close(self) -> None:
+        """End all workers; everything that they did is on disk."""
+        while self._workers:
+            self._workers[-1].kill()
+            self._workers.pop()
+        self._early.clear()
 
 
-def take() -> Worker:
-    """The worker that was started early, or a new one."""
-    return _early.pop() if _early else Worker()
-
-
-@atexit.register
-def close() -> None:
-    """End all workers; everything that they did is on disk."""
-    for worker in list(_alive):
-        worker.kill()
-    _early.clear()
+def pool() -> Pool:
+    """The session's."""
+    here = session()
+    here.pool = here.pool or Pool()
+    return here.pool
 
 
 def in_folder(folder: str, task: Callable[[Any], Any], cfg: Any) -> Any:
@@ -129,9 +143,7 @@ def main() -> None:
         send("restore", *question)
         return pickle.loads(inbox.get())[1]  # while a job runs the parent sends nothing else
 
-    tracking.elsewhere = lambda mirror: send("mirror", mirror)
-    recall.ask = ask
-
+    here.copier, here.restorer = tracking.Copier(lambda mirror: send("mirror", mirror)), recall.Restorer(ask)
     send("ready")
     context: dict[str, Any] = {}
     while True:

@@ -36,7 +36,12 @@ def _session():
     """Each test has one of its own: nobody is told of events, and nobody has asked to stop."""
     from segsweep.session import Session, begin
 
-    begin(Session())
+    here = begin(Session())
+    yield
+    if here.copier:
+        here.copier.close()
+    if here.pool:
+        here.pool.close()
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def launcher(folder: Path, **settings: Any) -> Iterator[LocalLauncher]:
         try:
             yield made
         finally:
-            worker.close()
+            worker.pool().close()
 
 
 @pytest.fixture(autouse=True)
@@ -263,7 +263,8 @@ def test_a_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_is_left_behind_whatever_ends_the_parent(tmp_path, number):
     code = (
-        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import test_local_launcher as t\n"
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1])\nfrom segsweep.start import start\nstart()\n"
+        "import test_local_launcher as t\n"
         "with t.launcher(pathlib.Path(sys.argv[2]), jobs_per_device=2) as made: made.launch(t.toys('deaf', 'deaf'), 0)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(TESTS), str(tmp_path)])

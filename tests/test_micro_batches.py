@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from segsweep import run
 from segsweep.artifacts import Checkpoints
 from segsweep.losses import BCEDice, Dice, Tversky
 from segsweep.session import Session, begin, session
+from segsweep.tracking import Copier
 from segsweep.train import in_parts
 
 TESTS = Path(__file__).parent
@@ -166,6 +168,16 @@ def test_a_run_stopped_while_a_checkpoint_is_written_has_it_and_goes_on_exactly(
     again = do(tmp_path / "stopped", *LONGER)
     assert (again.status, again.metrics) == ("continued", undisturbed.metrics)
     assert same(weights(again), weights(undisturbed))
+
+
+@pytest.mark.usefixtures("beside")
+def test_an_epoch_whose_checkpoint_is_written_beside_is_copied_by_who_copies_the_run(tmp_path):
+    copied = []
+    session().copier = Copier(elsewhere=lambda mirror: copied.append((threading.current_thread(), mirror.folder)))
+    outcome = do(tmp_path, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    threads = {each for each, _ in copied}
+    assert len(threads) == 2
+    assert [folder for _, folder in copied] == [outcome.folder] * (1 + 2 + 1)  # at the start, each epoch, at the end
 
 
 @pytest.mark.usefixtures("beside")

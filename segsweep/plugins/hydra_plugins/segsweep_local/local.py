@@ -130,7 +130,7 @@ class LocalLauncher(Launcher):
         """As many workers as there are slots, or jobs."""
         jobs = len(self.asked) + len(self.waiting) + len(self.running)
         while len(self.workers) < min(len(self.slots), jobs):
-            new = worker.take()
+            new = worker.pool().take()
             self.workers[new] = min(set(range(len(self.slots))) - set(self.workers.values()))
 
     def _set_up(self, new: Worker) -> None:
@@ -307,7 +307,7 @@ def _retry(job: Job, reason: str) -> dict[str, Any]:
 
 
 def _restore(asking: Worker, folder: Path, uri: str, experiment: str) -> None:
-    found = recall.restore(folder, uri, experiment, wanted=lambda: asking.process.poll() is None)
+    found = recall.restorer().restore(folder, uri, experiment, wanted=lambda: asking.process.poll() is None)
     asking.send(("restored", found))
 
 
