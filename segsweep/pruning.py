@@ -20,7 +20,7 @@ from segsweep.artifacts import PRUNING, now
 from segsweep.data.split import Split
 from segsweep.errors import ConfigError
 from segsweep.metrics import METRICS
-from segsweep.progress import Pruned
+from segsweep.session import Pruned
 from segsweep.signature import digest
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import artifacts, components, environment, figures, progress, pruning
+from segsweep import artifacts, components, environment, figures, pruning
 from segsweep.artifacts import Checkpoints
 from segsweep.config import GROUPS
 from segsweep.data import cache
@@ -29,15 +29,14 @@ from segsweep.device import autocast, compile_seconds, compiled, out_of_memory, 
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.evaluate import Evaluation, evaluate, flops, patient_table
 from segsweep.metrics import SPEC, summarise
-from segsweep.recall import FILES, restore
+from segsweep.recall import FILES, restorer
+from segsweep.session import Interrupted, Pruned, session
 from segsweep.signature import IGNORED, code, fingerprint, signatures, without
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
 from segsweep.train import SELECT_BY, fit, sizes
 
 log = logging.getLogger(__name__)
 
-finer = 1
-"""Set by a launcher's worker for a job that ran out of memory: how many times more parts than `micro_batches` asks."""
 _gflops: dict[str, float] = {}
 """Of the networks that this process has trained, by their configuration and image size."""
 ANEW = "anew.json"
@@ -74,7 +73,7 @@ def run(
             asked = _Asked(cfg, choices, name, command, sweep, milestones)
             outcome.signature, outcome.folder = asked.ids["signature"], asked.folder
             return _run(asked, outcome, stack)
-        except progress.Interrupted as stop:
+        except Interrupted as stop:
             outcome.status, outcome.epoch, outcome.error = "interrupted", stop.epoch, str(stop)
         except Exception as error:  # whatever a job dies of, the sweep goes on
             outcome.status, outcome.failure = "failed", classify(error)
@@ -99,7 +98,7 @@ def classify(error: BaseException) -> str:
 
 
 def _smaller(cfg: DictConfig) -> str:
-    parts = cfg.micro_batches * finer
+    parts = cfg.micro_batches * session().finer
     cure = f"micro_batches={2 * parts}, a smaller batch_size, or hydra.launcher.retries.oom=2, which tries the first"
     return f"out of memory with batches of {cfg.batch_size} in {parts} part{'s' * (parts > 1)}: {cure}"
 
@@ -144,7 +143,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
             judge=judge or (lambda history: None),
             **built.shared,
         )
-    except progress.Pruned as end:
+    except Pruned as end:
         assert judge
         history = artifacts.read_lines(folder / "history.jsonl")
         record = end.record | {"metrics": _metrics(history[-1]), "parameters": built.parameters, **_sums(history)}
@@ -182,7 +181,7 @@ class _Asked:
         self.precision = pick_precision(cfg.precision, self.device)
         runs, self.decoded = Path(cfg.paths.runs), Path(cfg.paths.cache)
 
-        progress.emit("note", text="reading the data set")
+        session().emit("note", text="reading the data set")
         self.dataset, splitter = components.build("data", cfg.data), components.build("split", cfg.split)
         self.manifest = self.dataset.scan(self.decoded)
         self.split = splitter(self.manifest.patients)
@@ -228,7 +227,8 @@ class _Built:
         self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         network = f"{asked.config['model']} {channels}x{height}x{width}"
         self.gflops = _gflops[network] = _gflops.get(network) or flops(self.model, channels, height, width, device)
-        self.shared: dict[str, Any] = {"patients": len(self.volumes.patients), "parts": cfg.micro_batches * finer}
+        parts = cfg.micro_batches * session().finer
+        self.shared: dict[str, Any] = {"patients": len(self.volumes.patients), "parts": parts}
         self.shared["autocast"] = autocast(device, asked.precision)
 
 
@@ -249,7 +249,7 @@ def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stac
     if (
         cfg.reuse
         and not known["result.json"]
-        and restore(folder, cfg.tracking.uri, cfg.tracking.experiment, asked.sweep)
+        and restorer().restore(folder, cfg.tracking.uri, cfg.tracking.experiment, asked.sweep)
     ):
         known["result.json"] = artifacts.read_json(folder / "result.json")
     if cfg.search.trial is not None:
@@ -328,7 +328,7 @@ def _test(asked: _Asked, built: _Built, history: list[dict[str, Any]], tested: E
     """Test the trained network, unless `fit` has; write its weights, patients and figures; what result.json is to
     hold."""
     cfg, folder, checkpoints, part, split = asked.cfg, asked.folder, asked.checkpoints, built.part, asked.split
-    progress.emit("note", text="testing")
+    session().emit("note", text="testing")
     final = tested or evaluate(built.model, built.loss, built.test, keep=True, **built.shared)
     patients = patient_table(final, built.volumes, split.test)
     metrics = _metrics(history[-1])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import copy_context
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,12 +19,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from segsweep import progress
 from segsweep.artifacts import Checkpoints
 from segsweep.data.batches import Batches
 from segsweep.errors import NotFiniteError
 from segsweep.evaluate import Evaluation, evaluate
 from segsweep.metrics import confusion, summarise
+from segsweep.session import Interrupted, Pruned, session
 
 SELECT_BY = "val/dice"
 LOOK = 1.0
@@ -68,7 +69,7 @@ def fit(
     forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
     compile_seconds: Callable[[], float] = lambda: 0.0,
     on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
-    judge: Callable[[list[dict[str, Any]]], progress.Pruned | None] = lambda history: None,
+    judge: Callable[[list[dict[str, Any]]], Pruned | None] = lambda history: None,
 ) -> Fitted:
     """Train until `epochs` epochs are complete, going on from the latest checkpoint; the model ends with the weights of
     the last epoch.
@@ -79,7 +80,7 @@ def fit(
     epoch trains; for a GPU, as on a CPU it would only take the time in which that one trains. `on_epoch` comes after
     the checkpoint. `judge` is asked after each epoch but the last, of those already there at once, and gives what to
     raise once the state is saved, or None.
-    Raises NotFiniteError naming the step, and progress.Interrupted at the end of an epoch when asked to stop.
+    Raises NotFiniteError naming the step, and Interrupted at the end of an epoch when asked to stop.
     """
     forward = model if forward is None else forward  # a compiled module has no truth value
     device = next(model.parameters()).device
@@ -133,7 +134,7 @@ def fit(
                 _finite(losses[: step + 1], epoch)
                 looked = now
             rate = sum(sizes) / (now - started)
-            progress.emit("step", epoch=epoch, epochs=epochs, done=(step + 1) / len(train), rate=rate)
+            session().emit("step", epoch=epoch, epochs=epochs, done=(step + 1) / len(train), rate=rate)
         _finite(losses, epoch)
         compiled = compile_seconds() - compiled
         seconds = time.perf_counter() - started - compiled
@@ -152,7 +153,7 @@ def fit(
             best = {"epoch": epoch, "model": on_host(model.state_dict())}
         history.append(row)
 
-        stop = progress.Interrupted(epoch) if progress.stopping() else None
+        stop = Interrupted(epoch) if session().stopping() else None
         end = (stop or judge(history)) if epoch < epochs else None
         save = epoch % every == 0 or epoch == epochs or epoch in milestones or end is not None
         kept = {
@@ -165,13 +166,13 @@ def fit(
         if writing:
             writing.result()  # of the epoch before, or what went wrong
         if writer:
-            writing = writer.submit(write, on_host(kept) if save else None, best, list(history))
+            writing = writer.submit(copy_context().run, write, on_host(kept) if save else None, best, list(history))
         else:
             write(kept if save else None, best, history)
         best = None if save else best
         if writing and (end or epoch == epochs):
             writing.result()
-        progress.emit("epoch", epochs=epochs, **row)
+        session().emit("epoch", epochs=epochs, **row)
         if end:
             raise end
     return Fitted(history, done, tested)

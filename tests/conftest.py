@@ -31,6 +31,19 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[item.path])
 
 
+@pytest.fixture(autouse=True)
+def _session():
+    """Each test has one of its own: nobody is told of events, and nobody has asked to stop."""
+    from segsweep.session import Session, begin
+
+    here = begin(Session())
+    yield
+    if here.copier:
+        here.copier.close()
+    if here.pool:
+        here.pool.close()
+
+
 @pytest.fixture(scope="session")
 def lgg() -> Path:
     """Folder with `kaggle_3m/` of eight patients. Not to be written to: copy what is to be broken."""

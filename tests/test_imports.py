@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "segsweep"
-LEAVES = {"artifacts", "errors", "task", "plugins", "progress", "display", "__init__"}  # what any part may lean on
+LEAVES = {"artifacts", "errors", "task", "plugins", "session", "display", "__init__"}  # what any part may lean on
 ARITHMETIC = {"models": {"torch"}, "losses": {"torch"}, "data": {"numpy", "torch", "PIL"}}
 ARITHMETIC["metrics"] = {"numpy", "torch", "scipy"}  # scipy: distances between surfaces
 LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, that it may import
@@ -40,7 +40,7 @@ ONLY = {  # distribution -> who may import it at all
     },
 }
 FIRST = ("torch", "mlflow", "optuna")  # seconds each: never at the top of what `--help` needs
-HELP = ("__main__", "cli", "config", "job", "worker", "preflight", "start", "sweep", "progress", "display", "errors")
+HELP = ("__main__", "cli", "config", "job", "worker", "preflight", "start", "sweep", "session", "display", "errors")
 
 
 def imports(source: str, at_top: bool = False) -> set[str]:

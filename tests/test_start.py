@@ -17,7 +17,7 @@ from segsweep.start import Started
 PACKAGE = Path(__file__).resolve().parents[1] / "segsweep"
 MODULES = sorted(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in PACKAGE.rglob("*.py"))
 STATE = """
-import os, signal, sys, threading
+import atexit, os, signal, sys, threading
 import hydra_plugins, optuna, torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -28,7 +28,7 @@ def state():
         "resolvers": resolvers, "schemas": sorted(ConfigStore.instance().repo), "environment": dict(os.environ),
         "plugins": list(hydra_plugins.__path__), "optuna": optuna.logging.get_verbosity(),
         "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)],
-        "threads": threading.active_count(), "steps": id(torch.optim.SGD.step),
+        "exit": atexit._ncallbacks(), "threads": threading.active_count(), "steps": id(torch.optim.SGD.step),
     }
 """
 
