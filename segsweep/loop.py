@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ class Loop:
                     f"epoch {number} was not reported: call epoch.report(metrics) once in each turn of the loop"
                 )
             self._end(state, epoch.row)
+        self.emit("note", text="testing")
 
     def _take_up(self, state: dict[str, Stateful]) -> None:
         """What was trained before, and the judgement of it: with nothing left to train there is nothing to end."""
@@ -149,7 +151,7 @@ class Loop:
         self._wait()  # of the epoch before, or what went wrong
         if self.writer:
             copy, best, history = (on_host(kept) if save else None), self._best, list(self.history)
-            self._writing = self.writer.submit(self._write, copy, best, history)
+            self._writing = self.writer.submit(copy_context().run, self._write, copy, best, history)
         else:
             self._write(kept if save else None, self._best, self.history)
         self._best = None if save else self._best

@@ -40,13 +40,13 @@ class Pruned(Exception):
 @dataclass(eq=False)
 class Session:
     """sink: takes events, plain dicts: the terminal of this process, or the pipe of a launcher's worker. job: the
-    number of the one that is under way. finer: how many times more parts than `micro_batches` asks it is to take, as it
-    ran out of memory before. heard: whether a Ctrl-C has raised KeyboardInterrupt. sweep: that this process leads.
-    copier, restorer, pool: to MLflow, from it, and of workers; made where they are first needed."""
+    number of the one that is under way. retries: how often that ran out of memory before. heard: whether a Ctrl-C has
+    raised KeyboardInterrupt. sweep: that this process leads. copier, restorer, pool: to MLflow, from it, and of
+    workers; made where they are first needed."""
 
     sink: Sink = lambda event: None
     job: int = 0
-    finer: int = 1
+    retries: int = 0
     heard: bool = False
     sweep: "Sweep | None" = None
     copier: "Copier | None" = None

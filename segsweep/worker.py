@@ -153,7 +153,7 @@ def main() -> None:
             context = _set_up(**content[0])
             sys.stdout = sys.stderr = _Lines()
         elif kind == "job":
-            number, config, here.finer = content
+            number, config, here.retries = content
             send("done", number, _run(config, **context))
             _free()
 

@@ -85,7 +85,7 @@ def test_what_falls_behind_is_pruned_and_its_record_says_when_and_against_what(t
 
 def test_the_record_of_a_pruned_run_says_that_it_went_in_parts(tmp_path, monkeypatch):
     do(tmp_path, *HALVING, GOOD)
-    session().finer = 2
+    session().retries = 1
     assert pruned(do(tmp_path, *HALVING, BAD))["micro_batches"] == 2
 
 

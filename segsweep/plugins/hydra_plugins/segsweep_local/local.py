@@ -235,7 +235,7 @@ class LocalLauncher(Launcher):
                 return
             job.start()
             self.running[each] = job
-            each.send(("job", job.number, job.config, 2 ** job.tries["oom"]))
+            each.send(("job", job.number, job.config, job.tries["oom"]))
 
     def _next(self, over: bool) -> Job | None:
         """The first that waits for no other: jobs of one trajectory run after one another and share its epochs."""
