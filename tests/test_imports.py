@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ FIRST = ("torch", "mlflow", "optuna")  # seconds each: never at the top of what 
 HELP = ("__main__", "cli", "config", "job", "worker", "preflight", "start", "sweep", "session", "display", "errors")
 
 
+@cache
 def imports(source: str, at_top: bool = False) -> set[str]:
     """Dotted names that a module imports, anywhere or `at_top`; those for type checkers alone do not count."""
     tree, found = ast.parse(source), set()
