@@ -166,9 +166,9 @@ def _stop(problems: Iterable[str]) -> None:
 
 def _beside(base: DictConfig, overrides: list[Override]) -> list[str]:
     """What the sweeper combines besides the command line: of a named grid or a search space."""
-    given = {o.key_or_group for o in overrides}
+    given = {name.lstrip("+~") for o in overrides for name in (o.key_or_group, o.get_key_element())}
     params = OmegaConf.select(base, "hydra.sweeper.params") or {}
-    return [f"{key}={value}" for key, value in params.items() if key not in given]
+    return [f"{key}={value}" for key, value in params.items() if key.lstrip("+") not in given]
 
 
 def _unreadable(lines: list[str]) -> list[str]:

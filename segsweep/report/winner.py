@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import artifacts
 from segsweep.config import GROUPS, Config, conf_dir
@@ -69,7 +70,7 @@ def _winner(choices: dict[str, str], values: dict[str, Any]) -> Winner:
             kept[key] = value
         elif group not in IGNORED:
             left.append(key)
-    return Winner(*difference(known, kept), list(map(printable, left)))
+    return Winner(*difference(known, kept, left), list(map(printable, left)))
 
 
 def _is_option(group: str, name: str) -> bool:
@@ -89,10 +90,13 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float)
 
 
-def difference(choices: dict[str, str], values: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+def difference(
+    choices: dict[str, str], values: Mapping[str, Any], left: list[str] | None = None
+) -> tuple[dict[str, str], dict[str, Any]]:
     """`choices` and `values` less what is the default, keys that no default has with a `+` as on the command line.
 
-    Interpolated defaults come last, since they follow the values that they point at."""
+    Interpolated defaults come last, since they follow the values that they point at. left: gets the keys whose place
+    takes no such value; without it that is an error."""
     usual, _ = _compose({})
     kept = {group: option for group, option in choices.items() if usual[group] != option}
     _, base = _compose(kept)
@@ -108,9 +112,14 @@ def difference(choices: dict[str, str], values: Mapping[str, Any]) -> tuple[dict
             same = known and value in (raw, OmegaConf.select(base, key, default=_ABSENT))
             linked = known and OmegaConf.is_interpolation(node, last)
             if not same and linked is interpolated and not last.startswith("_"):
-                found[key if known else f"+{key}"] = value
-                with open_dict(base):
-                    OmegaConf.update(base, key, value, merge=False)
+                try:
+                    with open_dict(base):
+                        OmegaConf.update(base, key, value, merge=False)
+                    found[key if known else f"+{key}"] = value
+                except OmegaConfBaseException:
+                    if left is None:
+                        raise
+                    left.append(key)
     return kept, found
 
 

@@ -260,7 +260,12 @@ class Search:
         def noted(key: str, found: BaseDistribution) -> Any:
             if key in there and not contains(found, there[key]):
                 raise Foreign(f"{key}={there[key]}")
-            drawn[key] = suggest(key, found)
+            try:
+                drawn[key] = suggest(key, found)
+            except ValueError:
+                if key in there:  # as a value of another kind of distribution
+                    raise Foreign(f"{key}={there[key]}") from None
+                raise
             return drawn[key]
 
         trial._suggest = noted  # type: ignore[assignment, method-assign]
