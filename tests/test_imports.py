@@ -17,6 +17,7 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "metrics": set(),
     "data": set(),
     "config": set(),
+    "trust": {"config"},
     "signature": set(),
     "environment": set(),
     "device": {"environment", "train"},
@@ -27,9 +28,9 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "recall": {"store"},
     "tracking": {"store", "recall"},
     "registry": {"store", "tracking"},
-    # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by; nothing
-    # that trains
-    "report": {"recall", "study", "config", "signature", "start"},
+    # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by and what of
+    # it may be written; nothing that trains
+    "report": {"recall", "study", "config", "signature", "start", "trust"},
     "study": set(),
 }
 ONLY = {  # distribution -> who may import it at all
@@ -37,11 +38,12 @@ ONLY = {  # distribution -> who may import it at all
     "optuna": {"report", "study", "pruning", "plugins"},
     "hydra": {
         *("cli", "components", "conditions", "job", "plan", "plugins", "preflight", "report", "start"),
-        *("sweep", "worker"),
+        *("sweep", "trust", "worker"),
     },
 }
 FIRST = ("torch", "mlflow", "optuna")  # seconds each: never at the top of what `--help` needs
 HELP = ("__main__", "cli", "config", "job", "worker", "preflight", "start", "sweep", "session", "display", "errors")
+HELP += ("trust",)
 
 
 @cache
