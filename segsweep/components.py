@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config import GROUPS, Config, range_problem, ranges
 from segsweep.errors import ConfigError, SegsweepError, nearest
+from segsweep.task import Range, Spec
 
 ALLOW = "SEGSWEEP_ALLOW"
 GIVEN = {"model": {"in_channels"}, "optim": {"params"}, "scheduler": {"optimizer"}}
@@ -66,6 +67,7 @@ class Kind:
 
 
 KINDS = {
+    "task": Kind(("segsweep.segmentation",), methods=("data", "train")),
     "model": Kind(("segsweep.models.unet", "segsweep.models.r2unet", "torch.nn"), "torch.nn.Module"),
     "loss": Kind(("segsweep.losses", "torch.nn"), "torch.nn.Module"),
     "optim": Kind(("torch.optim",), "torch.optim.Optimizer"),
@@ -77,7 +79,6 @@ KINDS = {
 }
 HYDRAS = ("segsweep.sweep.SweepCallback", "logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
 """What Hydra calls for itself, and a component of a run may not."""
-TASK = "segsweep.segmentation.Segmentation"
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -211,12 +212,71 @@ def _own_targets(node: Any) -> Iterator[str]:
 
 
 def task(cfg: DictConfig) -> Any:
-    """What a composed configuration asks to be trained: its constructor is given the top-level keys and groups of its
-    arguments' names."""
-    made = _get(TASK)
+    """What a composed configuration asks to be trained; ValueError and TypeError of its constructor keep their message.
+
+    An argument that `task` does not give is the top-level key or group of its name."""
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    given = {name: values[name] for name in inspect.signature(made).parameters if name in values}
-    return made(**given, cache=values["paths"]["cache"])
+    given = {key: values[key] for key in _from_the_top(values["task"]) if key in values}
+    return build("task", values["task"] | {"_partial_": True})(**given)
+
+
+def task_class(cfg: DictConfig) -> Any:
+    """Of a configuration that has been checked."""
+    return locate(cfg.task._target_, KINDS["task"])
+
+
+def inputs(cfg: DictConfig) -> str:
+    """What `data()` of a task depends on, as text."""
+    named = task_class(cfg).spec.inputs
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    return str({key: (values["task"] | values).get(key) for key in named}) if named else str(values)
+
+
+def _from_the_top(node: Mapping[str, Any]) -> list[str]:
+    """Arguments of a task that its own node does not give."""
+    return [name for name in inspect.signature(locate(node["_target_"], KINDS["task"])).parameters if name not in node]
+
+
+def _check_task(cfg: DictConfig) -> tuple[list[str], set[str]]:
+    """The mistakes of a task's settings, and the top-level keys that are arguments of it."""
+    try:
+        node: Any = OmegaConf.to_container(cfg.task, resolve=True)
+        if not isinstance(node.get("_target_"), str):
+            return ["task: no _target_; choose an option, such as task=segmentation"], set()
+        targets("task", node)
+        made = locate(node["_target_"], KINDS["task"])
+        spec = getattr(made, "spec", None)
+        if not isinstance(spec, Spec):
+            return [f"task._target_={node['_target_']}: has no `spec`, a task.Spec that says what it measures"], set()
+        signature, hints = inspect.signature(made), get_type_hints(made.__init__, include_extras=True)
+    except (ConfigError, OmegaConfBaseException, TypeError, ValueError, NameError) as error:
+        text = str(error).splitlines()[0]
+        return [text if isinstance(error, ConfigError) else f"task: {text}"], set()
+    top = {name for name in signature.parameters if name not in node and name in cfg}
+    mistakes = _check_keys("task", node | dict.fromkeys(top), signature)
+    for name in [name for name in signature.parameters if name in node or name in top]:
+        key = name if name in top else f"task.{name}"
+        try:
+            found = OmegaConf.select(cfg, key, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            mistakes.append(f"{key}: {str(error).splitlines()[0]}")
+            continue
+        problem = _misfit(key, found, hints.get(name))
+        mistakes += [problem] if problem and not any(m.startswith(f"task.{name}=") for m in mistakes) else []
+    return mistakes, top
+
+
+def _misfit(key: str, found: Any, hint: Any) -> str | None:
+    """One sentence where a plain value is not of an argument's annotation, or outside of its range."""
+    rules = [rule for rule in getattr(hint, "__metadata__", ()) if isinstance(rule, Range)]
+    kinds = set(get_args(hint.__origin__ if rules else hint)) or {hint.__origin__ if rules else hint}
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    if kinds <= words.keys():
+        whole = isinstance(found, float) and found.is_integer()
+        good = type(found) in kinds or (float in kinds and type(found) is int) or (whole and int in kinds)
+        if not good:
+            return f"{key}={found}: must be {' or '.join(words[kind] for kind in words if kind in kinds)}"
+    return next((problem for rule in rules if (problem := range_problem(key, found, rule))), None)
 
 
 def build(group: str, node: Any, **given: Any) -> Any:
@@ -239,7 +299,8 @@ def check(cfg: DictConfig) -> list[str]:
         return [str(error).splitlines()[0]]
     if missing:
         return missing
-    known = {f.name for f in fields(Config)}
+    wrong_task, of_task = _check_task(cfg)
+    known = {f.name for f in fields(Config)} | of_task
     problems: list[str | None] = [
         f"{key}: no such key{nearest(key, known)}; an argument of a group's component is added as +group.key=value"
         for key in map(str, cfg)
@@ -257,10 +318,11 @@ def check(cfg: DictConfig) -> list[str]:
             problems.append(range_problem(key, OmegaConf.select(cfg, key, throw_on_missing=True), rule))
         except OmegaConfBaseException as error:
             problems.append(f"{key}: {str(error).splitlines()[0]}")
-    found = [problem for problem in problems if problem]
+    found = [problem for problem in problems if problem] + wrong_task
     optimizer = None
-    wrong = [f"${{{key}}}" for key in ranges() if any(problem.startswith(f"{key}=") for problem in found)]
-    for group in GROUPS:
+    keys = [*ranges(), *of_task]
+    wrong = [f"${{{key}}}" for key in keys if any(problem.startswith(f"{key}=") for problem in found)]
+    for group in [group for group in GROUPS if group in of_task]:
         if any(key in str(OmegaConf.to_container(cfg[group])) for key in wrong):
             continue  # it has a wrong value from there, and would say the same again in torch's words
         mistakes, component = _check_group(cfg, group, optimizer)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, BooleanNode, DictConfig, FloatNode, IntegerNode, OmegaConf, StringNode
+
+from segsweep.task import Range
 
 
 def conf_dir() -> Path:
@@ -16,11 +18,9 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def value(
-    *, least: float | None = None, above: float | None = None, most: float | None = None, choices: tuple[str, ...] = ()
-) -> Any:
-    """A value that conf/ must give, with the range that `range_problem` checks."""
-    return field(default=MISSING, metadata={"least": least, "above": above, "most": most, "choices": choices})
+def value(**rule: Any) -> Any:
+    """A value that conf/ must give, with the range that `range_problem` checks: arguments of `task.Range`."""
+    return field(default=MISSING, metadata={"range": Range(**rule)})
 
 
 @dataclass
@@ -63,26 +63,14 @@ class Search:
 
 @dataclass
 class Config:
-    """All that a run can be told. Groups are free-form here: `components.check` holds them against their targets."""
+    """What any run can be told. A task's own keys and groups are arguments of its constructor, which `components.check`
+    holds them against."""
 
-    model: dict[str, Any] = MISSING
-    loss: dict[str, Any] = MISSING
-    optim: dict[str, Any] = MISSING
-    scheduler: dict[str, Any] = MISSING
-    data: dict[str, Any] = MISSING
-    split: dict[str, Any] = MISSING
-    augment: dict[str, Any] = MISSING
+    task: dict[str, Any] = MISSING
     pruner: dict[str, Any] = MISSING
     epochs: int = value(least=1)
-    batch_size: int = value(least=1)
-    eval_batch_size: int = value(least=1)
-    micro_batches: int = value(least=1)
     seed: int = value(least=0, most=2**63 - 1)
-    clip_norm: float | None = value(above=0, most=1e30)
-    precision: str = value(choices=("auto", "fp32", "bf16"))
     device: str = value(choices=("auto", "cpu", "cuda", "cuda:N"))
-    compile: bool = MISSING
-    workers: int = value(least=0)
     reuse: bool = MISSING
     report: bool = MISSING
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
@@ -92,34 +80,45 @@ class Config:
     search: Search = field(default_factory=Search)
 
 
-GROUPS = ("model", "loss", "optim", "scheduler", "data", "split", "augment")
+GROUPS = ("task", "model", "loss", "optim", "scheduler", "data", "split", "augment")
 
 
-def ranges(schema: type = Config, prefix: str = "") -> dict[str, Any]:
-    """Flat key -> metadata (least, above, choices) of every plain value of the schema."""
-    found: dict[str, Any] = {}
+def schema() -> DictConfig:
+    """`Config` as Hydra takes it: its keys are typed, and a task's may stand beside them, which a dataclass would
+    refuse."""
+    typed: dict[Any, Any] = {bool: BooleanNode, int: IntegerNode, float: FloatNode, str: StringNode}
+    keys: dict[str, Any] = {}
+    for f in fields(Config):
+        kind: Any = f.type
+        made = typed.get(kind)
+        keys[f.name] = made(MISSING, is_optional=False) if made else kind if is_dataclass(kind) else MISSING
+    return OmegaConf.create(keys)
+
+
+def ranges(schema: type = Config, prefix: str = "") -> dict[str, Range]:
+    """Flat key -> range of every plain value of the schema."""
+    found: dict[str, Range] = {}
     for f in fields(schema):
         if is_dataclass(f.type):
             found |= ranges(f.type, f"{prefix}{f.name}.")  # type: ignore[arg-type]
         elif f.metadata:
-            found[prefix + f.name] = f.metadata
+            found[prefix + f.name] = f.metadata["range"]
     return found
 
 
-def range_problem(key: str, found: Any, rule: Any) -> str | None:
+def range_problem(key: str, found: Any, rule: Range) -> str | None:
     """One sentence if `found` is outside its range, else None."""
     if found is None:
         return None
-    choices = rule["choices"]
-    if choices:
-        pattern = [c for c in choices if c == found or (c.endswith(":N") and _numbered(str(found), c))]
-        return None if pattern else f"{key}={found}: allowed are {', '.join(choices)}"
-    if rule["least"] is not None and not found >= rule["least"]:
-        return f"{key}={found}: must be at least {rule['least']}"
-    if rule["most"] is not None and not found <= rule["most"]:
-        return f"{key}={found}: must be at most {rule['most']}"
-    if rule["above"] is not None and not found > rule["above"]:
-        return f"{key}={found}: must be above {rule['above']}"
+    if rule.choices:
+        pattern = [c for c in rule.choices if c == found or (c.endswith(":N") and _numbered(str(found), c))]
+        return None if pattern else f"{key}={found}: allowed are {', '.join(rule.choices)}"
+    if rule.least is not None and not found >= rule.least:
+        return f"{key}={found}: must be at least {rule.least}"
+    if rule.most is not None and not found <= rule.most:
+        return f"{key}={found}: must be at most {rule.most}"
+    if rule.above is not None and not found > rule.above:
+        return f"{key}={found}: must be above {rule.above}"
     return None
 
 

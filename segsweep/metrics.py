@@ -114,7 +114,9 @@ SPEC = Spec(
     unit="patient",
     sample="slice",
     repeats=("split.fold",),
-    ignored=("workers", "compile", "data.root", "data.model_width", "split.file"),
+    ignored=("workers", "compile", "data.root", "data.model_width", "split.file", "task.cache"),
+    pace=("model*", "augment", "batch_size", "data", "data.image_size", "precision"),
+    inputs=("data", "split", "precision", "device", "cache"),
 )
 """What the record says of this task."""
 

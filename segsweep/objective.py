@@ -71,9 +71,9 @@ def _row(history: list[dict[str, Any]], name: str, epoch: str | int) -> dict[str
     return next((row for row in defined if row["epoch"] == number), {})
 
 
-def check_part(split: Any, names: list[str]) -> None:
-    """`split`: a `data.split.Split`. Raises ConfigError where it has no validation part to search on."""
-    if not len(split.val):
+def check_part(validation: int, names: list[str]) -> None:
+    """`validation`: samples in that part. Raises ConfigError where there is none to search on."""
+    if not validation:
         raise ConfigError(
             f"search.objective={names[0]}: this split has no validation part, and nothing is chosen on the test part; "
             "use split=patient, or give split.val a share above 0"

@@ -1,14 +1,14 @@
 """What is known of a job before it runs: its identity, how much of it is on disk, and what the rest should cost.
 
 Costs are predicted from records of runs that are alike, whatever number of threads they had; where there is none, jobs
-are ordered by their slices.
+are ordered by their samples.
 """
 
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from segsweep import artifacts, components
 from segsweep.artifacts import Checkpoints
 from segsweep.errors import SegsweepError
-from segsweep.signature import IGNORED, code, signatures, without
+from segsweep.signature import IGNORED, code, factors, signatures, without
+from segsweep.task import Data, Spec, Task
 
 RECORDS = 500
 """Most records that are read for their times, the newest first."""
-SECONDS_A_SLICE = 0.005
+SECONDS_A_SAMPLE = 0.005
 """Where nothing has been measured. Only the order of jobs hangs on it."""
 
 
@@ -37,7 +38,6 @@ class Point:
     epoch: int
     epochs: int
     alike: tuple[Any, ...]
-    network: str
     train: int
     held_out: int
     note: str = ""
@@ -52,7 +52,7 @@ class Point:
 
 @dataclass
 class Measured:
-    """Seconds to train on and to evaluate one slice, seconds a run beside those, peak bytes."""
+    """Seconds to train on and to evaluate one sample, seconds a run beside those, peak bytes."""
 
     train: float
     held_out: float
@@ -65,23 +65,23 @@ class Planner:
 
     def __init__(self, runs: Path):
         self.runs = runs
-        self._data: dict[str, Any] = {}
-        self._builders: dict[str, Callable[[], tuple[int, float]]] = {}
-        self._networks: dict[str, tuple[int, float]] = {}
+        self._data: dict[str, tuple[Task, Data]] = {}
+        self._sizes: dict[tuple[Any, ...], Callable[[], dict[str, Any]]] = {}
+        self._known: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._measured: dict[tuple[Any, ...], Measured] | None = None
 
     def point(self, cfg: DictConfig, choices: dict[str, Any]) -> Point:
         """Of a composed configuration; raises SegsweepError where its data or its split is not usable."""
-        from segsweep.device import pick_device, pick_precision
+        from segsweep.device import pick_device
         from segsweep.environment import device_name
 
-        manifest, (height, width, channels) = self._look(cfg)
-        split = components.build("split", cfg.split)(manifest.patients)
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        task, data = self._look(cfg)
+        spec = task.spec
+        whole: Any = OmegaConf.to_container(cfg, resolve=True)
         device = pick_device(cfg.device)
-        precision = config["precision"] = pick_precision(cfg.precision, device)
-        own = code(*components.modules(without(config, IGNORED)))
-        ids = signatures(config, manifest.digest, split.digest, own)
+        config = without(whole | data.settings, (*IGNORED, *spec.ignored))
+        own = code(*sorted(components.modules(config) | set(spec.code)))
+        ids = signatures(config, data.digest or "", data.split, own, spec.repeats)
         folder = self.runs / "runs" / ids["signature"]
         there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= cfg.epochs]
         finished = cfg.reuse and (folder / "result.json").exists()
@@ -94,9 +94,8 @@ class Planner:
 
             state = "pruned" if same(pruned, cfg) else state
         state = "finished" if finished else state
-        network = str((config["model"], channels, height, width))
-        self._builders[network] = partial(_measure, cfg.model, channels, height, width)
-        size = height, width, channels
+        alike = _alike(factors(config, choices), spec, device_name(device))
+        self._sizes.setdefault(alike, lambda: _size(cfg))
         return Point(
             signature=ids["signature"],
             trajectory=ids["trajectory"],
@@ -104,33 +103,30 @@ class Planner:
             state=state,
             epoch=cfg.epochs if finished else max(there, default=0) if cfg.reuse else 0,
             epochs=cfg.epochs,
-            alike=_alike(choices, config["model"], size, cfg.batch_size, precision, device_name(device)),
-            network=network,
-            train=len(split.train),
-            held_out=len(split.val) or len(split.test),
+            alike=alike,
+            train=data.parts.get("train", 0),
+            held_out=data.parts.get(data.part, 0),
             pruned=pruned["epoch"] if pruned else None,
             pruner=pruner,
         )
 
-    def _look(self, cfg: DictConfig) -> tuple[Any, tuple[int, int, int]]:
-        """The manifest, and the shape of an image: of the first patient, decoded."""
-        key = str(OmegaConf.to_container(cfg.data, resolve=True))
-        if key not in self._data:
-            dataset = components.build("data", cfg.data)
-            manifest = dataset.scan(Path(cfg.paths.cache))
-            images, _ = dataset.decode(manifest, next(iter(manifest.patients)))
-            self._data[key] = manifest, images.shape[1:]
+    def _look(self, cfg: DictConfig) -> tuple[Task, Data]:
+        """A task of the same data, which need not be the job's own, and what it says of them."""
+        if (key := components.inputs(cfg)) not in self._data:
+            task = components.task(cfg)
+            self._data[key] = task, task.data()
         return self._data[key]
 
-    def network(self, point: Point) -> tuple[int, float]:
-        """Parameters, and GFLOP of one image forward."""
-        if point.network not in self._networks:
-            self._networks[point.network] = self._builders[point.network]()
-        return self._networks[point.network]
+    def size(self, point: Point) -> dict[str, Any]:
+        """parameters, and gflops of one sample forward, where its task can tell."""
+        if point.alike not in self._known:
+            self._known[point.alike] = self._sizes[point.alike]()
+        return self._known[point.alike]
 
-    def epoch_gflops(self, point: Point) -> float:
+    def epoch_gflops(self, point: Point) -> float | None:
         """Training (a backward pass costs two forward ones) and evaluation of one epoch."""
-        return self.network(point)[1] * (3 * point.train + point.held_out)
+        one = self.size(point).get("gflops")
+        return None if one is None else one * (3 * point.train + point.held_out)
 
     def measured(self, point: Point) -> Measured | None:
         if self._measured is None:
@@ -152,22 +148,20 @@ class Planner:
         if known is not None:
             return known
         rates = [measured.train for measured in (self._measured or {}).values()]
-        return left * point.train * (statistics.median(rates) if rates else SECONDS_A_SLICE)
+        return left * point.train * (statistics.median(rates) if rates else SECONDS_A_SAMPLE)
 
 
-def _measure(model: DictConfig, channels: int, height: int, width: int) -> tuple[int, float]:
-    from segsweep.evaluate import flops
-
-    network = components.build("model", model, in_channels=channels)
-    return sum(p.numel() for p in network.parameters() if p.requires_grad), flops(network, channels, height, width)
+def _size(cfg: DictConfig) -> dict[str, Any]:
+    task = components.task(cfg)
+    return task.size() if hasattr(task, "size") else {}
 
 
-def _alike(choices: dict[str, Any], model: dict[str, Any], *others: Any) -> tuple[Any, ...]:
-    """Jobs of the same key take about the same time a slice: `others` are image shape, batch, precision and device."""
-    arguments = sorted((k, str(v)) for k, v in model.items() if not k.startswith("_"))
-    shape, batch, precision, device = others
+def _alike(found: dict[str, Any], spec: Spec, device: str) -> tuple[Any, ...]:
+    """Jobs of the same key take about the same time a sample. `found`: a run's factors."""
+    repeats = ("seed", "epochs", *spec.repeats)
+    decide = [k for k in found if (any(fnmatch(k, p) for p in spec.pace) if spec.pace else k not in repeats)]
     device = device.split(",")[0]  # less the number of threads, which the launcher decides
-    return choices.get("model"), *arguments, choices.get("augment"), tuple(shape), batch, precision, device
+    return *((key, str(found[key])) for key in sorted(decide)), device
 
 
 def _read(runs: Path) -> dict[tuple[Any, ...], Measured]:
@@ -177,10 +171,8 @@ def _read(runs: Path) -> dict[tuple[Any, ...], Measured]:
     for folder in folders:
         run, result = (artifacts.read_json(folder / name) or {} for name in ("run.json", "result.json"))
         try:
-            factors, split, epochs = run["factors"], run["split"], result["epochs"]
-            model = {k.removeprefix("model."): v for k, v in factors.items() if k.startswith("model.")}
-            others = run["data"]["image_shape"], factors["batch_size"], run["precision"], run["device"]
-            key = _alike(run["choices"], model, *others)
+            split, epochs = run["split"], result["epochs"]
+            key = _alike(run["factors"], Spec.from_json(run["task"]), run["device"])
             beside = result["total_seconds"] - result["training_seconds"] - result["evaluation_seconds"]
             times = Measured(
                 train=result["training_seconds"] / epochs / split["train"],
@@ -188,7 +180,7 @@ def _read(runs: Path) -> dict[tuple[Any, ...], Measured]:
                 beside=max(beside, 0.0),
                 memory=result["peak_memory_bytes"],
             )
-        except (KeyError, TypeError, ZeroDivisionError):
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
             continue  # a record of an older program
         found.setdefault(key, []).append(times)
     middle = statistics.median
@@ -250,21 +242,23 @@ def table(names: Sequence[str], points: Sequence[Point | SegsweepError], planner
         seconds += time or 0
         unknown += not over and time is None
         memory = (measured := planner.measured(point)) and f"{measured.memory / 2**20:,.0f} MiB"
+        parameters, work = planner.size(point).get("parameters"), planner.epoch_gflops(point)
         rows.append(
-            (str(number), name, f"{state} {point.note}".strip(), str(left), f"{planner.network(point)[0]:,}")
-            + (f"{planner.epoch_gflops(point):,.4g}", "" if over else clock(time), memory or "not measured")
+            (str(number), name, f"{state} {point.note}".strip(), str(left))
+            + ("–" if parameters is None else f"{parameters:,}", "–" if work is None else f"{work:,.4g}")
+            + ("" if over else clock(time), memory or "not measured")
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     aligned = [str.rjust, str.ljust, str.ljust] + [str.rjust] * 5
     lines = ["  ".join(a(c, w) for a, c, w in zip(aligned, row, widths, strict=True)).rstrip() for row in rows]
-    work = sum(planner.epoch_gflops(p) * n for p, n in zip(known, todo, strict=True) if p)
+    each = [(planner.epoch_gflops(p) or 0.0) * n for p, n in zip(known, todo, strict=True) if p]
     states = [p.state if p else "not possible" for p in known]
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     expected = f"about {clock(seconds)} one after another" if seconds or not unknown else "time not measured yet"
     more = f"; {unknown} of the jobs are like none that was measured" if unknown and seconds else ""
     most = "at most " if any(p.pruner for p, n in zip(known, todo, strict=True) if p and n) else ""
     lines += ["", f"{len(points)} jobs: {counts}"]
-    lines += [f"{most}{sum(todo)} epochs, {work / 1000:,.4g} TFLOP, {expected}{more}"]
+    lines += [f"{most}{sum(todo)} epochs, {f'{sum(each) / 1000:,.4g} TFLOP, ' if any(each) else ''}{expected}{more}"]
     return "\n".join(lines)
 
 

@@ -366,20 +366,17 @@ def _variants(bases: list[DictConfig], tasks: list[Override]) -> Iterable[DictCo
 
 
 def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str]) -> None:
-    """Every data set and split that the jobs will use: scanned and divided, not decoded.
+    """All data that the jobs will use, as their tasks tell of them without training.
 
     `scores`: what a search wants of the validation part."""
-    seen: dict[str, Any] = {}
+    seen: dict[str, int] = {}
     for cfg in _variants(bases, tasks):
-        keys = [str(OmegaConf.to_container(cfg[group], resolve=True)) for group in ("data", "split")]
         try:
-            if keys[0] not in seen:
-                seen[keys[0]] = components.build("data", cfg.data).scan(Path(cfg.paths.cache))
-            if "\n".join(keys) not in seen:
-                seen["\n".join(keys)] = split = components.build("split", cfg.split)(seen[keys[0]].patients)
+            if (key := components.inputs(cfg)) not in seen:
+                seen[key] = components.task(cfg).data().parts.get("val", 0)
                 if scores:
-                    objective.check_part(split, scores)
+                    objective.check_part(seen[key], scores)
             if OmegaConf.select(cfg, "pruner._target_"):
-                pruning.refuse(cfg, len(seen["\n".join(keys)].val))
+                pruning.refuse(cfg, seen[key])
         except SegsweepError as error:
             raise ConfigError(str(error)) from None

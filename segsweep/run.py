@@ -19,13 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep import artifacts, components, environment, pruning
 from segsweep.artifacts import Checkpoints
-from segsweep.config import GROUPS
 from segsweep.device import out_of_memory, pick_device
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
 from segsweep.loop import Loop, seed_all
 from segsweep.recall import FILES, restorer
 from segsweep.session import Interrupted, Pruned, session
-from segsweep.signature import IGNORED, code, fingerprint, signatures, without
+from segsweep.signature import IGNORED, code, factors, fingerprint, signatures, without
 from segsweep.task import Data, Result
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
 
@@ -174,11 +173,12 @@ class _Asked:
         session().emit("note", text="reading the data set")
         self.task = components.task(cfg)
         self.data: Data = self.task.data()
+        spec = self.task.spec
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-        self.config: dict[str, Any] = config | self.data.settings
-        self.modules = components.modules(without(self.config, IGNORED))
-        self.code = code(*self.modules)
-        self.ids = signatures(self.config, self.data.digest or "", self.data.split, self.code)
+        self.config = without(config | self.data.settings, (*IGNORED, *spec.ignored))
+        self.modules = components.modules(self.config) | set(spec.code)
+        self.code = code(*sorted(self.modules))
+        self.ids = signatures(self.config, self.data.digest or "", self.data.split, self.code, spec.repeats)
         self.folder = runs / "runs" / self.ids["signature"]
         self.checkpoints = Checkpoints(runs / "trajectories" / self.ids["trajectory"])
         record = (artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}
@@ -335,15 +335,3 @@ def _sums(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _metrics(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if "/" in key}
-
-
-def factors(config: dict[str, Any], choices: dict[str, Any]) -> dict[str, Any]:
-    """What identifies a run, flat and under the keys of the command line: `model`, `model.width`, `optim.lr`, ..."""
-    flat: dict[str, Any] = {}
-    for key, item in without(config, IGNORED).items():
-        if key in GROUPS:
-            flat[key] = choices.get(key) or item.get("_target_")
-            flat |= {f"{key}.{k}": v for k, v in item.items() if not k.startswith("_")}
-        else:
-            flat[key] = item
-    return flat

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -16,7 +16,7 @@ from segsweep.data.split import Split
 from segsweep.device import autocast, compile_seconds, compiled, pick_device, pick_precision
 from segsweep.evaluate import evaluate, flops, patient_table
 from segsweep.metrics import SPEC, summarise
-from segsweep.task import Data, Result, Run
+from segsweep.task import Data, Range, Result, Run
 from segsweep.train import fit, sizes
 
 _gflops: dict[str, float] = {}
@@ -39,14 +39,14 @@ class Segmentation:
         data: Mapping[str, Any],
         split: Mapping[str, Any],
         augment: Mapping[str, Any],
-        batch_size: int,
-        eval_batch_size: int,
-        micro_batches: int,
-        clip_norm: float | None,
-        precision: str,
+        batch_size: Annotated[int, Range(least=1)],
+        eval_batch_size: Annotated[int, Range(least=1)],
+        micro_batches: Annotated[int, Range(least=1)],
+        clip_norm: Annotated[float | None, Range(above=0, most=1e30)],
+        precision: Annotated[str, Range(choices=("auto", "fp32", "bf16"))],
         device: str,
         compile: bool,
-        workers: int,
+        workers: Annotated[int, Range(least=0)],
         cache: str,
     ):
         self.groups = {"model": model, "loss": loss, "optim": optim, "scheduler": scheduler}
@@ -82,6 +82,14 @@ class Segmentation:
             settings={"precision": self.precision},
             facts={"patients": len(patients), "slices": sum(map(len, patients.values())), "image_shape": None},
         )
+
+    def size(self) -> dict[str, Any]:
+        """Of the network for an image of the first patient, which is decoded for it."""
+        images, _ = self.dataset.decode(self.manifest, next(iter(self.manifest.patients)))
+        height, width, channels = images.shape[1:]
+        model = self._build("model", in_channels=channels)
+        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return {"parameters": parameters, "gflops": flops(model, channels, height, width)}
 
     def train(self, run: Run) -> Result:
         """split.json, pictures and the overlays' arrays are files of the run."""

@@ -17,14 +17,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-IGNORED = (
-    "device", "workers", "compile", "reuse", "report", "checkpoint", "paths", "tracking", "sweep", "search", "pruner",
-    "data.root", "data.model_width", "split.file",
-)  # fmt: skip
-"""Keys that do not change a result: a pruned run is the beginning of the whole one; the manifest's hash covers
-`data.root`, and `model.width` `data.model_width`."""
-REPEATS = ("seed", "split.fold")
-"""Keys in which the repeats of one configuration differ."""
+IGNORED = ("device", "reuse", "report", "checkpoint", "paths", "tracking", "sweep", "search", "pruner")
+"""Keys of the engine that do not change a result: a pruned run is the beginning of the whole one. A task adds its own
+(`Spec.ignored`)."""
 CODE = ("models", "data", "losses", "metrics", "segmentation", "train", "evaluate", "device", "loop")
 """What computes results, inside the package."""
 
@@ -53,19 +48,35 @@ def without(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return kept
 
 
-def signatures(config: Mapping[str, Any], data: str, split: str, files: Mapping[str, str]) -> dict[str, str]:
-    """`signature`, `group` (less seed and fold) and `trajectory` (less epochs) of a resolved configuration.
+def signatures(
+    kept: Mapping[str, Any], data: str, split: str, files: Mapping[str, str], repeats: tuple[str, ...]
+) -> dict[str, str]:
+    """`signature`, `group` (less seed and `repeats`) and `trajectory` (less epochs) of what is `kept` of a resolved
+    configuration: all that decides a number.
 
     `files`: what `code` gives. A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`),
     so that runs of different length share a trajectory exactly when their epochs are the same computation.
     """
-    identity: dict[str, Any] = {"config": without(config, IGNORED), "code": fingerprint(files)}
+    identity: dict[str, Any] = {"config": kept, "code": fingerprint(files)}
     whole = identity | {"data": data, "split": split}
     return {
         "signature": digest(whole),
-        "group": digest(identity | {"data": data, "config": without(identity["config"], REPEATS)}),
-        "trajectory": digest(whole | {"config": without(identity["config"], ("epochs",))}),
+        "group": digest(identity | {"data": data, "config": without(kept, ("seed", *repeats))}),
+        "trajectory": digest(whole | {"config": without(kept, ("epochs",))}),
     }
+
+
+def factors(config: dict[str, Any], choices: dict[str, Any]) -> dict[str, Any]:
+    """What identifies a run, flat and under the keys of the command line: `model`, `model.width`, `optim.lr`, ...; a
+    task's before the engine's. `config`: without what decides no number."""
+    flat: dict[str, Any] = {}
+    for key, item in sorted(config.items(), key=lambda entry: entry[0] in ("epochs", "seed")):
+        if isinstance(item, dict) and "_target_" in item:
+            flat[key] = choices.get(key) or item.get("_target_")
+            flat |= {f"{key}.{k}": v for k, v in item.items() if not k.startswith("_")}
+        else:
+            flat[key] = item
+    return flat
 
 
 def fingerprint(files: Mapping[str, str]) -> str:

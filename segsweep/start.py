@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep import plugins
-from segsweep.config import Config
+from segsweep.config import schema
 
 
 @cache
@@ -23,7 +23,7 @@ def start() -> None:
     which reads its environment when it is imported, how to behave. The first call in a process does it."""
     OmegaConf.register_resolver("part_of", lambda whole, share: max(1, math.ceil(whole * share)), replace=True)
     OmegaConf.register_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
-    ConfigStore.instance().store(name="schema", node=Config, provider="segsweep")
+    ConfigStore.instance().store(name="schema", node=schema(), provider="segsweep")
     plugins.register()
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

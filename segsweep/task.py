@@ -15,6 +15,16 @@ PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Range:
+    """What a setting may be, beside its annotation: `lr: Annotated[float, Range(above=0)]`."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metric:
     """One metric: which direction is better, how it is shown, and what values it can have.
 
@@ -56,6 +66,8 @@ class Spec:
         repeats: keys beside `seed` in which the repeats of one configuration differ.
         ignored: keys that decide no number: where data lie, how many processes read them.
         code: modules that decide numbers, beside what the task's own module imports.
+        inputs: arguments of the constructor that decide what `data()` gives; empty: any of them may.
+        pace: factors that decide how long an epoch takes, with * for any ending; empty: all but the repeats may.
         sections: sections of the report that are the task's own, as "package.module.function".
     """
 
@@ -66,6 +78,8 @@ class Spec:
     repeats: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    pace: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
 
     @property
@@ -85,7 +99,9 @@ class Spec:
 
     def to_json(self) -> dict[str, Any]:
         """For run.json; infinite bounds are null there."""
-        about = {name: getattr(self, name) for name in ("select", "unit", "sample", "repeats", "ignored", "sections")}
+        about = {
+            name: getattr(self, name) for name in ("select", "unit", "sample", "repeats", "ignored", "pace", "sections")
+        }
         plain = Metric.__dataclass_fields__
         metrics = {name: {key: getattr(metric, key) for key in plain} for name, metric in self.metrics.items()}
         for entry in metrics.values():

@@ -57,6 +57,9 @@ FREE |= {"sweeper.direction": WORD, "sweeper.params.*": SPACE}
 FILLED = {("runtime", "config_sources"), ("overrides", "hydra"), ("overrides", "task")}
 """What Hydra fills in itself: the first anew; the others are held against the overrides that were given."""
 
+CHOICES = ("runtime", "choices")
+"""Of every group, among them those that another task has not; what an option of Hydra's brings is looked at itself."""
+
 _WORD = re.compile(r"[\w.,:=+/@-]*", re.ASCII)
 _KEY = re.compile(r"\+{0,2}(?!hydra\b)\w+([./]\w+)*", re.ASCII)
 _REFERENCE = re.compile(r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|sweep_name)\s*:[^${}]*)\s*\}")
@@ -138,7 +141,7 @@ class Hold:
             wrong["overrides", "hydra"] = None
         told = {path: self._problem(cfg, raw, path, value) for path, value in wrong.items()}
         parts = {path[:1] for path, problem in told.items() if problem}  # what is missing there follows from that
-        gone = [path for path in own if path not in found and path[:1] not in parts]
+        gone = [path for path in own if path not in found and path[:1] not in parts and path[:2] != CHOICES]
         problems = [*told.values(), *(self._problem(cfg, raw, path, _GONE) for path in gone)]
         if not str(runs := _select(cfg, "paths.runs")).isprintable():  # it is written into scripts
             problems.append(f"paths.runs={runs!r}: from a file under {self.where}; a folder's name has no such signs")
@@ -180,7 +183,7 @@ class Hold:
 
     def _filled(self, path: _Path) -> bool:
         """Whether Hydra, or the command line, has set a key whatever the files say."""
-        if path[:2] == ("runtime", "choices"):
+        if path[:2] == CHOICES:
             return len(path) == 3 and self._is_known(str(path[-1]).partition("@")[0])
         return path in FILLED or (path == ("searchpath",) and bool(self.paths))
 
@@ -208,7 +211,7 @@ def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[s
     """The keys of `hydra` that a job's composition has otherwise than its sweep's: none, as Hydra has applied the
     sweep's. lines: the job's overrides."""
     whole, own = (dict(_leaves(OmegaConf.to_container(cfg, resolve=False)["hydra"])) for cfg in (job, master))  # type: ignore
-    paths = [path for path in {**own, **whole} if path[:2] != ("runtime", "choices") and path not in FILLED]
+    paths = [path for path in {**own, **whole} if path[:2] != CHOICES and path not in FILLED]
     keys = [path for path in paths if not _same(whole.get(path, _GONE), own.get(path, _GONE))]
     if not _given_only(whole, [*own[("overrides", "hydra")], *lines]):
         keys.append(("overrides", "hydra"))

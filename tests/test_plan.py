@@ -31,13 +31,14 @@ def segsweep(cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
 def point(
     signature: str, trajectory: str, state: str = "new", epoch: int = 0, epochs: int = 10, **others: Any
 ) -> Point:
-    facts = {"folder": Path(signature), "alike": ("unet",), "network": "small", "train": 100, "held_out": 20}
+    facts = {"folder": Path(signature), "alike": ("unet",), "train": 100, "held_out": 20}
     return Point(signature, trajectory, state=state, epoch=epoch, epochs=epochs, **facts | others)
 
 
 def planner(folder: Path) -> Planner:
     made = Planner(folder)
-    made._networks = {"small": (1942, 0.5), "large": (9999, 1.0)}
+    one, other = {"parameters": 1942, "gflops": 0.5}, {"parameters": 9999, "gflops": 1.0}
+    made._known = {("unet",): one, ("r2",): one, ("large",): other, ("plain",): {}}
     return made
 
 
@@ -83,7 +84,7 @@ def test_the_table_has_every_job_and_the_totals(tmp_path):
 
 def test_the_longest_is_known_by_its_slices_where_nothing_alike_was_measured(tmp_path, monkeypatch):
     plan = planner(tmp_path)
-    monkeypatch.setattr(plan, "network", None)  # to count its operations would hold up the first job
+    monkeypatch.setattr(plan, "size", None)  # to count its operations would hold up the first job
     jobs = ({}, {"epoch": 8}, {"train": 200}, {"alike": ("r2",)})
     costs = [plan.cost(point("a", "t", **job)) for job in jobs]
     assert costs[1:3] == pytest.approx([costs[0] / 5, 2 * costs[0]])

@@ -15,7 +15,8 @@ CACHES = {  # what may be kept for a process, as to forget it would change no re
     "segsweep.data.batches._on_gpu": "the decoded set that a GPU holds, by the set's key",
     "segsweep.data.images._layouts": "how files of one length are laid out",
     "segsweep.device._compiler": "seconds that torch's compiler, which is one a process, has taken",
-    "segsweep.run._gflops": "operations of networks, by their configuration",
+    "segsweep.predict._count": "numbers that no two sets of pixels share",
+    "segsweep.segmentation._gflops": "operations of networks, by their configuration",
     "segsweep.store._clients": "open database files, by their inode",
 }
 CHANGING = {  # methods that change what they are called on

@@ -14,9 +14,9 @@ import numpy as np
 
 from segsweep.report import statistics
 from segsweep.report.records import SCORES, Record, Run
-from segsweep.signature import REPEATS
 
 LOWER_IS_BETTER = ("hd95",)
+REPEATS = ("seed", "split.fold")
 
 
 @dataclass

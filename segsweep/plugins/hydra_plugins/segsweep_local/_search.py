@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep import artifacts, objective, sweep
-from segsweep.components import own
+from segsweep.components import own, task_class
 from segsweep.conditions import Term, condition, values
 from segsweep.config import GROUPS
 from segsweep.errors import SegsweepError, printable
@@ -114,10 +114,11 @@ class Search:
                 elif not str(key).startswith("_"):
                     yield name, value
 
-        yield from walk(without(config, IGNORED))
+        ignored = (*IGNORED, *task_class(self.config).spec.ignored)
+        yield from walk(without(config, ignored))
         for key, value in self.space.fixed.items():
             name = key.lstrip("+")
-            if not any(name == other or name.startswith(f"{other}.") for other in (*IGNORED, "hydra")):
+            if not any(name == other or name.startswith(f"{other}.") for other in (*ignored, "hydra")):
                 yield name, value
 
     def run(self) -> list[Any]:
@@ -236,7 +237,7 @@ class Search:
                 except Foreign as odd:
                     self.study.withdraw(trial, str(odd))
                     text = f"Trial {trial.number}, which somebody has queued, is not of this search and left out: {odd}"
-                    progress.emit("text", text=printable(text))
+                    session().emit("text", text=printable(text))
                     continue
             first = self._first()
             known = [t for t in first if t.number < trial.number and t.state is not TrialState.FAIL]

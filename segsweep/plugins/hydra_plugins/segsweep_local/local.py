@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import recall, sweep, worker
 from segsweep.session import session, thread
+from segsweep.signature import IGNORED
 from segsweep.worker import Worker
 
 from ._compose import Composer
@@ -330,7 +331,8 @@ def _side_by_side(config: DictConfig) -> int:
     lead = session().sweep
     bounds = [lead and lead.expected, *(sweeper.get(key) for key in ("n_jobs", "n_trials", "max_batch_size"))]
     jobs = min((bound for bound in bounds if bound), default=AHEAD)
-    if "${epochs}" in OmegaConf.to_yaml(config.scheduler):
+    own = [str(key) for key in config if key not in (*IGNORED, "hydra")]
+    if "${epochs}" in OmegaConf.to_yaml(OmegaConf.masked_copy(config, own)):
         return jobs
     # runs that differ in their length alone are one trajectory, whose epochs are trained once, one after another
     return max(1, jobs // max(1, len(sweep.milestones(list(config.hydra.overrides.task)))))

@@ -37,7 +37,7 @@ class PlanLauncher(Launcher):
         for overrides in job_overrides:
             try:
                 point = planner.point(*bare(compose(overrides)))
-                planner.network(point)
+                planner.size(point)
                 points.append(point)
             except SegsweepError as error:
                 points.append(error)
