@@ -26,9 +26,9 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "recall": {"store"},
     "tracking": {"store", "recall"},
     "registry": {"store", "tracking"},
-    # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by; nothing
-    # that trains
-    "report": {"recall", "study", "config", "signature"},
+    # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by, which of
+    # one's own modules are allowed, what old records are of; nothing that trains
+    "report": {"recall", "study", "config", "signature", "components", "metrics"},
     "study": set(),
 }
 ONLY = {  # distribution -> who may import it at all
