@@ -23,20 +23,22 @@ from torch import nn
 
 from benchmarks import common, plain
 from benchmarks.train import NoCheckpoints
-from segsweep import components, plugins
+from segsweep import components
 from segsweep.config import conf_dir
 from segsweep.data import cache
 from segsweep.data.batches import Batches
 from segsweep.device import autocast, compiled, pick_device, pick_precision
 from segsweep.evaluate import evaluate
-from segsweep.metrics import per_patient
-from segsweep.train import epoch_seed, fit, sizes
+from segsweep.loop import Loop, epoch_seed
+from segsweep.metrics import SPEC, per_patient
+from segsweep.start import start
+from segsweep.train import fit, sizes
 
 
 def composed(root: str, network: str, args: Any) -> DictConfig:
     overrides = ["data=lgg", f"data.root={root}", f"data.image_size={args.size}", f"model.width={args.width}"]
     overrides += [f"model={network}", f"epochs={args.epochs}", "augment=flips", *args.options]
-    plugins.register()
+    start()
     with initialize_config_dir(str(conf_dir())):
         return compose("config", overrides=overrides)
 
@@ -73,10 +75,11 @@ def train(cfg: DictConfig, network: str, seed: int, decoded: Path) -> dict[str, 
     optimizer = components.build("optim", cfg.optim)(model.parameters())
     forward_under = autocast(device, pick_precision(cfg.precision, device))
     scheduler = components.build("scheduler", cfg.scheduler)(optimizer)
+    loop = Loop(SPEC, "test", epochs=cfg.epochs, seed=seed, checkpoints=NoCheckpoints(decoded / "none"))
     fit(
-        model, loss, optimizer, scheduler, order, batches(split.test[:2], batch_size=2),
-        part="test", patients=len(volumes.patients), epochs=cfg.epochs, seed=seed, autocast=forward_under,
-        clip_norm=cfg.clip_norm, checkpoints=NoCheckpoints(decoded / "none"), parts=cfg.micro_batches,
+        loop, model, loss, optimizer, scheduler, order, batches(split.test[:2], batch_size=2),
+        part="test", patients=len(volumes.patients), autocast=forward_under,
+        clip_norm=cfg.clip_norm, parts=cfg.micro_batches,
         forward=compiled(model, sizes(cfg.batch_size, cfg.micro_batches)) if cfg.compile else None,
     )  # fmt: skip
     counts = {"ours": judged(model, autocast=forward_under, parts=cfg.micro_batches).counts}

@@ -80,7 +80,7 @@ def main() -> None:
         def answer(run: Path) -> None:
             elsewhere = place / "elsewhere" / run.name
             elsewhere.mkdir(parents=True)
-            assert recall.restore(elsewhere, uri, experiment)
+            assert recall.restorer().restore(elsewhere, uri, experiment)
 
         def size() -> int:
             if file is None:

@@ -31,12 +31,13 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.storages import InMemoryStorage
 
 from benchmarks import common
-from segsweep import artifacts, cli, objective
+from segsweep import artifacts, objective
 from segsweep.components import hydras
 from segsweep.config import conf_dir
 from segsweep.pruning import Judge, same
+from segsweep.start import start
 
-cli.plugins.register()
+start()
 from hydra_plugins.segsweep_local.search import SearchSweeper  # noqa: E402 - the namespace has to know it first
 
 EARLY = ["pruner.min_resource=2", "pruner.reduction_factor=3"]

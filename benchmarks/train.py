@@ -24,13 +24,16 @@ from omegaconf import DictConfig
 from torch import nn
 
 from benchmarks import common, plain
-from segsweep import components, environment, plugins
+from segsweep import components, environment
 from segsweep.artifacts import Checkpoints
 from segsweep.config import conf_dir
 from segsweep.data import cache
 from segsweep.data.batches import Batches
 from segsweep.device import autocast, compiled, pick_device, pick_precision
 from segsweep.evaluate import flops
+from segsweep.loop import Loop
+from segsweep.metrics import SPEC
+from segsweep.start import start
 from segsweep.train import fit, sizes
 
 
@@ -68,7 +71,7 @@ class NoCheckpoints(Checkpoints):
 def composed(case: Case, root: str, device: str, options: list[str]) -> DictConfig:
     overrides = [f"model={case.network}", f"model.width={case.width}", f"batch_size={case.batch}", "scheduler=constant"]
     overrides += ["data=lgg", f"data.root={root}", f"data.image_size={case.size}", f"device={device}", *options]
-    plugins.register()
+    start()
     with initialize_config_dir(str(conf_dir())):
         return compose("config", overrides=overrides)
 
@@ -86,26 +89,25 @@ def ours(case: Case, root: str, decoded: Path, slices: int, device: str, options
     optimizer = components.build("optim", cfg.optim)(model.parameters())
     once = partial(
         fit,
-        model,
-        components.build("loss", cfg.loss).to(place),
-        optimizer,
-        components.build("scheduler", cfg.scheduler)(optimizer),
-        batches(chosen, augment=components.build("augment", cfg.augment), shuffle=True),
-        batches(chosen[:2]),
+        model=model,
+        loss=components.build("loss", cfg.loss).to(place),
+        optimizer=optimizer,
+        scheduler=components.build("scheduler", cfg.scheduler)(optimizer),
+        train=batches(chosen, augment=components.build("augment", cfg.augment), shuffle=True),
+        held_out=batches(chosen[:2]),
         part="test",
         patients=len(volumes.patients),
-        epochs=1,
-        seed=0,
         autocast=autocast(place, pick_precision(cfg.precision, place)),
         clip_norm=cfg.clip_norm,
-        checkpoints=NoCheckpoints(decoded / "none"),
         parts=cfg.micro_batches,
         forward=compiled(model, sizes(case.batch, cfg.micro_batches)) if cfg.compile else None,
     )
 
     def epoch() -> float:
         pick_device(str(place))
-        return once()[0][0]["seconds"]
+        loop = Loop(SPEC, "test", epochs=1, seed=0, checkpoints=NoCheckpoints(decoded / "none"))
+        once(loop)
+        return loop.history[0]["seconds"]
 
     return epoch
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
-from segsweep import progress
+from segsweep.session import Interrupted, session
 
 log = logging.getLogger(__name__)
 
@@ -137,14 +137,14 @@ def share(file: Path) -> None:
 def lock(folder: Path) -> Iterator[None]:
     """Exclusive use of `folder`; waits for its holder, and the system frees it when the holder dies.
 
-    Raises progress.Interrupted where this process is asked to stop while it waits."""
+    Raises Interrupted where this process is asked to stop while it waits."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
         if not _taken(file):
             log.warning("%s is being trained by another process: waiting for it", folder.name)
             while not _taken(file):
-                if progress.wait(0.2):
-                    raise progress.Interrupted(0)
+                if session().wait(0.2):
+                    raise Interrupted(0)
         yield
 
 

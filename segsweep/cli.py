@@ -11,17 +11,14 @@ from typing import Any
 
 import hydra
 
-from segsweep import plugins, progress, sweep, worker
+from segsweep import sweep, worker
 from segsweep.config import conf_dir
 from segsweep.errors import SegsweepError
 from segsweep.job import job
+from segsweep.session import session
+from segsweep.start import Started, start
 
-plugins.register()
 _ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
-
-_heard = False
-"""Whether a Ctrl-C has raised `KeyboardInterrupt`: any exception after it is its doing, for a library that is met
-half-way (OmegaConf with a flag changed) may fail in putting things back."""
 
 
 def main() -> int:
@@ -29,14 +26,18 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not what a script started with &
         # Before the first job there is nothing to save, and an exception would meet torch's C++ half imported (abort).
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    start()
     try:
         return _main()
     except BaseException as error:  # a Ctrl-C after the last job
-        if not (_heard or isinstance(error, KeyboardInterrupt)):
+        # Any exception after a Ctrl-C is its doing: a library that is met half-way (OmegaConf with a flag changed) may
+        # fail in putting things back.
+        if not (session().heard or isinstance(error, KeyboardInterrupt)):
             raise
-        worker.close()
-        if sweep.current:
-            again = f"python -m segsweep.report {sweep.current}"
+        if pool := session().pool:
+            pool.close()
+        if (lead := session().sweep) and lead.folder:
+            again = f"python -m segsweep.report {lead.folder}"
             print(f"\nStopped. The runs are recorded; table and report again: {again}", file=sys.stderr)
         return 130
 
@@ -49,8 +50,9 @@ def _main() -> int:
             print(error, file=sys.stderr)
             return 1
         return 0
+    pool = worker.pool()
     if _in_workers(sys.argv[1:]):
-        worker.start_early()
+        pool.start_early()
     from segsweep.display import Display  # what only answers has no need of these
     from segsweep.preflight import preflight
 
@@ -62,23 +64,24 @@ def _main() -> int:
     except SegsweepError as error:
         print(error, file=sys.stderr)
         return 1
-    sys.argv[1:], sweep.expected, sweep.asked = checked.argv, checked.jobs, asked
+    sys.argv[1:] = checked.argv
+    lead = session().sweep = sweep.Sweep(checked.jobs, asked)
     stopped, code = False, 0
     with Display(checked.jobs) as display:
-        progress.send_to(display.handle)
+        session().sink = display.handle
         signal.signal(signal.SIGINT, _on_signal)
         signal.signal(signal.SIGTERM, _on_signal)
         try:
             _hydra()
         except (KeyboardInterrupt, SystemExit) as error:
-            stopped = _heard or isinstance(error, KeyboardInterrupt)
+            stopped = session().heard or isinstance(error, KeyboardInterrupt)
             code = 0 if stopped else int(getattr(error, "code", 0) or 0)
-            if not stopped and (sweep.current is None or sweep.abandon(sweep.current)):
+            if not stopped and lead.abandon():
                 return code
         finally:
-            worker.close()
+            pool.close()
             signal.signal(signal.SIGINT, _interrupt)
-    return max(sweep.finish(sweep.current, stopped), code) if sweep.current else 130 if stopped else 0
+    return max(lead.finish(stopped), code)
 
 
 def _in_workers(argv: list[str]) -> bool:
@@ -90,18 +93,17 @@ def _in_workers(argv: list[str]) -> bool:
 def _hydra() -> Any:
     from segsweep.components import hydras
 
-    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(job)()
+    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(Started(job))()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    global _heard
-    _heard = True
+    session().heard = True
     raise KeyboardInterrupt
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGINT and not progress.stopping():
-        progress.stop()
+    if number == signal.SIGINT and not session().stopping():
+        session().stop()
         os.write(2, b"\nFinishing the epoch, then stopping. Ctrl-C again stops now.\n")
     else:
         _interrupt(number, frame)

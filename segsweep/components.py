@@ -77,6 +77,7 @@ KINDS = {
 }
 HYDRAS = ("segsweep.sweep.SweepCallback", "logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
 """What Hydra calls for itself, and a component of a run may not."""
+TASK = "segsweep.segmentation.Segmentation"
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -207,6 +208,15 @@ def _own_targets(node: Any) -> Iterator[str]:
     if isinstance(node, list | tuple):
         for item in node:
             yield from _own_targets(item)
+
+
+def task(cfg: DictConfig) -> Any:
+    """What a composed configuration asks to be trained: its constructor is given the top-level keys and groups of its
+    arguments' names."""
+    made = _get(TASK)
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    given = {name: values[name] for name in inspect.signature(made).parameters if name in values}
+    return made(**given, cache=values["paths"]["cache"])
 
 
 def build(group: str, node: Any, **given: Any) -> Any:

@@ -3,15 +3,11 @@
 Types and ranges live here, values live in conf/: a dataclass has no defaults, so a value is never kept in two places.
 """
 
-import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
-
-OmegaConf.register_resolver("part_of", lambda whole, share: max(1, math.ceil(whole * share)), replace=True)
+from omegaconf import MISSING
 
 
 def conf_dir() -> Path:
@@ -129,6 +125,3 @@ def range_problem(key: str, found: Any, rule: Any) -> str | None:
 
 def _numbered(found: str, choice: str) -> bool:
     return found.startswith(choice[:-1]) and found[len(choice) - 1 :].isdigit()
-
-
-ConfigStore.instance().store(name="schema", node=Config, provider="segsweep")

@@ -1,6 +1,6 @@
 """What a sweep shows while it runs: live bars on a terminal, plain lines elsewhere.
 
-It is fed the events of `progress` from this process or from a launcher's workers, and keeps no state that matters.
+It is fed the events of a `session` from this process or from a launcher's workers, and keeps no state that matters.
 """
 
 import time
@@ -41,7 +41,7 @@ class Display:
             self.live.stop()
 
     def handle(self, event: dict[str, Any]) -> None:
-        """An event of `progress.emit`; `job` is the job's number, 0 where there is one only."""
+        """An event of `Session.emit`; `job` is the job's number, 0 where there is one only."""
         job = event.get("job", 0)
         getattr(self, f"_{event['kind']}")(job, event)
 

@@ -20,6 +20,10 @@ class NotFiniteError(SegsweepError):
     """The loss became NaN or infinite; the step is named."""
 
 
+class TaskError(SegsweepError):
+    """A task's code does not keep to what it agreed with the engine; what it did is named, and what is wanted."""
+
+
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """`; did you mean x?` for the allowed name that is most like `name`, or nothing."""
     close = difflib.get_close_matches(str(name), list(allowed), n=1)

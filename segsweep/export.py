@@ -20,6 +20,7 @@ from segsweep import artifacts
 from segsweep.data import cache
 from segsweep.data.batches import Batches
 from segsweep.errors import SegsweepError
+from segsweep.start import start
 from segsweep.trained import REFERENCE, Trained, find, load
 
 TOLERANCE = 1e-4
@@ -161,6 +162,7 @@ def _sentence(file: Path, check: dict[str, Any], source: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 written and checked, 1 with a plain message where not."""
+    start()
     parser = argparse.ArgumentParser(
         prog="python -m segsweep.export",
         description="Write a run's network as torch.export and ONNX, checked against the original.",

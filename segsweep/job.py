@@ -1,7 +1,6 @@
 """One job of a sweep, as Hydra calls it in whatever process a launcher has it run: the run, its record, its value."""
 
 import re
-import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import artifacts, progress, sweep
+from segsweep import artifacts, sweep
 from segsweep.errors import SegsweepError
-
-OmegaConf.register_resolver(
-    "sweep_name", lambda: f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}", use_cache=True, replace=True
-)
+from segsweep.session import session
 
 
 def job(cfg: DictConfig) -> Any:
     """One job of a sweep, wherever it was launched: run it, record it, give its objective (NaN where it has none)."""
-    from segsweep import tracking
     from segsweep.run import run
 
     settings = HydraConfig.get()
@@ -30,8 +25,8 @@ def job(cfg: DictConfig) -> Any:
     number = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num
     name = job_name(overrides, record.get("overrides", []))
     entry = sweep.open_job(folder, number, overrides)
-    progress.begin(number)
-    progress.emit("start", name=name)
+    session().job = number
+    session().emit("start", name=name)
     began = time.perf_counter()
     outcome = run(
         cfg,
@@ -42,10 +37,11 @@ def job(cfg: DictConfig) -> Any:
         milestones=set(record.get("milestones", [])),
     )
     sweep.close_job(folder, entry, outcome, time.perf_counter() - began)
-    if sweep.current is None:  # in a launcher's process, which may be ended at any time from here
-        tracking.flush()
+    here = session()
+    if here.copier and here.sweep is None:  # in a launcher's process, which may be ended at any time from here
+        here.copier.flush()
     facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
-    progress.emit("end", **facts, dice=outcome.metrics.get("test/dice"))
+    session().emit("end", **facts, dice=outcome.metrics.get("test/dice"))
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
     return _value(cfg, outcome)

@@ -30,6 +30,7 @@ from segsweep.evaluate import evaluate, patient_table
 from segsweep.figures import OUTLINES
 from segsweep.inputs import MASK, Patient, find, read
 from segsweep.metrics import METRICS, summarise
+from segsweep.start import start
 from segsweep.trained import REFERENCE, Trained, load
 from segsweep.trained import find as find_run
 
@@ -204,6 +205,7 @@ def tell(trained: Trained, rows: list[dict[str, Any]], out: Path, single: bool) 
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 all was predicted, 1 something was not, and is named."""
+    start()
     parser = argparse.ArgumentParser(
         prog="python -m segsweep.predict",
         description="Predict masks with a trained run, whose own preprocessing is applied.",

@@ -340,6 +340,6 @@ def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str
                 if scores:
                     objective.check_part(split, scores)
             if OmegaConf.select(cfg, "pruner._target_"):
-                pruning.refuse(cfg, seen["\n".join(keys)])
+                pruning.refuse(cfg, len(seen["\n".join(keys)].val))
         except SegsweepError as error:
             raise ConfigError(str(error)) from None

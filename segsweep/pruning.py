@@ -17,10 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import components
 from segsweep.artifacts import PRUNING, now
-from segsweep.data.split import Split
 from segsweep.errors import ConfigError
 from segsweep.metrics import METRICS
-from segsweep.progress import Pruned
+from segsweep.session import Pruned
 from segsweep.signature import digest
 
 if TYPE_CHECKING:
@@ -78,9 +77,9 @@ def problem(cfg: DictConfig, validation: int) -> str | None:
     return None
 
 
-def refuse(cfg: DictConfig, split: Split) -> None:
-    """Raise ConfigError where the runs of this split cannot be compared."""
-    if reason := problem(cfg, len(split.val)):
+def refuse(cfg: DictConfig, validation: int) -> None:
+    """Raise ConfigError where runs with a validation part of so many samples cannot be compared."""
+    if reason := problem(cfg, validation):
         raise ConfigError(reason)
 
 

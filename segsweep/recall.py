@@ -14,6 +14,7 @@ from typing import Any
 
 from segsweep import artifacts
 from segsweep.errors import SegsweepError
+from segsweep.session import session
 from segsweep.store import STATE, alone, connect, database, default, find, lacks, sweeps_of
 
 log = logging.getLogger(__name__)
@@ -24,40 +25,55 @@ FILES = (*RECORD, "overlays.npz", "failure.json", "pruned.json")
 SILENCE = 60.0
 """Seconds for which a store that did not answer is not asked again."""
 
-ask: "Callable[[Path, str, str], bool] | None" = None
-"""Set in a launcher's worker: the parent's `restore`, which has MLflow imported and connected to once a sweep."""
-_silent: dict[str, float] = {}
+
+class Restorer:
+    """Brings back what MLflow has, and leaves a store that did not answer alone for a while.
+
+    ask: asked instead of MLflow: in a launcher's worker the parent, which has MLflow imported and connected to once a
+    sweep."""
+
+    def __init__(self, ask: Callable[[Path, str, str], bool] | None = None):
+        self.ask = ask
+        self.silent: dict[str, float] = {}  # store -> until when it is not asked again
+
+    def restore(
+        self,
+        folder: Path,
+        uri: str | None,
+        experiment: str,
+        sweep: Path | None = None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """Whether MLflow has the run of `folder` finished, by another machine; then its files are there, result.json
+        last.
+
+        Weights stay in MLflow until somebody needs them (`fetch`). False too where MLflow does not answer or its record
+        is not whole, which the log says. `sweep`: the folder of the sweep that asks, which knows if its store is new.
+        `wanted`: whether who asked still waits; if not, the files are somebody else's by now and are left as they are.
+        """
+        file = database(uri or "")
+        new = ((artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}).get("mlflow") or {}
+        if uri is None or (file and (new.get("new") or not file.exists())):
+            return False
+        if time.monotonic() < self.silent.get(uri, 0) or lacks(uri, folder.name):
+            return False
+        if self.ask:
+            return self.ask(folder, uri, experiment)
+        try:
+            with alone(folder):
+                return _restore(folder, uri, experiment, wanted)
+        except Exception as error:  # MLflow raises what its back end raises; the run is trained then
+            self.silent[uri] = time.monotonic() + SILENCE
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            log.warning("MLflow was not asked for %s: %s", folder.name, reason)
+            return False
 
 
-def restore(
-    folder: Path,
-    uri: str | None,
-    experiment: str,
-    sweep: Path | None = None,
-    wanted: Callable[[], bool] = lambda: True,
-) -> bool:
-    """Whether MLflow has the run of `folder` finished, by another machine; then its files are there, result.json last.
-
-    Weights stay in MLflow until somebody needs them (`fetch`). False too where MLflow does not answer or its record is
-    not whole, which the log says. `sweep`: the folder of the sweep that asks, which knows if its store is new.
-    `wanted`: whether who asked still waits; if not, the files are somebody else's by now and are left as they are."""
-    file = database(uri or "")
-    new = ((artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}).get("mlflow") or {}
-    if uri is None or (file and (new.get("new") or not file.exists())) or time.monotonic() < _silent.get(uri, 0):
-        return False
-    if lacks(uri, folder.name):
-        return False
-    if ask:
-        return ask(folder, uri, experiment)
-    try:
-        with alone(folder):
-            return _restore(folder, uri, experiment, wanted)
-    except Exception as error:  # MLflow raises what its back end raises; the run is trained then
-        _silent[uri] = time.monotonic() + SILENCE
-        log.warning(
-            "MLflow was not asked for %s: %s", folder.name, (str(error) or type(error).__name__).splitlines()[0]
-        )
-        return False
+def restorer() -> Restorer:
+    """The session's."""
+    here = session()
+    here.restorer = here.restorer or Restorer()
+    return here.restorer
 
 
 def _restore(folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]) -> bool:

@@ -6,40 +6,31 @@ A run is a function of its signature: whoever asks for it, in whatever sweep, ge
 import contextlib
 import dataclasses
 import logging
-import math
-import os
 import shutil
 import time
 import traceback
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import artifacts, components, environment, figures, progress, pruning
+from segsweep import artifacts, components, environment, pruning
 from segsweep.artifacts import Checkpoints
 from segsweep.config import GROUPS
-from segsweep.data import cache
-from segsweep.data.batches import Batches
-from segsweep.device import autocast, compile_seconds, compiled, out_of_memory, pick_device, pick_precision
+from segsweep.device import out_of_memory, pick_device
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
-from segsweep.evaluate import Evaluation, evaluate, flops, patient_table
-from segsweep.metrics import SPEC, summarise
-from segsweep.recall import FILES, restore
+from segsweep.loop import Loop, seed_all
+from segsweep.recall import FILES, restorer
+from segsweep.session import Interrupted, Pruned, session
 from segsweep.signature import IGNORED, code, fingerprint, signatures, without
+from segsweep.task import Data, Result
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
-from segsweep.train import SELECT_BY, fit, sizes
 
 log = logging.getLogger(__name__)
 
-finer = 1
-"""Set by a launcher's worker for a job that ran out of memory: how many times more parts than `micro_batches` asks."""
-_gflops: dict[str, float] = {}
-"""Of the networks that this process has trained, by their configuration and image size."""
 ANEW = "anew.json"
 """In the folder of a run or a trajectory: the sweep that began it anew."""
 
@@ -69,18 +60,19 @@ def run(
     states are kept on the way. Raises KeyboardInterrupt only.
     """
     outcome = Outcome("failed")
+    asked: _Asked | None = None
     with ExitStack() as stack:
         try:
             asked = _Asked(cfg, choices, name, command, sweep, milestones)
             outcome.signature, outcome.folder = asked.ids["signature"], asked.folder
             return _run(asked, outcome, stack)
-        except progress.Interrupted as stop:
+        except Interrupted as stop:
             outcome.status, outcome.epoch, outcome.error = "interrupted", stop.epoch, str(stop)
         except Exception as error:  # whatever a job dies of, the sweep goes on
             outcome.status, outcome.failure = "failed", classify(error)
             outcome.error = str(error) if isinstance(error, SegsweepError) else f"{type(error).__name__}: {error}"
-            if outcome.failure == "oom":
-                outcome.error = f"{_smaller(cfg)}\n{outcome.error}"
+            if outcome.failure == "oom" and asked and (smaller := getattr(asked.task, "smaller", None)):
+                outcome.error = f"{smaller(session().retries)}\n{outcome.error}"
             if outcome.folder:
                 with contextlib.suppress(OSError):  # a full disk, say: the job's record has the error too
                     artifacts.write_json(
@@ -98,12 +90,6 @@ def classify(error: BaseException) -> str:
     return "oom" if out_of_memory(error) else "error"
 
 
-def _smaller(cfg: DictConfig) -> str:
-    parts = cfg.micro_batches * finer
-    cure = f"micro_batches={2 * parts}, a smaller batch_size, or hydra.launcher.retries.oom=2, which tries the first"
-    return f"out of memory with batches of {cfg.batch_size} in {parts} part{'s' * (parts > 1)}: {cure}"
-
-
 def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     cfg, folder, checkpoints = asked.cfg, asked.folder, asked.checkpoints
     judge = _judge(asked)
@@ -112,52 +98,56 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         return outcome
     stack.enter_context(artifacts.lock(checkpoints.folder))
     _clear(asked)
-    _describe(asked)
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
+    artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
+    record = _Described(asked)
     mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
-    built = _Built(asked)
-    _describe(asked, built)
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
         artifacts.write_lines(folder / "history.jsonl", history)
         mirror.update()
 
+    here = session()
+    loop = Loop(
+        asked.task.spec,
+        asked.data.part,
+        epochs=cfg.epochs,
+        seed=cfg.seed,
+        checkpoints=checkpoints,
+        folder=folder,
+        device=str(asked.device),
+        retries=here.retries,
+        samples=asked.data.parts.get("train", 0),
+        every=cfg.checkpoint.every,
+        keep=cfg.checkpoint.keep,
+        milestones=asked.milestones,
+        writer=stack.enter_context(writer) if (writer := _writer(asked.device)) else None,
+        on_epoch=on_epoch,
+        judge=judge or (lambda history: None),
+        stopping=here.stopping,
+        interrupted=Interrupted,
+        emit=here.emit,
+        describe=record.add,
+    )
+    seed_all(cfg.seed)
     try:
-        history, done, tested = fit(
-            built.model,
-            built.loss,
-            built.optimizer,
-            built.scheduler,
-            built.train,
-            built.held_out,
-            part=built.part,
-            epochs=cfg.epochs,
-            seed=cfg.seed,
-            clip_norm=cfg.clip_norm,
-            checkpoints=checkpoints,
-            every=cfg.checkpoint.every,
-            keep=cfg.checkpoint.keep,
-            milestones=asked.milestones,
-            writer=stack.enter_context(writer) if (writer := _writer(asked.device)) else None,
-            forward=compiled(built.model, sizes(cfg.batch_size, built.shared["parts"])) if cfg.compile else None,
-            compile_seconds=compile_seconds,
-            on_epoch=on_epoch,
-            judge=judge or (lambda history: None),
-            **built.shared,
-        )
-    except progress.Pruned as end:
+        result = asked.task.train(loop)
+    except Pruned as end:
         assert judge
         history = artifacts.read_lines(folder / "history.jsonl")
-        record = end.record | {"metrics": _metrics(history[-1]), "parameters": built.parameters, **_sums(history)}
+        facts = end.record | {"metrics": _metrics(history[-1]), "parameters": record.facts.get("parameters")}
+        facts |= _sums(history)
         checkpoints.end(end.epoch)
-        artifacts.write_json(folder / "pruned.json", record)
+        artifacts.write_json(folder / "pruned.json", facts)
         judge.end("PRUNED")
-        return _answer_pruned(outcome, record)
-    record = _test(asked, built, history, tested) | {"trained_epochs": cfg.epochs - done}
-    artifacts.write_json(folder / "result.json", record)
+        return _answer_pruned(outcome, facts)
+    loop.finish()
+    facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": cfg.epochs - loop.done}
+    artifacts.write_json(folder / "result.json", facts)
     checkpoints.end(cfg.epochs)
     if judge:
-        judge.end("COMPLETE", history)
-    return _answer(outcome, record, "finished" if done == 0 else "continued" if done < cfg.epochs else "reused")
+        judge.end("COMPLETE", loop.history)
+    return _answer(outcome, facts, "finished" if not loop.done else "continued" if loop.done < cfg.epochs else "reused")
 
 
 class _Asked:
@@ -179,20 +169,16 @@ class _Asked:
         self.sweep, self.milestones = sweep, milestones
         self.device = pick_device(cfg.device)
         environment.reset_peak_memory(self.device)
-        self.precision = pick_precision(cfg.precision, self.device)
-        runs, self.decoded = Path(cfg.paths.runs), Path(cfg.paths.cache)
+        runs = Path(cfg.paths.runs)
 
-        progress.emit("note", text="reading the data set")
-        self.dataset, splitter = components.build("data", cfg.data), components.build("split", cfg.split)
-        self.manifest = self.dataset.scan(self.decoded)
-        self.split = splitter(self.manifest.patients)
-        self.part = "val" if len(self.split.val) else "test"
+        session().emit("note", text="reading the data set")
+        self.task = components.task(cfg)
+        self.data: Data = self.task.data()
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-        # the device does not belong to the identity, the arithmetic does
-        self.config: dict[str, Any] = config | {"precision": self.precision}
+        self.config: dict[str, Any] = config | self.data.settings
         self.modules = components.modules(without(self.config, IGNORED))
         self.code = code(*self.modules)
-        self.ids = signatures(self.config, self.manifest.digest, self.split.digest, self.code)
+        self.ids = signatures(self.config, self.data.digest or "", self.data.split, self.code)
         self.folder = runs / "runs" / self.ids["signature"]
         self.checkpoints = Checkpoints(runs / "trajectories" / self.ids["trajectory"])
         record = (artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}
@@ -204,39 +190,11 @@ class _Asked:
         return not self.cfg.reuse and not (self.by and artifacts.read_json(folder / ANEW) == {"by": self.by})
 
 
-class _Built:
-    """What is trained, and on what. `shared`: what training and testing are both told."""
-
-    def __init__(self, asked: _Asked):
-        cfg, split, device = asked.cfg, asked.split, asked.device
-        self.volumes = cache.load(asked.dataset, asked.manifest, asked.decoded, cfg.workers or os.cpu_count() or 1)
-        batches = partial(Batches, self.volumes, device=device)
-        augment = components.build("augment", cfg.augment)
-        self.train = batches(split.train, batch_size=cfg.batch_size, augment=augment, shuffle=True)
-        self.test = batches(split.test, batch_size=cfg.eval_batch_size)
-        self.part = asked.part
-        self.held_out = batches(split.val, batch_size=cfg.eval_batch_size) if self.part == "val" else self.test
-        self.train.resident()  # a set that goes to the GPU goes there before the first epoch's time begins
-        height, width, channels = self.volumes.images.shape[1:]
-
-        torch.manual_seed(cfg.seed)
-        model = components.build("model", cfg.model, in_channels=channels)
-        self.model = model.to(device, memory_format=torch.channels_last)
-        self.loss = components.build("loss", cfg.loss).to(device)
-        self.optimizer = components.build("optim", cfg.optim)(self.model.parameters())
-        self.scheduler = components.build("scheduler", cfg.scheduler)(self.optimizer)
-        self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        network = f"{asked.config['model']} {channels}x{height}x{width}"
-        self.gflops = _gflops[network] = _gflops.get(network) or flops(self.model, channels, height, width, device)
-        self.shared: dict[str, Any] = {"patients": len(self.volumes.patients), "parts": cfg.micro_batches * finer}
-        self.shared["autocast"] = autocast(device, asked.precision)
-
-
 def _judge(asked: _Asked) -> pruning.Judge | None:
     if not OmegaConf.select(asked.cfg, "pruner._target_"):
         return None
-    pruning.refuse(asked.cfg, asked.split)
-    about = {"signature": asked.ids["signature"], "data": asked.manifest.digest, "split": asked.split.digest}
+    pruning.refuse(asked.cfg, asked.data.parts.get("val", 0))
+    about = {"signature": asked.ids["signature"], "data": asked.data.digest or "", "split": asked.data.split}
     pruner = asked.choices.get("pruner", "none")
     return pruning.Judge(asked.cfg, pruner=pruner, name=asked.name, sweep=asked.sweep, **about)
 
@@ -249,7 +207,7 @@ def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stac
     if (
         cfg.reuse
         and not known["result.json"]
-        and restore(folder, cfg.tracking.uri, cfg.tracking.experiment, asked.sweep)
+        and restorer().restore(folder, cfg.tracking.uri, cfg.tracking.experiment, asked.sweep)
     ):
         known["result.json"] = artifacts.read_json(folder / "result.json")
     if cfg.search.trial is not None:
@@ -286,80 +244,67 @@ def _clear(asked: _Asked) -> None:
         (folder / file).unlink(missing_ok=True)
 
 
-def _describe(asked: _Asked, built: _Built | None = None) -> None:
-    """Write what the run is: its configuration, its split and run.json; with what can only be told of a network and
-    data that are there, once they are."""
-    cfg, choices, split, patients = asked.cfg, asked.choices, asked.split, asked.manifest.patients
-    if not built:
-        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
-        artifacts.write_text(asked.folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
-        artifacts.write_json(asked.folder / "split.json", split.to_json())
-    artifacts.write_json(
-        asked.folder / "run.json",
-        asked.ids
-        | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
-        | {"code": fingerprint(code()), "files": asked.code, "evaluated_on": asked.part}
-        | {"factors": factors(asked.config, choices), "task": SPEC.to_json()}
-        | {
-            "data": {
-                "name": choices.get("data"),
-                "digest": asked.manifest.digest,
-                "patients": len(patients),
-                "slices": sum(map(len, patients.values())),
-                "image_shape": list(built.volumes.images.shape[1:]) if built else None,
-            },
-            "split": {
-                "kind": choices.get("split"),
-                "digest": split.digest,
-                "leaks": split.leaks,
-                "train": len(split.train),
-                "val": len(split.val),
-                "test": len(split.test),
-            },
-            "parameters": built.parameters if built else None,
-            "gflops": built.gflops if built else None,
-            "precision": asked.precision,
-        }
-        | environment.facts(asked.device, asked.modules),
-    )
+class _Described:
+    """run.json, which says what the run is, and more of it once its task knows more."""
+
+    def __init__(self, asked: _Asked):
+        self.file, choices, data = asked.folder / "run.json", asked.choices, asked.data
+        self.about: dict[str, Any] = (
+            asked.ids
+            | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
+            | {"code": fingerprint(code()), "files": asked.code, "evaluated_on": data.part}
+            | {"factors": factors(asked.config, choices), "task": asked.task.spec.to_json()}
+            | {"data": {"name": choices.get("data"), "digest": data.digest} | dict(data.facts)}
+            | {"split": {"kind": choices.get("split"), "digest": data.split, "leaks": data.leaks} | dict(data.parts)}
+            | dict(data.settings)
+            | environment.facts(asked.device, asked.modules)
+        )
+        self.facts: dict[str, Any] = {}
+        artifacts.write_json(self.file, self.about)
+
+    def add(self, **facts: Any) -> None:
+        """What a name has already, if it is a mapping, is added to."""
+        for name, fact in facts.items():
+            before = self.about.get(name)
+            self.about[name] = before | fact if isinstance(before, dict) and isinstance(fact, dict) else fact
+        self.facts |= facts
+        artifacts.write_json(self.file, self.about)
 
 
-def _test(asked: _Asked, built: _Built, history: list[dict[str, Any]], tested: Evaluation | None) -> dict[str, Any]:
-    """Test the trained network, unless `fit` has; write its weights, patients and figures; what result.json is to
-    hold."""
-    cfg, folder, checkpoints, part, split = asked.cfg, asked.folder, asked.checkpoints, built.part, asked.split
-    progress.emit("note", text="testing")
-    final = tested or evaluate(built.model, built.loss, built.test, keep=True, **built.shared)
-    patients = patient_table(final, built.volumes, split.test)
-    metrics = _metrics(history[-1])
-    metrics |= {"test/loss": final.loss} | {f"test/{k}": v for k, v in summarise(final.counts).items()}
-    metrics |= {f"test/{key}": value for key, value in patients.summary.items()}
-    scores = [row[SELECT_BY] for row in history if part == "val" and not math.isnan(row[SELECT_BY])]
-    with artifacts.atomic(folder / "last.pt") as file:
-        torch.save({"epoch": cfg.epochs, "model": built.model.state_dict()}, file)
-    best = checkpoints.best(cfg.epochs)
-    try:
-        artifacts.check(best)
-    except (OSError, ValueError) as error:
-        if scores:
-            log.warning("%s: the best weights until epoch %d are lost: no best.pt (%s)", folder, cfg.epochs, error)
-    else:
-        with artifacts.atomic(folder / "best.pt") as file:
-            shutil.copyfile(best, file)
-    artifacts.write_csv(folder / "patients.csv", patients.rows)
-    figures.draw(folder, history, part, patients, built.volumes, split.test, final.masks)
-    sums = _sums(history)
+def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) -> dict[str, Any]:
+    """Write the weights and the units' scores; what result.json is to hold."""
+    cfg, folder, checkpoints, spec, history = asked.cfg, asked.folder, asked.checkpoints, asked.task.spec, loop.history
+    metrics = (_metrics(history[-1]) if history else {}) | dict(result.metrics)
+    if loop.state and "model" in loop.state:
+        with artifacts.atomic(folder / "last.pt") as file:
+            torch.save({"epoch": cfg.epochs, "model": loop.state["model"].state_dict()}, file)
+        best = checkpoints.best(cfg.epochs)
+        try:
+            artifacts.check(best)
+        except (OSError, ValueError) as error:
+            if loop.scores():
+                log.warning("%s: the best weights until epoch %d are lost: no best.pt (%s)", folder, cfg.epochs, error)
+        else:
+            with artifacts.atomic(folder / "best.pt") as file:
+                shutil.copyfile(best, file)
+    if result.units:
+        rows = [{spec.unit: unit, **values} for unit, values in result.units.items()]
+        artifacts.write_csv(folder / f"{spec.unit}s.csv", rows)
+    sums, metric = _sums(history), spec.metric(spec.select)
+    assert metric
+    best_of = max if metric.direction == "max" else min
+    on_test = metrics.get(f"test/{spec.select.partition('/')[2]}")
     return {
         "status": "finished",
         "epochs": cfg.epochs,
         "metrics": metrics,
-        "evaluation_seconds": sum(row["eval_seconds"] for row in history),
+        "evaluation_seconds": sum(row.get("eval_seconds", 0.0) for row in history),
         "total_seconds": time.perf_counter() - asked.began,
-        "images_per_second": built.train.images * len(history) / sums["training_seconds"],
+        "images_per_second": loop.samples * len(history) / max(sums["training_seconds"], 1e-9),
         "peak_memory_bytes": environment.peak_memory(asked.device),
-        "parameters": built.parameters,
-        "gflops": built.gflops,
-        "objective": max(scores, default=None) if part == "val" else metrics["test/dice"],
+        "parameters": known.get("parameters"),
+        "gflops": known.get("gflops"),
+        "objective": best_of(loop.scores(), default=None) if loop.part == "val" else on_test,
     } | sums
 
 
@@ -382,7 +327,7 @@ def _answer_pruned(outcome: Outcome, record: dict[str, Any]) -> Outcome:
 
 
 def _sums(history: list[dict[str, Any]]) -> dict[str, Any]:
-    parts = max(row.get("micro_batches", 1) for row in history)
+    parts = max((row.get("micro_batches", 1) for row in history), default=1)
     seconds = {"training_seconds": sum(row["seconds"] for row in history), "micro_batches": parts}
     compiling = sum(row.get("compile_seconds", 0.0) for row in history)
     return seconds | ({"compile_seconds": compiling} if compiling else {})

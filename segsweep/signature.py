@@ -25,7 +25,7 @@ IGNORED = (
 `data.root`, and `model.width` `data.model_width`."""
 REPEATS = ("seed", "split.fold")
 """Keys in which the repeats of one configuration differ."""
-CODE = ("models", "data", "losses", "metrics", "train", "evaluate", "device")
+CODE = ("models", "data", "losses", "metrics", "segmentation", "train", "evaluate", "device", "loop")
 """What computes results, inside the package."""
 
 

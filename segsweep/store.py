@@ -45,10 +45,6 @@ _clients: "dict[str, tuple[int, MlflowClient]]" = {}
 
 def connect(uri: str) -> "MlflowClient":
     """A client whose store exists. One process alone makes a database file: two at once would lock each other out."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody asked to tell MLflow's makers what is run
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     for chatty in ("alembic", "mlflow"):

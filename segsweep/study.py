@@ -32,8 +32,6 @@ GRACE = 60.0
 ASKED = "segsweep"
 """Attribute of a study: what it searches, so that another search does not go on with it."""
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
 
 class StorageGone(SegsweepError):
     """The storage cannot be reached any more."""
@@ -73,6 +71,7 @@ def open_storage(url: str) -> BaseStorage:
             f"search.storage={url}: an address is needed, such as sqlite:///mlruns/optuna.db, "
             "journal:///mlruns/optuna.log or postgresql://HOST/DATABASE"
         )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     kind, _, rest = url.partition("://")
     file = Path(rest.removeprefix("/").partition("?")[0])
     if not file.name:

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from segsweep import artifacts, tracking
+from segsweep.start import start
 from segsweep.store import STATE
 
 
@@ -20,6 +21,7 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def main() -> int:
+    start()
     parser = argparse.ArgumentParser(prog="python -m segsweep.sync", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="sweep or run folders under multirun/")
     parser.add_argument("--uri", help="MLflow's store; default: the one in each run's config.yaml")

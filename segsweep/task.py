@@ -205,15 +205,17 @@ class Epoch(Protocol):
 
 class Run(Protocol):
     """What the engine hands to a task's `train`. folder: of the record; what is written there is kept and mirrored.
-    device: as torch names it. retries: how often this job ran out of memory before."""
+    device: as torch names it. retries: how often this job ran out of memory before. history: a row for each epoch
+    until now, those of an earlier process included."""
 
     seed: int
     device: str
     folder: Path
     retries: int
+    history: list[dict[str, Any]]
 
     def describe(self, **facts: Any) -> None:
-        """Facts for run.json that are known only now: gflops=, image_shape=."""
+        """Facts for run.json that are known only now: parameters=, gflops=."""
 
     def epochs(self, **state: Stateful) -> Iterator[Epoch]:
         """The epochs that are left to train, the state of those before loaded into `state`; weights are made of
@@ -224,7 +226,8 @@ class Task(Protocol):
     """Its constructor's keyword arguments are its settings, from `task.*` or the top-level keys of their names.
 
     Beside these it may have `problems() -> list[str]`, mistakes of its settings that its constructor does not raise,
-    and `size() -> dict`, parameters and gflops of a sample, for a plan."""
+    `size() -> dict`, parameters and gflops of a sample, for a plan, and `smaller(retries) -> str`, what helps where
+    memory was short."""
 
     spec: ClassVar[Spec]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from segsweep import artifacts
 from segsweep.recall import FILES, fetch_alone
+from segsweep.session import session, thread
 from segsweep.store import QUERY, STATE, alone, connect, experiment_id, find, sweeps_of
 
 if TYPE_CHECKING:
@@ -34,15 +35,8 @@ LINKS = 50
 SWEEPS = 200
 """Most sweeps that a run's tag names, the latest: MLflow's tags are bounded."""
 
-_queue: "queue.Queue[Mirror | None]" = queue.Queue()
-_thread: threading.Thread | None = None
-elsewhere: "Callable[[Mirror], None] | None" = None
-"""Set in a launcher's worker, whose parent copies for all: MLflow is imported and connected to once a sweep."""
-
-
 LATER = 3.0
 """Seconds that the first copy waits for: MLflow's import takes that long, and would hold up the first training step."""
-_now = threading.Event()
 
 
 class Mirror:
@@ -58,54 +52,78 @@ class Mirror:
 
     def __exit__(self, *exception: object) -> None:
         self.final = True
-        _now.set()
+        copier().at_once()
         self.update()
 
     def update(self) -> None:
-        global _thread
-        if self.uri is None:
-            return
-        if elsewhere:
-            elsewhere(self)
-            return
-        if _thread is None or not _thread.is_alive():
-            _thread = threading.Thread(target=_work, name="mlflow", daemon=True)
-            _thread.start()
-        _queue.put(self)
+        if self.uri is not None:
+            copier().put(self)
 
 
-def _work() -> None:
-    unreachable: set[Path] = set()
-    _now.wait(LATER)
-    while (mirror := _queue.get()) is not None:
-        folder = mirror.folder
-        try:
-            if mirror.final or folder not in unreachable:  # while out of reach, only the end is tried again
-                push(folder, mirror.uri, mirror.experiment, mirror.sweep, final=mirror.final)
-        except Exception as error:  # MLflow raises what its back end raises; none of it may cost a run
-            unreachable.add(folder)
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            log.info("MLflow: %s", error)
-            with contextlib.suppress(OSError):
-                artifacts.write_json(folder / STATE, (artifacts.read_json(folder / STATE) or {}) | {"error": reason})
-        finally:
-            _queue.task_done()
+class Copier:
+    """Copies what it is given, in order, in a thread of its own that the first of it starts.
+
+    elsewhere: does the copying instead; in a launcher's worker, whose parent copies for all: MLflow is imported and
+    connected to once a sweep."""
+
+    def __init__(self, elsewhere: Callable[[Mirror], None] | None = None, later: float = LATER):
+        self.elsewhere, self.later = elsewhere, later
+        self._queue: queue.Queue[Mirror | None] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        self._now = threading.Event()
+
+    def put(self, mirror: Mirror) -> None:
+        if self.elsewhere:
+            self.elsewhere(mirror)
+            return
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = thread(self._work, name="mlflow")
+        self._queue.put(mirror)
+
+    def at_once(self) -> None:
+        """The first copy waits no longer."""
+        self._now.set()
+
+    def flush(self) -> None:
+        """Wait until everything is copied, or known to be out of reach."""
+        self.at_once()
+        self._queue.join()
+
+    def close(self) -> None:
+        """The same, and end the thread."""
+        self.flush()
+        if self._thread:
+            self._queue.put(None)
+
+    def _work(self) -> None:
+        unreachable: set[Path] = set()
+        self._now.wait(self.later)
+        while (mirror := self._queue.get()) is not None:
+            folder = mirror.folder
+            try:
+                if mirror.final or folder not in unreachable:  # while out of reach, only the end is tried again
+                    push(folder, mirror.uri, mirror.experiment, mirror.sweep, final=mirror.final)
+            except Exception as error:  # MLflow raises what its back end raises; none of it may cost a run
+                unreachable.add(folder)
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                log.info("MLflow: %s", error)
+                state = artifacts.read_json(folder / STATE) or {}
+                with contextlib.suppress(OSError):
+                    artifacts.write_json(folder / STATE, state | {"error": reason})
+            finally:
+                self._queue.task_done()
+
+
+def copier() -> Copier:
+    """The session's."""
+    here = session()
+    here.copier = here.copier or Copier()
+    return here.copier
 
 
 def lacking(folder: Path) -> str | None:
     """Why MLflow does not have all of a run folder; None where it does, or was never asked to."""
     return (artifacts.read_json(folder / STATE) or {}).get("error")
-
-
-def at_once() -> None:
-    """The first copy waits no longer."""
-    _now.set()
-
-
-def flush() -> None:
-    """Wait until everything is copied, or known to be out of reach."""
-    at_once()
-    _queue.join()
 
 
 def forget(folder: Path) -> None:

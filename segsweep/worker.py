@@ -23,13 +23,11 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from segsweep import progress
+from segsweep.session import Session, Sink, begin, session, thread
+from segsweep.start import start
 
 STOP = b"stop"
 STEPS_A_SECOND = 10
-
-_alive: "list[Worker]" = []
-_early: "list[Worker]" = []
 
 
 class Worker:
@@ -48,8 +46,7 @@ class Worker:
                 process_group=0,
             )
         self.connection = Connection(ours.detach())
-        self.ready = False
-        _alive.append(self)
+        self.ready = self.ended = False
 
     def send(self, message: Any) -> None:
         """A pickled message, or STOP. To a worker that is gone it is not sent: reading from it tells."""
@@ -62,13 +59,14 @@ class Worker:
 
     def kill(self) -> None:
         """End it and what it started, now."""
+        if self.ended:
+            return
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        if self in _alive:
-            _alive.remove(self)
-            self.connection.close()
-            self.output.close()
+        self.ended = True
+        self.connection.close()
+        self.output.close()
 
     def death(self) -> str:
         """How a worker that is gone ended, with the last that it printed."""
@@ -79,22 +77,39 @@ class Worker:
         return f"the worker process ended with {how}" + (f"\n{said}" if said else "")
 
 
-def start_early() -> None:
-    """Start one worker before it is known what for: it imports torch while the command line is checked."""
-    _early.append(Worker())
+class Pool:
+    """The workers of this process; none of them outlives it."""
+
+    def __init__(self) -> None:
+        self._workers: list[Worker] = []
+        self._early: list[Worker] = []
+        atexit.register(self.close)
+
+    def _start(self) -> Worker:
+        self._workers.append(Worker())
+        return self._workers[-1]
+
+    def start_early(self) -> None:
+        """Start one worker before it is known what for: it imports torch while the command line is checked."""
+        self._early.append(self._start())
+
+    def take(self) -> Worker:
+        """The worker that was started early, or a new one."""
+        return self._early.pop() if self._early else self._start()
+
+    def close(self) -> None:
+        """End all workers; everything that they did is on disk."""
+        while self._workers:
+            self._workers[-1].kill()
+            self._workers.pop()
+        self._early.clear()
 
 
-def take() -> Worker:
-    """The worker that was started early, or a new one."""
-    return _early.pop() if _early else Worker()
-
-
-@atexit.register
-def close() -> None:
-    """End all workers; everything that they did is on disk."""
-    for worker in list(_alive):
-        worker.kill()
-    _early.clear()
+def pool() -> Pool:
+    """The session's."""
+    here = session()
+    here.pool = here.pool or Pool()
+    return here.pool
 
 
 def in_folder(folder: str, task: Callable[[Any], Any], cfg: Any) -> Any:
@@ -108,28 +123,27 @@ def in_folder(folder: str, task: Callable[[Any], Any], cfg: Any) -> Any:
 
 def main() -> None:
     faulthandler.enable()
+    start()
     connection = Connection(int(sys.argv[1]))
     os.set_inheritable(connection.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with(int(sys.argv[2]))
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     sending = threading.Lock()
 
     def send(*message: Any) -> None:
         with sending:
             connection.send_bytes(pickle.dumps(message))
 
-    progress.send_to(_thinned(lambda event: send("event", event)))
+    here = begin(Session(sink=_thinned(lambda event: send("event", event))))
+    thread(_listen, connection, inbox)
     from segsweep import components, job, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job
 
     def ask(*question: Any) -> bool:
         send("restore", *question)
         return pickle.loads(inbox.get())[1]  # while a job runs the parent sends nothing else
 
-    tracking.elsewhere = lambda mirror: send("mirror", mirror)
-    recall.ask = ask
-
+    here.copier, here.restorer = tracking.Copier(lambda mirror: send("mirror", mirror)), recall.Restorer(ask)
     components.own()  # before a job's configuration may change the environment
     send("ready")
     context: dict[str, Any] = {}
@@ -139,7 +153,7 @@ def main() -> None:
             context = _set_up(**content[0])
             sys.stdout = sys.stderr = _Lines()
         elif kind == "job":
-            number, config, run.finer = content
+            number, config, here.retries = content
             send("done", number, _run(config, **context))
             _free()
 
@@ -159,14 +173,14 @@ def _listen(connection: Connection, inbox: "queue.SimpleQueue[bytes]") -> None:
         while True:
             message = connection.recv_bytes()
             if message == STOP:
-                progress.stop()
+                session().stop()
             else:
                 inbox.put(message)
     except (EOFError, OSError):
         os.killpg(0, signal.SIGKILL)
 
 
-def _thinned(sink: progress.Sink) -> progress.Sink:
+def _thinned(sink: Sink) -> Sink:
     last = 0.0
 
     def send(event: dict[str, Any]) -> None:
@@ -188,7 +202,7 @@ class _Lines(io.TextIOBase):
     def write(self, text: str) -> int:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
-            progress.emit("text", text=line)
+            session().emit("text", text=line)
         return len(text)
 
 

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from segsweep.start import start
+
 # Before anything imports torch, and for all processes that tests start: networks of a few thousand parameters are
 # slower on two threads than on one, and the suite runs on every core already.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+start()
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKED = REPOSITORY.parent / "shared" / "lgg"
@@ -25,6 +29,19 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first: with several processes what is long must not begin last."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(autouse=True)
+def _session():
+    """Each test has one of its own: nobody is told of events, and nobody has asked to stop."""
+    from segsweep.session import Session, begin
+
+    here = begin(Session())
+    yield
+    if here.copier:
+        here.copier.close()
+    if here.pool:
+        here.pool.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import accuracy, common, memory, plain, search_idle, sweep, train
+from benchmarks import accuracy, common, memory, plain, same, search_idle, sweep, train
 from segsweep.data import cache
 from segsweep.models.r2unet import R2UNet
 from segsweep.models.unet import UNet
@@ -447,3 +448,194 @@ def test_the_tables_are_those_of_the_results():
     assert all(f"<!-- {name} -->" in text for name in [*benchmarks.TABLES, "aims"])
     headings = {line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")}
     assert {section for _, section, _, _ in benchmarks.AIMS} <= headings
+
+
+# benchmarks.same
+
+JOB = {"overrides": ["loss=dice", "seed=0"], "status": "finished", "objective": 0.5, "epoch": 2, "parameters": 3}
+JOB |= {"class": None, "metrics": {"test/hd95": 1.25}}
+EPOCHS = [{"epoch": epoch, "train/loss": 0.1, "val/dice": math.nan, "seconds": 1.0 * epoch} for epoch in (1, 2)]
+PATIENTS = "patient,dice\r\na,0.5\r\n"
+WEIGHTS = {"epoch": 2, "model": {"w": torch.tensor([[0.0, math.nan]]), "n": torch.tensor(3)}}
+
+
+def recorded(place: Path, job: dict = JOB, rows: list = EPOCHS, patients: str = PATIENTS, **weights) -> None:
+    """What `benchmarks.same` copies of a job, as place is STEP/JOB."""
+    place.mkdir(parents=True)
+    (place / "job.json").write_text(json.dumps(job))
+    (place / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "patients.csv").write_bytes(patients.encode())
+    torch.save(WEIGHTS | {"model": WEIGHTS["model"] | weights}, place / "last.pt")
+
+
+def test_jobs_that_differ_in_times_and_in_who_asked_are_the_same(tmp_path):
+    trial = ["search.trial=3", "optim.lr=0.0123"]
+    slower = [row | {"seconds": 9.0, "images_per_second": 1.0, "eval_seconds": 2.0} for row in EPOCHS]
+    for side, rows, study in (("there", EPOCHS, "a"), ("here", slower, "b")):
+        asked = [f"search.study={study}", f"search.storage=sqlite:///{study}.db"]
+        recorded(tmp_path / side / "1" / "0", JOB | {"seconds": len(study), "pid": id(rows), "signature": study}, rows)
+        recorded(tmp_path / side / "2" / "10", JOB | {"overrides": [*trial, *asked] if study == "a" else asked + trial})
+    assert same.differences(tmp_path / "there", tmp_path / "here") == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rows": [EPOCHS[0], EPOCHS[1] | {"train/loss": 0.1 + 2**-56}]},
+         "history.jsonl, epoch 2, train/loss: 0.1 there, 0.10000000000000002 here"),
+        ({"rows": [EPOCHS[0], EPOCHS[1] | {"val/iou": 1.0}]}, "history.jsonl, epoch 2, val/iou: none there, 1.0 here"),
+        ({"rows": [EPOCHS[0], EPOCHS[1] | {"epoch": 2.0}]}, "history.jsonl, epoch 2, epoch: 2 there, 2.0 here"),
+        ({"rows": EPOCHS[:1]}, "history.jsonl, epoch 2: only there"),
+        ({"patients": PATIENTS.replace("\r", "")},
+         "patients.csv, line 1: b'patient,dice\\r' there, b'patient,dice' here"),
+        ({"patients": PATIENTS.replace("0.5", "0.25")}, "patients.csv, line 2, dice: 0.5 there, 0.25 here"),
+        ({"patients": PATIENTS + "b,1.0\r\n"}, "patients.csv, line 3: b'' there, b'b,1.0\\r' here"),
+        ({"w": torch.tensor([[-0.0, math.nan]])}, "last.pt, model.w: 1 of 2 values differ"),
+        ({"n": torch.tensor(3.0)}, "last.pt, model.n: torch.int64 () there, torch.float32 () here"),
+        ({"more": torch.tensor(3.0)}, "last.pt, model.more: only here"),
+        ({"job": JOB | {"metrics": {"test/hd95": 1.5}}}, "job.json, metrics.test/hd95: 1.25 there, 1.5 here"),
+        ({"job": JOB | {"status": "failed", "error": "a\nno"}}, "status finished there, failed (no) here"),
+    ],
+)  # fmt: skip
+def test_what_differs_first_is_named_with_its_job(tmp_path, change, said):
+    for side, given in (("there", {}), ("here", change)):
+        recorded(tmp_path / side / "1" / "0")
+        job = given.get("job", JOB)
+        recorded(tmp_path / side / "1" / "1", **given | {"job": job | {"overrides": ["loss=bce", "seed=0"]}})
+    assert same.differences(tmp_path / "there", tmp_path / "here") == (2, [f"loss=bce: {said}"])
+
+
+def test_a_job_or_a_file_that_is_not_there_is_a_difference(tmp_path):
+    there, here = tmp_path / "there", tmp_path / "here"
+    for n, seed in enumerate((0, 1, 2)):
+        for side in (there, here):
+            own = 3 if (side, seed) == (here, 2) else seed
+            recorded(side / "1" / str(n), JOB | {"overrides": ["loss=dice", f"seed={own}"]})
+    (here / "1" / "0" / "last.pt").unlink()
+    for side in (there, here):
+        (side / "1" / "1" / "patients.csv").unlink()
+    assert same.differences(there, here) == (
+        4,
+        [
+            "seed=0: no last.pt here",
+            "seed=1: no patients.csv on either side",
+            "seed=2: no such job here",
+            "seed=3: no such job there",
+        ],
+    )
+    assert same.differences(there, tmp_path / "none")[1] == [f"seed={seed}: no such job here" for seed in (0, 1, 2)]
+
+
+def test_the_commands_give_each_key_once_and_run_one_job_at_a_time():
+    for name in same.COMMANDS:
+        for line in same.command_lines(name):
+            keys = [each.partition("=")[0] for each in line]
+            assert len(set(keys)) == len(keys), line
+            assert set(same.PLACES) < set(line)
+    assert "epochs=1,3" in same.command_lines("epochs")[0]
+    assert set(same.WITNESSES) | set(same.UNSET) <= set(same.COMMANDS)
+
+
+PROGRAM = """
+import json, pathlib, signal, sys
+from segsweep.numbers import loss
+
+if "wrong=1" in sys.argv:
+    sys.exit("wrong: no such key")
+folder, known = pathlib.Path("multirun"), pathlib.Path("multirun/runs/r/history.jsonl")
+again = known.exists()
+known.parent.mkdir(parents=True, exist_ok=True)
+known.write_text(json.dumps({"epoch": 1, "loss": loss, "seconds": 1}) + "\\n")
+if "epochs=9" in sys.argv and not again:
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    signal.pause()
+job = folder / str(len(list(folder.iterdir()))) / "0" / "job.json"
+job.parent.mkdir(parents=True)
+record = {"overrides": sys.argv[1:], "status": "pruned", "epoch": 1 + again, "run": "../../runs/r"}
+job.write_text(json.dumps(record))
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository with a program that stands for segsweep, and what `benchmarks.same` is to run of it."""
+    tree = (tmp_path / "tree").resolve()
+    files = {"__init__": "", "__main__": PROGRAM, "numbers": "loss = 0.5"}
+    for name, text in files.items():
+        (tree / "segsweep").mkdir(parents=True, exist_ok=True)
+        (tree / "segsweep" / f"{name}.py").write_text(text)
+    monkeypatch.setattr(same, "ROOT", tree)
+    monkeypatch.setattr(same, "write_data", lambda folder: "digest")
+    monkeypatch.setattr(same, "WITNESSES", {"stopped": (("job.json", '"epoch": 2'),)})
+    commands = {"plain": (("a=1",), ("a=1", "b=1")), "stopped": (("^C", "epochs=9"), ("epochs=9",))}
+    monkeypatch.setattr(same, "COMMANDS", commands)
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        same.git(*arguments)
+    return tree
+
+
+def test_a_tree_is_compared_with_a_commit_and_no_worktree_stays(checkout, tmp_path, capsys):
+    assert same.main(["HEAD"]) == 0
+    said = capsys.readouterr().out
+    assert "plain           2 jobs  equal\nstopped         1 jobs  equal\nthe same as " in said
+    (checkout / "segsweep" / "numbers.py").write_text("loss = 0.25")
+    assert same.main(["HEAD", "--only", "pl*"]) == 1
+    said = capsys.readouterr().out
+    assert "plain           2 jobs  DIFFERENT  command 1: the job: history.jsonl, epoch 1, loss: 0.5 there," in said
+    assert "0.25 here   (2 differences in all)" in said
+    assert len(same.git("worktree", "list").splitlines()) == 1
+
+
+def test_a_command_that_this_tree_or_the_commit_does_not_know_is_a_difference(checkout, monkeypatch, capsys):
+    monkeypatch.setattr(same, "COMMANDS", {"plain": (("a=1",),), "wrong": (("wrong=1",),)})
+    assert same.main(["HEAD"]) == 1
+    said = capsys.readouterr().out
+    assert "gives nothing to compare with: command 1 ended with 1: wrong: no such key" in said
+    program = checkout / "segsweep" / "__main__.py"
+    program.write_text(PROGRAM.replace("wrong=1", "a=1"))
+    assert same.main(["HEAD", "--only", "plain"]) == 1
+    assert "DIFFERENT  here command 1 ended with 1: wrong: no such key   (2 differences" in capsys.readouterr().out
+    monkeypatch.setattr(same, "WITNESSES", {"plain": (("job.json", '"epoch": 2'),)})
+    assert same.main(["HEAD", "--only", "plain"]) == 1
+    assert 'no job has "epoch": 2 in its job.json' in capsys.readouterr().out
+
+
+def test_a_kept_reference_answers_until_machine_files_or_commands_are_others(checkout, tmp_path, monkeypatch, capsys):
+    made, make = [], same.Side.make
+    monkeypatch.setattr(same.Side, "make", lambda side, name, to: made.append(side.folder.name) or make(side, name, to))
+
+    def run() -> list[str]:
+        made.clear()
+        assert same.main(["HEAD", "--only", "plain", "--keep", str(tmp_path / "kept")]) == 0
+        return list(made)
+
+    assert run() == ["there", "here"]
+    assert run() == ["here"]
+    monkeypatch.setattr(same, "_cpu", lambda: {"model name": "another"})
+    assert run() == ["there", "here"]
+    assert "plain: the reference's results are made with other cpu, so they are made again" in capsys.readouterr().out
+    monkeypatch.setattr(same, "COMMANDS", {"plain": (("a=2",),)})
+    assert run() == ["there", "here"]
+    assert "made with other commands" in capsys.readouterr().out
+    (kept,) = (tmp_path / "kept").glob("*/plain/made.json")
+    kept.unlink()  # as when it was killed
+    assert run() == ["there", "here"]
+
+
+def test_a_checkout_that_is_installed_does_not_mix_with_the_one_that_is_compared(checkout, tmp_path, capsys):
+    """Its Hydra plugins would: a namespace package takes them from every folder of sys.path."""
+    outside = tmp_path / "outside"
+    (outside / "segsweep").mkdir(parents=True)
+    (tmp_path / "modules").mkdir()
+    more = f"import sys\nsys.path.append({str(outside)!r})\n"
+    (tmp_path / "modules" / "sitecustomize.py").write_text(more + same.ALONE)
+    same.Side(checkout, tmp_path, "one")
+    (tmp_path / "modules" / "sitecustomize.py").write_text(more)
+    with pytest.raises(same.Problem, match="segsweep is installed in .*, which would mix with"):
+        same.Side(checkout, tmp_path, "other")
+    (tmp_path / "modules" / "sitecustomize.py").write_text(same.ALONE)
+    with pytest.raises(same.Problem, match="has no package segsweep"):
+        same.Side(tmp_path, tmp_path, "none")
+    assert same.main(["nothing"]) == 2
+    assert f"COMMIT nothing: not a commit of {checkout}; give a hash, a branch or a tag" in capsys.readouterr().err

@@ -5,12 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
-from segsweep import cli, progress
+from segsweep import cli
 
 TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "epochs=2"]
 
@@ -160,9 +159,7 @@ def test_a_second_ctrl_c_stops_whatever_exception_it_becomes(monkeypatch, capsys
             raise error from None
 
     monkeypatch.setattr(sys, "argv", ["segsweep", "seed=0"])
-    monkeypatch.setattr(cli, "_heard", False)
     monkeypatch.setattr(cli, "_hydra", meets_two)
-    monkeypatch.setattr(progress, "_stop", threading.Event())
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         assert cli.main() == 130

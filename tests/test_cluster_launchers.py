@@ -18,14 +18,12 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
+from hydra_plugins.segsweep_local.cluster import ClusterLauncher, Lost
 
-from segsweep import cli, progress
 from segsweep.components import hydras
 from segsweep.config import conf_dir
 from segsweep.job import job
-
-cli.plugins.register()
-from hydra_plugins.segsweep_local.cluster import ClusterLauncher, Lost  # noqa: E402 - the namespace is made above
+from segsweep.session import session
 
 TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "precision=fp32"]
 SWEEP = ["-m", "seed=0,1", "epochs=12", "report=false", *TINY]
@@ -42,7 +40,7 @@ class Engine(ClusterLauncher):
         if handle == 0:
             return Lost("oom", "no memory\non node 7")
         if handle == 3:
-            progress.stop()
+            session().stop()
             return None
         found = JobReturn(status=[JobStatus.FAILED, JobStatus.COMPLETED][handle - 1])
         found.return_value = [ValueError("wrong"), 0.5][handle - 1]
@@ -61,8 +59,6 @@ def engine(folder: Path) -> Any:
         context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), hydras())
         made.setup(hydra_context=context, task_function=job, config=config)
         yield made
-    progress.send_to(lambda event: None)
-    progress.stop(False)
 
 
 def record(folder: Path, number: int) -> dict[str, Any]:
@@ -71,7 +67,7 @@ def record(folder: Path, number: int) -> dict[str, Any]:
 
 def test_a_lost_job_is_recorded_by_the_one_who_sees_it(tmp_path):
     events = []
-    progress.send_to(events.append)
+    session().sink = events.append
     with engine(tmp_path) as made:
         results = made.launch([["seed=0", *TINY], ["seed=1", *TINY], ["seed=2", *TINY]], 0)
     assert results[2].return_value == 0.5

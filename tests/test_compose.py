@@ -7,14 +7,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from hydra_plugins.segsweep_local._compose import KINDS, Composer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import cli
 from segsweep.config import conf_dir
-
-cli.plugins.register()
-from hydra_plugins.segsweep_local._compose import KINDS, Composer  # noqa: E402 - the namespace has to know it first
 
 ASKED = ["data.patients=6", "tracking=none", "hydra.sweep.dir=somewhere"]
 

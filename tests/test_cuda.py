@@ -17,7 +17,9 @@ from segsweep.data import cache
 from segsweep.data.augment import Affine
 from segsweep.data.batches import Batches
 from segsweep.data.phantom import Phantom
+from segsweep.loop import Loop
 from segsweep.losses import BCEDice
+from segsweep.metrics import SPEC
 from segsweep.models.unet import UNet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -60,14 +62,14 @@ def test_no_step_waits_for_the_gpu(tmp_path, monkeypatch, clip_norm):
     model = UNet(3, 1, width=4, depth=2).cuda().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     try:
-        history, *_ = train.fit(
-            model, BCEDice().cuda(), optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), order, held_out,
-            part="test", patients=4, epochs=2, seed=0, autocast=lambda: torch.autocast("cuda", torch.bfloat16),
-            clip_norm=clip_norm, checkpoints=Checkpoints(tmp_path),
+        loop = Loop(SPEC, "test", epochs=2, seed=0, checkpoints=Checkpoints(tmp_path))
+        train.fit(
+            loop, model, BCEDice().cuda(), optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), order, held_out,
+            part="test", patients=4, autocast=lambda: torch.autocast("cuda", torch.bfloat16), clip_norm=clip_norm,
         )  # fmt: skip
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(history) == 2
+    assert len(loop.history) == 2
 
 
 @pytest.mark.parametrize("slots", [1, 3])

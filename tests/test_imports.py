@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "segsweep"
-LEAVES = {"artifacts", "errors", "task", "plugins", "progress", "display", "__init__"}  # what any part may lean on
+LEAVES = {"artifacts", "errors", "task", "plugins", "session", "display", "__init__"}  # what any part may lean on
 ARITHMETIC = {"models": {"torch"}, "losses": {"torch"}, "data": {"numpy", "torch", "PIL"}}
 ARITHMETIC["metrics"] = {"numpy", "torch", "scipy"}  # scipy: distances between surfaces
 LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, that it may import
@@ -28,19 +28,19 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "registry": {"store", "tracking"},
     # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by, which of
     # one's own modules are allowed, what old records are of; nothing that trains
-    "report": {"recall", "study", "config", "signature", "components", "metrics"},
+    "report": {"recall", "study", "config", "signature", "start", "components", "metrics"},
     "study": set(),
 }
 ONLY = {  # distribution -> who may import it at all
     "mlflow": {"store", "recall", "tracking", "registry"},
     "optuna": {"report", "study", "pruning", "plugins"},
     "hydra": {
-        *("cli", "components", "conditions", "config", "job", "plan", "plugins", "preflight", "report", "sweep"),
-        "worker",
+        *("cli", "components", "conditions", "job", "plan", "plugins", "preflight", "report", "start"),
+        *("sweep", "worker"),
     },
 }
 FIRST = ("torch", "mlflow", "optuna")  # seconds each: never at the top of what `--help` needs
-HELP = ("__main__", "cli", "config", "job", "worker", "preflight", "sweep", "progress", "display", "errors")
+HELP = ("__main__", "cli", "config", "job", "worker", "preflight", "start", "sweep", "session", "display", "errors")
 
 
 def imports(source: str, at_top: bool = False) -> set[str]:

@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,15 +21,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
 from hydra.types import HydraContext
+from hydra_plugins.segsweep_local import _jobs, local
+from hydra_plugins.segsweep_local.local import Job, LocalLauncher
 from omegaconf import OmegaConf
 
-from segsweep import cli, progress, worker
+from segsweep import worker
 from segsweep.components import hydras
 from segsweep.config import conf_dir
-
-cli.plugins.register()
-from hydra_plugins.segsweep_local import _jobs, local  # noqa: E402 - the namespace has to know it first
-from hydra_plugins.segsweep_local.local import Job, LocalLauncher  # noqa: E402
+from segsweep.session import session, thread
 
 SETTINGS = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hydra" / "launcher" / "local.yaml"))
 TINY = ["data.patients=4", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
@@ -50,17 +48,14 @@ def launcher(folder: Path, **settings: Any) -> Iterator[LocalLauncher]:
         try:
             yield made
         finally:
-            worker.close()
+            worker.pool().close()
 
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch, tmp_path):
-    """Workers find the toy jobs; no event and no wish to stop is left for the next test."""
+    """Workers find the toy jobs."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    yield
-    progress.send_to(lambda event: None)
-    progress.stop(False)
 
 
 def toys(*names: str) -> list[list[str]]:
@@ -115,7 +110,7 @@ def test_by_default_a_cpus_cores_are_shared_out_over_the_jobs_of_the_whole_sweep
     monkeypatch.setattr("torch.get_num_threads", lambda: 6)
     monkeypatch.setattr(environment, "cores", lambda: 6)
     monkeypatch.setattr(environment, "memory", lambda: 64 * 2**30)
-    monkeypatch.setattr(sweep, "expected", 2)
+    session().sweep = sweep.Sweep(expected=2)
     with launcher(tmp_path) as made:
         assert values(made.launch(toys("threads"), 0)) == [3.0]  # of the two jobs one is left: with the same threads
 
@@ -123,7 +118,7 @@ def test_by_default_a_cpus_cores_are_shared_out_over_the_jobs_of_the_whole_sweep
 @pytest.mark.slow
 def test_a_killed_worker_takes_down_its_job_alone(tmp_path):
     events = []
-    progress.send_to(events.append)
+    session().sink = events.append
     with launcher(tmp_path, retries={}) as made:
         results = values(made.launch(toys("seed", "die", "seed"), 0))
     assert math.isnan(results[1])
@@ -168,7 +163,7 @@ def test_a_job_that_cannot_be_composed_fails_alone(tmp_path):
 @pytest.mark.slow
 def test_a_job_is_tried_again_as_often_as_its_class_may(tmp_path):
     events = []
-    progress.send_to(events.append)
+    session().sink = events.append
     with launcher(tmp_path, retries={"killed": 1, "nan": 1}) as made:
         results = values(made.launch(toys("die_once", "fail_once", "die"), 0))
     assert results[:2] == [0.0, 1.0]
@@ -209,7 +204,7 @@ def test_what_the_budget_left_out_comes_first_next_time_and_what_failed_last(tmp
             if event["kind"] == "start":
                 made.budget = 0.0
 
-        progress.send_to(over)
+        session().sink = over
         assert [math.isnan(value) for value in values(made.launch(asked, 0))] == [False, True, True]
         assert [record(tmp_path, n)["status"] for n in (1, 2)] == ["not started"] * 2
         assert [(e["job"], e["status"]) for e in events if e["kind"] == "end"] == [
@@ -220,7 +215,7 @@ def test_what_the_budget_left_out_comes_first_next_time_and_what_failed_last(tmp
         failed.fail("nan", "the loss became nan")
         assert (failed.point.folder / "failure.json").exists()
         made.budget = 60.0
-        progress.send_to(events.append)
+        session().sink = events.append
         events.clear()
         assert values(made.launch(asked, 0)) == [0.0, 1.0, 2.0]
     assert [e["job"] for e in events if e["kind"] == "start"] == [1, 2, 0]
@@ -229,10 +224,10 @@ def test_what_the_budget_left_out_comes_first_next_time_and_what_failed_last(tmp
 def test_asked_to_stop_the_running_jobs_end_and_no_other_starts(tmp_path):
     def stop() -> None:
         until(lambda: (tmp_path / "sweep" / "0" / "pid").exists())
-        progress.stop()
+        session().stop()
 
     with launcher(tmp_path) as made:
-        threading.Thread(target=stop).start()
+        thread(stop)
         with pytest.raises(KeyboardInterrupt):
             made.launch(toys("hang", "seed"), 0)
         assert not (tmp_path / "sweep" / "1").exists()
@@ -249,7 +244,7 @@ def test_results_come_as_jobs_end(tmp_path):
 
 def test_what_a_job_prints_is_shown_under_its_number(tmp_path):
     events = []
-    progress.send_to(events.append)
+    session().sink = events.append
     with launcher(tmp_path) as made:
         made.launch(toys("print"), 3)
     assert {"kind": "text", "text": "seen by the user", "job": 3} in events
@@ -268,7 +263,8 @@ def test_a_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_is_left_behind_whatever_ends_the_parent(tmp_path, number):
     code = (
-        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import test_local_launcher as t\n"
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1])\nfrom segsweep.start import start\nstart()\n"
+        "import test_local_launcher as t\n"
         "with t.launcher(pathlib.Path(sys.argv[2]), jobs_per_device=2) as made: made.launch(t.toys('deaf', 'deaf'), 0)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(TESTS), str(tmp_path)])
@@ -372,10 +368,10 @@ def test_on_a_cpu_a_job_runs_on_each_core_as_far_as_jobs_and_memory_go(
         (None, {}, [], "3", local.AHEAD),
     ],
 )
-def test_jobs_side_by_side_are_bounded_by_the_whole_sweep(monkeypatch, expected, sweeper, overrides, scheduler, jobs):
+def test_jobs_side_by_side_are_bounded_by_the_whole_sweep(expected, sweeper, overrides, scheduler, jobs):
     from segsweep import sweep
 
-    monkeypatch.setattr(sweep, "expected", expected)
+    session().sweep = sweep.Sweep(expected=expected)
     hydra = {"sweeper": sweeper, "overrides": {"task": overrides}}
     config = OmegaConf.create({"hydra": hydra, "epochs": 4, "scheduler": {"T_max": scheduler}})
     assert local._side_by_side(config) == jobs

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from test_run import TINY, do, same, weights
 from torch import nn
 from torch.nn import functional as F
 
-from segsweep import progress, run
+from segsweep import run
 from segsweep.artifacts import Checkpoints
 from segsweep.losses import BCEDice, Dice, Tversky
+from segsweep.session import Session, begin, session
+from segsweep.tracking import Copier
 from segsweep.train import in_parts
 
 TESTS = Path(__file__).parent
@@ -128,8 +131,6 @@ def test_a_job_out_of_memory_is_tried_again_in_smaller_parts_and_says_so(tmp_pat
 def beside(monkeypatch):
     """Checkpoints as on a GPU: written while the next epoch trains."""
     monkeypatch.setattr(run, "_writer", lambda device: ThreadPoolExecutor(1))
-    yield
-    progress.stop(False)
 
 
 def checkpoints(outcome: run.Outcome) -> dict[str, object]:
@@ -158,15 +159,25 @@ def test_checkpoints_written_beside_the_training_are_those_written_between(tmp_p
 @pytest.mark.usefixtures("beside")
 def test_a_run_stopped_while_a_checkpoint_is_written_has_it_and_goes_on_exactly(tmp_path):
     undisturbed = do(tmp_path / "undisturbed", *LONGER)
-    progress.stop()
+    session().stop()
     stopped = do(tmp_path / "stopped", *LONGER)
     assert (stopped.status, stopped.epoch) == ("interrupted", 1)
     assert "state_0001.pt" in checkpoints(stopped)
     assert len((stopped.folder / "history.jsonl").read_text().splitlines()) == 1
-    progress.stop(False)
+    begin(Session())
     again = do(tmp_path / "stopped", *LONGER)
     assert (again.status, again.metrics) == ("continued", undisturbed.metrics)
     assert same(weights(again), weights(undisturbed))
+
+
+@pytest.mark.usefixtures("beside")
+def test_an_epoch_whose_checkpoint_is_written_beside_is_copied_by_who_copies_the_run(tmp_path):
+    copied = []
+    session().copier = Copier(elsewhere=lambda mirror: copied.append((threading.current_thread(), mirror.folder)))
+    outcome = do(tmp_path, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    threads = {each for each, _ in copied}
+    assert len(threads) == 2
+    assert [folder for _, folder in copied] == [outcome.folder] * (1 + 2 + 1)  # at the start, each epoch, at the end
 
 
 @pytest.mark.usefixtures("beside")

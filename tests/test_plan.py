@@ -9,16 +9,13 @@ from typing import Any
 
 import pytest
 from hydra.errors import HydraException
+from hydra_plugins.segsweep_local.grid import condition
 from mlflow import MlflowClient
 
-from segsweep import cli
 from segsweep.config import conf_dir
 from segsweep.errors import ConfigError, DataError
 from segsweep.plan import Measured, Planner, Point, clock, share, table
 from segsweep.preflight import preflight
-
-cli.plugins.register()
-from hydra_plugins.segsweep_local.grid import condition  # noqa: E402 - the namespace has to know it first
 
 TINY = ["data.patients=4", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2"]
 

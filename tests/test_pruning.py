@@ -21,6 +21,7 @@ from segsweep.errors import ConfigError
 from segsweep.plan import Planner, table
 from segsweep.preflight import preflight
 from segsweep.run import Outcome, run
+from segsweep.session import session
 from segsweep.study import open_storage
 
 TINY = ["data.patients=8", "data.slices=6", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
@@ -84,7 +85,7 @@ def test_what_falls_behind_is_pruned_and_its_record_says_when_and_against_what(t
 
 def test_the_record_of_a_pruned_run_says_that_it_went_in_parts(tmp_path, monkeypatch):
     do(tmp_path, *HALVING, GOOD)
-    monkeypatch.setattr("segsweep.run.finer", 2)
+    session().retries = 1
     assert pruned(do(tmp_path, *HALVING, BAD))["micro_batches"] == 2
 
 
@@ -341,7 +342,7 @@ def test_a_plan_says_what_was_pruned_and_that_it_can_go_on(tmp_path):
 
 def test_without_a_pruner_optuna_is_not_imported():
     plain = (
-        "import sys; from segsweep import run, cli, tracking, sweep, preflight; "
+        "import sys; from segsweep import run, cli, tracking, start, sweep, preflight; start.start(); "
         "preflight.preflight(['data.patients=4', 'data.slices=4', 'data.image_size=16']); "
         "print('optuna' in sys.modules)"
     )

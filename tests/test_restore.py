@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from test_run import TINY, do, same, weights
 
-from segsweep import cli, recall, run, store, tracking, trained
+from segsweep import recall, run, store, tracking, trained
 from segsweep.errors import SegsweepError
 from segsweep.plan import Point
 from segsweep.report import records
@@ -24,7 +24,7 @@ RECORD = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.cs
 
 def there(tmp_path: Path, machine: str, uri: str, *overrides: str) -> run.Outcome:
     outcome = do(tmp_path / machine, *(TINY[:-1]), f"tracking.uri={uri}", "epochs=1", *overrides, tiny=False)
-    tracking.flush()
+    tracking.copier().flush()
     return outcome
 
 
@@ -89,11 +89,12 @@ def test_two_that_restore_one_run_at_once_both_have_it_whole(tmp_path, uri, monk
         return download(*arguments, **options)
 
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", slow)
+    restorer = recall.restorer()
     with ThreadPoolExecutor(2) as both:
-        late = both.submit(recall.restore, folder, uri, "segsweep", wanted=lambda: False)
+        late = both.submit(restorer.restore, folder, uri, "segsweep", wanted=lambda: False)
         assert begun.wait(20)
         (half,) = folder.glob(".restore-*")
-        again = both.submit(recall.restore, folder, uri, "segsweep")
+        again = both.submit(restorer.restore, folder, uri, "segsweep")
         time.sleep(0.5)
         assert half.exists()
         assert not again.done()
@@ -103,7 +104,7 @@ def test_two_that_restore_one_run_at_once_both_have_it_whole(tmp_path, uri, monk
     for name in RECORD:
         assert (folder / name).read_bytes() == (first.folder / name).read_bytes()
     assert not list(folder.glob(".restore-*"))
-    assert uri not in recall._silent
+    assert uri not in restorer.silent
 
 
 def test_files_that_nobody_waits_for_any_more_are_not_put_into_a_folder(tmp_path, uri):
@@ -111,7 +112,7 @@ def test_files_that_nobody_waits_for_any_more_are_not_put_into_a_folder(tmp_path
     folder = tmp_path / "b" / first.signature
     folder.mkdir(parents=True)
     (folder / "failure.json").write_text("{}")
-    assert not recall.restore(folder, uri, "segsweep", wanted=lambda: False)
+    assert not recall.restorer().restore(folder, uri, "segsweep", wanted=lambda: False)
     assert {file.name for file in folder.iterdir()} == {"failure.json", "mlflow.lock"}
 
 
@@ -149,7 +150,7 @@ def test_weights_that_mlflow_does_not_give_are_named(tmp_path, uri):
     there(tmp_path, "a", uri)
     second = there(tmp_path, "b", uri)
     Path(uri.removeprefix("sqlite:///")).write_text("no database any more")
-    recall._silent.clear()
+    recall.restorer().silent.clear()
     with pytest.raises(SegsweepError, match=r"last\.pt: MLflow has it and does not give it now"):
         trained.load(second.folder)
 
@@ -170,13 +171,12 @@ def test_a_server_that_does_not_answer_is_asked_once_and_the_run_trained(tmp_pat
     assert there(tmp_path, "a", away).status == "finished"
     assert caplog.text.count("MLflow was not asked") == 1
     began = time.monotonic()
-    assert not recall.restore(tmp_path, away, "segsweep")
+    assert not recall.restorer().restore(tmp_path, away, "segsweep")
     assert time.monotonic() - began < 0.1
     assert caplog.text.count("MLflow was not asked") == 1
 
 
 def test_a_plan_knows_what_another_machine_has_finished(tmp_path, uri):
-    cli.plugins.register()
     from hydra_plugins.segsweep_local.plan import PlanLauncher
 
     first = there(tmp_path, "a", uri)

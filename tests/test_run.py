@@ -192,7 +192,9 @@ def test_without_a_validation_part_each_epoch_is_evaluated_on_test_and_named_so(
 
 def test_the_last_evaluation_is_the_test_and_is_made_again_where_it_was_lost(tmp_path, monkeypatch):
     passes = []
-    monkeypatch.setattr("segsweep.run.evaluate", lambda *given, **more: passes.append(1) or evaluate(*given, **more))
+    monkeypatch.setattr(
+        "segsweep.segmentation.evaluate", lambda *given, **more: passes.append(1) or evaluate(*given, **more)
+    )
     first = do(tmp_path, "split=holdout")
     patients = (first.folder / "patients.csv").read_bytes()
     assert not passes
@@ -264,7 +266,7 @@ def test_a_run_that_is_trained_anew_keeps_nothing_of_the_old_one(tmp_path, monke
     def crash(*args, **settings):
         raise RuntimeError("in the first epoch")
 
-    monkeypatch.setattr("segsweep.run.fit", crash)
+    monkeypatch.setattr("segsweep.segmentation.fit", crash)
     assert do(tmp_path, "reuse=false").status == "failed"
     names = {file.name for file in folder.iterdir()}
     assert names <= {"run.json", "config.yaml", "split.json", "failure.json", "lock", "mlflow.json", "anew.json"}

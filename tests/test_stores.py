@@ -44,7 +44,7 @@ def job(number: int, runs: Path, uri: str, sweep: Path, start) -> None:
             mirror.update()
         (folder / "last.pt").write_bytes(b"weights")
         artifacts.write_json(folder / "result.json", RESULT | {"epochs": EPOCHS})
-    tracking.flush()
+    tracking.copier().flush()
 
 
 def written_at_once(uri: str, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def written_at_once(uri: str, tmp_path: Path) -> None:
         (again / name).write_text("{}")
         client.log_artifact(next(r.info.run_id for r in found if r.data.tags["signature"] == again.name), again / name)
         (again / name).unlink()
-    assert recall.restore(again, uri, "e")
+    assert recall.restorer().restore(again, uri, "e")
     assert artifacts.read_json(again / "result.json") == artifacts.read_json(folders[0] / "result.json")
     assert recall.fetch(again / "last.pt")
     assert (again / "last.pt").read_bytes() == b"weights"

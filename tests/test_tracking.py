@@ -2,11 +2,9 @@
 
 import json
 import math
-import queue
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from segsweep import artifacts, store, tracking
+from segsweep.session import session
 
 RUN = {
     "signature": "0123456789abcdef",
@@ -261,7 +260,7 @@ def test_mlflow_out_of_reach_costs_nothing_and_sync_brings_it_up_to_date(uri, fo
     with tracking.Mirror(folder, Settings(), None) as mirror:
         mirror.update()
         finish(folder)
-    tracking.flush()
+    tracking.copier().flush()
     assert tracking.lacking(folder)
     command = [sys.executable, "-m", "segsweep.sync"]
     refused = subprocess.run([*command, str(folder)], capture_output=True, text=True)
@@ -328,15 +327,11 @@ def test_sync_names_a_damaged_record_and_copies_the_others(uri, folder, tmp_path
 
 def test_the_first_copy_lets_the_first_step_go_before_it(tmp_path, monkeypatch):
     copied = []
-    monkeypatch.setattr(tracking, "LATER", 60.0)
-    monkeypatch.setattr(tracking, "_now", threading.Event())
-    monkeypatch.setattr(tracking, "_thread", None)
-    monkeypatch.setattr(tracking, "_queue", queue.Queue())
+    session().copier = tracking.Copier(later=60.0)
     monkeypatch.setattr(tracking, "push", lambda folder, *given, final: copied.append(final))
     with tracking.Mirror(tmp_path, OmegaConf.create({"uri": "sqlite:///x", "experiment": "e"}), None) as mirror:
         mirror.update()
         time.sleep(0.2)
         assert not copied
-    tracking.flush()
+    session().copier.flush()
     assert copied == [True, True, True]
-    tracking._queue.put(None)  # that thread ends

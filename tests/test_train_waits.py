@@ -13,7 +13,9 @@ from segsweep.data.augment import Affine, Flips
 from segsweep.data.batches import Batches
 from segsweep.data.phantom import Phantom
 from segsweep.device import compile_seconds, compiled
+from segsweep.loop import Loop
 from segsweep.losses import BCEDice, Focal
+from segsweep.metrics import SPEC
 from segsweep.models.r2unet import R2UNet
 from segsweep.models.unet import UNet
 
@@ -34,11 +36,13 @@ def volumes(tmp_path_factory):
 def fit(model, optimizer, order, tmp_path, loss=None, clip_norm=None, forward=None):
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     held_out = Batches(order.volumes, np.arange(4), batch_size=4, device="cpu")
-    return train.fit(
-        model, loss or BCEDice(), optimizer, scheduler, order, held_out,
-        part="test", patients=4, epochs=1, seed=0, autocast=lambda: torch.autocast("cpu", torch.bfloat16),
-        clip_norm=clip_norm, checkpoints=Checkpoints(tmp_path), forward=forward, compile_seconds=compile_seconds,
+    loop = Loop(SPEC, "test", epochs=1, seed=0, checkpoints=Checkpoints(tmp_path))
+    train.fit(
+        loop, model, loss or BCEDice(), optimizer, scheduler, order, held_out,
+        part="test", patients=4, autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+        clip_norm=clip_norm, forward=forward, compile_seconds=compile_seconds,
     )  # fmt: skip
+    return loop
 
 
 class Watched(Batches):

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from segsweep import progress
+from segsweep.session import session
 
 
 def job(cfg: Any) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     (folder / "pid").write_text(str(os.getpid()))
-    progress.emit("start", name=cfg.toy)
+    session().emit("start", name=cfg.toy)
     value = globals()[f"_{cfg.toy}"](cfg, folder)
     if value is None:
-        progress.emit("end", status="failed", error="the loss became nan", failure="nan")
+        session().emit("end", status="failed", error="the loss became nan", failure="nan")
         return float("nan")
-    progress.emit("end", status="finished", error=None, failure=None)
+    session().emit("end", status="finished", error=None, failure=None)
     return value
 
 
@@ -52,7 +52,7 @@ def _last(cfg: Any, folder: Path) -> float:
 
 def _hang(cfg: Any, folder: Path) -> float:
     """As a run does: go on until asked to stop."""
-    while not progress.stopping():
+    while not session().stopping():
         time.sleep(0.02)
     raise KeyboardInterrupt
 

@@ -1,16 +1,15 @@
 """Hydra plugins that come with segsweep.
 
-Hydra looks for plugins in the top-level namespace package `hydra_plugins`; a wheel installs them there, a checkout adds
-this folder to the namespace.
+Hydra looks for plugins in the top-level namespace package `hydra_plugins`; a wheel installs them there, of a checkout
+this folder is one more place in which Python finds a part of that package.
 """
 
+import sys
 from pathlib import Path
 
 
 def register() -> None:
-    """Add `segsweep/plugins/hydra_plugins` to the namespace, before Hydra discovers its plugins."""
-    import hydra_plugins
-
-    here = str(Path(__file__).parent / "hydra_plugins")
-    if Path(here).is_dir() and here not in hydra_plugins.__path__:
-        hydra_plugins.__path__.append(here)
+    """Have `segsweep/plugins/hydra_plugins` found, before Hydra discovers its plugins."""
+    here = Path(__file__).parent
+    if (here / "hydra_plugins").is_dir() and str(here) not in sys.path:
+        sys.path.append(str(here))  # not hydra_plugins.__path__: that is made anew with every change of sys.path

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from segsweep.errors import SegsweepError
 from segsweep.report import build
+from segsweep.start import start
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Build the report and say where it is; 1 and a plain message where there is nothing to build it from."""
+    start()
     parser = argparse.ArgumentParser(
         prog="python -m segsweep.report",
         description=(

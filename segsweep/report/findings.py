@@ -179,7 +179,7 @@ class Findings:
 
     def data(self, row: int) -> str:
         run = self.rows[row].runs[0]
-        return f"{(run.info.get('data') or {}).get('name', 'unknown data')} {digest(run, 'data')[:8]}".strip()
+        return f"{(run.info.get('data') or {}).get('name') or 'unknown data'} {digest(run, 'data')[:8]}".strip()
 
     def setting(self, factor: str, level: str) -> str:
         """A level of a factor in a sentence: `adam`, but `optim.lr=0.001`."""

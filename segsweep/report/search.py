@@ -24,6 +24,7 @@ from segsweep.report import figures, render, winner
 from segsweep.report.content import Block, Cell, Code, Section, Table, joined, number, plural
 from segsweep.report.search_figures import curves, history, parallel, pareto, slices
 from segsweep.report.trials import Found, load, of_sweep, point, scores
+from segsweep.start import start
 from segsweep.study import shown
 
 FEWEST = 10
@@ -202,6 +203,7 @@ SECTIONS: list[Callable[[Found], Section | None]] = [
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the page; 1 and a plain message where there is nothing to write it from."""
+    start()
     parser = argparse.ArgumentParser(prog="python -m segsweep.report.search", description=__doc__)
     parser.add_argument("study", help="a study's name, or the folder of a sweep that was a search (multirun/<sweep>)")
     parser.add_argument(

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from segsweep import artifacts
 from segsweep.config import GROUPS, conf_dir
 from segsweep.signature import IGNORED
+from segsweep.start import start
 
 PLACES = ("data.root", "split.file")
 """Keys that belong to a machine: asked for on the command line, left out of a file."""
@@ -87,6 +88,7 @@ def command(choices: Mapping[str, str], values: Mapping[str, Any], *before: str)
 
 
 def _compose(choices: Mapping[str, str]) -> tuple[dict[str, str], DictConfig]:
+    start()  # who reads a record in a notebook has not
     with initialize_config_dir(str(conf_dir())):
         lines = [f"{group}={option}" for group, option in choices.items()]
         cfg = compose("config", overrides=lines, return_hydra_config=True)

@@ -441,7 +441,7 @@ def test_a_sweep_that_had_the_report_imported_while_it_trained_gets_one(tmp_path
 
     sweep._prepare()
     folder = write_sweep(tmp_path, "s", [Spec(overlays=False)])
-    assert sweep._report(folder) == str(folder / "report.html")
+    assert sweep.Sweep()._report(folder) == str(folder / "report.html")
     assert (folder / "report.html").exists()
 
 

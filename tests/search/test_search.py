@@ -20,7 +20,8 @@ from hydra.errors import HydraException
 from optuna.trial import FrozenTrial, TrialState
 from toy_search import Batches, Toy, search, study
 
-from segsweep import artifacts, progress, sweep
+from segsweep import artifacts, sweep
+from segsweep.session import session
 from segsweep.study import Study, counted
 
 RATE = "optim.lr=tag(log,interval(1e-4,1e-1))"
@@ -32,13 +33,11 @@ def url(tmp_path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def said() -> Iterator[list[str]]:
+def said() -> list[str]:
     """What a search says."""
     texts: list[str] = []
-    progress.send_to(lambda event: texts.append(event.get("text", "")))
-    yield texts
-    progress.send_to(lambda event: None)
-    progress.stop(False)
+    session().sink = lambda event: texts.append(event.get("text", ""))
+    return texts
 
 
 @pytest.fixture
@@ -400,10 +399,10 @@ def test_two_processes_one_killed_make_the_total_exactly(tmp_path, storage):
     assert any("instead_of" in t.user_attrs for t in ended), "the killed process had trials in hand"
 
 
-def test_a_storage_that_goes_away_stops_the_search_and_nothing_is_lost(tmp_path, monkeypatch):
+def test_a_storage_that_goes_away_stops_the_search_and_nothing_is_lost(tmp_path):
     if postgres.PG_CTL is None:
         pytest.skip("no PostgreSQL on this machine")
-    monkeypatch.setattr(sweep, "asked", "python -m segsweep -m +search=tpe")
+    session().sweep = sweep.Sweep(asked="python -m segsweep -m +search=tpe")
     with postgres.server() as server:
 
         class Leaving(Toy):

@@ -72,7 +72,7 @@ def test_every_preset_is_right_and_needs_no_optuna_to_be_checked(tmp_path):
     presets = sorted(path.stem for path in (conf_dir() / "search").glob("*.yaml"))
     assert presets == ["cmaes", "gp", "grid", "nsga2", "random", "tpe"]
     code = (
-        "import sys\nfrom segsweep import cli\nfrom segsweep.preflight import preflight\n"
+        "import sys\nfrom segsweep.preflight import preflight\nfrom segsweep.start import start\nstart()\n"
         f"for preset in {presets}:\n"
         f"    argv = ['-m', f'+search={{preset}}', 'pruner=none', 'model=unet', 'paths.cache={tmp_path}']\n"
         "    assert preflight(argv).jobs is None\n"

@@ -174,7 +174,7 @@ def trained(tmp_path: Path, *overrides: str) -> Outcome:
     return run(cfg, choices=choices, name="n", command="c", sweep=None, milestones=set())
 
 
-def test_the_best_runs_as_an_experiment_and_as_a_command_and_is_the_run_that_was_found(tmp_path, monkeypatch):
+def test_the_best_runs_as_an_experiment_and_as_a_command_and_is_the_run_that_was_found(tmp_path):
     drawn = {"optim": "sgd", "optim.lr": 0.0123, "optim.momentum": 0.5, "batch_size": 8}
     outcome = trained(tmp_path, "epochs=2", "loss=tversky", "augment=flips", *(f"{k}={v}" for k, v in drawn.items()))
     study = optuna.create_study(study_name="s", storage=storage(tmp_path), direction="maximize")
@@ -186,8 +186,7 @@ def test_the_best_runs_as_an_experiment_and_as_a_command_and_is_the_run_that_was
     folder = tmp_path / "runs" / "sweep"
     folder.mkdir()
     artifacts.write_json(folder / "sweep.json", {"search": {"study": "s", "storage": storage(tmp_path)}})
-    monkeypatch.setattr(sweep, "storage", None)
-    told = sweep._search(folder)
+    told = sweep.Sweep()._search(folder)
     assert told.startswith(f"{folder}/search.html   the best: python -m segsweep --config-dir {folder}/search experim")
     head = (folder / "search" / "experiment" / "best.yaml").read_text().splitlines()
     lines = [line.removeprefix("#").split() for line in head if "python -m segsweep" in line]

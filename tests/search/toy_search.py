@@ -18,11 +18,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from segsweep import artifacts, cli
+from segsweep import artifacts
 from segsweep.components import hydras
 from segsweep.config import conf_dir
+from segsweep.start import start
 
-cli.plugins.register()
+start()
 from hydra_plugins.segsweep_local.search import SearchSweeper  # noqa: E402 - the namespace has to know it first
 
 

@@ -49,8 +49,8 @@ def _facts(run: Run) -> dict[str, str]:
         "device": str(info.get("device") or "not recorded"),
         "precision": str(info.get("precision") or "not recorded"),
         "commit": str(info.get("commit") or "none"),
-        "data": ", ".join([data.get("name", "?"), f"manifest {digest(run, 'data')[:12] or '?'}", *counts]),
-        "split": f"{split.get('kind', '?')} {digest(run, 'split')[:12] or '?'}, {samples} train/val/test {parts}",
+        "data": ", ".join([str(data.get("name") or "?"), f"manifest {digest(run, 'data')[:12] or '?'}", *counts]),
+        "split": f"{split.get('kind') or '?'} {digest(run, 'split')[:12] or '?'}, {samples} train/val/test {parts}",
         "leaks": f"yes{f': by {spec.sample}' * (spec.sample != spec.unit)}" if run.leaks else "no",
         "evaluated on": run.evaluated_on,
     }

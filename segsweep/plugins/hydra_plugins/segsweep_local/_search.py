@@ -13,12 +13,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from segsweep import artifacts, objective, progress, sweep
+from segsweep import artifacts, objective, sweep
 from segsweep.components import own
 from segsweep.conditions import Term, condition, values
 from segsweep.config import GROUPS
 from segsweep.errors import SegsweepError
 from segsweep.objective import direction
+from segsweep.session import session
 from segsweep.signature import IGNORED, digest, without
 from segsweep.store import STATE
 from segsweep.study import Seeded, StorageGone, Study, counted, reaching, shown
@@ -71,11 +72,11 @@ class Search:
         self.study = Study(name, url, self.sampler, directions, identity, self.folder)
         self.total = int(min(self.settings["n_trials"], self.space.size))
         if self.total < self.settings["n_trials"]:
-            progress.emit("text", text=f"The space has {self.total} points: the search ends when all are known")
+            session().emit("text", text=f"The space has {self.total} points: the search ends when all are known")
         facts = {"study": name, "storage": shown(url), "sampler": sampler, "objective": self.names}
         facts |= {"epoch": asked.epoch, "directions": directions, "trials": self.total, "seed": asked.seed}
-        if sweep.current:
-            sweep.note(sweep.current, search=facts | {"space": self.space.texts()})
+        if lead := session().sweep:
+            lead.note(search=facts | {"space": self.space.texts()})
 
     def _directions(self) -> list[str]:
         directions = [direction(name) for name in self.names]
@@ -122,9 +123,10 @@ class Search:
                 launch()
                 self._close()
         except StorageGone as gone:
+            lead = session().sweep
             raise CompactHydraException(
                 f"{gone}\nThe search stops; what ran went on to its end and is recorded. "
-                f"To go on when the storage is back: {sweep.asked}"
+                f"To go on when the storage is back: {lead.asked if lead else sweep.command()}"
             ) from None
         finally:
             self._settle()
@@ -137,7 +139,7 @@ class Search:
         if pruned := [t.number for t in self._first() if t.state is TrialState.PRUNED]:
             for number in pruned:
                 self.study.put_back(number)
-            progress.emit("text", text=f"Taken up where a pruner ended them: trials {', '.join(map(str, pruned))}")
+            session().emit("text", text=f"Taken up where a pruner ended them: trials {', '.join(map(str, pruned))}")
 
     def _settle(self, at_start: bool = False) -> None:
         """Mend what runs and MLflow say of trials that ended in a process that was stopped or killed."""
@@ -207,8 +209,8 @@ class Search:
         running = [t.number for t in self._first() if t.state is TrialState.RUNNING]
         if running and not self.over_budget and running != self.waited:
             self.waited = running
-            progress.emit("text", text=f"Waiting for trials of other processes: {', '.join(map(str, running))}")
-        if progress.wait(LOOK if running else 0):
+            session().emit("text", text=f"Waiting for trials of other processes: {', '.join(map(str, running))}")
+        if session().wait(LOOK if running else 0):
             raise KeyboardInterrupt
         return bool(running) and not self.over_budget
 
@@ -221,7 +223,7 @@ class Search:
 
     def _next(self) -> Trial | None:
         """A trial with all its values, of a point that the study does not have yet."""
-        while not self.over_budget and not progress.stopping() and (trial := self.study.claim(self.total)):
+        while not self.over_budget and not session().stopping() and (trial := self.study.claim(self.total)):
             with reaching(self.study.url):
                 self._suggest(trial)
             first = self._first()
@@ -230,7 +232,7 @@ class Search:
             if not again or self.sampler.repeats == REPEATS:
                 self.sampler.repeats = 0
                 elsewhere = [t for t in first if t.state.is_finished() and t.number not in self.told]
-                progress.emit("total", jobs=self.total, before=len(elsewhere))
+                session().emit("total", jobs=self.total, before=len(elsewhere))
                 return trial
             self.study.withdraw(trial, f"the point of trial {again[0].number}")
             self.sampler.repeats += 1
@@ -280,9 +282,9 @@ class Search:
                 state = TrialState.COMPLETE
             except SegsweepError as error:
                 facts["error"] = str(error)
-                progress.emit("text", text=f"trial {trial.number}: {error}")
+                session().emit("text", text=f"trial {trial.number}: {error}")
         if not self.study.tell(trial, state, found, facts, self._exceeded(run) if run else {}):
-            progress.emit("text", text=f"trial {trial.number}: another process had taken it over")
+            session().emit("text", text=f"trial {trial.number}: another process had taken it over")
         elif run:
             self._note(run, trial.number, state)
         self._give_up()
@@ -314,7 +316,7 @@ class Search:
             text += f"; {self._describe(best[0])}"
         elif best:
             text += f"; {len(best)} on the Pareto front:" + "".join(f"\n  {self._describe(t)}" for t in best)
-        progress.emit("text", text=text)
+        session().emit("text", text=text)
 
     def _describe(self, trial: FrozenTrial) -> str:
         scores = zip(self.names, trial.values, strict=True)

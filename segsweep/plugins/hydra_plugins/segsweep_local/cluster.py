@@ -21,8 +21,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import artifacts, progress
+from segsweep import artifacts
 from segsweep.job import job_name
+from segsweep.session import session
 from segsweep.worker import in_folder
 
 from ._compose import Composer
@@ -69,7 +70,7 @@ class ClusterLauncher(Launcher):
         results: dict[int, JobReturn] = {}
         try:
             while pending:
-                if progress.stopping():
+                if session().stopping():
                     raise KeyboardInterrupt
                 looked = [(handle, job, self.look(handle)) for handle, job in pending]
                 pending = [(handle, job) for handle, job, found in looked if found is None]
@@ -97,7 +98,7 @@ class ClusterLauncher(Launcher):
         facts = {key: record.get(key) for key in ("status", "error", "seconds")} | {"failure": record.get("class")}
         dice = (record.get("metrics") or {}).get("test/dice")
         name = job_name(job.overrides, list(self.config.hydra.overrides.task))
-        progress.emit("end", job=job.number, name=name, dice=dice, **facts)
+        session().emit("end", job=job.number, name=name, dice=dice, **facts)
         return found
 
     def _know(self, job: Job) -> None:

@@ -12,9 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import progress, sweep
 from segsweep.conditions import ABSENT, Term, condition, flat, values
 from segsweep.errors import nearest
+from segsweep.session import session
 
 from ._compose import Composer
 
@@ -37,7 +37,7 @@ class GridSweeper(BasicSweeper):
         points = self.split_arguments(overrides, None)[0]
         texts = list(OmegaConf.select(self.config, "sweep.exclude") or [])
         kept = self._without(points, {text: condition(text, WHERE) for text in texts})
-        progress.emit("total", jobs=len(kept))
+        session().emit("total", jobs=len(kept))
         self._record(kept)
         return [self.launcher.launch(kept, initial_job_idx=0)]
 
@@ -61,7 +61,7 @@ class GridSweeper(BasicSweeper):
         if not kept:
             raise CompactHydraException(f"sweep.exclude takes out all {len(points)} jobs")
         for text, count in hits.items():
-            progress.emit("text", text=f"sweep.exclude: {text} takes out {count or 'none'} of {len(points)} jobs")
+            session().emit("text", text=f"sweep.exclude: {text} takes out {count or 'none'} of {len(points)} jobs")
         return kept
 
     def _compose(self, point: Sequence[str]) -> DictConfig:
@@ -73,10 +73,10 @@ class GridSweeper(BasicSweeper):
 
     def _record(self, points: list[list[str]]) -> None:
         """What the sweep's record could not know before: how many jobs, and every number of epochs among them."""
-        if sweep.current:
+        if lead := session().sweep:
             said = {tuple(o for o in point if _decides_epochs(o)) for point in points}
             epochs = {values(some, ["epochs"], self._compose, "epochs")["epochs"] for some in said}
-            sweep.note(sweep.current, jobs=len(points), milestones=sorted(n for n in epochs if isinstance(n, int)))
+            lead.note(jobs=len(points), milestones=sorted(n for n in epochs if isinstance(n, int)))
 
 
 def _decides_epochs(override: str) -> bool:

@@ -6,7 +6,6 @@ its process down with it costs the sweep that job alone.
 
 import heapq
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,7 +20,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import progress, recall, sweep, worker
+from segsweep import recall, sweep, worker
+from segsweep.session import session, thread
 from segsweep.worker import Worker
 
 from ._compose import Composer
@@ -92,7 +92,7 @@ class LocalLauncher(Launcher):
         self.slots = [
             device for _ in range(_at_once(self.jobs_per_device, visible, _side_by_side(config))) for device in visible
         ]
-        progress.emit("slots", slots=len(self.slots))
+        session().emit("slots", slots=len(self.slots))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         for number, overrides in enumerate(job_overrides, initial_job_idx):
@@ -130,7 +130,7 @@ class LocalLauncher(Launcher):
         """As many workers as there are slots, or jobs."""
         jobs = len(self.asked) + len(self.waiting) + len(self.running)
         while len(self.workers) < min(len(self.slots), jobs):
-            new = worker.take()
+            new = worker.pool().take()
             self.workers[new] = min(set(range(len(self.slots))) - set(self.workers.values()))
 
     def _set_up(self, new: Worker) -> None:
@@ -149,7 +149,7 @@ class LocalLauncher(Launcher):
 
     def _look_after(self) -> None:
         """Notice what no message tells: a request to stop, a job over its time, a worker that is gone."""
-        if progress.stopping() and not self.stopping:
+        if session().stopping() and not self.stopping:
             self.stopping = True
             self.asked.clear()
             self.waiting.clear()
@@ -180,11 +180,11 @@ class LocalLauncher(Launcher):
                 job.failure = event.get("failure")
                 if self._left(job):
                     event = _retry(job, event["error"])
-            progress.emit(**event | {"job": job.number if job else 0})
+            session().emit(**event | {"job": job.number if job else 0})
         elif kind == "mirror":
             content[0].update()
         elif kind == "restore":
-            threading.Thread(target=_restore, args=(sender, *content), daemon=True).start()
+            thread(_restore, sender, *content)
         elif kind == "done":
             job = self.running.pop(sender)
             result = content[1]
@@ -235,7 +235,7 @@ class LocalLauncher(Launcher):
                 return
             job.start()
             self.running[each] = job
-            each.send(("job", job.number, job.config, 2 ** job.tries["oom"]))
+            each.send(("job", job.number, job.config, job.tries["oom"]))
 
     def _next(self, over: bool) -> Job | None:
         """The first that waits for no other: jobs of one trajectory run after one another and share its epochs."""
@@ -277,17 +277,17 @@ class LocalLauncher(Launcher):
         """Out of the sweep's time before it was started."""
         error = f"budget_min={self.budget / 60:g} minutes were over"
         job.close("not started", None, error)
-        progress.emit("end", job=job.number, status="not started", error=error)
+        session().emit("end", job=job.number, status="not started", error=error)
         self._end(job, job.without_value())
 
     def _fail(self, job: Job, failure: str, reason: str) -> None:
         """What a job does when it fails, done for one that no longer can."""
         job.fail(failure, reason)
         if self._left(job):
-            progress.emit(**_retry(job, reason) | {"job": job.number})
+            session().emit(**_retry(job, reason) | {"job": job.number})
         else:
             job.mirror()
-            progress.emit("end", job=job.number, status="failed", error=reason, failure=failure)
+            session().emit("end", job=job.number, status="failed", error=reason, failure=failure)
         self._end(job, job.without_value())
 
     def _abort(self) -> None:
@@ -307,7 +307,7 @@ def _retry(job: Job, reason: str) -> dict[str, Any]:
 
 
 def _restore(asking: Worker, folder: Path, uri: str, experiment: str) -> None:
-    found = recall.restore(folder, uri, experiment, wanted=lambda: asking.process.poll() is None)
+    found = recall.restorer().restore(folder, uri, experiment, wanted=lambda: asking.process.poll() is None)
     asking.send(("restored", found))
 
 
@@ -327,7 +327,8 @@ def _side_by_side(config: DictConfig) -> int:
     """How many of a sweep's jobs can run at once at most: of the whole sweep, not of what is left of it, as the number
     of threads decides the last bits, and a sweep that is started again is to give the same."""
     sweeper = config.hydra.sweeper
-    bounds = [sweep.expected, *(sweeper.get(key) for key in ("n_jobs", "n_trials", "max_batch_size"))]
+    lead = session().sweep
+    bounds = [lead and lead.expected, *(sweeper.get(key) for key in ("n_jobs", "n_trials", "max_batch_size"))]
     jobs = min((bound for bound in bounds if bound), default=AHEAD)
     if "${epochs}" in OmegaConf.to_yaml(config.scheduler):
         return jobs
