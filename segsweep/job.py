@@ -50,13 +50,14 @@ def job(cfg: DictConfig) -> Any:
 def _value(cfg: DictConfig, outcome: Any) -> Any:
     """What a sweeper is told: the objectives of a search, NaN where there are none."""
     from segsweep import objective
+    from segsweep.metrics import SPEC
 
     names = list(cfg.search.objective)
     none: Any = float("nan") if len(names) == 1 else [float("nan")] * len(names)
     if outcome.status not in artifacts.WHOLE:
         return none
     try:
-        found = objective.values(outcome.folder, names, cfg.search.epoch)
+        found = objective.values(outcome.folder, names, cfg.search.epoch, SPEC)
     except SegsweepError:  # no validation part: nothing to search on
         return none
     return found[0] if len(names) == 1 else found

@@ -90,9 +90,10 @@ class Planner:
         pruned = artifacts.read_json(folder / "pruned.json") if cfg.reuse else None
         pruner = bool(OmegaConf.select(cfg, "pruner._target_"))
         if pruned and pruner:
+            from segsweep.metrics import SPEC
             from segsweep.pruning import same
 
-            state = "pruned" if same(pruned, cfg) else state
+            state = "pruned" if same(pruned, cfg, SPEC) else state
         state = "finished" if finished else state
         network = str((config["model"], channels, height, width))
         self._builders[network] = partial(_measure, cfg.model, channels, height, width)

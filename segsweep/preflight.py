@@ -28,6 +28,7 @@ from segsweep import components, objective, pruning
 from segsweep.conditions import condition
 from segsweep.config import conf_dir
 from segsweep.errors import ConfigError, SegsweepError, nearest
+from segsweep.metrics import SPEC
 
 COMBINATIONS = 64
 """Most combinations of swept groups that are composed here; the rest is checked job by job."""
@@ -97,7 +98,7 @@ def _wrong(bases: list[DictConfig], tasks: list[Override]) -> list[str]:
     wrong = {o.input_line: _wrong_key(o, bases) or _wrong_values(o, bases) for o in tasks}
     problems = [mistake for mistakes in wrong.values() for mistake in mistakes]
     for cfg in _variants(bases, [o for o in tasks if not wrong[o.input_line]]):
-        problems += [*components.check(cfg), *pruning.problems(cfg)]
+        problems += [*components.check(cfg), *pruning.problems(cfg, SPEC)]
     return problems
 
 
@@ -121,7 +122,7 @@ def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], base
     for override in own:
         with contextlib.suppress(OmegaConfBaseException, TypeError, ValueError):  # of another type, which was told
             _apply(cfg, override, min(map(int, _values(override))) if override in spaces else override.value())
-    problems += objective.problems(cfg.search, cfg.epochs)
+    problems += objective.problems(cfg.search, cfg.epochs, SPEC)
     if not spaces and not cfg.search.when:
         problems.append(
             "There is nothing to search: give values or an interval, as in model=unet,r2unet "
@@ -340,6 +341,6 @@ def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str
                 if scores:
                     objective.check_part(split, scores)
             if OmegaConf.select(cfg, "pruner._target_"):
-                pruning.refuse(cfg, len(seen["\n".join(keys)].val))
+                pruning.refuse(cfg, SPEC, len(seen["\n".join(keys)].val))
         except SegsweepError as error:
             raise ConfigError(str(error)) from None

@@ -18,6 +18,7 @@ from segsweep.components import own
 from segsweep.conditions import Term, condition, values
 from segsweep.config import GROUPS
 from segsweep.errors import SegsweepError
+from segsweep.metrics import SPEC
 from segsweep.objective import direction
 from segsweep.session import session
 from segsweep.signature import IGNORED, digest, without
@@ -79,7 +80,7 @@ class Search:
             lead.note(search=facts | {"space": self.space.texts()})
 
     def _directions(self) -> list[str]:
-        directions = [direction(name) for name in self.names]
+        directions = [direction(name, SPEC) for name in self.names]
         given = self.settings["direction"]
         if given is not None:
             listed = [given] if isinstance(given, str) else list(given)
@@ -278,7 +279,7 @@ class Search:
             state = TrialState.PRUNED
         elif status in artifacts.WHOLE and run:
             try:
-                found = objective.values(run, self.names, self.asked.epoch)
+                found = objective.values(run, self.names, self.asked.epoch, SPEC)
                 state = TrialState.COMPLETE
             except SegsweepError as error:
                 facts["error"] = str(error)
@@ -319,6 +320,6 @@ class Search:
         session().emit("text", text=text)
 
     def _describe(self, trial: FrozenTrial) -> str:
-        scores = zip(self.names, trial.values, strict=True)
-        score = ", ".join(f"{name} {value:{objective.OBJECTIVES[name].format}}" for name, value in scores)
+        scores, about = zip(self.names, trial.values, strict=True), objective.objectives(SPEC)
+        score = ", ".join(f"{name} {value:{about[name].format}}" for name, value in scores)
         return f"best {score} in trial {trial.number}: {' '.join(f'{k}={v}' for k, v in trial.params.items())}"
