@@ -34,6 +34,7 @@ from benchmarks import common
 from segsweep import artifacts, objective
 from segsweep.components import hydras
 from segsweep.config import conf_dir
+from segsweep.metrics import SPEC
 from segsweep.pruning import Judge, same
 from segsweep.start import start
 
@@ -129,9 +130,9 @@ class Replay:
         curve, name = self.grid.curves[point], " ".join("=".join(pair) for pair in point)
         seconds = statistics.median(row["seconds"] + row["eval_seconds"] for row in curve)
         about = {"pruner": "", "data": "", "split": "", "sweep": None}
-        judge = Judge(cfg, signature=name, name=name, **about) if cfg.pruner["_target_"] else None
+        judge = Judge(cfg, SPEC, signature=name, name=name, **about) if cfg.pruner["_target_"] else None
         done, pruned = self.known.get(point, (0, None))
-        status = "pruned" if judge and pruned and same(pruned, cfg) else "finished"
+        status = "pruned" if judge and pruned and same(pruned, cfg, SPEC) else "finished"
         with judge or nullcontext():
             while status == "finished" and done < len(curve):
                 if done and judge and (end := judge(curve[:done])):
@@ -148,7 +149,7 @@ class Replay:
         artifacts.write_json(self.folder / str(number) / "job.json", {"status": status, "run": f"../runs/{run.name}"})
         if status != "pruned":
             search = cfg.search
-            self.told.append((self.epochs, objective.values(run, list(search.objective), search.epoch)[0]))
+            self.told.append((self.epochs, objective.values(run, list(search.objective), search.epoch, SPEC)[0]))
         else:
             self.hopes.discard(point)
         if (self.told and self.told[-1][1] >= self.enough) or (not self.hopes and self.epochs >= self.least):

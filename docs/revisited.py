@@ -58,7 +58,7 @@ def measure(sweeps: list[str]) -> dict[str, Any]:
                 own[claim] = over_pairs(factor, pairs, found.comparison)
     correct(list(own.values()))
     runs = [run for row in rows for run in row.runs]
-    patients = {p: values for run in runs for p, values in run.patients.items()}
+    patients = {p: values for run in runs for p, values in run.units.items()}
     pixels = sum(values[k] for values in patients.values() for k in ("tp", "fp", "fn", "tn"))
     facts = {
         "runs": len(runs),
@@ -88,7 +88,7 @@ def _has(row: Configuration, settings: dict[str, Any]) -> bool:
 
 
 def _row(found: Findings, i: int) -> dict[str, Any]:
-    row, dice, gap = found.rows[i], found.dice[i], found.overfitting[i]
+    row, dice, gap = found.rows[i], found.intervals[i], found.overfitting[i]
     by_seed = statistics.nanmean(found.comparison.scores["dice"][i], 1)
     by_seed = by_seed[~np.isnan(by_seed)]
     reached = found.convergence[i]
@@ -144,7 +144,7 @@ def _contrast(found: Findings, c: Contrast) -> dict[str, Any]:
             | {"hd95": float(statistics.nanmean(hd95)), "hd95_interval": _ends(outline)}
         )
     facts = {"factor": c.factor, "a": c.a, "b": c.b, "difference": c.mean, "interval": _ends(c.interval)}
-    facts |= {"patients": c.patients, "seeds": c.seeds, "p_holm": c.p_holm, "verdict": c.verdict, "repeats": c.repeats}
+    facts |= {"patients": c.units, "seeds": c.seeds, "p_holm": c.p_holm, "verdict": c.verdict, "repeats": c.repeats}
     return facts | {"over_repeats": _ends(c.over_repeats), "p_repeats_holm": _number(c.p_repeats_holm), "pairs": pairs}
 
 

@@ -225,6 +225,21 @@ def task_class(cfg: DictConfig) -> Any:
     return locate(cfg.task._target_, KINDS["task"])
 
 
+def spec_of(cfg: DictConfig) -> Spec | None:
+    """What the task of a configuration says of itself; None where it is none, which `check` tells."""
+    try:
+        found = getattr(locate(str(cfg.task._target_), KINDS["task"]), "spec", None)
+    except (ConfigError, OmegaConfBaseException):
+        return None
+    return found if isinstance(found, Spec) else None
+
+
+def select_of(target: str) -> str:
+    """For conf/: what a task chooses by; "" where it is none."""
+    found = spec_of(OmegaConf.create({"task": {"_target_": target}}))
+    return found.select if found else ""
+
+
 def inputs(cfg: DictConfig) -> str:
     """What `data()` of a task depends on, as text."""
     named = task_class(cfg).spec.inputs

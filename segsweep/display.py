@@ -84,19 +84,13 @@ class Display:
     def _step(self, job: int, event: dict[str, Any]) -> None:
         if self.live and job in self.tasks:
             done = (event["epoch"] - 1 + event["done"]) / event["epochs"]
-            facts = f"epoch {event['epoch']}/{event['epochs']}  {self.scores.get(job, '')}{event['rate']:.0f} images/s"
+            told = "  ".join(filter(None, (self.scores.get(job), event["text"])))
+            facts = f"epoch {event['epoch']}/{event['epochs']}  {told}"
             self.live.update(self.tasks[job], completed=done, facts=facts)
 
     def _epoch(self, job: int, event: dict[str, Any]) -> None:
-        part = "val" if "val/loss" in event else "test"
-        self.scores[job] = f"{part} Dice {event[f'{part}/dice']:.3f}  "
-        facts = (
-            f"epoch {event['epoch']}/{event['epochs']}  train loss {event['train/loss']:.4f}  "
-            f"{part} loss {event[f'{part}/loss']:.4f}  {part} Dice {event[f'{part}/dice']:.3f}  "
-            f"{event['images_per_second']:.0f} images/s"
-        )
-        if spent := event.get("compile_seconds"):
-            facts += f"  compiled for {spent:.0f} s"
+        self.scores[job] = event["score"]
+        facts = f"epoch {event['epoch']}/{event['epochs']}  {event['text']}"
         if self.live and job in self.tasks:
             self.live.update(self.tasks[job], completed=event["epoch"] / event["epochs"], facts=facts)
         else:
@@ -111,8 +105,8 @@ class Display:
         if self.live and job in self.tasks:
             self.live.remove_task(self.tasks.pop(job))
         facts = f"{status} in {seconds:.1f} s"
-        if status in DONE and event.get("dice") is not None:
-            facts += f", test Dice {event['dice']:.3f}"
+        if status in DONE and event.get("score"):
+            facts += f", {event['score']}"
         if event.get("error"):
             facts += f": {event['error'].splitlines()[0]}"
         self._say(f"{self._label(job)} {self.names.get(job) or event.get('name', '')}: {facts}{self._outlook()}")

@@ -15,6 +15,7 @@ from segsweep.session import session
 
 def job(cfg: DictConfig) -> Any:
     """One job of a sweep, wherever it was launched: run it, record it, give its objective (NaN where it has none)."""
+    from segsweep import components
     from segsweep.run import run
 
     settings = HydraConfig.get()
@@ -41,7 +42,9 @@ def job(cfg: DictConfig) -> Any:
     if here.copier and here.sweep is None:  # in a launcher's process, which may be ended at any time from here
         here.copier.flush()
     facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
-    session().emit("end", **facts, dice=outcome.metrics.get("test/dice"))
+    spec = components.spec_of(cfg)
+    score = spec.told("test", spec.primary, outcome.metrics) if spec else ""
+    session().emit("end", **facts, score=score)
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
     return _value(cfg, outcome)
@@ -50,13 +53,14 @@ def job(cfg: DictConfig) -> Any:
 def _value(cfg: DictConfig, outcome: Any) -> Any:
     """What a sweeper is told: the objectives of a search, NaN where there are none."""
     from segsweep import objective
+    from segsweep.components import task_class
 
     names = list(cfg.search.objective)
     none: Any = float("nan") if len(names) == 1 else [float("nan")] * len(names)
     if outcome.status not in artifacts.WHOLE:
         return none
     try:
-        found = objective.values(outcome.folder, names, cfg.search.epoch)
+        found = objective.values(outcome.folder, names, cfg.search.epoch, task_class(cfg).spec)
     except SegsweepError:  # no validation part: nothing to search on
         return none
     return found[0] if len(names) == 1 else found

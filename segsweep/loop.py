@@ -157,9 +157,18 @@ class Loop:
         self._best = None if save else self._best
         if end or number == self.total:
             self._wait()
-        self.emit("epoch", epochs=self.total, **row)
+        self.emit("epoch", epochs=self.total, epoch=number, **self._told(row))
         if end:
             raise end
+
+    def _told(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """What is shown of an epoch: `score`, and the whole line, `text`."""
+        name = self.spec.select.partition("/")[2]
+        losses = [f"{part} loss {row[f'{part}/loss']:.4f}" for part in ("train", self.part) if f"{part}/loss" in row]
+        score = self.spec.told(self.part, name, row) if name != "loss" else ""
+        rate = f"{self.samples / max(row['seconds'], 1e-9):.0f} {self.spec.sample}s/s" if self.samples else ""
+        spent = f"compiled for {row['compile_seconds']:.0f} s" if row.get("compile_seconds") else ""
+        return {"score": score or (losses or [""])[-1], "text": "  ".join(filter(None, [*losses, score, rate, spent]))}
 
     def _wait(self) -> None:
         if self._writing:
@@ -204,7 +213,8 @@ class Epoch:
 
     def step(self, done: float) -> None:
         rate = self.loop.samples * done / max(time.perf_counter() - self.began, 1e-9)
-        self.loop.emit("step", epoch=self.number, epochs=self.loop.total, done=done, rate=rate)
+        text = f"{rate:.0f} {self.loop.spec.sample}s/s" if rate else ""
+        self.loop.emit("step", epoch=self.number, epochs=self.loop.total, done=done, text=text)
 
     def report(self, metrics: Mapping[str, float], **facts: float) -> None:
         """`facts` stand beside the metrics in the history; `seconds`, of the training alone, is measured where it is

@@ -48,6 +48,7 @@ METRICS: dict[str, PixelMetric] = {
     ),
     "accuracy": PixelMetric(
         title="Accuracy",
+        column="acc.",
         direction="max",
         format=".4f",
         bounds=(0.0, 1.0),
@@ -59,6 +60,7 @@ METRICS: dict[str, PixelMetric] = {
         title="Dice",
         direction="max",
         format=".4f",
+        mean_format=".3f",
         bounds=(0.0, 1.0),
         by_unit=True,
         meaning="2 |T and P| / (|T| + |P|) of a patient's volume, mean over patients",
@@ -68,6 +70,7 @@ METRICS: dict[str, PixelMetric] = {
         title="IoU",
         direction="max",
         format=".4f",
+        mean_format=".3f",
         bounds=(0.0, 1.0),
         by_unit=True,
         meaning="|T and P| / |T or P| of a patient's volume (Jaccard), mean over patients",
@@ -75,6 +78,7 @@ METRICS: dict[str, PixelMetric] = {
     ),
     "precision": PixelMetric(
         title="Precision",
+        column="",
         direction="max",
         format=".4f",
         bounds=(0.0, 1.0),
@@ -83,6 +87,7 @@ METRICS: dict[str, PixelMetric] = {
     ),
     "recall": PixelMetric(
         title="Recall",
+        column="",
         direction="max",
         format=".4f",
         bounds=(0.0, 1.0),
@@ -93,16 +98,24 @@ METRICS: dict[str, PixelMetric] = {
         title="HD95",
         direction="min",
         format=".2f",
+        mean_format=".1f",
         bounds=(0.0, math.inf),
         by_unit=True,
+        by_epoch=False,
         meaning="95th percentile of the distances between the two surfaces, in pixels, mean over patients; "
         "the volume's diagonal where one of the two is empty",
     ),
     "missed": PixelMetric(
-        title="Missed", direction="min", format=".0f", meaning="patients with a tumour of which no pixel was predicted"
+        title="Missed",
+        column="",
+        direction="min",
+        format=".0f",
+        by_epoch=False,
+        meaning="patients with a tumour of which no pixel was predicted",
     ),
     "undefined": PixelMetric(
         title="Undefined",
+        column="",
         direction="min",
         format=".0f",
         meaning="patients with neither tumour nor prediction, left out of the means",
@@ -117,6 +130,7 @@ SPEC = Spec(
     ignored=("workers", "compile", "data.root", "data.model_width", "split.file", "task.cache"),
     pace=("model*", "augment", "batch_size", "data", "data.image_size", "precision"),
     inputs=("data", "split", "precision", "device", "cache"),
+    sections=("segsweep.segmentation_sections",),
 )
 """What the record says of this task."""
 

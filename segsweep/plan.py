@@ -92,7 +92,7 @@ class Planner:
         if pruned and pruner:
             from segsweep.pruning import same
 
-            state = "pruned" if same(pruned, cfg) else state
+            state = "pruned" if same(pruned, cfg, spec) else state
         state = "finished" if finished else state
         alike = _alike(factors(config, choices), spec, device_name(device))
         self._sizes.setdefault(alike, lambda: _size(cfg))

@@ -103,7 +103,8 @@ def _wrong(bases: list[DictConfig], tasks: list[Override]) -> list[str]:
     wrong = {o.input_line: _wrong_key(o, bases) or _wrong_values(o, bases) for o in tasks}
     problems = [mistake for mistakes in wrong.values() for mistake in mistakes]
     for cfg in _variants(bases, [o for o in tasks if not wrong[o.input_line]]):
-        problems += [*components.check(cfg), *pruning.problems(cfg)]
+        spec = components.spec_of(cfg)
+        problems += [*components.check(cfg), *(pruning.problems(cfg, spec) if spec else [])]
     return problems
 
 
@@ -127,7 +128,8 @@ def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], base
     for override in own:
         with contextlib.suppress(OmegaConfBaseException, TypeError, ValueError):  # of another type, which was told
             _apply(cfg, override, min(map(int, _values(override))) if override in spaces else override.value())
-    problems += objective.problems(cfg.search, cfg.epochs)
+    spec = components.spec_of(cfg)
+    problems += objective.problems(cfg.search, cfg.epochs, spec) if spec else []
     if not spaces and not cfg.search.when:
         problems.append(
             "There is nothing to search: give values or an interval, as in model=unet,r2unet "
@@ -377,6 +379,6 @@ def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str
                 if scores:
                     objective.check_part(seen[key], scores)
             if OmegaConf.select(cfg, "pruner._target_"):
-                pruning.refuse(cfg, seen[key])
+                pruning.refuse(cfg, components.task_class(cfg).spec, seen[key])
         except SegsweepError as error:
             raise ConfigError(str(error)) from None

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import components
+from segsweep import components, objective
 from segsweep.artifacts import PRUNING, now
 from segsweep.errors import ConfigError
-from segsweep.metrics import METRICS
 from segsweep.session import Pruned
 from segsweep.signature import digest
+from segsweep.task import Spec
 
 if TYPE_CHECKING:
     import optuna
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def settings(cfg: DictConfig) -> dict[str, Any]:
+def settings(cfg: DictConfig, spec: Spec) -> dict[str, Any]:
     """What a decision to prune is made by."""
-    return {"metric": metric(cfg), "pruner": OmegaConf.to_container(cfg.pruner, resolve=True)}
+    return {"metric": metric(cfg, spec), "pruner": OmegaConf.to_container(cfg.pruner, resolve=True)}
 
 
-def same(record: Mapping[str, Any], cfg: DictConfig) -> bool:
+def same(record: Mapping[str, Any], cfg: DictConfig, spec: Spec) -> bool:
     """Whether pruned.json was decided by this very pruner and metric. Then it stands, whoever is compared today, so
     that the same command gives the same answer; another pruner looks at the recorded epochs anew."""
-    return all(record.get(key) == value for key, value in settings(cfg).items())
+    return all(record.get(key) == value for key, value in settings(cfg, spec).items())
 
 
-def metric(cfg: DictConfig) -> str:
-    """What runs are compared by: the search's objective; val/dice where there is none."""
-    return objectives(cfg)[0]
+def metric(cfg: DictConfig, spec: Spec) -> str:
+    """What runs are compared by: the search's objective; what the task selects by where there is none."""
+    return objectives(cfg, spec)[0]
 
 
-def objectives(cfg: DictConfig) -> list[str]:
-    found = OmegaConf.select(cfg, "search.objective") or "val/dice"
+def objectives(cfg: DictConfig, spec: Spec) -> list[str]:
+    found = OmegaConf.select(cfg, "search.objective") or spec.select
     return [found] if isinstance(found, str) else [str(name) for name in found]
 
 
-def problems(cfg: DictConfig) -> list[str]:
+def problems(cfg: DictConfig, spec: Spec) -> list[str]:
     """Every mistake of the pruner's group, one sentence each: beside `components.check`, and as that does. None where
     there is no pruner."""
     try:
@@ -57,17 +57,16 @@ def problems(cfg: DictConfig) -> list[str]:
             return []
     except OmegaConfBaseException:  # which `components.check` tells
         return []
-    return [*components.problems(cfg, "pruner", attempt), *filter(None, [problem(cfg, validation=1)])]
+    return [*components.problems(cfg, "pruner", attempt), *filter(None, [problem(cfg, spec, validation=1)])]
 
 
-def problem(cfg: DictConfig, validation: int) -> str | None:
-    """Why these runs cannot be pruned, in one sentence. `validation`: number of slices in the validation part."""
-    name, part = metric(cfg), metric(cfg).partition("/")[2]
-    if len(objectives(cfg)) > 1:
+def problem(cfg: DictConfig, spec: Spec, validation: int) -> str | None:
+    """Why these runs cannot be pruned, in one sentence. `validation`: number of samples in the validation part."""
+    name, measured = metric(cfg, spec), objective.scores(spec)
+    if len(objectives(cfg, spec)) > 1:
         return "pruner: a search with two objectives has no order that a run could fall behind in; use pruner=none"
-    measured = {"loss", *(key for key, entry in METRICS.items() if entry.ratio)}
-    if not name.startswith("val/") or part not in measured:
-        allowed = ", ".join(f"val/{key}" for key in sorted(measured))
+    if name not in measured:
+        allowed = ", ".join(sorted(measured))
         return f"pruner: compares after each epoch, and {name} is not measured then; allowed are {allowed}"
     if not validation:
         return (
@@ -77,9 +76,9 @@ def problem(cfg: DictConfig, validation: int) -> str | None:
     return None
 
 
-def refuse(cfg: DictConfig, validation: int) -> None:
+def refuse(cfg: DictConfig, spec: Spec, validation: int) -> None:
     """Raise ConfigError where runs with a validation part of so many samples cannot be compared."""
-    if reason := problem(cfg, validation):
+    if reason := problem(cfg, spec, validation):
         raise ConfigError(reason)
 
 
@@ -111,17 +110,24 @@ class Judge:
     """
 
     def __init__(
-        self, cfg: DictConfig, *, pruner: str, signature: str, name: str, data: str, split: str, sweep: Path | None
+        self,
+        cfg: DictConfig,
+        spec: Spec,
+        *,
+        pruner: str,
+        signature: str,
+        name: str,
+        data: str,
+        split: str,
+        sweep: Path | None,
     ):
         self.name, self.signature, self.sweep, self.cfg, self.epochs = pruner, signature, sweep, cfg, int(cfg.epochs)
-        self.settings, self.metric = settings(cfg), metric(cfg)
-        direction = METRICS[self.metric.removeprefix("val/")].direction
-        self.sign = 1 if direction == "max" else -1
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        self.settings, self.metric = settings(cfg, spec), metric(cfg, spec)
+        self.about = objective.scores(spec)[self.metric]
+        self.sign = self.about.sign
         alike = {"metric": self.metric, "epochs": self.epochs, "data": [data, split]}
-        alike["image_size"] = config["data"].get("image_size")
-        if self.metric == "val/loss":  # another loss is another scale, and Dice's is taken over the batch
-            alike["loss"] = config["loss"], config["eval_batch_size"]
+        alike["image_size"] = OmegaConf.select(cfg, "data.image_size")
+        alike["scale"] = {key: _plain(OmegaConf.select(cfg, key)) for key in self.about.scale}
         self.attributes = {"alike": digest(alike), "signature": signature, "name": name}
         self.seen = 0
         self.pruner = make(cfg.pruner)
@@ -203,7 +209,7 @@ class Judge:
         ]
         against.sort(key=lambda other: -self.sign * other["value"])
         better = sum(self.sign * (other["value"] - value) > 0 for other in against)
-        form = METRICS[self.metric.removeprefix("val/")].format
+        form = self.about.format
         reason = f"after epoch {epoch} of {self.epochs} by {self.name}: {self.metric} {value:{form}}"
         earlier = [r for r in history[:-1] if r[self.metric] is not None and math.isfinite(r[self.metric])]
         best = max(earlier, key=lambda r: self.sign * r[self.metric], default=row)
@@ -239,6 +245,10 @@ class Judge:
         self.study = None
         reason = (str(error) or type(error).__name__).splitlines()[0]
         log.warning("pruner=%s: its study is out of reach, so this run is not pruned: %s", self.name, reason)
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 class _Alike:

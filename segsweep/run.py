@@ -162,7 +162,8 @@ class _Asked:
         milestones: set[int],
     ):
         self.began = time.perf_counter()
-        if problems := [*components.check(cfg), *pruning.problems(cfg)]:
+        said = components.spec_of(cfg)
+        if problems := [*components.check(cfg), *(pruning.problems(cfg, said) if said else [])]:
             raise ConfigError("\n".join(problems))
         self.cfg, self.choices, self.name, self.command = cfg, choices, name, command
         self.sweep, self.milestones = sweep, milestones
@@ -193,10 +194,10 @@ class _Asked:
 def _judge(asked: _Asked) -> pruning.Judge | None:
     if not OmegaConf.select(asked.cfg, "pruner._target_"):
         return None
-    pruning.refuse(asked.cfg, asked.data.parts.get("val", 0))
+    pruning.refuse(asked.cfg, asked.task.spec, asked.data.parts.get("val", 0))
     about = {"signature": asked.ids["signature"], "data": asked.data.digest or "", "split": asked.data.split}
     pruner = asked.choices.get("pruner", "none")
-    return pruning.Judge(asked.cfg, pruner=pruner, name=asked.name, sweep=asked.sweep, **about)
+    return pruning.Judge(asked.cfg, asked.task.spec, pruner=pruner, name=asked.name, sweep=asked.sweep, **about)
 
 
 def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stack: ExitStack) -> bool:
@@ -219,7 +220,7 @@ def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stac
         if judge:
             judge.end("COMPLETE", artifacts.read_lines(folder / "history.jsonl"))
         _answer(outcome, record, "reused")
-    elif judge and (record := known["pruned.json"]) and pruning.same(record, cfg):
+    elif judge and (record := known["pruned.json"]) and pruning.same(record, cfg, asked.task.spec):
         judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: record["epoch"]])
         (folder / "failure.json").unlink(missing_ok=True)
         _answer_pruned(outcome, record)

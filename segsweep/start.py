@@ -23,12 +23,19 @@ def start() -> None:
     which reads its environment when it is imported, how to behave. The first call in a process does it."""
     OmegaConf.register_resolver("part_of", lambda whole, share: max(1, math.ceil(whole * share)), replace=True)
     OmegaConf.register_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
+    OmegaConf.register_resolver("select_of", _select_of, replace=True)
     ConfigStore.instance().store(name="schema", node=schema(), provider="segsweep")
     plugins.register()
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody asked to tell MLflow's makers what is run
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def _select_of(target: str) -> str:
+    from segsweep.components import select_of  # what is never asked for a task need not import what builds one
+
+    return select_of(target)
 
 
 def _sweep_name() -> str:

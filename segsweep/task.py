@@ -6,12 +6,14 @@ what is trained.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 PARTS = ("train", "val", "test")
+FORMAT, WORD = re.compile(r",?(\.\d{1,2})?[efg%]"), re.compile(r"[^\W\d_][\w -]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +33,13 @@ class Metric:
     Args:
         title: column heading.
         direction: "max" where more is better, "min" where less is.
-        format: Python's format specification of a value.
+        format: Python's format specification of a value: `.3f`, `,.0f`, `.2e`, `.3g`, `.1%`.
+        mean_format: that of a mean that stands beside its interval, where it is another.
+        column: heading of a narrow column, where the title is too long; "" where it is in no table of the report.
         meaning: one line for a footnote.
         bounds: the least and the greatest value that one unit can have; infinite where there is none.
         by_unit: the test has a value for every unit, so that runs are compared by it with intervals and tests.
+        by_epoch: it is measured after every epoch, so that a search and a pruner can go by it.
         scale: keys of the configuration on which the scale of its values depends, such as the loss's own: runs that
             differ in one of them are not compared by it.
     """
@@ -42,9 +47,12 @@ class Metric:
     title: str
     direction: Literal["max", "min"]
     format: str = ".4f"
+    mean_format: str = ""
+    column: str | None = None
     meaning: str = ""
     bounds: tuple[float, float] = (-math.inf, math.inf)
     by_unit: bool = False
+    by_epoch: bool = True
     scale: tuple[str, ...] = ()
 
     @property
@@ -68,7 +76,7 @@ class Spec:
         code: modules that decide numbers, beside what the task's own module imports.
         inputs: arguments of the constructor that decide what `data()` gives; empty: any of them may.
         pace: factors that decide how long an epoch takes, with * for any ending; empty: all but the repeats may.
-        sections: sections of the report that are the task's own, as "package.module.function".
+        sections: modules with what the report says of this task alone; see `segsweep.report.own`.
     """
 
     metrics: Mapping[str, Metric]
@@ -92,10 +100,22 @@ class Spec:
         """What runs are compared by: the first of `scores`, or else the metric of `select`."""
         return next(iter(self.scores), self.select.partition("/")[2])
 
+    @property
+    def table(self) -> str:
+        """File of a run with a line for every unit of its test; its first column is named as the unit is."""
+        return f"{self.unit}s.csv"
+
     def metric(self, key: str) -> Metric | None:
         """Of a value's key, such as val/loss; None where it is none of a metric."""
         part, _, name = key.partition("/")
         return self.metrics.get(name) if part in PARTS else None
+
+    def told(self, part: str, name: str, values: Mapping[str, Any]) -> str:
+        """A metric of a part in a line: `val Dice 0.812`; "" where it has no value."""
+        metric, value = self.metrics.get(name), values.get(f"{part}/{name}")
+        if metric is None or not isinstance(value, int | float):
+            return ""
+        return f"{part} {metric.title} {value:{metric.mean_format or metric.format}}"
 
     def to_json(self) -> dict[str, Any]:
         """For run.json; infinite bounds are null there."""
@@ -118,14 +138,33 @@ class Spec:
                 low, high = known.get("bounds") or (None, None)
                 known["bounds"] = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
                 known["scale"] = tuple(known.get("scale") or ())
-                if known["direction"] not in ("max", "min"):
-                    raise ValueError(f"metric {name}: direction={known['direction']}: allowed are max, min")
                 metrics[name] = Metric(**known)
+                if reason := _problem(metrics[name]):
+                    raise ValueError(f"metric {name}: {reason}")
             known = {key: record[key] for key in cls.__dataclass_fields__ if key in record and key != "metrics"}
             lists = {key: tuple(value) for key, value in known.items() if isinstance(value, list | tuple)}
-            return cls(metrics=metrics, **(known | lists))
-        except (KeyError, TypeError, AttributeError) as error:
+            spec = cls(metrics=metrics, **(known | lists))
+            for key in ("unit", "sample"):  # of which a file's name is made
+                if not WORD.fullmatch(getattr(spec, key)):
+                    raise ValueError(f"{key}={getattr(spec, key)!r}: not a word")
+            if spec.primary not in metrics:
+                raise ValueError(f"select={spec.select}: no such metric; there are {', '.join(metrics) or 'none'}")
+            return spec
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"not the description of a task: {type(error).__name__}: {error}") from error
+
+
+def _problem(metric: Metric) -> str | None:
+    """What makes it none, of a record that may be damaged."""
+    if metric.direction not in ("max", "min"):
+        return f"direction={metric.direction}: allowed are max, min"
+    for key in ("format", "mean_format"):
+        if (value := getattr(metric, key)) and not FORMAT.fullmatch(value):
+            return f"{key}={value!r}: allowed are such as .3f, ,.0f, .2e, .3g, .1%"
+    if not metric.bounds[0] < metric.bounds[1]:
+        return f"bounds={metric.bounds}: the first is below the second"
+    text = (metric.title, metric.format, metric.mean_format, metric.meaning, metric.column or "", *metric.scale)
+    return None if all(isinstance(part, str) for part in text) and metric.title else "text is expected, and a title"
 
 
 @dataclass(frozen=True, kw_only=True)

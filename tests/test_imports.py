@@ -29,8 +29,8 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "tracking": {"store", "recall"},
     "registry": {"store", "tracking"},
     # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by and what of
-    # it may be written; nothing that trains
-    "report": {"recall", "study", "config", "signature", "start", "trust"},
+    # it may be written, which of one's own modules are allowed, what old records are of; nothing that trains
+    "report": {"recall", "study", "config", "signature", "start", "trust", "components", "metrics"},
     "study": set(),
 }
 ONLY = {  # distribution -> who may import it at all

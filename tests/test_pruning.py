@@ -18,11 +18,13 @@ from segsweep.artifacts import PRUNING
 from segsweep.components import check
 from segsweep.config import conf_dir
 from segsweep.errors import ConfigError
+from segsweep.metrics import SPEC
 from segsweep.plan import Planner, table
 from segsweep.preflight import preflight
 from segsweep.run import Outcome, run
 from segsweep.session import session
 from segsweep.study import open_storage
+from segsweep.task import Metric, Spec
 
 TINY = ["data.patients=8", "data.slices=6", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
 TINY += ["split.val=0.3"]
@@ -133,7 +135,7 @@ def test_runs_of_different_length_fold_or_data_are_not_compared(tmp_path):
 
 
 def test_losses_are_compared_on_one_scale_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(pruning, "objectives", lambda cfg: ["val/loss"])
+    monkeypatch.setattr(pruning, "objectives", lambda cfg, spec: ["val/loss"])
     do(tmp_path, *HALVING, GOOD)
     assert do(tmp_path, *HALVING, BAD, "loss=bce").status == "finished"
     bad = do(tmp_path, *HALVING, BAD)
@@ -212,12 +214,12 @@ def test_of_epochs_reported_at_once_the_first_that_falls_behind_decides(tmp_path
     cfg, _ = composed(tmp_path, "pruner=patient", "pruner.patience=1", "epochs=9")
     facts = {"pruner": "patient", "name": "a", "data": "d", "split": "s", "sweep": tmp_path}
     rows = [{"epoch": epoch, "val/dice": dice} for epoch, dice in enumerate([0.1, 0.5, 0.4, 0.4, 0.6], 1)]
-    with pruning.Judge(cfg, signature="a", **facts) as judge:
+    with pruning.Judge(cfg, SPEC, signature="a", **facts) as judge:
         verdict = judge(rows)
         judge.end("PRUNED", rows[: verdict.epoch])
     assert (verdict.epoch, verdict.record["epoch"], verdict.record["value"]) == (4, 4, 0.4)
-    pruning.Judge(cfg, signature="b", **facts).__enter__()(rows[:3])  # and killed
-    with pruning.Judge(cfg, signature="b", **facts) as judge:
+    pruning.Judge(cfg, SPEC, signature="b", **facts).__enter__()(rows[:3])  # and killed
+    with pruning.Judge(cfg, SPEC, signature="b", **facts) as judge:
         assert judge(rows[:3]) is None
         assert judge(rows[:4]).epoch == 4
         judge.end("COMPLETE", rows)
@@ -227,12 +229,29 @@ def test_of_epochs_reported_at_once_the_first_that_falls_behind_decides(tmp_path
     assert (second.state.name, sorted(second.intermediate_values)) == ("COMPLETE", [1, 2, 3, 4, 5])
 
 
+def test_a_task_whose_score_is_to_be_low_prunes_what_is_high(tmp_path):
+    rmse = Metric(title="RMSE", direction="min", format=".1f", scale=("loss",))
+    spec = Spec(metrics={"rmse": rmse}, select="val/rmse")
+    facts = {"pruner": "halving", "data": "d", "split": "s", "sweep": tmp_path}
+
+    def verdict(rate, value, *overrides):
+        cfg, _ = composed(tmp_path, *HALVING, rate, "search.objective=[val/rmse]", *overrides)
+        with pruning.Judge(cfg, spec, signature=f"{rate}{overrides}", name=rate, **facts) as judge:
+            return judge([{"epoch": epoch, "val/rmse": value} for epoch in (1, 2)])
+
+    assert verdict("optim.lr=0.1", 290.0) is None
+    assert verdict("optim.lr=0.3", 310.0, "loss=bce") is None  # on another scale
+    behind = verdict("optim.lr=0.2", 310.0)
+    assert "val/rmse 310.0; 1 of 1 like it were better there, the best 290.0" in str(behind)
+    assert verdict("optim.lr=0.05", 280.0) is None
+
+
 def test_a_run_whose_process_was_killed_goes_on_with_its_trial(tmp_path):
     cfg, _ = composed(tmp_path, *HALVING)
     facts = {"pruner": "halving", "signature": "a", "name": "a", "data": "d", "split": "s", "sweep": tmp_path}
     rows = [{"epoch": 1, "val/dice": 0.1}, {"epoch": 2, "val/dice": 0.2}]
-    pruning.Judge(cfg, **facts).__enter__()(rows[:1])  # and never left
-    with pruning.Judge(cfg, **facts) as judge:
+    pruning.Judge(cfg, SPEC, **facts).__enter__()(rows[:1])  # and never left
+    with pruning.Judge(cfg, SPEC, **facts) as judge:
         judge.end("COMPLETE", rows)
     study = optuna.load_study(study_name="val/dice", storage=open_storage(f"journal:///{tmp_path}/{PRUNING}"))
     (trial,) = study.trials
@@ -247,7 +266,7 @@ def test_a_search_job_reports_to_its_own_trial(tmp_path):
         study.ask()
         search = ["search.study=s", f"search.storage={url}", f"search.trial={number}"]
         cfg, _ = composed(tmp_path, *HALVING, rate, *search)
-        judge = pruning.Judge(cfg, pruner="halving", signature=rate, name=rate, data="d", split="s", sweep=None)
+        judge = pruning.Judge(cfg, SPEC, pruner="halving", signature=rate, name=rate, data="d", split="s", sweep=None)
         with judge:
             value = 0.5 - number / 4
             verdict = judge([{"epoch": epoch, "val/dice": value} for epoch in (1, 2)])
@@ -272,7 +291,7 @@ def test_an_outage_of_the_storage_costs_the_pruning_and_not_the_run(tmp_path, ca
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_composes_runs_and_prunes_what_it_should(tmp_path, option):
     cfg, _ = composed(tmp_path, f"pruner={option}")
-    assert [*check(cfg), *pruning.problems(cfg)] == []
+    assert [*check(cfg), *pruning.problems(cfg, SPEC)] == []
     small = {
         "none": [],
         "median": ["pruner.n_startup_trials=1"],
@@ -297,7 +316,9 @@ def test_every_value_of_an_option_says_what_it_is(option):
 def test_patience_ends_a_run_by_itself(tmp_path):
     cfg, _ = composed(tmp_path, "pruner=patient", "pruner.patience=1", "epochs=9")
     tmp_path.joinpath("s").mkdir()
-    with pruning.Judge(cfg, pruner="patient", signature="a", name="a", data="d", split="s", sweep=tmp_path / "s") as j:
+    with pruning.Judge(
+        cfg, SPEC, pruner="patient", signature="a", name="a", data="d", split="s", sweep=tmp_path / "s"
+    ) as j:
         rows: list[dict] = []
         verdicts = []
         for epoch, dice in enumerate([0.1, 0.5, 0.4, 0.4], 1):
@@ -310,7 +331,9 @@ def test_patience_ends_a_run_by_itself(tmp_path):
 def test_an_epoch_without_a_value_is_not_held_against_a_run(tmp_path):
     cfg, _ = composed(tmp_path, "pruner=patient", "pruner.patience=0")
     tmp_path.joinpath("s").mkdir()
-    with pruning.Judge(cfg, pruner="patient", signature="a", name="a", data="d", split="s", sweep=tmp_path / "s") as j:
+    with pruning.Judge(
+        cfg, SPEC, pruner="patient", signature="a", name="a", data="d", split="s", sweep=tmp_path / "s"
+    ) as j:
         assert j([{"epoch": 1, "val/dice": math.nan}, {"epoch": 2, "val/dice": None}]) is None
 
 
@@ -335,8 +358,8 @@ def test_a_mistake_is_told_before_anything_runs(tmp_path, wrong, message):
 def test_what_cannot_be_compared_after_an_epoch_is_refused(tmp_path, objective):
     cfg, _ = composed(tmp_path, *HALVING)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg) | {"search": {"objective": objective}})
-    assert "pruner:" in pruning.problem(cfg, 10)
-    assert pruning.problem(composed(tmp_path, *HALVING)[0], 10) is None
+    assert "pruner:" in pruning.problem(cfg, SPEC, 10)
+    assert pruning.problem(composed(tmp_path, *HALVING)[0], SPEC, 10) is None
 
 
 def test_a_plan_says_what_was_pruned_and_that_it_can_go_on(tmp_path):
@@ -411,7 +434,7 @@ def test_a_pruned_run_is_told_apart_everywhere_and_goes_on_without_the_pruner(tm
 
     again = segsweep(tmp_path, *grid)
     assert (again.returncode, statuses(folder)) == (0, ["reused", "pruned", "pruned"])
-    assert "images/s" not in again.stderr  # nothing was trained
+    assert "epoch 1/" not in again.stderr  # nothing was trained
     segsweep(tmp_path, *(g for g in grid if not g.startswith("pruner")), "pruner=none")
     assert statuses(folder) == ["reused", "continued", "continued"]
     bad = client.get_run(bad.info.run_id)

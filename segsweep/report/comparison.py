@@ -1,7 +1,8 @@
-"""Runs gathered into configurations: repeats (seeds) and folds pooled, so that a patient counts once in each.
+"""Runs gathered into configurations: repeats (seeds) and folds pooled, so that a unit of the test counts once in each.
 
-Scores lie in one array (configurations, seeds, patients) with NaN where a patient was not tested: a comparison of the
-same patients is then a subtraction.
+Scores lie in one array (configurations, seeds, units) with NaN where a unit was not tested: a comparison of the same
+units is then a subtraction. A task without a score for each unit is compared by its runs' own numbers: its seeds then
+stand in the place of units.
 """
 
 import json
@@ -13,31 +14,34 @@ from typing import Any
 import numpy as np
 
 from segsweep.report import statistics
-from segsweep.report.records import SCORES, Record, Run
-
-LOWER_IS_BETTER = ("hd95",)
-REPEATS = ("seed", "split.fold")
+from segsweep.report.records import Record, Run
+from segsweep.task import Metric, Spec
 
 
 @dataclass
 class Configuration:
-    """The finished runs that differ in nothing but seed and fold; one row of the report's tables."""
+    """The finished runs that differ in nothing but seed and fold; one row of the report's tables.
+
+    `arena`: rows of one arena were tested on the same data under the same kind of split, on one scale."""
 
     runs: list[Run]
     label: str = ""
-    arena: int = 0  # rows of one arena were tested on the same data under the same kind of split
+    arena: int = 0
 
     @cached_property
     def factors(self) -> dict[str, Any]:
-        return {k: v for k, v in self.runs[0].factors.items() if k not in REPEATS}
+        return {k: v for k, v in self.runs[0].factors.items() if k not in ("seed", *self.runs[0].spec.repeats)}
 
     @property
     def seeds(self) -> list[Any]:
         return sorted({run.seed for run in self.runs}, key=str)
 
     @property
-    def folds(self) -> list[Any]:
-        return sorted({run.fold for run in self.runs if run.fold is not None}, key=str)
+    def repeats(self) -> dict[str, list[Any]]:
+        """Beside the seed: the key of a kind of repeat, such as a fold, -> its values in these runs."""
+        values = zip(self.runs[0].spec.repeats, zip(*(run.repeat for run in self.runs), strict=True), strict=False)
+        found = {key: sorted({value for value in several if value is not None}, key=str) for key, several in values}
+        return {key: several for key, several in found.items() if several}
 
     @property
     def leaks(self) -> bool:
@@ -63,93 +67,155 @@ class Best:
     row: int
     tied: list[int]
     rivals: int  # rows that it was tested against
-    repeats: bool  # whether every rival was tested over repeats too, not over patients alone
+    repeats: bool  # whether every rival was tested over repeats too, not over units alone
 
 
 @dataclass
 class Comparison:
-    """Everything that the sections write about, worked out once."""
+    """Everything that the sections write about, worked out once. `metric` is the primary one where none is named.
+
+    Args:
+        part: which part the compared numbers are of: `test`, and `val` where no run has a number of a test.
+        units: (digest of the data, unit).
+        scores: metric -> (rows, seeds, units); where seeds stand in the place of units, (rows, 1, seeds).
+        best: metric -> one an arena.
+    """
 
     record: Record
     rows: list[Configuration]
+    part: str
     seeds: list[Any]
-    patients: list[tuple[str, str]]  # (digest of the data, patient)
-    scores: dict[str, np.ndarray]  # metric -> (rows, seeds, patients)
-    best: dict[str, list[Best]] = field(default_factory=dict)  # metric -> one an arena
+    units: list[tuple[str, str]]
+    scores: dict[str, np.ndarray]
+    best: dict[str, list[Best]] = field(default_factory=dict)
 
-    def by_patient(self, row: int, metric: str = "dice") -> np.ndarray:
-        """(patients,) mean over the seeds; NaN = not tested or undefined."""
-        return statistics.nanmean(self.scores[metric][row], axis=0)
+    @property
+    def spec(self) -> Spec:
+        return self.record.spec
 
-    def interval(self, row: int, metric: str = "dice") -> statistics.Interval | None:
-        bounds = (0.0, np.inf if metric in LOWER_IS_BETTER else 1.0)
-        return statistics.mean_interval(self.by_patient(row, metric), bounds=bounds)
+    @property
+    def metric(self) -> Metric:
+        """The primary one."""
+        return self.spec.metrics[self.spec.primary]
 
-    def mean(self, row: int, metric: str = "dice") -> float:
-        """Over the patients of the pooled repeats; the runs' own figure where no patient was recorded."""
-        values = self.by_patient(row, metric)
-        return (
-            float(statistics.nanmean(values)) if not np.isnan(values).all() else self.rows[row].metric(f"test/{metric}")
-        )
+    @property
+    def primary(self) -> np.ndarray:
+        """Its scores."""
+        return self.scores[self.spec.primary]
+
+    @property
+    def alone(self) -> bool:
+        """Whether no unit has a score, so that seeds stand in their place."""
+        return not self.spec.scores
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Bounds of a difference between two values of the primary metric."""
+        low, high = self.metric.bounds
+        return low - high, high - low
+
+    def by_unit(self, row: int, metric: str | None = None) -> np.ndarray:
+        """(units,) mean over the seeds; NaN = not tested or undefined."""
+        return statistics.nanmean(self.scores[metric or self.spec.primary][row], axis=0)
+
+    def interval(self, row: int, metric: str | None = None) -> statistics.Interval | None:
+        bounds = self.spec.metrics[metric or self.spec.primary].bounds
+        return statistics.mean_interval(self.by_unit(row, metric), bounds=bounds)
+
+    def mean(self, row: int, metric: str | None = None) -> float:
+        """Over the units of the pooled repeats; the runs' own figure where no unit was recorded."""
+        values = self.by_unit(row, metric)
+        own = f"{self.part}/{metric or self.spec.primary}"
+        return float(statistics.nanmean(values)) if not np.isnan(values).all() else self.rows[row].metric(own)
 
     def tested(self, row: int) -> int:
-        """Patients that the row was tested on, those with an undefined Dice included."""
-        return len({patient for run in self.rows[row].runs for patient in run.patients})
+        """Units that the row was tested on, those with an undefined score included."""
+        return len({unit for run in self.rows[row].runs for unit in run.units})
 
 
 def compare(record: Record) -> Comparison:
-    """Pool the record's finished runs; rows come best Dice first, those that leak last."""
-    groups: dict[str, dict[tuple[Any, Any], Run]] = {}
+    """Pool the record's finished runs; rows come best first by the primary metric, those that leak last."""
+    spec, sign = record.spec, record.spec.metrics[record.spec.primary].sign
+    groups: dict[str, dict[tuple[Any, ...], Run]] = {}
     for run in sorted(
         (r for r in record.runs if r.status == "finished"), key=lambda r: str(r.info.get("created") or "")
     ):
-        groups.setdefault(run.group, {})[run.seed, run.fold] = run  # the same repeat twice: the later one counts
+        groups.setdefault(run.group, {})[run.seed, run.repeat] = run  # the same repeat twice: the later one counts
     rows = [Configuration(list(runs.values())) for runs in groups.values()]
     arenas: dict[Any, int] = {}
     for row in rows:
         split = {k: v for k, v in row.factors.items() if k.split(".")[0] == "split"}
-        row.arena = arenas.setdefault((digest(row.runs[0], "data"), row.leaks, key(split)), len(arenas))
+        alike = digest(row.runs[0], "data"), row.leaks, key(split), scale(row.factors, spec.metrics[spec.primary])
+        row.arena = arenas.setdefault(alike, len(arenas))
     for row, label in zip(rows, labels(rows), strict=True):
         row.label = label
 
+    tested = any(f"test/{spec.primary}" in run.metrics or run.units for row in rows for run in row.runs)
+    part = "test" if tested or spec.scores else "val"
     seeds = sorted({run.seed for row in rows for run in row.runs}, key=str)
-    patients = sorted({(digest(run, "data"), p) for row in rows for run in row.runs for p in run.patients})
-    place = {patient: i for i, patient in enumerate(patients)}
-    scores = {metric: np.full((len(rows), len(seeds), len(patients)), np.nan) for metric in SCORES}
+    each = {id(run): _scores(run, spec, part) for row in rows for run in row.runs}
+    units = sorted({(digest(run, "data"), unit) for row in rows for run in row.runs for unit in each[id(run)]})
+    place = {unit: i for i, unit in enumerate(units)}
+    sums = {
+        metric: np.zeros((2, len(rows), len(seeds) if spec.scores else 1, len(units)))
+        for metric in spec.scores or (spec.primary,)
+    }
     for i, row in enumerate(rows):
         for run in row.runs:
-            data, seed = digest(run, "data"), seeds.index(run.seed)
-            for patient, values in run.patients.items():
-                for metric in SCORES:
-                    scores[metric][i, seed, place[data, patient]] = values.get(metric, np.nan)
-    comparison = Comparison(record, rows, seeds, patients, scores)
-    means = [np.nan_to_num(comparison.mean(i), nan=-1.0) for i in range(len(rows))]
-    order = sorted(range(len(rows)), key=lambda i: (rows[i].leaks, -means[i], rows[i].label))
+            data, seed = digest(run, "data"), seeds.index(run.seed) if spec.scores else 0
+            for unit, values in each[id(run)].items():
+                for metric, total in sums.items():
+                    value = values.get(metric, np.nan)
+                    if not np.isnan(value):
+                        total[:, i, seed, place[data, unit]] += value, 1
+    scores = {m: np.where(count > 0, total / np.maximum(count, 1), np.nan) for m, (total, count) in sums.items()}
+    comparison = Comparison(record, rows, part, seeds, units, scores)
+    means = [comparison.mean(i) for i in range(len(rows))]
+    ranks = [(row.leaks, mean != mean, -sign * np.nan_to_num(mean)) for row, mean in zip(rows, means, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: (*ranks[i], rows[i].label))
     comparison.rows = [rows[i] for i in order]
     comparison.scores = {metric: values[order] for metric, values in scores.items()}
-    comparison.best = {metric: _best(comparison, metric) for metric in SCORES}
+    comparison.best = {metric: _best(comparison, metric) for metric in scores}
     return comparison
+
+
+def _scores(run: Run, spec: Spec, part: str) -> dict[str, dict[str, float]]:
+    """Unit -> metric -> score; of a task without any, the run's own number under its seed and fold."""
+    if spec.scores:
+        return run.units
+    name = ", ".join([str(run.seed), *(str(value) for value in run.repeat if value is not None)])
+    return {name: {spec.primary: _float(run.metrics.get(f"{part}/{spec.primary}"))}}
+
+
+def scale(factors: dict[str, Any], metric: Metric) -> str:
+    """What the scale of a metric's values depends on, as in `factors`; a key stands for those below it, too."""
+    return key({k: v for k, v in factors.items() if scales(k, metric)})
+
+
+def scales(factor: str, metric: Metric) -> bool:
+    return any(factor == name or factor.startswith(f"{name}.") for name in metric.scale)
 
 
 def _best(comparison: Comparison, metric: str) -> list[Best]:
     """For each arena with several scored rows: the leader, and those not shown to be worse at 5 %.
 
-    Shown means: lower on the same patients and seeds, by the sign-flip test and, where there are enough common seeds,
-    over patients and seeds; both corrected over all pairs of rows, since the leader was picked by its score.
+    Shown means: worse on the same units and seeds, by the sign-flip test and, where there are enough common seeds, over
+    units and seeds; both corrected over all pairs of rows, since the leader was picked by its score.
     """
     found = []
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-    scores = comparison.scores[metric]
+    about = comparison.spec.metrics[metric]
+    sign, scores = about.sign, comparison.scores[metric]
     scored = ~np.isnan(scores).all((1, 2))
-    for arena in sorted({row.arena for row in comparison.rows}):
-        members = [i for i, row in enumerate(comparison.rows) if row.arena == arena and scored[i]]
+    arenas = [(row.arena, scale(row.factors, about)) for row in comparison.rows]
+    for arena in sorted(set(arenas)):
+        members = [i for i, other in enumerate(arenas) if other == arena and scored[i]]
         if len(members) < 2:
             continue
         leader = max(members, key=lambda i: sign * comparison.mean(i, metric))
         rivals = [i for i in members if i != leader]
-        paired = scores[leader][None] - scores[rivals]  # (rivals, seeds, patients)
+        paired = scores[leader][None] - scores[rivals]  # (rivals, seeds, units)
         over = [statistics.crossed_interval(d[~np.isnan(d).all(1)]) for d in paired]
-        ahead = sign * statistics.nanmean(statistics.nanmean(paired, 1), 1) > 0  # on the patients that both have
+        ahead = sign * statistics.nanmean(statistics.nanmean(paired, 1), 1) > 0  # on the units that both have
         p = np.delete(statistics.sign_flip_leader(scores[members], members.index(leader)), members.index(leader))
         pairs = len(members) * len(rivals) // 2
         again = statistics.holm(np.array([o.p if o else np.nan for o in over]), pairs)

@@ -3,6 +3,7 @@
 Text is plain, with `code` in backticks and **weight** in asterisks, the same in both forms.
 """
 
+import re
 from dataclasses import dataclass, field
 
 
@@ -70,4 +71,32 @@ def joined(words: list[str], last: str = "and") -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun[:-1]}ies" if noun.endswith("y") else f"{count} {noun}s"
+    return f"{count} {noun if count == 1 else many(noun)}"
+
+
+def many(noun: str) -> str:
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+
+
+def a(noun: str) -> str:
+    """With its article: a patch, an image, a user."""
+    vowel = re.match(r"(?!eu|one|u[^aeiou][aeiou])[aeiou]|hour", noun, re.IGNORECASE)
+    return f"{'an' if vowel else 'a'} {noun}"
+
+
+def inside(title: str) -> str:
+    """A column's title within a sentence: loss for Loss, but RMSE."""
+    return title[0].lower() + title[1:] if title[1:].islower() else title
+
+
+def plus(value: float, spec: str) -> str:
+    """With its sign, whichever it is."""
+    text = format(value, spec)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def slug(text: str) -> str:
+    """As part of a file's name and of an id."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text)

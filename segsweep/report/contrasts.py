@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 
 from segsweep.report import statistics
-from segsweep.report.comparison import Comparison, Configuration, digest, key, show
+from segsweep.report.comparison import Comparison, Configuration, digest, key, scale, scales, show
 from segsweep.report.records import Run
 from segsweep.report.statistics import LEVEL, Interval
 
 CONTINUUM = 20
-PSEUDO = ("content of the data", "content of the split", "version of the program", "seed", "split.fold")
-"""Differences that no setting shows."""
+PSEUDO = ("content of the data", "content of the split", "version of the program")
+"""Differences that no setting shows; the seed, and a task's other kinds of repeat, are such too."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows that differ in one factor; `values` (patients,) is b minus a, the mean over their common seeds."""
+    """Two rows that differ in one factor; `values` (units,) is b minus a, the mean over their common seeds."""
 
     a: int
     b: int
@@ -35,23 +35,28 @@ class Pair:
 
 @dataclass
 class Contrast:
-    """Level `b` of a factor minus level `a`, in Dice, over all matched pairs; `repeats`: seeds or pairs."""
+    """Level `b` of a factor minus level `a`, in the primary metric, over all matched pairs; `repeats`: seeds or pairs.
+
+    `alone`: no unit has a score, so `values` are of seeds. `where`: the settings that set the scale of the metric, if
+    rows differ in them."""
 
     factor: str
     a: str
     b: str
     pairs: list[Pair]
-    values: np.ndarray  # (patients,) mean over pairs and seeds
+    values: np.ndarray  # (units,) mean over pairs and seeds
     interval: Interval | None
     p: float
     signed_rank: float
     over_repeats: Interval | None
     repeats: str
+    alone: bool = False
+    where: str = ""
     p_holm: float = float("nan")
     p_repeats_holm: float = float("nan")
 
     @property
-    def patients(self) -> int:
+    def units(self) -> int:
         return int((~np.isnan(self.values)).sum())
 
     @property
@@ -70,11 +75,12 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
-        """none: not shown; trained: these networks differ, repeats unknown; chance: within repeats; shown: both."""
+        """none: not shown; trained: these networks differ, repeats unknown; chance: within repeats; shown: both; seeds:
+        shown over seeds, other units unknown."""
         if self.interval is None or not (self.p_holm < LEVEL and (self.interval.low > 0 or self.interval.high < 0)):
             return "none"
         if self.over_repeats is None:
-            return "trained"
+            return "seeds" if self.alone else "trained"
         agrees = self.over_repeats.mean * self.mean > 0  # it may rest on fewer pairs, those with the most seeds
         return "shown" if self.p_repeats_holm < LEVEL and agrees else "chance"
 
@@ -95,43 +101,50 @@ class Analysis:
     contrasts: list[Contrast]
     confounded: list[Confounded]  # one for each two levels of a factor that no matched pair compares, at most `limit`
     unsettled: int  # how many there are in all
-    unpaired: int  # pairs that differ in one factor but share no patient
+    unpaired: int  # pairs that differ in one factor but share no unit
     continuous: list[str]  # drawn from an interval, or of more than CONTINUUM levels: not meant to be compared in pairs
+    scales: list[str]  # the scale of the primary metric depends on them: not comparable
 
 
 def analyse(comparison: Comparison, limit: int = 12) -> Analysis:
     """All contrasts with Holm's correction over them all, by factor, and what stays confounded."""
     rows = comparison.rows
     if len(rows) < 2:
-        return Analysis([], [], 0, 0, [])
+        return Analysis([], [], 0, 0, [], [])
     names, differs = differences(rows)
+    pseudo = names[names.index(PSEUDO[0]) :]
     count = differs.sum(-1)
-    pooled: dict[tuple[str, str, str], list[Pair]] = {}
+    pooled: dict[tuple[str, str, str, str], list[Pair]] = {}
     unpaired = 0
-    scores = comparison.scores["dice"]
+    scores = comparison.primary
     levels = {name: len({key(row.factors[name]) for row in rows if name in row.factors}) for name in names}
     searched = comparison.record.searched
     continuous = [name for name in names if levels[name] > (1 if name in searched else CONTINUUM)]
+    apart = [name for name in names if levels[name] > 1 and scales(name, comparison.metric)]
     for i, j in zip(*np.nonzero(np.triu(count == 1, 1)), strict=True):
         factor = names[int(np.argmax(differs[i, j]))]
-        if factor in PSEUDO or factor in continuous:
+        if factor in (*pseudo, *continuous, *apart):
             continue
         a, b = sorted((int(i), int(j)), key=lambda row: _order(level(rows[row], factor)))
-        both = scores[b] - scores[a]  # (seeds, patients): NaN unless both have this patient at this seed
+        both = scores[b] - scores[a]  # (seeds, units): NaN unless both have this unit at this seed
         if np.isnan(both).all():
             unpaired += 1
             continue
         pair = Pair(a, b, int((~np.isnan(both)).any(1).sum()), statistics.nanmean(both, 0))
-        pooled.setdefault((factor, key(level(rows[a], factor)), key(level(rows[b], factor))), []).append(pair)
-    contrasts = [over_pairs(factor, pairs, comparison) for (factor, _, _), pairs in pooled.items()]
+        levels_of = key(level(rows[a], factor)), key(level(rows[b], factor))
+        pooled.setdefault((factor, *levels_of, scale(rows[a].factors, comparison.metric)), []).append(pair)
+    contrasts = [over_pairs(factor, pairs, comparison) for (factor, *_), pairs in pooled.items()]
+    for contrast in contrasts:
+        row = rows[contrast.pairs[0].a]
+        contrast.where = ", ".join(f"{name}={show(row.factors[name])}" for name in apart if name in row.factors)
     correct(contrasts)
     contrasts.sort(key=lambda c: (names.index(c.factor), c.p_holm, -abs(c.mean)))
-    confounded = _confounded(rows, names, differs, set(pooled), set(continuous))
-    return Analysis(contrasts, confounded[:limit], len(confounded), unpaired, continuous)
+    confounded = _confounded(rows, names, differs, {found[:3] for found in pooled}, {*pseudo, *continuous, *apart})
+    return Analysis(contrasts, confounded[:limit], len(confounded), unpaired, continuous, apart)
 
 
 def correct(contrasts: list[Contrast]) -> None:
-    """Holm's correction over all of them, of the test over patients and of that over repeats."""
+    """Holm's correction over all of them, of the test over units and of that over repeats."""
     for contrast, p, again in zip(
         contrasts,
         statistics.holm(np.array([c.p for c in contrasts])),
@@ -143,28 +156,29 @@ def correct(contrasts: list[Contrast]) -> None:
 
 def over_pairs(factor: str, pairs: list[Pair], comparison: Comparison) -> Contrast:
     """The contrast that matched pairs of the same two levels give together, not yet corrected."""
-    rows, scores = comparison.rows, comparison.scores["dice"]
+    rows, scores = comparison.rows, comparison.primary
     values = statistics.nanmean(np.array([pair.values for pair in pairs]), 0)
     named = isinstance(level(rows[pairs[0].a], factor), str)
     if (
-        named and statistics.nanmean(values) < 0
+        named and comparison.metric.sign * statistics.nanmean(values) < 0
     ):  # options have no order: the better one is `b`, so that the sign reads well
         pairs, values = [Pair(p.b, p.a, p.seeds, -p.values) for p in pairs], -values
     matched = np.array(
         [scores[p.b] - scores[p.a] for p in pairs if p.seeds == max(q.seeds for q in pairs)]
-    )  # (pairs, seeds, patients)
+    )  # (pairs, seeds, units)
     seeds = statistics.nanmean(matched, 0)
     seeds = seeds[~np.isnan(seeds).all(1)]
     over, repeats = statistics.crossed_interval(seeds), "seeds"
     apart = len({p.a for p in pairs}) == len({p.b for p in pairs}) == len(pairs)  # else one training counts in several
-    if over is None and apart and len(pairs) >= statistics.FEWEST_REPEATS:
+    if over is None and apart and not comparison.alone and len(pairs) >= statistics.FEWEST_REPEATS:
         over, repeats = statistics.crossed_interval(np.array([p.values for p in pairs])), "pairs"
+    least, most = comparison.span
     if over:
-        over = over._replace(low=max(over.low, -1), high=min(over.high, 1))  # no two Dice differ by more
-    interval = statistics.mean_interval(values, symmetric=True, bounds=(-1, 1))
+        over = over._replace(low=max(over.low, least), high=min(over.high, most))  # no two values differ by more
+    interval = statistics.mean_interval(values, symmetric=True, bounds=comparison.span)
     a, b = (show(level(rows[row], factor)) for row in (pairs[0].a, pairs[0].b))
     p, rank = float(statistics.sign_flip(values)[0]), statistics.signed_rank(values)
-    return Contrast(factor, a, b, pairs, values, interval, p, rank, over, repeats)
+    return Contrast(factor, a, b, pairs, values, interval, p, rank, over, repeats, comparison.alone)
 
 
 def _order(value: Any) -> tuple[int, Any]:
@@ -172,7 +186,8 @@ def _order(value: Any) -> tuple[int, Any]:
 
 
 def differences(rows: list[Configuration]) -> tuple[list[str], np.ndarray]:
-    """(names of factors, (rows, rows, factors) whether two rows differ in it), the PSEUDO differences last."""
+    """(names of factors, (rows, rows, factors) whether two rows differ in it), last the PSEUDO differences, the
+    seed and a task's other kinds of repeat."""
     names = list(dict.fromkeys(name for row in rows for name in row.factors))
     levels: dict[str, int] = {}
     codes = np.array(
@@ -190,18 +205,21 @@ def differences(rows: list[Configuration]) -> tuple[list[str], np.ndarray]:
         return differs[..., [n.split(".")[0] in groups for n in names]].any(-1)
 
     seeds = _shared(rows, lambda run: run.seed)
-    folds = _shared(rows, lambda run: (run.seed, run.fold))
+    folds = _shared(rows, lambda run: (run.seed, run.repeat))
+    kinds = rows[0].runs[0].spec.repeats
     splits = np.zeros((len(rows), len(rows)), bool)
-    for repeat in {(run.seed, run.fold) for row in rows for run in row.runs}:
+    for repeat in {(run.seed, run.repeat) for row in rows for run in row.runs}:
         splits |= _unequal([digest(r, "split") if (r := _at(row, repeat)) else "" for row in rows])
     pseudo = [
         _unequal([digest(row.runs[0], "data") for row in rows]) & ~any_of("data"),
         splits & ~any_of("data", "split"),
         _programs([row.runs[0] for row in rows]),
         ~seeds,
-        seeds & ~folds & ~any_of("split"),
+        *([seeds & ~folds & ~any_of(*(name.split(".")[0] for name in kinds if "." in name))] if kinds else []),
     ]
-    return [*names, *PSEUDO], np.concatenate([differs, np.stack(pseudo, -1)], -1)
+    return [*names, *PSEUDO, "seed", *([" or ".join(kinds)] if kinds else [])], np.concatenate(
+        [differs, np.stack(pseudo, -1)], -1
+    )
 
 
 def _programs(runs: list[Run]) -> np.ndarray:
@@ -223,7 +241,7 @@ def _shared(rows: list[Configuration], of: Callable[[Any], Any]) -> np.ndarray:
 
 
 def _at(row: Configuration, repeat: tuple[Any, Any]) -> Any:
-    return next((run for run in row.runs if (run.seed, run.fold) == repeat), None)
+    return next((run for run in row.runs if (run.seed, run.repeat) == repeat), None)
 
 
 def _unequal(values: list[str]) -> np.ndarray:
@@ -244,7 +262,7 @@ def _confounded(
     count = differs.sum(-1)
     closest: dict[tuple[str, str, str], tuple[int, int, int]] = {}
     for f, factor in enumerate(names):
-        if factor in PSEUDO or factor in without or factor.split(".")[0] == "data":
+        if factor in without or factor.split(".")[0] == "data":
             continue
         order = [_order(level(row, factor)) for row in rows]
         keys = [key(level(row, factor)) for row in rows]
@@ -260,7 +278,7 @@ def _confounded(
     merged: dict[tuple[int, int], Confounded] = {}
     for (factor, _, _), (_, a, b) in sorted(closest.items(), key=lambda item: item[1]):
         different = [name for name, differ in zip(names, differs[a, b], strict=True) if differ]
-        possible = not set(different) & set(PSEUDO[:3]) and factor in rows[b].factors
+        possible = not set(different) & set(PSEUDO) and factor in rows[b].factors
         merged.setdefault(
             (a, b),
             Confounded(a, b, different, factor, settling_command(rows[a], rows[b], factor) if possible else None),
@@ -286,8 +304,9 @@ def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
             if name.startswith(factor + ".") and name in b.factors and name not in a.factors
         }
     seeds = sorted({*a.seeds} & {*b.seeds}, key=str) or a.seeds
-    for name, first, values in (("seed", a.runs[0].seed, seeds), ("split.fold", a.runs[0].fold, a.folds)):
-        if len(values) > 1 or (values and values[0] != first):
+    first = dict(zip(a.runs[0].spec.repeats, a.runs[0].repeat, strict=True)) | {"seed": a.runs[0].seed}
+    for name, values in {"seed": seeds, **a.repeats}.items():
+        if len(values) > 1 or (values and values[0] != first[name]):
             changed[name] = ",".join(exact(value) for value in values)
             head = [*words[:start], *["-m"] * (len(values) > 1 or "-m" in head[start:])]
     kept = [word for word in overrides if word.split("=")[0].lstrip("+~") not in {*changed, *lost}]

@@ -14,8 +14,6 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from PIL import Image
-from scipy import ndimage
 
 from segsweep.report.content import Figure, joined
 from segsweep.report.statistics import Interval, nanmean
@@ -55,6 +53,8 @@ def _plot(
         width, height = size
         axes = canvas.add_axes((left / width, 0.46 / height, 1 - (left + 0.14) / width, 1 - 0.76 / height))
         draw(axes)
+        if max(map(abs, axes.get_ylim())) >= 1e4:  # 1.9M: there is no room for more
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         png, svg = BytesIO(), BytesIO()
         canvas.savefig(png, format="png", dpi=120, facecolor="white")
         canvas.savefig(
@@ -84,9 +84,9 @@ def forest(
     *,
     points: Sequence[np.ndarray] = (),
     zero: bool = False,
-    xlabel: str = "Dice",
+    xlabel: str,
 ) -> Figure:
-    """Intervals under their label; `lines` has the main one and, thinner, a second; `points` (patients,) are ticks."""
+    """Intervals under their label; `lines` has the main one and, thinner, a second; `points` (units,) are ticks."""
 
     def draw(axes: Any) -> None:
         for i, (label, intervals) in enumerate(zip(labels, lines, strict=True)):
@@ -115,7 +115,14 @@ def forest(
     return _plot(name, alt, caption, (WIDE, 0.9 + 0.44 * len(labels)), draw, left=0.12)
 
 
-def curves(name: str, alt: str, caption: str, title: str, series: Sequence[tuple[str, np.ndarray, str, str]]) -> Figure:
+def curves(
+    name: str,
+    alt: str,
+    caption: str,
+    title: str,
+    series: Sequence[tuple[str, np.ndarray, str, str]],
+    legend: str = "lower right",
+) -> Figure:
     """Mean of each (label, (runs, epochs), colour, line style) by epoch, with a band from lowest to highest run."""
 
     def draw(axes: Any) -> None:
@@ -144,7 +151,7 @@ def curves(name: str, alt: str, caption: str, title: str, series: Sequence[tuple
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
         axes.grid()
         if any(label for label, *_ in series):
-            axes.legend(loc="upper right" if title.startswith("loss") else "lower right", handlelength=1.6)
+            axes.legend(loc=legend, handlelength=1.6)
 
     return _plot(name, alt, caption, PANEL, draw)
 
@@ -157,8 +164,11 @@ def tradeoff(
     value: np.ndarray,
     front: list[int],
     labels: list[str],
+    score: str,
+    title: str,
+    spec: str,
 ) -> Figure:
-    """Dice against a cost (log scale over a decade), numbered as in the tables, with the Pareto front as a line."""
+    """`score` against a cost (log scale over a decade), numbered as in the tables, with the Pareto front as a line."""
     many = len(value) > 20
 
     def draw(axes: Any) -> None:
@@ -176,14 +186,15 @@ def tradeoff(
         if known.size and known.max() > 1e4:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel(what)
-        axes.set_title("mean Dice of the patients")
+        axes.set_title(title)
         axes.grid()
         _numbers(axes, cost, value, [*front, *(() if many else range(len(value)))])
 
-    steps = [f"row {i + 1} ({labels[i]}: {cost[i]:,.4g}, Dice {value[i]:.3f})" for i in front[:8]]
+    steps = [f"row {i + 1} ({labels[i]}: {cost[i]:,.4g}, {score} {value[i]:{spec}})" for i in front[:8]]
     more = f" and {len(front) - 8} more" if len(front) > 8 else ""
-    alt = f"Dice against {what} for {len(value)} rows. On the Pareto front, cheapest first: {joined(steps)}{more}."
-    return _plot(name, alt, f"Dice against {what}; numbers are rows, the dotted line is the Pareto front.", PANEL, draw)
+    alt = f"{score} against {what} for {len(value)} rows. On the Pareto front, cheapest first: {joined(steps)}{more}."
+    caption = f"{score} against {what}; numbers are rows, the dotted line is the Pareto front."
+    return _plot(name, alt, caption, PANEL, draw)
 
 
 def _numbers(axes: Any, cost: np.ndarray, value: np.ndarray, rows: list[int]) -> None:
@@ -199,9 +210,13 @@ def _numbers(axes: Any, cost: np.ndarray, value: np.ndarray, rows: list[int]) ->
 
 
 def rates(
-    name: str, alt: str, caption: str, series: Sequence[tuple[str, list[float], list[float], list[Interval | None]]]
+    name: str,
+    alt: str,
+    caption: str,
+    title: str,
+    series: Sequence[tuple[str, list[float], list[float], list[Interval | None]]],
 ) -> Figure:
-    """Dice against the learning rate on a log scale: (label, rates, means, intervals) a line."""
+    """Scores against the learning rate on a log scale: (label, rates, means, intervals) a line."""
 
     def draw(axes: Any) -> None:
         for i, (label, x, means, intervals) in enumerate(series):
@@ -212,7 +227,7 @@ def rates(
                     axes.plot([place, place], [interval.low, interval.high], color=colour, linewidth=1, alpha=0.6)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
-        axes.set_title("mean Dice of the patients")
+        axes.set_title(title)
         axes.grid()
         axes.legend(loc="best")
 
@@ -235,41 +250,14 @@ def bars(name: str, alt: str, caption: str, labels: Sequence[str], groups: dict[
     return _plot(name, alt, caption, (WIDE, 1.0 + 0.48 * len(labels)), draw, left=0.12)
 
 
-def overlay(
-    name: str, alt: str, caption: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray | None
-) -> Figure:
-    """One slice (H, W, C) uint8 in grey, the truth's outline dashed green, the prediction's solid orange; magnified to
-    about 256 px.
-
-    Of three channels the middle one is shown: FLAIR in LGG and in the phantom, where tumour is plainest.
-    """
-    grey = image[..., 1 if image.shape[-1] == 3 else 0]
-    factor = max(1, round(256 / max(grey.shape)))
-
-    def large(array: np.ndarray) -> np.ndarray:
-        return np.repeat(np.repeat(array, factor, 0), factor, 1)
-
-    pixels = large(grey) // 4  # 64 greys, then the two colours
-    rows, columns = np.indices(pixels.shape)
-    for mask, colour, pattern in (
-        (prediction, 64, np.ones_like(rows, bool)),
-        (truth, 65, (rows + columns) // 5 % 2 == 0),
-    ):
-        if mask is not None:
-            inside = large(np.asarray(mask, bool))
-            edge = inside & ~ndimage.binary_erosion(inside, iterations=2 if factor > 1 else 1)
-            pixels[edge & pattern] = colour
-    picture = Image.fromarray(pixels.astype(np.uint8), mode="P")
-    picture.putpalette([level for grey in range(64) for level in [grey * 255 // 63] * 3] + [255, 120, 40, 40, 235, 140])
-    buffer = BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return Figure(name, alt, caption, buffer.getvalue())
-
-
-def sparkline(values: np.ndarray, label: str) -> str:
-    """A curve the height of a line of text, as inline SVG; `values` (epochs,) in 0..1."""
+def sparkline(values: np.ndarray, label: str, bounds: tuple[float, float]) -> str:
+    """A curve the height of a line of text, as inline SVG; `values` (epochs,) from the lower to the upper of `bounds`,
+    where one is infinite from the least to the greatest of them."""
     if values.size < 2:
         return ""
+    known = values[np.isfinite(values)]
+    low, high = bounds if np.isfinite(bounds).all() or not known.size else (known.min(), known.max())
+    values = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
     x = np.linspace(1, 59, len(values))
     points = " ".join(
         f"{a:.0f},{15 - 14 * b:.1f}" for a, b in zip(x, np.clip(np.nan_to_num(values), 0, 1), strict=True)

@@ -12,14 +12,14 @@ from segsweep.report import render
 from segsweep.report.comparison import Comparison, compare
 from segsweep.report.findings import Findings
 from segsweep.report.records import Record, read
-from segsweep.report.sections import SECTIONS
+from segsweep.report.sections import make
 
 
 def write(sources: Sequence[Path | str], out: Path) -> Path:
     """See `segsweep.report.build`."""
     record = read(sources)
     found = Findings(compare(record))
-    sections = [section for make in SECTIONS if (section := make(found))]
+    sections = make(found)
     names = ", ".join(record.names[:4]) + (f" and {len(record.names) - 4} more" if len(record.names) > 4 else "")
     title, made = (
         f"Comparison of {names}",

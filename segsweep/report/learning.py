@@ -7,8 +7,8 @@ import numpy as np
 from scipy import stats
 
 from segsweep.report import statistics
-from segsweep.report.comparison import Comparison, Configuration, digest, key, labels
-from segsweep.report.records import Run
+from segsweep.report.comparison import Comparison, Configuration, digest, key, labels, scale
+from segsweep.task import Metric
 
 FEWEST_RUNS = 4  # below this many finished runs, no importance is worked out
 
@@ -18,19 +18,24 @@ class Overfitting:
     """Gap of train to evaluation in the last epoch, mean over the runs: positive = better on what it was trained on."""
 
     part: str  # val or test
-    dice: float
+    score: float  # of the primary metric
     loss: float
     trend: str
 
 
-def overfitting(row: Configuration) -> Overfitting | None:
-    """None where the histories lack one side. The trend is Kendall's test of the Dice gap against the epoch, at 5 %."""
-    part = row.runs[0].evaluated_on
-    train, other = row.curves("train/dice"), row.curves(f"{part}/dice")
-    if train.shape != other.shape or not train.size:
-        return None
-    gap = statistics.nanmean(train - other, 0)
-    loss_gap = statistics.nanmean(row.curves(f"{part}/loss") - row.curves("train/loss"), 0)
+def overfitting(row: Configuration, metric: str) -> Overfitting | None:
+    """By `metric` and by the loss, if the task has one. None where the histories lack one side of `metric`. The trend
+    is Kendall's test of the gap against the epoch, at 5 %."""
+    part, spec = row.runs[0].evaluated_on, row.runs[0].spec
+
+    def gaps(name: str) -> np.ndarray:
+        """(epochs,)"""
+        train, other = row.curves(f"train/{name}"), row.curves(f"{part}/{name}")
+        if train.shape != other.shape or name not in spec.metrics:
+            return np.empty(0)
+        return statistics.nanmean(spec.metrics[name].sign * (train - other), 0)
+
+    gap, loss_gap = gaps(metric), gaps("loss")
     seen = np.flatnonzero(~np.isnan(gap))
     if not len(seen):
         return None
@@ -38,29 +43,44 @@ def overfitting(row: Configuration) -> Overfitting | None:
     if len(seen) >= 5:
         tau, p = stats.kendalltau(seen, gap[seen]) if np.ptp(gap[seen]) > 0 else (0.0, 1.0)
         trend = ("widening" if tau > 0 else "closing") if p < statistics.LEVEL else "no trend shown"
-    return Overfitting(part, float(gap[seen[-1]]), float(loss_gap[seen[-1]]), trend)
+    last = seen[-1]
+    return Overfitting(part, float(gap[last]), float(loss_gap[last]) if last < len(loss_gap) else float("nan"), trend)
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """Epochs until the evaluation Dice first reached 95 % of its final value, one figure a run, of how many."""
+    """Epochs until the evaluation first had 95 % of what it gained, one figure a run, of how many."""
 
     part: str
     epochs: list[int]
     of: int
-    rising: bool  # some run had its best Dice in the last epoch and gained over 1 % there
+    rising: bool  # some run was best in the last epoch and gained over 1 % there
+
+
+def start(metric: Metric) -> float:
+    """From where a gain is counted: the worst value that there can be, such as 0 of a share; NaN where there is none,
+    and it is counted from the first epoch."""
+    worst = metric.bounds[0] if metric.sign > 0 else metric.bounds[1]
+    return worst if np.isfinite(worst) else float("nan")
 
 
 def convergence(row: Configuration) -> Convergence | None:
-    part = row.runs[0].evaluated_on
+    """By the primary metric. A run that ends no better than it started has no figure."""
+    part, spec = row.runs[0].evaluated_on, row.runs[0].spec
+    metric = spec.metrics[spec.primary]
     reached, rising, longest = [], False, 0
     for run in row.runs:
-        dice = run.history.get(f"{part}/dice", np.empty(0))
-        if not len(dice) or not dice[-1] > 0:
+        values = run.history.get(f"{part}/{spec.primary}", np.empty(0))
+        defined = values[~np.isnan(values)]
+        if not len(defined):
             continue
-        reached.append(int(np.argmax(dice >= 0.95 * dice[-1])) + 1)
-        rising |= len(dice) > 1 and bool(dice[-1] >= np.nanmax(dice) and dice[-1] > 1.01 * dice[-2])
-        longest = max(longest, len(dice))
+        zero = defined[0] if np.isnan(start(metric)) else start(metric)
+        gain = metric.sign * (values - zero)
+        if not gain[-1] > 0:
+            continue
+        reached.append(int(np.argmax(gain >= 0.95 * gain[-1])) + 1)
+        rising |= len(gain) > 1 and bool(gain[-1] >= np.nanmax(gain) and gain[-1] > 1.01 * gain[-2])
+        longest = max(longest, len(gain))
     return Convergence(part, sorted(reached), longest, rising) if reached else None
 
 
@@ -73,27 +93,31 @@ class RateSeries:
     rows: list[int]
 
     def best(self, comparison: Comparison) -> int:
-        return int(np.argmax([comparison.mean(row) for row in self.rows]))
+        return int(np.argmax([comparison.metric.sign * comparison.mean(row) for row in self.rows]))
 
 
 def learning_rates(comparison: Comparison) -> list[RateSeries]:
-    """Series of at least two learning rates with all else equal; the longest first."""
-    series: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    """Series of at least two learning rates (any factor that is called `lr`) with all else equal; the longest first."""
+    series: dict[tuple[str, tuple[tuple[str, str], ...]], list[int]] = {}
     for i, row in enumerate(comparison.rows):
-        if isinstance(row.factors.get("optim.lr"), int | float) and not np.isnan(comparison.mean(i)):
-            others = tuple((k, key(v)) for k, v in row.factors.items() if k != "optim.lr")
-            series.setdefault(others, []).append(i)
-    found = [
-        sorted(rows, key=lambda i: comparison.rows[i].factors["optim.lr"]) for rows in series.values() if len(rows) > 1
-    ]
-    names = labels([comparison.rows[rows[0]] for rows in found], without=("optim.lr",))
-    rates = [[float(comparison.rows[i].factors["optim.lr"]) for i in rows] for rows in found]
-    return sorted(map(RateSeries, names, rates, found), key=lambda s: -len(s.rows))
+        for name, value in row.factors.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if name.split(".")[-1] == "lr" and number and not np.isnan(comparison.mean(i)):
+                others = tuple((k, key(v)) for k, v in row.factors.items() if k != name)
+                series.setdefault((name, others), []).append(i)
+    made: list[RateSeries] = []
+    for name in dict.fromkeys(name for name, _ in series):
+        found = [rows for (other, _), rows in series.items() if other == name and len(rows) > 1]
+        found = [sorted(rows, key=lambda i: comparison.rows[i].factors[name]) for rows in found]
+        names = labels([comparison.rows[rows[0]] for rows in found], without=(name,))
+        rates = [[float(comparison.rows[i].factors[name]) for i in rows] for rows in found]
+        made += map(RateSeries, names, rates, found)
+    return sorted(made, key=lambda s: -len(s.rows))
 
 
 @dataclass(frozen=True)
 class Importance:
-    """How much each factor matters for test Dice, as shares of one; what it rests on, and what was left out."""
+    """How much each factor matters for the final score, as shares of one; what it rests on, and what was left out."""
 
     factors: list[str]
     shares: dict[str, list[float]]  # evaluator -> share of each factor
@@ -102,37 +126,35 @@ class Importance:
     full_grid: bool
 
 
-def importance(runs: list[Run]) -> Importance | None:
+def importance(comparison: Comparison) -> Importance | None:
     """Importance of the varied factors over all finished runs, by Optuna's evaluators; None where nothing can be said.
 
     fANOVA (Hutter, Hoos and Leyton-Brown 2014, ICML) over the whole range, PED-ANOVA (Watanabe, Bansal and Hutter 2023,
-    arXiv:2304.10255) for what tells the better runs from the rest. Only the runs of the data and kind of split that
-    most have in common take part, and only factors that all of them have. The seed is one of the factors: a measure of
-    chance.
+    arXiv:2304.10255) for what tells the better runs from the rest. Only the runs of the data, kind of split and scale
+    that most have in common take part, and only factors that all of them have. The seed is one of the factors: a
+    measure of chance.
     """
-    scored = [
-        (run, float(run.metrics["test/dice"]))
-        for run in runs
-        if run.status == "finished" and _finite(run.metrics.get("test/dice"))
-    ]
-    tests = Counter((digest(run, "data"), run.leaks) for run, _ in scored)
-    scored = [(run, dice) for run, dice in scored if (digest(run, "data"), run.leaks) == tests.most_common(1)[0][0]]
+    metric, final = comparison.metric, f"{comparison.part}/{comparison.spec.primary}"
+    runs = [run for run in comparison.record.runs if run.status == "finished" and _finite(run.metrics.get(final))]
+    tests = [(digest(run, "data"), run.leaks, scale(run.factors, metric)) for run in runs]
+    most = Counter(tests).most_common(1)
+    scored = [(run, float(run.metrics[final])) for run, test in zip(runs, tests, strict=True) if test == most[0][0]]
     names = dict.fromkeys(name for run, _ in scored for name in run.factors)
     levels = {name: {key(run.factors[name]) if name in run.factors else None for run, _ in scored} for name in names}
-    several = [name for name in names if len(levels[name]) > 1 and name != "split.fold"]
+    several = [name for name in names if len(levels[name]) > 1 and name not in comparison.spec.repeats]
     usable = [name for name in several if None not in levels[name]]
-    if len(scored) < FEWEST_RUNS or len(usable) < 2 or len({dice for _, dice in scored}) < 2:
+    if len(scored) < FEWEST_RUNS or len(usable) < 2 or len({score for _, score in scored}) < 2:
         return None
     import optuna  # 3 s: only when there is something to weigh
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize")
+    study = optuna.create_study(direction="maximize" if metric.sign > 0 else "minimize")
     values = {name: [run.factors[name] for run, _ in scored] for name in usable}
     spaces = {name: _distribution(values[name]) for name in usable}
     categorical = optuna.distributions.CategoricalDistribution
-    for i, (_, dice) in enumerate(scored):
+    for i, (_, score) in enumerate(scored):
         params = {n: key(values[n][i]) if isinstance(spaces[n], categorical) else values[n][i] for n in usable}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=dice))
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=score))
     shares = {}
     for name, evaluator in (
         ("fANOVA", optuna.importance.FanovaImportanceEvaluator(seed=0, n_trees=32)),

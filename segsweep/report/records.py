@@ -6,7 +6,8 @@ failures needs its report most.
 
 import csv
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,16 @@ import numpy as np
 
 from segsweep.artifacts import parse_json
 from segsweep.errors import SegsweepError
+from segsweep.task import Spec
 
-SCORES = ("dice", "iou", "hd95")  # per patient, with an interval
+
+def spec_of(info: Mapping[str, Any]) -> Spec:
+    """What run.json says of its task. Raises ValueError where that is damaged."""
+    if info.get("task") is None:  # from before tasks described themselves, when all were of one
+        from segsweep.metrics import SPEC
+
+        return Spec.from_json(SPEC.to_json())
+    return Spec.from_json(info["task"])
 
 
 @dataclass
@@ -33,7 +42,11 @@ class Run:
     error: str = ""
     error_class: str = ""
     history: dict[str, np.ndarray] = field(default_factory=dict)  # column -> (epochs,)
-    patients: dict[str, dict[str, float]] = field(default_factory=dict)  # patient -> column -> value, NaN = undefined
+    units: dict[str, dict[str, float]] = field(default_factory=dict)  # unit -> column -> value, NaN = undefined
+
+    @cached_property
+    def spec(self) -> Spec:
+        return spec_of(self.info)
 
     @property
     def group(self) -> str:
@@ -55,18 +68,13 @@ class Run:
         return self.factors.get("seed", 0)
 
     @property
-    def fold(self) -> Any:
-        return self.factors.get("split.fold")
+    def repeat(self) -> tuple[Any, ...]:
+        """Values of the keys beside the seed in which repeats differ; None where the run has no such key."""
+        return tuple(self.factors.get(key) for key in self.spec.repeats)
 
     @property
     def command(self) -> str:
         return str(self.info.get("command") or "not recorded")
-
-    @property
-    def parts(self) -> int:
-        """In how many parts its batches went through the network for want of memory; 0 where no more than asked for."""
-        parts = int(self.result.get("micro_batches") or 1)
-        return parts if parts > self.factors.get("micro_batches", 1) else 0
 
     @property
     def leaks(self) -> bool:
@@ -77,16 +85,6 @@ class Run:
         return str(
             self.info.get("evaluated_on") or ("val" if any(k.startswith("val/") for k in self.history) else "test")
         )
-
-    @cached_property
-    def overlays(self) -> dict[str, dict[str, np.ndarray]]:
-        """Patient -> image (H, W, C) uint8, truth, prediction (H, W) bool, slice; empty without a readable file."""
-        try:
-            with np.load(self.folder / "overlays.npz", allow_pickle=False) as file:
-                arrays = {name: file[name] for name in ("slice", "image", "truth", "prediction")}
-                return {str(p): {k: v[i] for k, v in arrays.items()} for i, p in enumerate(file["patient"])}
-        except (OSError, ValueError, KeyError, IndexError, EOFError):
-            return {}
 
 
 @dataclass
@@ -106,13 +104,21 @@ class Job:
 
 @dataclass
 class Record:
-    """All that was asked for: the jobs in order, the distinct runs behind them, and what was missing or unreadable."""
+    """All that was asked for: the jobs in order, the distinct runs behind them, and what was missing or unreadable.
+
+    `runs` are those of one task, the one that most have, as `spec` describes it; `others` are of other tasks."""
 
     names: list[str]
     jobs: list[Job]
     runs: list[Run]
     problems: list[str]
     searched: set[str] = field(default_factory=set)  # factors that a search drew from an interval
+    others: list[Run] = field(default_factory=list)
+
+    @cached_property
+    def spec(self) -> Spec:
+        """Of the latest run: a description may have grown since the first."""
+        return max(self.runs, key=lambda run: str(run.info.get("created") or "")).spec if self.runs else spec_of({})
 
 
 def read(sources: Sequence[Path | str]) -> Record:
@@ -154,7 +160,33 @@ def read(sources: Sequence[Path | str]) -> Record:
             )
         record.names.append(Path(source).resolve().name)
     record.runs = list(runs.values())
+    _settle(record)
     return record
+
+
+def _settle(record: Record) -> None:
+    """Keep in `runs` those of the task that most have, all by its latest description. One whose run.json is lost is
+    taken to be of it, one whose task cannot be read is left out."""
+    kinds = {run.folder: _kind(run) for run in record.runs if run.info}
+    counts = Counter(kind for kind in kinds.values() if kind)
+    most = counts.most_common(1)[0][0] if counts else None
+    record.others = [run for run in record.runs if kinds.get(run.folder) not in (most, None)]
+    kept = [run for run in record.runs if not run.info or (most and kinds[run.folder] == most)]
+    spec = Record([], [], [run for run in kept if run.info], []).spec
+    for run in record.runs:
+        if kinds.get(run.folder) in (most, None):
+            run.spec = spec
+        if not run.info and run.status == "finished":
+            run.units = _units(run, record.problems)
+    record.runs = kept
+
+
+def _kind(run: Run) -> tuple[str, ...] | None:
+    """What runs are of one task by; None where that cannot be read."""
+    try:
+        return run.spec.unit, run.spec.primary, run.spec.metrics[run.spec.primary].direction
+    except ValueError:
+        return None
 
 
 def _folders(source: Path | str, problems: list[str]) -> list[Path]:
@@ -250,8 +282,11 @@ def _read_run(folder: Path, problems: list[str]) -> Run:
     elif status == "pruned":
         run.error = str(run.result.get("reason") or "")
     run.history = _history(folder / "history.jsonl", problems)
-    if status == "finished":
-        run.patients = _patients(folder / "patients.csv", problems)
+    try:
+        if run.info and run.spec and status == "finished":
+            run.units = _units(run, problems)
+    except ValueError as error:
+        problems.append(f"{_short(folder / 'run.json')}: its task cannot be read, so the run is left out: {error}")
     return run
 
 
@@ -286,15 +321,18 @@ def _history(path: Path, problems: list[str]) -> dict[str, np.ndarray]:
     return {key: np.array([_number(row.get(key)) for row in rows]) for key in columns}
 
 
-def _patients(path: Path, problems: list[str]) -> dict[str, dict[str, float]]:
+def _units(run: Run, problems: list[str]) -> dict[str, dict[str, float]]:
+    """Of the file that the task's description names; a task without a score of units may have none."""
+    path, unit = run.folder / run.spec.table, run.spec.unit
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         if not rows:
-            raise ValueError("no patient in it")
-        return {row.pop("patient"): {key: _number(value) for key, value in row.items()} for row in rows}
+            raise ValueError(f"no {unit} in it")
+        return {row.pop(unit): {key: _number(value) for key, value in row.items()} for row in rows}
     except FileNotFoundError:
-        problems.append(f"{_short(path)} is missing: the run has no interval and takes part in no contrast")
+        if run.spec.scores:
+            problems.append(f"{_short(path)} is missing: the run has no interval and takes part in no contrast")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         problems.append(
             f"{_short(path)} cannot be read ({error}): the run has no interval and takes part in no contrast"

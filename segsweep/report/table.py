@@ -2,6 +2,7 @@
 caption.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from io import StringIO
 
@@ -11,24 +12,23 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from segsweep.report import own
 from segsweep.report.comparison import key, show
-from segsweep.report.records import Job
+from segsweep.report.content import inside
+from segsweep.report.records import Job, spec_of
+from segsweep.task import Spec
 
-METRICS = (
-    ("train\nloss", "train/loss", ".4f"),
-    ("train\nacc.", "train/accuracy", ".4f"),
-    ("test\nloss", "test/loss", ".4f"),
-    ("test\nacc.", "test/accuracy", ".4f"),
-    ("test\nDice", "test/dice", ".3f"),
-)
 STYLES = {"failed": "red", "pruned": "yellow", "interrupted": "yellow", "never started": "yellow", "finished": "green"}
 
 
-def table(jobs: Sequence[Job], width: int | None = None, color: bool = False) -> str:
-    """The jobs of a sweep (`records.read([folder]).jobs`) as text, with ANSI colours on request.
+def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, spec: Spec | None = None) -> str:
+    """The jobs of a sweep (`records.read([folder]).jobs`) as text, with ANSI colours on request. `spec`: of their task;
+    default: what most runs say.
 
     The caption is folded to `width` (default: the terminal's); the table itself is never cut, it needs what it needs.
     """
+    spec = spec or _spec(jobs)
+    metrics_shown = _metrics(jobs, spec)
     settings = [dict(job.run.factors if job.run else {}) or dict(job.varied) for job in jobs]
     known = [s for s in settings if s]
     names = list(dict.fromkeys(name for s in known for name in s))
@@ -45,12 +45,12 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False) ->
     for name in ("job", *columns):
         drawn.add_column(name.replace(".", ".\n", 1), no_wrap=True, justify="right" if name == "job" else "left")
     drawn.add_column("status", no_wrap=True)
-    for name in (*(title for title, _, _ in METRICS), "seconds", "parameters"):
+    for name in (*(title for title, _, _ in metrics_shown), "seconds", "parameters"):
         drawn.add_column(name, justify="right", no_wrap=True)
     for job, found in zip(jobs, settings, strict=True):
         metrics = job.run.metrics if job.run else {}
         done = job.run is not None and job.run.status == "finished"
-        cells = [_number(metrics.get(name) if done else None, spec) for _, name, spec in METRICS]
+        cells = [_number(metrics.get(name) if done else None, spec) for _, name, spec in metrics_shown]
         cells += [
             _number(job.seconds, ",.1f"),
             _number(metrics.get("parameters") or (job.run.info.get("parameters") if job.run else None), ",d"),
@@ -70,6 +70,7 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False) ->
     console.width = room
     if shared and len(jobs) > 1:
         console.print(f"All: {shared}")
+    modules, _ = own.modules(spec)
     for job in jobs:
         if job.error:
             first = job.error.strip().splitlines()[0]
@@ -80,10 +81,30 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False) ->
                 ),
                 soft_wrap=True,
             )
-        if job.run and job.run.parts:
-            text = f"job {job.number}: for want of memory its batches went through the network in {job.run.parts} parts"
-            console.print(Text(f"{text}, which BatchNorm saw", style="yellow"), soft_wrap=True)
+        for text in own.ask(modules, "note", [], job):
+            if text:
+                console.print(Text(f"job {job.number}: {text}", style="yellow"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines()) + "\n"  # type: ignore[attr-defined]
+
+
+def _spec(jobs: Sequence[Job]) -> Spec:
+    """Of the task that most runs are of."""
+    specs = {job.run.spec.primary: job.run.spec for job in jobs if job.run}
+    counts = Counter(job.run.spec.primary for job in jobs if job.run)
+    return specs[counts.most_common(1)[0][0]] if specs else spec_of({})
+
+
+def _metrics(jobs: Sequence[Job], spec: Spec) -> list[tuple[str, str, str]]:
+    """Heading, key and format: what no unit has a value of, in training and test; then what runs are compared by."""
+    final = (
+        "test" if spec.scores or any(f"test/{spec.primary}" in job.run.metrics for job in jobs if job.run) else "val"
+    )
+    plain = [(name, m) for name, m in spec.metrics.items() if m.column != "" and not m.by_unit and name != spec.primary]
+    found = [(part, name, m, m.format) for part in ("train", final) for name, m in plain]
+    metric = spec.metrics[spec.primary]
+    found.append((final, spec.primary, metric, metric.mean_format or metric.format))
+    heads = {name: m.column or (m.title if m is metric else inside(m.title)) for _, name, m, _ in found}
+    return [(f"{part}\n{heads[name]}", f"{part}/{name}", form) for part, name, _, form in found]
 
 
 def _number(value: object, spec: str) -> str:

@@ -142,7 +142,7 @@ def in_memory(specs: list[Spec]) -> Record:
         }
         patients = {p: {"dice": d, "iou": d / (2 - d), "hd95": 30 * (1 - d)} for p, d in spec.dice.items()}
         metrics = {"metrics": {"test/dice": _mean(spec)}}
-        runs.append(Run(Path(), _hash([f, spec.data, spec.split]), spec.status, info, metrics, patients=patients))
+        runs.append(Run(Path(), _hash([f, spec.data, spec.split]), spec.status, info, metrics, units=patients))
     return Record(["simulated"], [], runs, [])
 
 

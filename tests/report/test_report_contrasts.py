@@ -36,7 +36,7 @@ def test_planted_effect_is_found_and_the_idle_factor_is_not():
         for contrast in analysis.contrasts:
             found[contrast.factor] += contrast.verdict == "shown"
             if contrast.factor == "optim":
-                assert (contrast.a, contrast.b, len(contrast.pairs), contrast.patients, contrast.seeds) == (
+                assert (contrast.a, contrast.b, len(contrast.pairs), contrast.units, contrast.seeds) == (
                     "sgd",
                     "adam",
                     2,
@@ -179,7 +179,7 @@ def test_only_the_same_patients_are_compared():
     b = Spec(factors(optim="adam"), dict(list(better.items())[6:]), split="same")
     _, analysis = analysed([a, b])
     (contrast,) = analysis.contrasts
-    assert contrast.patients == 8
+    assert contrast.units == 8
     assert contrast.mean == pytest.approx(np.mean([0.01 * (i % 3) for i in range(6, 14)]))
 
 
@@ -187,7 +187,7 @@ def test_undefined_dice_takes_no_part():
     a, b = dict.fromkeys(PATIENTS, 0.5), dict.fromkeys(PATIENTS, 0.6)
     a["patient_00"] = float("nan")
     _, analysis = analysed([Spec(factors(), a), Spec(factors(optim="adam"), b)])
-    assert analysis.contrasts[0].patients == 19
+    assert analysis.contrasts[0].units == 19
 
 
 def test_same_names_in_other_data_are_not_the_same_patients():
@@ -232,7 +232,7 @@ def test_folds_are_joined_so_that_each_patient_counts_once():
     assert [comparison.tested(i) for i in (0, 1)] == [20, 20]
     assert comparison.mean(1) == pytest.approx(np.mean([0.5 + 0.01 * i for i in range(20)]))
     (contrast,) = analysis.contrasts
-    assert (contrast.patients, contrast.mean) == (20, pytest.approx(0.1))
+    assert (contrast.units, contrast.mean) == (20, pytest.approx(0.1))
 
 
 def test_rows_come_by_the_dice_of_all_their_patients_not_of_their_folds():

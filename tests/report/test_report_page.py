@@ -18,7 +18,7 @@ from segsweep.report.__main__ import main
 from segsweep.report.comparison import compare
 from segsweep.report.findings import Findings
 from segsweep.report.records import read
-from segsweep.report.sections import SECTIONS
+from segsweep.report.sections import make
 
 
 def big_sweep(root):
@@ -236,7 +236,7 @@ def test_overfitting_and_convergence_follow_the_curves(text):
 
 def sections(specs, tmp_path, expected=None):
     found = Findings(compare(read([write_sweep(tmp_path / "multirun", "s", specs, expected)])))
-    return {section.anchor: section for make in SECTIONS if (section := make(found))}
+    return {section.anchor: section for section in make(found)}
 
 
 def summary_of(specs, tmp_path):

@@ -10,6 +10,7 @@ from records import PATIENTS, Spec, factors, write_sweep
 
 from segsweep.errors import SegsweepError
 from segsweep.report.records import read
+from segsweep.segmentation_sections import overlays
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_every_ending_is_told_apart(sweep):
 def test_a_pruned_run_says_when_and_one_that_was_continued_since_is_finished(sweep):
     job = read([sweep]).jobs[2]
     assert "after epoch 2 of 5 by halving" in job.error
-    assert (job.run.metrics["parameters"], job.run.patients) == (1_942_289, {})
+    assert (job.run.metrics["parameters"], job.run.units) == (1_942_289, {})
     finished = next(path for path in (sweep.parent / "runs").glob("*/result.json"))
     (job.run.folder / "pruned.json").unlink()
     (job.run.folder / "result.json").write_text(finished.read_text())
@@ -51,11 +52,11 @@ def test_finished_run_is_read_whole(sweep):
     run = read([sweep]).runs[0]
     assert run.metrics["test/dice"] == pytest.approx(0.8)
     assert run.metrics["training_seconds"] == 27
-    assert list(run.patients) == PATIENTS
-    assert run.patients["patient_03"]["dice"] == 0.8
+    assert list(run.units) == PATIENTS
+    assert run.units["patient_03"]["dice"] == 0.8
     assert run.history["test/dice"].shape == (5,)
-    assert run.overlays["patient_03"]["image"].shape == (64, 64, 3)
-    assert (run.seed, run.fold, run.leaks, run.evaluated_on) == (0, None, False, "test")
+    assert overlays(run)["patient_03"]["image"].shape == (64, 64, 3)
+    assert (run.seed, run.repeat, run.leaks, run.evaluated_on) == (0, (None,), False, "test")
 
 
 def test_several_sources_are_pooled_and_a_run_counts_once(sweep):
@@ -72,7 +73,7 @@ def test_several_sources_are_pooled_and_a_run_counts_once(sweep):
 def test_undefined_dice_is_nan(tmp_path):
     dice = dict.fromkeys(PATIENTS, 0.8) | {"patient_00": float("nan")}
     (run,) = read([write_sweep(tmp_path, "s", [Spec(factors(), dice)])]).runs
-    assert np.isnan(run.patients["patient_00"]["dice"])
+    assert np.isnan(run.units["patient_00"]["dice"])
     assert run.metrics["test/undefined"] == 1
 
 
@@ -109,7 +110,7 @@ def test_damaged_piece_is_said_and_the_rest_is_read(tmp_path, name, text, status
     if name == "history.jsonl":
         assert record.runs[0].history["test/dice"].tolist() == [0.5]
     if name == "overlays.npz":
-        assert record.runs[0].overlays == {}
+        assert overlays(record.runs[0]) == {}
 
 
 @pytest.mark.parametrize("name", ["patients.csv", "run.json", "history.jsonl", "overlays.npz", "split.json"])

@@ -4,14 +4,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from segsweep.config import conf_dir
 from segsweep.errors import ConfigError, SegsweepError
-from segsweep.objective import direction, values
+from segsweep.metrics import SPEC
+from segsweep.objective import direction, problems, values
 from segsweep.preflight import preflight
 from segsweep.sweep import without_password
+from segsweep.task import Metric, Spec
 
 FEW = ["loss=bce", "data.patients=6", "data.image_size=16"]
 WHEN = "search.when=['optim=sgd: optim.momentun=interval(0,0.9)']"
@@ -95,18 +98,35 @@ def test_objectives_are_of_one_epoch_of_the_record(tmp_path):
         {"epoch": 3, "val/dice": 0.6, "val/loss": 0.4},
     ]
     run = record(tmp_path, rows, training_seconds=12.5, parameters=77)
-    assert values(run, ["val/dice", "val/loss"], "best") == [0.7, 0.5]
-    assert values(run, ["val/loss", "val/dice"], 3) == [0.4, 0.6]
-    assert values(run, ["val/loss"], "best") == [0.1]
-    assert values(run, ["val/dice", "training_seconds", "parameters"], "last") == [0.6, 12.5, 77.0]
+    assert values(run, ["val/dice", "val/loss"], "best", SPEC) == [0.7, 0.5]
+    assert values(run, ["val/loss", "val/dice"], 3, SPEC) == [0.4, 0.6]
+    assert values(run, ["val/loss"], "best", SPEC) == [0.1]
+    assert values(run, ["val/dice", "training_seconds", "parameters"], "last", SPEC) == [0.6, 12.5, 77.0]
     for names, epoch in ((["val/dice"], 1), (["val/dice"], 4), (["val/dice", "gflops"], "best")):
         with pytest.raises(SegsweepError, match="is not a number"):
-            values(run, names, epoch)
+            values(run, names, epoch, SPEC)
 
 
 def test_directions_are_the_metrics_own():
-    found = [direction(name) for name in ("val/dice", "val/loss", "training_seconds")]
+    found = [direction(name, SPEC) for name in ("val/dice", "val/loss", "training_seconds")]
     assert found == ["maximize", "minimize", "minimize"]
+
+
+def test_another_task_is_searched_by_its_own_metrics(tmp_path):
+    metrics = {
+        "rmse": Metric(title="RMSE", direction="min"),
+        "tail": Metric(title="T", direction="max", by_epoch=False),
+    }
+    spec = Spec(metrics=metrics, select="val/rmse")
+    assert direction("val/rmse", spec) == "minimize"
+    run = record(
+        tmp_path, [{"epoch": 1, "val/rmse": 310.0}, {"epoch": 2, "val/rmse": 290.0}, {"epoch": 3, "val/rmse": 300.0}]
+    )
+    assert values(run, ["val/rmse"], "best", spec) == [290.0]
+    search = SimpleNamespace(objective=["val/tail", "val/dice"], epoch="best")
+    tail, dice = problems(search, 3, spec)
+    assert tail.startswith("search.objective=val/tail: no such objective")
+    assert dice.endswith("allowed are val/rmse, training_seconds, gflops, parameters")
 
 
 def test_a_password_stays_out_of_records():

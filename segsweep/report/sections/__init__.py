@@ -1,7 +1,7 @@
 """The sections of the report, in the order in which a person asks.
 
 To add one, write a function `(Findings) -> Section | None` in a file of this folder and put it in SECTIONS; None leaves
-it out.
+it out. What is of one task alone is in a module of that task (`segsweep.report.own`), its sections before the curves.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,17 @@ from segsweep.report.sections.evidence import confounded, contrasts, method, rep
 from segsweep.report.sections.provenance import provenance
 from segsweep.report.sections.results import hyperparameters, missing, results
 from segsweep.report.sections.summary import summary
-from segsweep.report.sections.training import curves, importance, learning_rate, overfitting, overlays
+from segsweep.report.sections.training import curves, importance, learning_rate, overfitting
+
+
+def make(found: Findings) -> list[Section]:
+    """All that there is something to say in."""
+    made = []
+    for section in SECTIONS:
+        made += found.own.sections if section is curves else []
+        made += [one] if (one := section(found)) else []
+    return made
+
 
 SECTIONS: list[Callable[[Findings], Section | None]] = [
     summary,
@@ -23,7 +33,6 @@ SECTIONS: list[Callable[[Findings], Section | None]] = [
     confounded,
     repeats,
     tradeoffs,
-    overlays,
     curves,
     overfitting,
     learning_rate,

@@ -1,23 +1,27 @@
-"""The sections that weigh: is a difference real, what stays open, how far do seeds and patients spread, what does a
-better Dice cost.
+"""The sections that weigh: is a difference real, what stays open, how far do seeds and units spread, what does a better
+score cost.
 """
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
 from segsweep.report import figures
-from segsweep.report.content import Block, Cell, Code, Section, Table, joined, number, plural
-from segsweep.report.findings import Findings, p_value, ranged, signed
+from segsweep.report.content import Block, Cell, Code, Section, Table, a, joined, number, plural, plus
+from segsweep.report.contrasts import Contrast
+from segsweep.report.findings import Findings, p_value, ranged
 from segsweep.report.statistics import FEWEST, FEWEST_REPEATS, mean_interval, nanmean, pareto
 
-VERDICTS = {
-    "none": "no difference shown",
-    "trained": "these trained networks differ; repeats unknown",
-    "chance": "no more than repeats differ",
-    "shown": "shown, over patients and repeats",
-}
 MOST_CONTRASTS, MOST_PAIRS = 40, 60
+BOUNDED = (
+    "In simulations with 20 {units} of skewed {score} they cover the truth in 93 to 97 % of cases; where 5 to 10 % of"
+    " the {units} are missed outright, in about 90 %."
+)
+UNBOUNDED = (
+    "In simulations with 20 {units} whose values have no bound they cover the truth in 93 to 95 % of cases for normal"
+    " errors, their sizes and their squares, and in about 90 % for a log-normal with a standard deviation of 1."
+)
 
 
 def contrasts(found: Findings) -> Section | None:
@@ -25,139 +29,141 @@ def contrasts(found: Findings) -> Section | None:
     analysis = found.analysis
     if len(found.rows) < 2:
         return None
+    scaled = f" The scale of {found.score} depends on {joined(analysis.scales)}: rows that differ there do not compare."
     if not analysis.contrasts:
         text = (
-            "No two rows with patients in common differ in exactly one factor, so no difference can be put down to a"
-            " setting."
+            f"No two rows with {found.units} in common differ in exactly one factor, so no difference can be put down"
+            " to a setting."
         )
         if analysis.continuous:
             text = (
                 f"No settings can be compared in pairs: {joined(analysis.continuous)} took too many values, and no two"
                 " rows differ in just one other factor."
             )
-        return Section("contrasts", "Is the difference real?", [text])
+        return Section("contrasts", "Is the difference real?", [text + scaled * bool(analysis.scales)])
     shown = analysis.contrasts
     if len(shown) > MOST_CONTRASTS:
         shown = sorted(shown, key=lambda c: (c.p_holm, -abs(c.mean)))[:MOST_CONTRASTS]
-    rows: list[list[Cell | str]] = [
-        [
-            c.factor,
-            f"{c.b} − {c.a}",
-            Cell(signed(c), c.mean),
-            number(len(c.pairs), "d"),
-            Cell(f"{c.range[0]:+.3f} to {c.range[1]:+.3f}" if len(c.pairs) > 1 else "–", c.range[0]),
-            number(c.patients, "d"),
-            number(c.seeds, "d"),
-            Cell(p_value(c.p), c.p),
-            Cell(p_value(c.p_holm), c.p_holm),
-            Cell(p_value(c.signed_rank), c.signed_rank if c.signed_rank == c.signed_rank else ""),
-            (
-                Cell(f"[{c.over_repeats.low:+.3f}, {c.over_repeats.high:+.3f}] ({c.repeats})", c.over_repeats.mean)
-                if c.over_repeats
-                else Cell("–", "")
-            ),
-            Cell(p_value(c.p_repeats_holm), c.p_repeats_holm if c.over_repeats else ""),
-            Cell(VERDICTS[c.verdict], c.verdict, "best" if c.verdict == "shown" else ""),
-        ]
-        for c in shown
-    ]
-    notes = {
-        "difference in Dice": (
-            "mean over patients of the paired difference, averaged over matched pairs and common seeds; 95 % interval"
-            " over patients"
-        ),
-        "pair by pair": (
-            "lowest and highest mean difference of the matched pairs; of both signs: what the factor does may depend on"
-            " the other settings"
-        ),
-        "p": "sign-flip permutation test of that mean",
-        "p Holm": f"corrected over the {plural(len(analysis.contrasts), 'contrast')} of this report",
-        "p Wilcoxon": "signed-rank test of the same differences, not corrected",
-        "over repeats": (
-            "95 % interval when seeds (or else matched pairs) are as random as patients, from the pairs with the most"
-            " seeds"
-        ),
-        "p repeats": "test that goes with it, Holm-corrected",
-    }
-    head = [
-        "factor",
-        "contrast",
-        "difference in Dice",
-        "pairs",
-        "pair by pair",
-        "patients",
-        "seeds",
-        "p",
-        "p Holm",
-        "p Wilcoxon",
-        "over repeats",
-        "p repeats",
-        "verdict",
-    ]
+    head, notes = _columns(found)
+    rows: list[list[Cell | str]] = [[head[name](c) for name in head] for c in shown]
     limit = (
         f" The {MOST_CONTRASTS} with the smallest p of {len(analysis.contrasts)}."
         if len(shown) < len(analysis.contrasts)
         else ""
     )
     drawn = shown[:20]
-    words = "; ".join(f"{c.factor}, {c.b} minus {c.a}: {signed(c)}, {VERDICTS[c.verdict]}" for c in drawn[:8])
+    words = "; ".join(f"{named(c)}, {c.b} minus {c.a}: {found.signed(c)}, {verdict(found, c)}" for c in drawn[:8])
+    over = "" if found.comparison.alone else f", thin orange over {found.units} and repeats"
     plot = figures.forest(
         "contrasts",
-        f"Differences in Dice by contrast. {words}{'; and more, as in the table' if len(drawn) > 8 else ''}.",
-        "Difference in mean Dice: blue over patients, thin orange over patients and repeats. An interval across zero"
-        " shows no difference.",
-        [f"{c.factor}: {c.b} − {c.a}" for c in drawn],
+        f"Differences in {found.score} by contrast. {words}{'; and more, as in the table' if len(drawn) > 8 else ''}.",
+        f"Difference in mean {found.score}: blue over {found.units}{over}. An interval across zero shows no"
+        " difference.",
+        [f"{named(c)}: {c.b} − {c.a}" for c in drawn],
         [[c.interval, c.over_repeats] for c in drawn],
         zero=True,
-        xlabel="difference in Dice",
+        xlabel=f"difference in {found.score}",
     )
     text = (
-        "Each contrast takes all pairs of rows that differ in that one factor, and compares them on the same patients"
-        " at the same seeds."
+        f"Each contrast takes all pairs of rows that differ in that one factor, and compares them on the same"
+        f" {found.units}{'' if found.comparison.alone else ' at the same seeds'}."
     )
-    blocks: list[Block] = [text, Table(f"Contrasts by factor.{limit}", head, rows, notes), [plot], _pairs(found)]
-    if any(c.factor.split(".")[0] == "split" for c in shown):
-        blocks.append(
-            "A contrast of splits compares the same patients, but not the same slices of them, nor the same training"
-            " patients."
-        )
-    if any(c.factor == "data.image_size" for c in shown):
-        blocks.append(
-            "A contrast of image sizes compares Dice at two sizes, each against truth resized to it: it holds the"
-            " measure as well as the network."
-        )
+    blocks: list[Block] = [text + scaled * bool(analysis.scales)]
+    blocks += [Table(f"Contrasts by factor.{limit}", list(head), rows, notes), [plot], _pairs(found)]
+    if any(c.factor.split(".")[0] == "split" for c in shown) and not found.comparison.alone:
+        apart = f", but not the same {found.samples} of them, nor" * (found.spec.sample != found.unit) or ", but not"
+        blocks.append(f"A contrast of splits compares the same {found.units}{apart} the same training {found.units}.")
+    blocks += found.own.sentences.get("contrasts", [])
     if analysis.unpaired:
+        common = "" if found.comparison.alone else " at a common seed"
         blocks.append(
-            f"{plural(analysis.unpaired, 'pair')} of rows differ in one factor but share no test patient at a common"
-            " seed, and are not compared."
+            f"{plural(analysis.unpaired, 'pair')} of rows differ in one factor but share no test {found.unit}{common},"
+            " and are not compared."
         )
     return Section("contrasts", "Is the difference real?", blocks)
 
 
+def _columns(found: Findings) -> tuple[dict[str, Callable[[Contrast], Cell | str]], dict[str, str]]:
+    """Heading -> what stands below it for a contrast; heading -> note. What only seeds beside units have is left out
+    where seeds stand in the place of units."""
+    units = found.units
+    difference = f"difference in {found.score}"
+    head: dict[str, Callable[[Contrast], Cell | str]] = {
+        "factor": named,
+        "contrast": lambda c: f"{c.b} − {c.a}",
+        difference: lambda c: Cell(found.signed(c), c.mean),
+        "pairs": lambda c: number(len(c.pairs), "d"),
+        "pair by pair": lambda c: Cell(
+            f"{plus(c.range[0], found.form)} to {plus(c.range[1], found.form)}" if len(c.pairs) > 1 else "–", c.range[0]
+        ),
+        units: lambda c: number(c.units, "d"),
+    }
+    if not found.comparison.alone:
+        head["seeds"] = lambda c: number(c.seeds, "d")
+    head |= {
+        "p": lambda c: Cell(p_value(c.p), c.p),
+        "p Holm": lambda c: Cell(p_value(c.p_holm), c.p_holm),
+        "p Wilcoxon": lambda c: Cell(p_value(c.signed_rank), c.signed_rank if c.signed_rank == c.signed_rank else ""),
+    }
+    if not found.comparison.alone:
+        head |= {
+            "over repeats": lambda c: (
+                Cell(f"{found.span(c.over_repeats.low, c.over_repeats.high)} ({c.repeats})", c.over_repeats.mean)
+                if c.over_repeats
+                else Cell("–", "")
+            ),
+            "p repeats": lambda c: Cell(p_value(c.p_repeats_holm), c.p_repeats_holm if c.over_repeats else ""),
+        }
+    head["verdict"] = lambda c: Cell(verdict(found, c), c.verdict, "best" if c.verdict in ("shown", "seeds") else "")
+    common = "" if found.comparison.alone else " and common seeds"
+    notes = {
+        difference: (
+            f"mean over {units} of the paired difference, averaged over matched pairs{common}; 95 % interval over"
+            f" {units}"
+        ),
+        "pair by pair": (
+            "lowest and highest mean difference of the matched pairs; of both signs: what the factor does may depend on"
+            " the other settings"
+        ),
+        "p": "sign-flip permutation test of that mean",
+        "p Holm": f"corrected over the {plural(len(found.analysis.contrasts), 'contrast')} of this report",
+        "p Wilcoxon": "signed-rank test of the same differences, not corrected",
+        "over repeats": (
+            f"95 % interval when seeds (or else matched pairs) are as random as {units}, from the pairs with the most"
+            " seeds"
+        ),
+        "p repeats": "test that goes with it, Holm-corrected",
+    }
+    return head, notes
+
+
+def named(c: Contrast) -> str:
+    return f"{c.factor} at {c.where}" if c.where else c.factor
+
+
+def verdict(found: Findings, c: Contrast) -> str:
+    return {
+        "none": "no difference shown",
+        "trained": "these trained networks differ; repeats unknown",
+        "chance": "no more than repeats differ",
+        "shown": f"shown, over {found.units} and repeats",
+        "seeds": f"shown over seeds; other {found.spec.unit}s unknown",
+    }[c.verdict]
+
+
 def _pairs(found: Findings) -> Table:
     pairs = [(c, pair) for c in found.analysis.contrasts for pair in c.pairs]
-    rows: list[list[Cell | str]] = []
+    alone, rows = found.comparison.alone, []
     for c, pair in pairs[:MOST_PAIRS]:
-        interval = mean_interval(pair.values, symmetric=True, bounds=(-1, 1))
+        interval = mean_interval(pair.values, symmetric=True, bounds=found.comparison.span)
         mean = float(nanmean(pair.values))
-        patients = int((~np.isnan(pair.values)).sum())
-        names = [found.title(pair.b), found.title(pair.a)]
-        rows.append(
-            [
-                c.factor,
-                *names,
-                Cell(ranged(interval, mean, "+.3f"), mean),
-                number(patients, "d"),
-                number(pair.seeds, "d"),
-            ]
-        )
+        count = int((~np.isnan(pair.values)).sum())
+        cells: list[Cell | str] = [named(c), found.title(pair.b), found.title(pair.a)]
+        cells += [Cell(ranged(interval, mean, found.form, plus), mean), number(count, "d")]
+        rows.append([*cells, *([] if alone else [number(pair.seeds, "d")])])
     limit = f" The first {MOST_PAIRS} of {len(pairs)}." if len(pairs) > MOST_PAIRS else ""
-    return Table(
-        f"Each matched pair.{limit}",
-        ["factor", "row", "minus row", "difference in Dice", "patients", "seeds"],
-        rows,
-        folded=True,
-    )
+    head = ["factor", "row", "minus row", f"difference in {found.score}", found.units, *([] if alone else ["seeds"])]
+    return Table(f"Each matched pair.{limit}", head, rows, folded=True)
 
 
 def confounded(found: Findings) -> Section | None:
@@ -186,56 +192,50 @@ def confounded(found: Findings) -> Section | None:
 
 
 def repeats(found: Findings) -> Section | None:
-    """The spread of seeds beside the spread of patients."""
+    """The spread of seeds beside the spread of units."""
     if not found.rows:
         return None
-    scores = found.comparison.scores["dice"]
+    alone, units, form = found.comparison.alone, found.units, found.form
     rows: list[list[Cell | str]] = []
     for i, row in enumerate(found.rows):
-        by_seed = nanmean(scores[i], 1)
+        by_unit = found.comparison.by_unit(i)
+        by_unit = by_unit[~np.isnan(by_unit)]
+        by_seed = by_unit if alone else nanmean(found.comparison.primary[i], 1)
         by_seed = by_seed[~np.isnan(by_seed)]
-        patients = found.comparison.by_patient(i)
-        patients = patients[~np.isnan(patients)]
-        rows.append(
-            [
-                Cell(found.title(i), i),
-                number(len(row.seeds), "d"),
-                ", ".join(f"{mean:.3f}" for mean in by_seed) or "–",
-                number(float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None),
-                number(len(patients), "d"),
-                number(float(patients.std(ddof=1)) if len(patients) > 1 else None),
-                number(float(patients.std(ddof=1) / np.sqrt(len(patients))) if len(patients) > 1 else None),
-            ]
-        )
+        deviation = float(by_unit.std(ddof=1)) if len(by_unit) > 1 else None
+        cells: list[Cell | str] = [
+            Cell(found.title(i), i),
+            number(len(row.seeds), "d"),
+            ", ".join(format(mean, form) for mean in by_seed) or "–",
+            number(float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None, form),
+        ]
+        cells += [] if alone else [number(len(by_unit), "d"), number(deviation, form)]
+        rows.append([*cells, number(float(deviation / np.sqrt(len(by_unit))) if deviation is not None else None, form)])
     few = [row for row in found.rows if len(row.seeds) < FEWEST_REPEATS]
     text = (
-        "Two kinds of chance: which patients were tested, and how training happened to go. An interval over patients"
+        f"Two kinds of chance: which {units} were tested, and how training happened to go. An interval over {units}"
         " says nothing of the second."
     )
+    if alone:
+        text = f"How training happened to go is the one kind of chance that is measured here. {found.open}"
     if few:
         text += (
             f" **{len(few)} of {len(found.rows)} rows have fewer than {FEWEST_REPEATS} seeds.** Left open there:"
             " whether training once more, with another initialisation and order of batches, would keep the ranking. A"
             " difference between two such rows is a difference between two trained networks."
         )
-    head = [
-        "row",
-        "seeds",
-        "mean Dice by seed",
-        "SD of seeds",
-        "patients",
-        "SD of patients",
-        "standard error of the mean",
-    ]
+    head = ["row", "seeds", f"mean {found.score} by seed", "SD of seeds", *([] if alone else [units, f"SD of {units}"])]
+    head = [name.removeprefix("mean ") for name in head] if alone else head
+    caption = f"Spread of the mean {found.score} over seeds, and of the {found.score} over {units}."
     return Section(
         "repeats",
-        "Seeds and patients",
-        [text, Table("Spread of the mean Dice over seeds, and of the Dice over patients.", head, rows)],
+        "Seeds" if alone else f"Seeds and {units}",
+        [text, Table("Spread over seeds." if alone else caption, [*head, "standard error of the mean"], rows)],
     )
 
 
 def tradeoffs(found: Findings) -> Section | None:
-    """What a better Dice costs."""
+    """What a better score costs."""
     if len(found.rows) < 2:
         return None
     labels = [row.label for row in found.rows]
@@ -244,71 +244,74 @@ def tradeoffs(found: Findings) -> Section | None:
     candidates = [row.arena for row in found.rows if not row.leaks] or arenas.tolist()
     arena = Counter(candidates).most_common(1)[0][0]
     honest = np.where(arenas == arena, found.means, np.nan)
-    for name, metric, what in (
+    title = f"mean {found.score} of the {found.units}"
+    for name, metric, usual in (
         ("tradeoff-time", "training_seconds", "training seconds"),
         ("tradeoff-parameters", "parameters", "parameters"),
-        ("tradeoff-gflops", "gflops", "GFLOPs an image"),
+        ("tradeoff-gflops", "gflops", f"GFLOPs {a(found.spec.sample)}"),
     ):
-        cost = np.array([row.metric(metric) for row in found.rows])
-        front = pareto(cost, honest)
+        cost, what = np.array([row.metric(metric) for row in found.rows]), found.word(metric, usual)
+        front = pareto(cost, found.metric.sign * honest)
         if front:
-            panels.append(figures.tradeoff(name, what, cost, found.dice, found.means, front, labels))
+            words = (found.score, title, found.form)
+            panels.append(figures.tradeoff(name, what, cost, found.intervals, found.means, front, labels, *words))
             names = [found.title(i) for i in front[:6]] + ([f"{len(front) - 6} more"] if len(front) > 6 else [])
             fronts.append(f"By {what}, cheapest first: {joined(names)}.")
     if not panels:
         return None
     text = (
-        "Rows on the Pareto front: no other row has a higher mean Dice at the same or a lower cost. The front is of"
-        " means, and as uncertain as they are."
+        f"Rows on the Pareto front: no other row has a {found.better} mean {found.score} at the same or a lower cost."
+        " The front is of means, and as uncertain as they are."
     )
     if found.arenas > 1:
+        scaled = f", on another scale ({joined(list(found.metric.scale), 'or')})" * bool(found.analysis.scales)
         text += (
-            f" On it are only rows that were tested as {found.title(arenas.tolist().index(arena))} was: the Dice of the"
-            " others, of other data, another kind of split or one that leaks, is not comparable."
+            f" On it are only rows that were tested as {found.title(arenas.tolist().index(arena))} was: the"
+            f" {found.score} of the others, of other data, another kind of split{scaled} or one that leaks, is not"
+            " comparable."
         )
-    return Section("tradeoffs", "What does a better Dice cost?", [text, fronts, panels])
+    return Section("tradeoffs", f"What does a better {found.score} cost?", [text, fronts, panels])
 
 
 def method(found: Findings) -> Section:
     """How the figures were made, so that they can be doubted."""
-    return Section(
-        "method",
-        "How the figures are made",
-        [
-            [
-                (
-                    "Dice, IoU and HD95 are of a patient's whole volume; a mean is over patients. Truth and prediction"
-                    " both empty: undefined, left out and counted; exactly one empty: 0, with HD95 the volume's"
-                    " diagonal. Accuracy is over all pixels."
-                ),
-                (
-                    "Repeats are averaged within a patient first, and the folds of a cross-validation joined, so that"
-                    " each patient counts once."
-                ),
-                (
-                    "95 % intervals of means: studentised bootstrap over patients, equal-tailed for a mean, symmetric"
-                    f" for a difference, 4000 seeded resamples; none below {FEWEST} patients, and none for medians. In"
-                    " simulations with 20 patients of skewed Dice they cover the truth in 93 to 97 % of cases; where 5"
-                    " to 10 % of the patients are missed outright, in about 90 %."
-                ),
-                (
-                    "Paired test: sign-flip permutation of the mean difference (exact to 15 patients, else 20000 seeded"
-                    " flips), Holm's correction over all contrasts. Wilcoxon's signed-rank test is shown beside it. The"
-                    " best row is told from another only by the largest of all pairs' flips (Westfall and Young), for"
-                    " it was picked by its score."
-                ),
-                (
-                    "Over repeats: patients and seeds both random and crossed (Dorfman, Berbaum and Metz; Hillis),"
-                    f" from {FEWEST_REPEATS} common seeds, or else matched pairs, on."
-                ),
-                (
-                    "A difference is called shown only if its interval leaves out zero and both tests are below 5 %"
-                    " after correction; without repeats it is said of the trained networks alone."
-                ),
-                (
-                    "The folds of a cross-validation share training patients, so an interval over their pooled patients"
-                    " is somewhat too narrow (Bengio and Grandvalet 2004); no estimator mends that."
-                ),
-            ]
-        ],
-    )
+    unit, units, alone = found.unit, found.units, found.comparison.alone
+    sentences = list(found.own.sentences.get("method", []))
+    if alone:
+        sentences.append(found.open)
+    else:
+        sentences.append(
+            f"Repeats are averaged within {a(unit)} first, and the folds of a cross-validation joined, so that each"
+            f" {unit} counts once."
+        )
+    coverage = BOUNDED if np.isfinite(found.metric.bounds).all() else UNBOUNDED
+    coverage = coverage.format(units=units, score=found.score)
+    sentences += [
+        (
+            f"95 % intervals of means: studentised bootstrap over {units}, equal-tailed for a mean, symmetric for a"
+            f" difference, 4000 seeded resamples; none below {FEWEST} {units}, and none for medians. {coverage}"
+        ),
+        (
+            "Paired test: sign-flip permutation of the mean difference (exact to 15"
+            f" {units}, else 20000 seeded flips), Holm's correction over all contrasts. Wilcoxon's signed-rank test is"
+            " shown beside it. The best row is told from another only by the largest of all pairs' flips (Westfall and"
+            " Young), for it was picked by its score."
+        ),
+    ]
+    if alone:
+        return Section("method", "How the figures are made", [sentences])
+    sentences += [
+        (
+            f"Over repeats: {units} and seeds both random and crossed (Dorfman, Berbaum and Metz; Hillis), from"
+            f" {FEWEST_REPEATS} common seeds, or else matched pairs, on."
+        ),
+        (
+            "A difference is called shown only if its interval leaves out zero and both tests are below 5 % after"
+            " correction; without repeats it is said of the trained networks alone."
+        ),
+        (
+            f"The folds of a cross-validation share training {units}, so an interval over their pooled {units} is"
+            " somewhat too narrow (Bengio and Grandvalet 2004); no estimator mends that."
+        ),
+    ]
+    return Section("method", "How the figures are made", [sentences])

@@ -3,8 +3,8 @@
 from typing import Any
 
 from segsweep.report.comparison import digest
-from segsweep.report.content import Block, Cell, Section, Table, joined
-from segsweep.report.findings import Findings, signed
+from segsweep.report.content import Block, Cell, Section, Table, a, joined, many
+from segsweep.report.findings import Findings
 from segsweep.report.records import Run
 
 MOST = 500
@@ -23,7 +23,9 @@ def provenance(found: Findings) -> Section | None:
         title = (
             found.title(i)
             + (f", seed {run.seed}" if len(found.rows[i].seeds) > 1 else "")
-            + (f", fold {run.fold}" if run.fold is not None else "")
+            + "".join(
+                f", {k.split('.')[-1]} {run.factors[k]}" for k in run.spec.repeats if run.factors.get(k) is not None
+            )
         )
         rows.append([Cell(title, i), *(fact[name] for name in different), f"`{run.command}`"])
     caption = "The command that makes each run again." + (
@@ -38,37 +40,37 @@ def _facts(run: Run) -> dict[str, str]:
     info = run.info
     data, split = info.get("data") or {}, info.get("split") or {}
     versions: dict[str, Any] = info.get("versions") or {}
+    spec = run.spec
+    samples = many(spec.sample)
+    counts = [f"{data.get(name, '?')} {name}" for name in dict.fromkeys([many(spec.unit), samples])]
     parts = "/".join(str(split.get(part, "?")) for part in ("train", "val", "test"))
     return {
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or "not recorded",
         "device": str(info.get("device") or "not recorded"),
         "precision": str(info.get("precision") or "not recorded"),
         "commit": str(info.get("commit") or "none"),
-        "data": (
-            f"{data.get('name', '?')}, manifest {digest(run, 'data')[:12] or '?'}, {data.get('patients', '?')}"
-            f" patients, {data.get('slices', '?')} slices"
-        ),
-        "split": f"{split.get('kind', '?')} {digest(run, 'split')[:12] or '?'}, slices train/val/test {parts}",
-        "leaks": "yes: by slice" if run.leaks else "no",
+        "data": ", ".join([str(data.get("name") or "?"), f"manifest {digest(run, 'data')[:12] or '?'}", *counts]),
+        "split": f"{split.get('kind') or '?'} {digest(run, 'split')[:12] or '?'}, {samples} train/val/test {parts}",
+        "leaks": f"yes{f': by {spec.sample}' * (spec.sample != spec.unit)}" if run.leaks else "no",
         "evaluated on": run.evaluated_on,
     }
 
 
 def _leaks(found: Findings) -> str:
     leaking = [found.title(i) for i, row in enumerate(found.rows) if row.leaks]
+    unit, sample = found.spec.unit, found.spec.sample
     if not leaking:
-        return "No split leaks: no patient is in two parts."
-    text = (
-        f"**Leaks:** {joined(leaking[:12])}{f' and {len(leaking) - 12} more' if len(leaking) > 12 else ''}. Their"
-        " slices were dealt out singly, so that a"
-    )
-    text += " patient's neighbouring slices lie in training and test."
+        return f"No split leaks: no {unit} is in two parts."
+    usual = f"In their splits {a(sample)} of {a(unit)} may be in training and another in test."
+    means = found.word("leaking", usual if unit != sample else f"In their splits some {many(unit)} are in two parts.")
+    text = f"**Leaks:** {joined(leaking[:12])}{f' and {len(leaking) - 12} more' if len(leaking) > 12 else ''}. {means}"
     effects = [c for c in found.analysis.contrasts if c.factor == "split"]
     for c in effects:
-        text += f" Measured: {c.b} minus {c.a}, Dice {signed(c)} on the same {c.patients} patients, all else equal."
+        same = f"on the same {c.units} {found.units}, all else equal."
+        text += f" Measured: {c.b} minus {c.a}, {found.score} {found.signed(c)} {same}"
     return (
         text
         if effects
         else text
-        + " No run with the same settings and a split by patient is among these, so the effect is not measured here."
+        + f" No run with the same settings and a split by {unit} is among these, so the effect is not measured here."
     )

@@ -7,11 +7,18 @@ import numpy as np
 from segsweep.artifacts import WHOLE
 from segsweep.report import figures
 from segsweep.report.comparison import show
-from segsweep.report.content import Block, Cell, Section, Table, joined, number
+from segsweep.report.content import Block, Cell, Section, Table, a, inside, joined, many, number, slug
 from segsweep.report.findings import Findings, ranged, shared
 from segsweep.report.statistics import nanmean
 
 FOREST_ROWS = 20
+COSTS = (
+    ("training time (s)", "training_seconds", ",.1f", 1),
+    ("parameters", "parameters", ",.0f", 1),
+    ("GFLOPs", "gflops", ".3g", 1),
+    ("peak memory (MiB)", "peak_memory_bytes", ",.0f", 2**20),
+)
+"""Heading, key of result.json, format, divisor."""
 
 
 def missing(found: Findings) -> Section | None:
@@ -36,7 +43,7 @@ def missing(found: Findings) -> Section | None:
                 rows,
             )
         )
-    repeats = {(run.seed, run.fold) for row in found.rows for run in row.runs}
+    repeats = {(run.seed, run.repeat) for row in found.rows for run in row.runs}
     most = max((len(row.runs) for row in found.rows), default=0)
     uneven = [
         found.title(i) + f" ({len(row.runs)} of {most})" for i, row in enumerate(found.rows) if len(row.runs) < most
@@ -44,11 +51,20 @@ def missing(found: Findings) -> Section | None:
     if uneven and len(repeats) > 1:
         more = f" and {len(uneven) - 12} more" if len(uneven) > 12 else ""
         blocks.append(
-            f"Fewer repeats than the rest: {', '.join(uneven[:12])}{more}. Comparisons use the seeds and patients that"
-            " both sides have."
+            f"Fewer repeats than the rest: {', '.join(uneven[:12])}{more}. Comparisons use the seeds"
+            f"{'' if found.comparison.alone else f' and {found.units}'} that both sides have."
+        )
+    if others := found.record.others:
+        tasks = Counter(f"{run.spec.metrics[run.spec.primary].title} of {many(run.spec.unit)}" for run in others)
+        told = joined([f"{count} of one that is measured by {task}" for task, count in tasks.items()])
+        blocks.append(
+            f"Runs of another task, which do not compare with these: {told}. They take no part in any figure below;"
+            " runs.csv has them."
         )
     if found.record.problems:
         blocks += ["Damaged or missing files, left out:", found.record.problems[:50]]
+    if found.own.problems:
+        blocks += ["Of what the task adds to this report, left out:", found.own.problems[:50]]
     return Section("missing", "What is missing", blocks) if blocks else None
 
 
@@ -57,7 +73,7 @@ def hyperparameters(found: Findings) -> Section | None:
     if not found.rows:
         return None
     names, same = found.varied
-    repeated = len(found.comparison.seeds) > 1 or any(row.folds for row in found.rows)
+    repeated = len(found.comparison.seeds) > 1 or any(row.repeats for row in found.rows)
     rows = []
     for i, row in enumerate(found.rows):
         cells: list[Cell | str] = [Cell(found.title(i), i)]
@@ -66,9 +82,8 @@ def hyperparameters(found: Findings) -> Section | None:
             plain = isinstance(value, int | float) and not isinstance(value, bool)
             cells.append(Cell("–", "") if name not in row.factors else number(value, "g") if plain else show(value))
         if repeated:
-            cells.append(
-                ", ".join(map(str, row.seeds)) + (f"; folds {', '.join(map(str, row.folds))}" if row.folds else "")
-            )
+            kinds = [f"; {many(k.split('.')[-1])} {', '.join(map(str, values))}" for k, values in row.repeats.items()]
+            cells.append(", ".join(map(str, row.seeds)) + "".join(kinds))
         rows.append(cells)
     caption = f"Hyperparameters. All rows share {shared(same)}." if same else "Hyperparameters."
     return Section(
@@ -83,91 +98,103 @@ def results(found: Findings) -> Section | None:
     if not found.rows:
         return None
     comparison = found.comparison
-    marks: dict[str, dict[int, str]] = {metric: {} for metric in comparison.best}
-    for metric, bests in comparison.best.items():
+    marks: dict[str, dict[int, str]] = {name: {} for name in comparison.best}
+    for name, bests in comparison.best.items():
         for best in bests:
             if len(best.tied) < best.rivals:
-                marks[metric] |= dict.fromkeys([best.row, *best.tied], "tied" if best.tied else "best")
-    head = [
-        "row",
-        "Dice",
-        "SD of seeds",
-        "IoU",
-        "HD95 (px)",
-        "missed",
-        "train loss",
-        "train accuracy",
-        "test loss",
-        "test accuracy",
-        "training time (s)",
+                marks[name] |= dict.fromkeys([best.row, *best.tied], "tied" if best.tied else "best")
+    primary, part = found.spec.primary, comparison.part
+    head = ["row", found.score, "SD of seeds"]
+    scores = {name: metric for name, metric in found.spec.scores.items() if name != primary}
+    titles = {name: found.word(name, metric.title) for name, metric in scores.items()}
+    # of what has no value for each unit: the compared number itself is in the second column already
+    plain = [(f"{p}/{name}", m) for p in ("train", part) for name, m in found.others.items()]
+    plain = [(key, m) for key, m in plain if key != f"{part}/{primary}" and _known(found, key)]
+    head += [*titles.values(), *(f"{name.split('/')[0]} {inside(m.title)}" for name, m in plain)]
+    costs = [
+        (title, name, spec, by) for title, name, spec, by in COSTS if name == "training_seconds" or _known(found, name)
     ]
-    head += ["parameters", "GFLOPs", "images/s", "peak memory (MiB)"]
+    head += [title for title, *_ in costs]
     rows: list[list[Cell | str]] = []
     for i, row in enumerate(found.rows):
-        dice = Cell(ranged(found.dice[i], float(found.means[i])), float(found.means[i]), marks["dice"].get(i, ""))
-        by_seed = nanmean(comparison.scores["dice"][i], 1)
+        mean = float(found.means[i])
+        scored = Cell(found.scored(i), mean, marks[primary].get(i, ""))
+        by_seed = comparison.by_unit(i) if comparison.alone else nanmean(comparison.primary[i], 1)
         spread = float(np.nanstd(by_seed, ddof=1)) if (~np.isnan(by_seed)).sum() > 1 else None
-        cells: list[Cell | str] = [Cell(found.title(i), i), dice, number(spread)]
-        for metric, spec in (("iou", ".3f"), ("hd95", ".1f")):
-            mean = comparison.mean(i, metric)
+        cells: list[Cell | str] = [Cell(found.title(i), i), scored, number(spread, found.form)]
+        for name, metric in scores.items():
+            mean = comparison.mean(i, name)
             cells.append(
                 Cell(
-                    ranged(comparison.interval(i, metric), mean, spec),
+                    ranged(comparison.interval(i, name), mean, metric.mean_format or metric.format),
                     mean if mean == mean else "",
-                    marks[metric].get(i, ""),
+                    marks[name].get(i, ""),
                 )
             )
-        lost = sum(run.metrics.get("test/missed") or 0 for run in row.runs) / max(len(row.seeds), 1)
-        cells.append(number(lost, "g" if lost == int(lost) else ".1f"))
-        cells += [
-            number(row.metric(name), ".4f") for name in ("train/loss", "train/accuracy", "test/loss", "test/accuracy")
-        ]
-        cells += [
-            number(row.metric("training_seconds"), ",.1f"),
-            number(row.metric("parameters"), ",.0f"),
-            number(row.metric("gflops"), ".3g"),
-        ]
-        cells += [
-            number(row.metric("images_per_second"), ",.0f"),
-            number(row.metric("peak_memory_bytes") / 2**20, ",.0f"),
-        ]
+        cells += [number(row.metric(key), metric.format) for key, metric in plain]
+        cells += [number(row.metric(name) / by, spec) for _, name, spec, by in costs]
         rows.append(cells)
+    counts = "so that each counts once" if comparison.alone else f"so that {a(found.unit)} counts once"
+    over = "the seeds" if comparison.alone else f"the test {found.units}"
     notes = {
-        "Dice": "mean over the test patients with its 95 % interval; repeats pooled so that a patient counts once",
-        "SD of seeds": "how far the mean Dice moves from seed to seed",
-        "missed": "patients with a tumour and none predicted, a mean over the seeds",
-        "HD95 (px)": "95th percentile of the surface distance; a missed tumour counts as the volume's diagonal",
+        found.score: f"mean over {over} with its 95 % interval; repeats pooled {counts}",
+        "SD of seeds": f"how far the mean {found.score} moves from seed to seed",
     }
+    for column in found.own.columns:
+        if len(column.cells) == len(rows):
+            at = head.index(column.before) if column.before in head else len(head)
+            head.insert(at, column.head)
+            for cells, cell in zip(rows, column.cells, strict=True):
+                cells.insert(at, cell)
+            notes |= {column.head: column.note} if column.note else {}
+    notes |= {title: text for name, title in titles.items() if (text := found.footnote(name))}
     table = Table(
-        "Training statistics, and per-patient scores with 95 % intervals. " + _legend(found), head, rows, notes
+        f"Training statistics, and {'scores' if comparison.alone else f'per-{found.unit} scores'} with 95 % intervals."
+        f" {_legend(found)}",
+        head,
+        rows,
+        notes,
     )
     shown = list(range(min(len(found.rows), FOREST_ROWS)))
-    words = "; ".join(f"{found.title(i)}: {ranged(found.dice[i], float(found.means[i]))}" for i in shown[:8])
+    words = "; ".join(f"{found.title(i)}: {found.scored(i)}" for i in shown[:8])
+    words += "; and more, as in the table" if len(shown) > 8 else ""
     plot = figures.forest(
-        "dice",
-        f"Mean Dice with its 95 % interval by row. {words}{'; and more, as in the table' if len(shown) > 8 else ''}.",
-        "Mean Dice and 95 %"
+        slug(primary),
+        f"Mean {found.score} with its 95 % interval by row. {words}.",
+        f"Mean {found.score} and 95 %"
         f" interval{f', the best {FOREST_ROWS} rows of {len(found.rows)}' if len(found.rows) > FOREST_ROWS else ''};"
-        " each tick is a patient.",
+        f" each tick is {a(found.unit)}.",
         [found.title(i) for i in shown],
-        [[found.dice[i]] for i in shown],
-        points=[comparison.by_patient(i) for i in shown],
+        [[found.intervals[i]] for i in shown],
+        points=[comparison.by_unit(i) for i in shown],
+        xlabel=found.score,
     )
     return Section("results", "How each row scored", [table, *_remarks(found), [plot]])
 
 
+def _known(found: Findings, name: str) -> bool:
+    """Whether a run has this number."""
+    return any(name in run.metrics for row in found.rows for run in row.runs)
+
+
 def _legend(found: Findings) -> str:
+    plain = joined([*(inside(metric.title) for metric in found.others.values()), "time", "memory"])
     return (
         "★ marks a value that is better than all others of its kind by a paired test (corrected over all pairs of"
-        " rows, 5 %), ≈ those that cannot be told from the best; no mark, no claim. Loss, accuracy, time and memory"
-        " carry no interval and are not marked."
+        " rows, 5 %), ≈ those that cannot be told from the best; no mark, no claim."
+        f" {plain[0].upper()}{plain[1:]} carry no interval and are not marked."
     )
 
 
 def _remarks(found: Findings) -> list[str]:
     remarks = []
-    if len({row.factors.get("loss") for row in found.rows}) > 1:
-        remarks.append("Rows with different losses cannot be compared by their loss: each is on a scale of its own.")
+    for metric in found.spec.metrics.values():
+        for name in metric.scale:
+            if len({str(row.factors.get(name)) for row in found.rows}) > 1:
+                remarks.append(
+                    f"Rows with different {many(name)} cannot be compared by their {inside(metric.title)}: each is on a"
+                    " scale of its own."
+                )
     if found.arenas > 1:
         remarks.append(
             "Rows were not all tested on the same data under the same kind of split. Values are marked only among those"
@@ -175,18 +202,4 @@ def _remarks(found: Findings) -> list[str]:
         )
     if len(found.devices) > 1:
         remarks.append(f"Times are from different devices ({joined(found.devices)}) and do not compare.")
-    divided = {found.title(i): run.parts for i, row in enumerate(found.rows) for run in row.runs if run.parts}
-    if divided:
-        named = joined([f"{title} in {parts}" for title, parts in list(divided.items())[:6]])
-        more = f" and {len(divided) - 6} more" if len(divided) > 6 else ""
-        remarks.append(
-            f"For want of memory batches went through the network in parts: {named}{more}. The loss is that of the"
-            " whole batch, but BatchNorm saw the parts, and training took longer: these rows differ in that too."
-        )
-    undefined = sum(run.metrics.get("test/undefined") or 0 for row in found.rows for run in row.runs)
-    if undefined:
-        remarks.append(
-            f"{undefined:g} times a patient had neither tumour nor prediction: Dice is undefined there and left out of"
-            " the means."
-        )
-    return remarks
+    return remarks + found.own.sentences.get("results", [])

@@ -1,47 +1,57 @@
-"""The sections that show: curves, overlays, overfitting, convergence, learning rate, and which settings mattered."""
+"""The sections that show: curves, overfitting, convergence, learning rate, and which settings mattered."""
 
 import numpy as np
 
 from segsweep.report import figures
 from segsweep.report.comparison import Configuration
-from segsweep.report.content import Block, Cell, Figure, Section, Table, joined, number, plural
+from segsweep.report.content import Block, Cell, Figure, Section, Table, inside, joined, number, plural, plus, slug
 from segsweep.report.findings import Findings
-from segsweep.report.records import Run
+from segsweep.report.learning import start
 from segsweep.report.statistics import LEVEL, nanmean, sign_flip_leader
 
-EACH, COLOURED, DRAWN, OVERLAID = (
-    8,
-    len(figures.COLOURS),
-    100,
-    12,
-)  # rows with curves of their own; coloured, drawn at all in the joint panels; with overlays
-PANELS = (("loss", "loss"), ("accuracy", "pixel accuracy"), ("dice", "Dice"))
+# rows with curves of their own; coloured, drawn at all in the joint panels
+EACH, COLOURED, DRAWN = 8, len(figures.COLOURS), 100
+
+
+def _panels(found: Findings) -> dict[str, str]:
+    """Metric -> its name; those that some run has epochs of."""
+    metrics = {name: inside(metric.title) for name, metric in found.others.items() if name != found.spec.primary}
+    metrics[found.spec.primary] = found.metric.title
+    seen = {key for row in found.rows for run in row.runs for key in run.history}
+    return {m: found.word(m, t) for m, t in metrics.items() if {f"train/{m}", f"val/{m}", f"test/{m}"} & seen}
+
+
+def _legend(found: Findings, metric: str) -> str:
+    """Where curves are not, in the end."""
+    return "lower right" if found.spec.metrics[metric].sign > 0 else "upper right"
 
 
 def curves(found: Findings) -> Section | None:
-    """Loss, accuracy and Dice by epoch: all rows together, then each."""
-    rows = [(i, row) for i, row in enumerate(found.rows) if row.curves("train/loss").size]
-    if not rows:
+    """Metrics by epoch: all rows together, then each."""
+    rows = [(i, row) for i, row in enumerate(found.rows) if any("/" in key for run in row.runs for key in run.history)]
+    panels = _panels(found)
+    if not rows or not panels:
         return None
     part = rows[0][1].runs[0].evaluated_on
     others = rows[COLOURED:DRAWN]
     blocks: list[Block] = []
     together = []
-    for metric, title in PANELS:
+    for metric, title in panels.items():
         joint = [("", row.curves(f"{row.runs[0].evaluated_on}/{metric}"), figures.GREY, "-") for _, row in others]
         joint += [
             (f"row {i + 1}", row.curves(f"{row.runs[0].evaluated_on}/{metric}"), figures.COLOURS[k], "-")
             for k, (i, row) in enumerate(rows[:COLOURED])
         ]
         joint = [line for line in joint if line[1].size]
-        words = _ends([(found.title(i), row, row.runs[0].evaluated_on) for i, row in rows[:COLOURED]], metric)
+        words = _ends(found, [(found.title(i), row, row.runs[0].evaluated_on) for i, row in rows[:COLOURED]], metric)
         together.append(
             figures.curves(
-                f"all-{metric}",
+                f"all-{slug(metric)}",
                 f"{title} on {part} against the epoch, all rows. {words}",
                 f"{title}, {part}",
                 f"{title} ({part})",
                 joint,
+                _legend(found, metric),
             )
         )
     limit = f" The best {COLOURED} rows have a colour, the others are grey." if len(rows) > COLOURED else ""
@@ -58,7 +68,7 @@ def curves(found: Findings) -> Section | None:
         f" solid{f'; the best {EACH} of {len(rows)}' if len(rows) > EACH else ''}:"
     )
     for i, row in rows[:EACH]:
-        blocks += [f"**{found.title(i)}**", [_each(found, i, row, metric, title) for metric, title in PANELS]]
+        blocks += [f"**{found.title(i)}**", [_each(found, i, row, metric, title) for metric, title in panels.items()]]
     return Section("curves", "How did they learn?", blocks)
 
 
@@ -69,82 +79,39 @@ def _each(found: Findings, i: int, row: Configuration, metric: str, title: str) 
         (part, row.curves(f"{part}/{metric}"), figures.COLOURS[0], "-"),
     ]
     series = [line for line in series if line[1].size]
-    words = " ".join(_ends([(found.title(i), row, side)], metric, side) for side in ("train", part))
+    words = " ".join(_ends(found, [(found.title(i), row, side)], metric, side) for side in ("train", part))
     alt = f"{title} of {found.title(i)} against the epoch. {words}"
-    return figures.curves(f"row{i + 1}-{metric}", alt, f"{title}, row {i + 1}", title, series)
+    name = f"row{i + 1}-{slug(metric)}"
+    return figures.curves(name, alt, f"{title}, row {i + 1}", title, series, _legend(found, metric))
 
 
-def _ends(rows: list[tuple[str, Configuration, str]], metric: str, side: str = "") -> str:
+def _ends(found: Findings, rows: list[tuple[str, Configuration, str]], metric: str, side: str = "") -> str:
     """First and last values of curves in words."""
-    texts = []
+    texts, form = [], found.spec.metrics[metric].mean_format or ".3f"
     for title, row, part in rows:
         mean = nanmean(row.curves(f"{part}/{metric}"), 0)
         if mean.size:
-            texts.append(f"{side or title}: {mean[0]:.3f} in the first epoch, {mean[-1]:.3f} in the last")
+            texts.append(f"{side or title}: {mean[0]:{form}} in the first epoch, {mean[-1]:{form}} in the last")
     return "; ".join(texts) + "." if texts else ""
-
-
-def overlays(found: Findings) -> Section | None:
-    """Best, median and worst patient, the same for all rows; of repeats, the first run's prediction."""
-    shown: dict[int, dict[str, tuple[Run, dict[str, np.ndarray]]]] = {}
-    common: set[str] = set()
-    for i, row in enumerate(found.rows[: 4 * OVERLAID]):  # a few more than are shown, in case some have none
-        kept = {
-            patient: (run, p)
-            for run in reversed(row.runs)
-            for patient, p in run.overlays.items()
-            if patient in run.patients
-        }
-        same = (common or set(kept)) & set(kept) if found.data(i) == found.data(next(iter(shown), i)) else set()
-        if len(same) >= min(3, len(common) or 1) and len(shown) < OVERLAID:
-            shown[i], common = kept, same
-    dice = {p: float(nanmean(np.array([kept[p][0].patients[p]["dice"] for kept in shown.values()]))) for p in common}
-    ranked = sorted((p for p in dice if dice[p] == dice[p]), key=lambda p: (-dice[p], p))
-    if not ranked:
-        return None
-    blocks: list[Block] = [
-        "Each patient's slice with the largest tumour; truth dashed green, prediction solid orange. Best, median and"
-        f" worst by the mean Dice of the rows shown ({plural(len(ranked), 'patient')} in common)."
-    ]
-    if len(shown) < len(found.rows):
-        blocks.append(
-            f"Shown are {len(shown)} of {len(found.rows)} rows: the best that kept overlays of these patients, at most"
-            f" {OVERLAID}."
-        )
-    places = {0: "best", (len(ranked) - 1) // 2: "median", len(ranked) - 1: "worst"}
-    if len(ranked) < 3:
-        places = dict(enumerate(["best", "worst"][: len(ranked)]))
-    for place, role in places.items():
-        patient = ranked[place]
-        picture = next(iter(shown.values()))[patient][1]
-        alt = f"Slice {picture['slice']} of the {role} patient, {patient}, with the true tumour outlined"
-        panel = [figures.overlay(f"overlay-{role}-truth", alt, "truth alone", picture["image"], picture["truth"], None)]
-        for i, kept in shown.items():
-            run, picture = kept[patient]
-            title = found.title(i) + (f", seed {run.seed}" if len(found.rows[i].seeds) > 1 else "")
-            score = f"{title}: Dice {run.patients[patient]['dice']:.3f}"
-            alt = f"Slice {picture['slice']} of the {role} patient with truth and prediction outlined; {score}"
-            arrays = (picture["image"], picture["truth"], picture["prediction"])
-            panel.append(figures.overlay(f"overlay-{role}-row{i + 1}", alt, score, *arrays))
-        blocks += [f"**{role.capitalize()} patient**: {patient}, mean Dice {dice[patient]:.3f}", panel]
-    return Section("overlays", "What does it look like?", blocks)
 
 
 def overfitting(found: Findings) -> Section | None:
     """Gap of train to evaluation, and epochs to convergence, by row."""
     if not any(found.overfitting) and not any(found.convergence):
         return None
+    spec, followed = found.spec, found.followed
+    about = spec.metrics[followed]
+    title, form = inside(about.title) if followed != spec.primary else about.title, about.mean_format or about.format
+    apart = "loss" in spec.metrics and followed != "loss"
     rows: list[list[Cell | str]] = []
     for i, (gap, reached) in enumerate(zip(found.overfitting, found.convergence, strict=True)):
         row = found.rows[i]
-        mean = nanmean(row.curves(f"{row.runs[0].evaluated_on}/dice"), 0)
-        line = figures.sparkline(mean, f"Dice by epoch, row {i + 1}")
+        mean = nanmean(row.curves(f"{row.runs[0].evaluated_on}/{spec.primary}"), 0)
+        line = figures.sparkline(mean, f"{found.metric.title} by epoch, row {i + 1}", found.metric.bounds)
         cells: list[Cell | str] = [Cell(found.title(i), i), Cell("" if line else "–", "", svg=line)]
-        cells += [
-            number(gap.dice if gap else None, "+.3f"),
-            number(gap.loss if gap else None, "+.4f"),
-            gap.trend if gap else "–",
-        ]
+        cells.append(_gap(gap.score if gap else None, form))
+        cells += [_gap(gap.loss if gap else None, spec.metrics["loss"].format)] if apart else []
+        cells.append(gap.trend if gap else "–")
         if reached:
             span = (
                 f"{reached.epochs[0]}"
@@ -160,35 +127,45 @@ def overfitting(found: Findings) -> Section | None:
         rows.append(cells)
     gaps = [gap for gap in found.overfitting if gap]
     wide = [
-        found.title(i) for i, gap in enumerate(found.overfitting) if gap and gap.trend == "widening" and gap.dice > 0
+        found.title(i) for i, gap in enumerate(found.overfitting) if gap and gap.trend == "widening" and gap.score > 0
     ]
     rising = sum(bool(reached and reached.rising) for reached in found.convergence)
     sentences = []
     if gaps:
         listed = ", ".join(wide[:6]) + (f" and {len(wide) - 6} more" if len(wide) > 6 else "")
         told = (
-            f"In {plural(len(wide), 'row')} training Dice is ahead of evaluation and the gap widens with the epochs:"
+            f"In {plural(len(wide), 'row')} training {title} is ahead of evaluation and the gap widens with the epochs:"
             f" {listed}."
             if wide
             else ""
         )
         sentences.append(told or "No row shows a gap in favour of training that widens with the epochs.")
-        sentences.append(
-            "Training figures are gathered while the weights still move, evaluation after the epoch: early on, a test"
-            " loss below the training loss is no sign of generalisation."
-        )
+        sentences += found.own.sentences.get("overfitting", [])
     if rising:
         sentences.append(
             f"{rising} of {len(found.rows)} rows gained over 1 % in their last epoch: they were stopped, not converged,"
             " and a ranking there may change."
         )
+    zero = start(found.metric)
+    gained = (
+        f"95 % of final {found.metric.title}"
+        if zero == 0 < found.metric.sign
+        else f"95 % of the gain in {found.metric.title}"
+    )
+    since = (
+        ""
+        if zero == 0 < found.metric.sign
+        else f", counted from {'the first epoch' if np.isnan(zero) else f'{zero:g}'}"
+    )
     notes = {
-        "Dice gap": "train minus evaluation, last epoch; positive: better on what it was trained on",
-        "loss gap": "evaluation minus train, last epoch",
-        "trend of the gap": "Kendall's test of the Dice gap against the epoch, 5 %",
-        "95 % of final Dice": "first epoch that reached it, lowest to highest over the runs",
+        f"{title} gap": f"{_less(about.sign)}, last epoch; positive: better on what it was trained on",
+        "loss gap": f"{_less(spec.metrics['loss'].sign)}, last epoch" if apart else "",
+        "trend of the gap": f"Kendall's test of the {title} gap against the epoch, 5 %",
+        gained: f"first epoch that reached it, lowest to highest over the runs{since}",
     }
-    head = ["row", "Dice by epoch", "Dice gap", "loss gap", "trend of the gap", "95 % of final Dice", "still rising"]
+    notes = {name: text for name, text in notes.items() if text or name != "loss gap"}
+    head = ["row", f"{found.metric.title} by epoch", f"{title} gap", *(["loss gap"] if apart else [])]
+    head += ["trend of the gap", gained, "still rising" if found.metric.sign > 0 else "still falling"]
     return Section(
         "overfitting",
         "Overfitting and convergence",
@@ -196,26 +173,35 @@ def overfitting(found: Findings) -> Section | None:
     )
 
 
+def _gap(value: float | None, form: str) -> Cell:
+    return number(None) if value is None or value != value else Cell(plus(value, form), value)
+
+
+def _less(sign: int) -> str:
+    return "train minus evaluation" if sign > 0 else "evaluation minus train"
+
+
 def learning_rate(found: Findings) -> Section | None:
-    """Dice over the learning rates that were tried with all else equal."""
+    """Scores over the learning rates that were tried with all else equal."""
     if not found.rates:
         return None
     comparison, sentences = found.comparison, []
     for series in found.rates[:8]:
         best = series.best(comparison)
         means = [float(found.means[row]) for row in series.rows]
-        scores = comparison.scores["dice"]
+        scores, form = comparison.primary, found.form
         p = np.delete(sign_flip_leader(scores[series.rows], best), best) * len(found.rates)
-        ahead = np.array([nanmean(nanmean(scores[series.rows[best]] - scores[row], 0)) for row in series.rows]) > 0
+        less = np.array([nanmean(nanmean(scores[series.rows[best]] - scores[row], 0)) for row in series.rows])
+        ahead = found.metric.sign * less > 0
         tied = int(((p >= LEVEL) | ~np.delete(ahead, best)).sum())
         text = (
-            f"{series.label}: Dice {min(means):.3f} to {max(means):.3f} over {len(means)} learning rates, highest at"
-            f" {series.rates[best]:g}"
+            f"{series.label}: {found.score} {min(means):{form}} to {max(means):{form}} over {len(means)} learning"
+            f" rates, {found.best} at {series.rates[best]:g}"
         )
         text += (
             f"; cannot be told from {tied} of the others"
             if tied
-            else "; each of the others is lower on these patients (sign-flip, corrected over all series)"
+            else f"; each of the others is {found.worse} on these {found.units} (sign-flip, corrected over all series)"
         )
         if len(means) > 2 and best in (0, len(means) - 1):
             text += (
@@ -226,9 +212,13 @@ def learning_rate(found: Findings) -> Section | None:
     drawn = found.rates[: len(figures.COLOURS)]
     plot = figures.rates(
         "learning-rate",
-        f"Dice against the learning rate. {' '.join(sentences)}",
-        "Dice against the learning rate, all else equal, with 95 % intervals over patients.",
-        [(s.label, s.rates, [float(found.means[r]) for r in s.rows], [found.dice[r] for r in s.rows]) for s in drawn],
+        f"{found.score} against the learning rate. {' '.join(sentences)}",
+        f"{found.score} against the learning rate, all else equal, with 95 % intervals over {found.units}.",
+        f"mean {found.score} of the {found.units}",
+        [
+            (s.label, s.rates, [float(found.means[r]) for r in s.rows], [found.intervals[r] for r in s.rows])
+            for s in drawn
+        ],
     )
     more = f"{len(found.rates) - 8} more series are not shown." if len(found.rates) > 8 else ""
     return Section(
@@ -242,8 +232,8 @@ def importance(found: Findings) -> Section | None:
     if weights is None:
         return None
     text = (
-        f"Over {plural(weights.runs, 'finished run')}, how much each factor matters for test Dice, by two of Optuna's"
-        " evaluators: fANOVA over all runs, PED-ANOVA for what tells the best tenth."
+        f"Over {plural(weights.runs, 'finished run')}, how much each factor matters for {_final(found)}, by two of"
+        " Optuna's evaluators: fANOVA over all runs, PED-ANOVA for what tells the best tenth."
     )
     text += (
         " The runs fill the grid of these factors."
@@ -266,7 +256,7 @@ def importance(found: Findings) -> Section | None:
     plot = figures.bars(
         "importance",
         f"Importance by fANOVA: {words}.",
-        "Importance of the factors for test Dice.",
+        f"Importance of the factors for {_final(found)}.",
         weights.factors,
         weights.shares,
     )
@@ -275,3 +265,7 @@ def importance(found: Findings) -> Section | None:
         "Which settings mattered over the whole sweep?",
         [text, Table("Importance, as shares.", ["factor", *weights.shares], rows), [plot]],
     )
+
+
+def _final(found: Findings) -> str:
+    return f"{'validation' if found.comparison.part == 'val' else 'test'} {found.metric.title}"

@@ -59,7 +59,7 @@ class Search:
         arguments = [a for a in arguments if a.lstrip("+").partition("=")[0] not in own]
         self.space = read_space(self.settings["params"], list(asked.when), arguments)
         self.conditions = [condition(where, WHEN) for where, _, _ in self.space.when]
-        self.names = list(asked.objective)
+        self.names, self.spec = list(asked.objective), task_class(self.config).spec
         self.over_budget = False
         self.waited: list[int] = []
         self.drawn: dict[int, dict[str, Any]] = {}
@@ -85,7 +85,7 @@ class Search:
             lead.note(search=facts | {"space": self.space.texts()})
 
     def _directions(self) -> list[str]:
-        directions = [direction(name) for name in self.names]
+        directions = [direction(name, self.spec) for name in self.names]
         given = self.settings["direction"]
         if given is not None:
             listed = [given] if isinstance(given, str) else list(given)
@@ -114,7 +114,7 @@ class Search:
                 elif not str(key).startswith("_"):
                     yield name, value
 
-        ignored = (*IGNORED, *task_class(self.config).spec.ignored)
+        ignored = (*IGNORED, *self.spec.ignored)
         yield from walk(without(config, ignored))
         for key, value in self.space.fixed.items():
             name = key.lstrip("+")
@@ -311,7 +311,7 @@ class Search:
             state = TrialState.PRUNED
         elif status in artifacts.WHOLE and run:
             try:
-                found = objective.values(run, self.names, self.asked.epoch)
+                found = objective.values(run, self.names, self.asked.epoch, self.spec)
                 state = TrialState.COMPLETE
             except SegsweepError as error:
                 facts["error"] = str(error)
@@ -352,8 +352,8 @@ class Search:
         session().emit("text", text=text)
 
     def _describe(self, trial: FrozenTrial) -> str:
-        scores = zip(self.names, trial.values, strict=True)
-        score = ", ".join(f"{name} {value:{objective.OBJECTIVES[name].format}}" for name, value in scores)
+        scores, about = zip(self.names, trial.values, strict=True), objective.objectives(self.spec)
+        score = ", ".join(f"{name} {value:{about[name].format}}" for name, value in scores)
         return printable(
             f"best {score} in trial {trial.number}: {' '.join(f'{k}={v}' for k, v in trial.params.items())}"
         )

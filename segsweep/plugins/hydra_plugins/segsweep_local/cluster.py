@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import artifacts
+from segsweep.components import spec_of
 from segsweep.job import job_name
 from segsweep.session import session
 from segsweep.worker import in_folder
@@ -96,9 +97,10 @@ class ClusterLauncher(Launcher):
             found = job.without_value()
         record = artifacts.read_json(job.folder / "job.json") or {}
         facts = {key: record.get(key) for key in ("status", "error", "seconds")} | {"failure": record.get("class")}
-        dice = (record.get("metrics") or {}).get("test/dice")
+        spec = spec_of(self.config)
+        score = spec.told("test", spec.primary, record.get("metrics") or {}) if spec else ""
         name = job_name(job.overrides, list(self.config.hydra.overrides.task))
-        session().emit("end", job=job.number, name=name, dice=dice, **facts)
+        session().emit("end", job=job.number, name=name, score=score, **facts)
         return found
 
     def _know(self, job: Job) -> None:
