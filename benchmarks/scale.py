@@ -65,7 +65,9 @@ def main() -> None:
     from segsweep import recall, store, tracking
     from segsweep.plan import _read
     from segsweep.report import records
+    from segsweep.start import start
 
+    start()
     rows = []
     with tempfile.TemporaryDirectory() as name:
         place, experiment = Path(name), f"scale {time.time():.0f}"

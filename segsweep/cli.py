@@ -11,7 +11,7 @@ from typing import Any
 
 import hydra
 
-from segsweep import sweep, worker
+from segsweep import sweep, trust, worker
 from segsweep.config import conf_dir
 from segsweep.errors import SegsweepError
 from segsweep.job import job
@@ -45,8 +45,9 @@ def main() -> int:
 def _main() -> int:
     if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
         try:
+            trust.question(sys.argv[1:])
             _hydra()
-        except ValueError as error:  # two questions at once, -m --cfg job among them
+        except (SegsweepError, ValueError) as error:  # the second: two questions at once, -m --cfg job among them
             print(error, file=sys.stderr)
             return 1
         return 0
@@ -65,6 +66,7 @@ def _main() -> int:
         print(error, file=sys.stderr)
         return 1
     sys.argv[1:] = checked.argv
+    session().foreign = checked.foreign
     lead = session().sweep = sweep.Sweep(checked.jobs, asked)
     stopped, code = False, 0
     with Display(checked.jobs) as display:

@@ -17,6 +17,7 @@ GRAPHS = 64
 """Shapes that torch compiles one function for, of all networks of a worker: its own limit is 8, then all is eager."""
 
 _compiler = {"seconds": 0.0, "began": 0.0}
+"""Of torch's compiler, which a process has one of: how long it has worked, and since when it works now."""
 
 
 def pick_device(asked: str) -> torch.device:

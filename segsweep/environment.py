@@ -61,12 +61,16 @@ def versions(*others: str) -> dict[str, str]:
 
 
 @lru_cache
-def commit() -> str | None:
-    here = Path(__file__).resolve().parent
+def commit(folder: Path = Path(__file__).parent) -> str | None:
+    """Of the checkout that holds this program. git runs with nothing of the environment that could name it commands,
+    and with none of those that a repository's own settings name."""
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE")
+    clean = {key: os.environ[key] for key in kept if key in os.environ} | {"GIT_CONFIG_NOSYSTEM": "1"}
+    plain = ["-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
     try:
         described = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"],
-            capture_output=True, text=True, timeout=10,
+            ["git", "-C", str(folder), *plain, "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"],
+            capture_output=True, text=True, timeout=10, env=clean,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

@@ -28,3 +28,8 @@ def nearest(name: object, allowed: Iterable[str]) -> str:
     """`; did you mean x?` for the allowed name that is most like `name`, or nothing."""
     close = difflib.get_close_matches(str(name), list(allowed), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def printable(text: object) -> str:
+    """Text of somebody else's on one line, without the signs that a terminal obeys."""
+    return "".join(c if c.isprintable() else " " for c in str(text))

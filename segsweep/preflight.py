@@ -9,13 +9,13 @@ import copy
 import itertools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import get_args
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
@@ -24,7 +24,7 @@ from hydra.initialize import initialize_config_search_path
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import components, objective, pruning
+from segsweep import components, objective, pruning, trust
 from segsweep.conditions import condition
 from segsweep.config import conf_dir
 from segsweep.errors import ConfigError, SegsweepError, nearest
@@ -36,10 +36,12 @@ COMBINATIONS = 64
 
 @dataclass(frozen=True)
 class Checked:
-    """jobs: their number, None where a search decides; argv: the command line as Hydra takes it."""
+    """jobs: their number, None where a search decides; argv: the command line as Hydra takes it; foreign: whether it
+    names a folder that is not trusted."""
 
     jobs: int | None
     argv: list[str]
+    foreign: bool = False
 
 
 def preflight(argv: list[str]) -> Checked:
@@ -47,12 +49,14 @@ def preflight(argv: list[str]) -> Checked:
 
     Hydra composes a sweep's own configuration without what is swept, and refuses a key that only a swept option has
     (`experiment=glob(*) data.root=...`): such an override is made a sweep of one value, which is left to the jobs."""
-    args = get_args_parser().parse_args(argv)
-    folders = [conf_dir(), *([Path(args.config_dir).absolute()] if args.config_dir else [])]
+    args = get_args(argv)
+    trust.refuse(args)
+    folders = [conf_dir(), *([Path(args.config_dir).absolute()] if args.config_dir is not None else [])]
     if not folders[-1].is_dir():
         raise ConfigError(f"--config-dir {args.config_dir}: no such folder")
     with initialize_config_search_path([f"file://{folder}" for folder in folders]):
         loader = GlobalHydra.instance().config_loader()
+        hold = trust.Hold(args, loader) if trust.foreign(args) else None
         lines: list[str] = args.overrides
         while True:
             try:
@@ -67,6 +71,8 @@ def preflight(argv: list[str]) -> Checked:
                 problems += _wrong_options(override, groups[override.key_or_group])
             _stop(problems)
             bases = list(_compositions(chosen, values))
+            if hold:
+                _stop(_foreign(hold, chosen, values, bases))
             if not (beside := _beside(bases[0], overrides)):
                 swept = {id(o) for o in chosen if o.is_sweep_override()}
                 master = next(iter(_compositions([o for o in chosen if id(o) not in swept], values)))
@@ -80,12 +86,12 @@ def preflight(argv: list[str]) -> Checked:
         _stop(problems)
     _check_data(bases, tasks, list(bases[0].search.objective) if search else [])
     if not args.multirun:
-        return Checked(1, argv)
+        return Checked(1, argv, bool(hold))
     late = {o.input_line for o in tasks if not o.is_sweep_override() and not _has(master, o.key_or_group)}
     late -= {o.input_line for o in tasks if o.is_add() or o.is_force_add() or o.is_delete()}
     argv = [_late(argument) if argument in late else argument for argument in argv]
     several = [o for o in overrides if o.is_sweep_override()]
-    return Checked(None if search else math.prod(len(_values(o)) for o in several), argv)
+    return Checked(None if search else math.prod(len(_values(o)) for o in several), argv, bool(hold))
 
 
 def searching(cfg: DictConfig) -> bool:
@@ -161,9 +167,9 @@ def _stop(problems: Iterable[str]) -> None:
 
 def _beside(base: DictConfig, overrides: list[Override]) -> list[str]:
     """What the sweeper combines besides the command line: of a named grid or a search space."""
-    given = {o.key_or_group for o in overrides}
+    given = {name.lstrip("+~") for o in overrides for name in (o.key_or_group, o.get_key_element())}
     params = OmegaConf.select(base, "hydra.sweeper.params") or {}
-    return [f"{key}={value}" for key, value in params.items() if key not in given]
+    return [f"{key}={value}" for key, value in params.items() if key.lstrip("+") not in given]
 
 
 def _unreadable(lines: list[str]) -> list[str]:
@@ -218,13 +224,47 @@ def _values(override: Override) -> list[Any]:
 
 def _compositions(chosen: list[Override], values: list[Override]) -> Iterable[DictConfig]:
     """The configuration of every combination of swept groups, without the overrides of single values."""
-    added = [str(o.input_line) for o in values if o.key_or_group.startswith("hydra.") and not o.is_sweep_override()]
-    choices = [[_line(o, v) for v in _values(o)] if o.is_sweep_override() else [str(o.input_line)] for o in chosen]
-    for lines in itertools.islice(itertools.product(*choices), COMBINATIONS):
-        try:
-            yield compose("config", overrides=[*lines, *added], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(str(error).strip()) from None
+    return map(_composed, itertools.islice(_points(chosen, values), COMBINATIONS))
+
+
+def _points(chosen: list[Override], values: list[Override]) -> Iterator[list[str]]:
+    added = [str(o.input_line) for o in values if o.is_hydra_override() and not o.is_sweep_override()]
+    for lines in itertools.product(*map(_lines, chosen)):
+        yield [*lines, *added]
+
+
+def _lines(override: Override) -> list[str]:
+    """A group's override as one for each of its options."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    return [_line(override, value) for value in _values(override)]
+
+
+def _composed(lines: list[str]) -> DictConfig:
+    try:
+        return compose("config", overrides=lines, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(str(error).strip()) from None
+    except KeyError as error:
+        raise ConfigError(f"hydra.job.env_copy: the environment has no {error.args[0]}") from None
+
+
+def _foreign(
+    hold: trust.Hold, chosen: list[Override], values: list[Override], bases: list[DictConfig]
+) -> Iterator[str]:
+    """What folders that are not trusted say to Hydra: in the compositions that are there, in further ones until each
+    option of each group was in one, and in that of the sweep itself, which has nothing of what is swept."""
+    points = list(itertools.islice(_points(chosen, values), COMBINATIONS))
+    for lines, cfg in zip(points, bases, strict=True):
+        yield from hold.problems(cfg, lines)
+    options = [_lines(o) for o in chosen]
+    yield from hold.too_many(bases[0], math.prod(map(len, options)), COMBINATIONS)
+    first, seen = points[0], set(itertools.chain(*points))
+    rest = [[*first[:i], line, *first[i + 1 :]] for i, some in enumerate(options) for line in some if line not in seen]
+    rest += _points([o for o in chosen if not o.is_sweep_override()], values)
+    for lines in rest:
+        if lines not in points:
+            yield from hold.problems(_composed(lines), lines)
 
 
 def _line(override: Override, value: Any) -> str:

@@ -41,13 +41,15 @@ class Pruned(Exception):
 class Session:
     """sink: takes events, plain dicts: the terminal of this process, or the pipe of a launcher's worker. job: the
     number of the one that is under way. retries: how often that ran out of memory before. heard: whether a Ctrl-C has
-    raised KeyboardInterrupt. sweep: that this process leads. copier, restorer, pool: to MLflow, from it, and of
+    raised KeyboardInterrupt. foreign: whether the command line names a folder that is not trusted, so that each job's
+    composition is looked at. sweep: that this process leads. copier, restorer, pool: to MLflow, from it, and of
     workers; made where they are first needed."""
 
     sink: Sink = lambda event: None
     job: int = 0
     retries: int = 0
     heard: bool = False
+    foreign: bool = False
     sweep: "Sweep | None" = None
     copier: "Copier | None" = None
     restorer: "Restorer | None" = None

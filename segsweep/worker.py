@@ -24,7 +24,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from segsweep.session import Session, Sink, begin, session, thread
-from segsweep.start import start
 
 STOP = b"stop"
 STEPS_A_SECOND = 10
@@ -123,7 +122,6 @@ def in_folder(folder: str, task: Callable[[Any], Any], cfg: Any) -> Any:
 
 def main() -> None:
     faulthandler.enable()
-    start()
     connection = Connection(int(sys.argv[1]))
     os.set_inheritable(connection.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -138,6 +136,9 @@ def main() -> None:
     here = begin(Session(sink=_thinned(lambda event: send("event", event))))
     thread(_listen, connection, inbox)
     from segsweep import components, job, recall, run, tracking  # noqa: F401 - all that a job needs, before the first job
+    from segsweep.start import start
+
+    start()
 
     def ask(*question: Any) -> bool:
         send("restore", *question)

@@ -1,5 +1,6 @@
 """What a process keeps of the memory that a training step frees."""
 
+import os
 import re
 import subprocess
 import sys
@@ -72,3 +73,32 @@ def test_the_options_are_those_of_malloc_h():
     defined = dict(re.findall(r"#define (M_\w+)\s+(-\d+)", header.read_text()))
     for name in ("M_TRIM_THRESHOLD", "M_TOP_PAD", "M_MMAP_MAX"):
         assert int(defined[name]) == getattr(environment, name)
+
+
+def test_git_runs_no_command_that_the_environment_or_a_repositorys_settings_name(tmp_path, monkeypatch):
+    mark, repository = tmp_path / "mark", tmp_path / "repository"
+    command = tmp_path / "command"
+    command.write_text(f"#!/bin/sh\ntouch {mark}\n")
+    command.chmod(0o755)
+
+    def git(*arguments: str) -> None:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(repository), *names, *arguments], check=True, capture_output=True)
+
+    repository.mkdir()
+    git("init")
+    (repository / "file").write_text("1")
+    git("add", "file")
+    git("commit", "--message=first")
+    git("config", "core.fsmonitor", str(command))
+    git("config", "core.hooksPath", str(tmp_path / "hooks"))
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "post-index-change").symlink_to(command)
+    os.utime(repository / "file", (1, 1))  # git writes its index anew
+    given = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsmonitor", "GIT_CONFIG_VALUE_0": str(command)}
+    for key, value in (given | {"GIT_DIR": str(tmp_path / "none")}).items():
+        monkeypatch.setenv(key, value)
+    found = environment.commit.__wrapped__(repository)
+    assert found is not None
+    assert re.fullmatch("[0-9a-f]{12}", found)
+    assert not mark.exists()

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "metrics": set(),
     "data": set(),
     "config": set(),
+    "trust": {"config"},
     "signature": set(),
     "environment": set(),
     "device": {"environment", "train"},
@@ -26,9 +28,9 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "recall": {"store"},
     "tracking": {"store", "recall"},
     "registry": {"store", "tracking"},
-    # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by, which of
-    # one's own modules are allowed, what old records are of; nothing that trains
-    "report": {"recall", "study", "config", "signature", "start", "components", "metrics"},
+    # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by and what of
+    # it may be written, which of one's own modules are allowed, what old records are of; nothing that trains
+    "report": {"recall", "study", "config", "signature", "start", "trust", "components", "metrics"},
     "study": set(),
 }
 ONLY = {  # distribution -> who may import it at all
@@ -36,13 +38,15 @@ ONLY = {  # distribution -> who may import it at all
     "optuna": {"report", "study", "pruning", "plugins"},
     "hydra": {
         *("cli", "components", "conditions", "job", "plan", "plugins", "preflight", "report", "start"),
-        *("sweep", "worker"),
+        *("sweep", "trust", "worker"),
     },
 }
 FIRST = ("torch", "mlflow", "optuna")  # seconds each: never at the top of what `--help` needs
 HELP = ("__main__", "cli", "config", "job", "worker", "preflight", "start", "sweep", "session", "display", "errors")
+HELP += ("trust",)
 
 
+@cache
 def imports(source: str, at_top: bool = False) -> set[str]:
     """Dotted names that a module imports, anywhere or `at_top`; those for type checkers alone do not count."""
     tree, found = ast.parse(source), set()

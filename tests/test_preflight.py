@@ -1,9 +1,11 @@
 """One message for all mistakes of a command line, with the nearest right name, before any data is read."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from segsweep.errors import ConfigError
-from segsweep.preflight import preflight
+from segsweep.preflight import _beside, preflight
 
 
 def message(*argv: str) -> str:
@@ -143,3 +145,10 @@ def test_a_component_of_ones_own_runs_once_the_environment_allows_it(tmp_path, m
     assert "not allowed" in message(*argv)
     allow("mylosses_of_test.*")
     assert preflight(argv).jobs == 1
+
+
+@pytest.mark.parametrize("line", ["optim.lr=1,2", "+optim.foreach=true,false", "model@other=unet", "~augment=flips"])
+def test_what_the_command_line_gives_of_a_space_is_not_added_to_it_again(line):
+    key, _, text = line.removeprefix("~").partition("=")
+    base = OmegaConf.create({"hydra": {"sweeper": {"params": {key: text, "epochs": 1}}}})
+    assert _beside(base, OverridesParser.create().parse_overrides([line])) == ["epochs=1"]

@@ -91,6 +91,20 @@ def test_the_record_of_a_pruned_run_says_that_it_went_in_parts(tmp_path, monkeyp
     assert pruned(do(tmp_path, *HALVING, BAD))["micro_batches"] == 2
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("pruner.reduction_factor=0", "pruner: "),
+        ("+pruner.patients=3", "pruner.patients: optuna.pruners.SuccessiveHalvingPruner takes no such argument"),
+        ("search.objective=[test/dice]", "pruner: compares after each epoch, and test/dice is not measured then"),
+    ],
+)
+def test_a_job_that_nobody_has_checked_before_names_what_is_wrong_with_its_pruner(tmp_path, wrong, says):
+    outcome = do(tmp_path, *HALVING, wrong)
+    assert (outcome.status, outcome.signature) == ("failed", None), "it is told before the data set is read"
+    assert outcome.error.startswith(says)
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_continued_without_the_pruner_it_ends_as_one_never_pruned_to_the_last_bit(tmp_path, every):
     saved = f"checkpoint.every={every}"

@@ -47,40 +47,46 @@ def write(found: Found, out: Path, title: str | None = None) -> Path:
     return out / "search.html"
 
 
-def winners(found: Found, folder: Path) -> list[tuple[FrozenTrial, Path, str]]:
-    """Write each best configuration as `experiment/NAME.yaml`: the trial, its file, and its command line."""
+def winners(found: Found, folder: Path) -> list[tuple[FrozenTrial, Path, str, str]]:
+    """Write each best configuration as `experiment/NAME.yaml`: the trial, its file, its command line, and a sentence on
+    what was left out, if anything was."""
     made = []
     for rank, trial in enumerate(found.best[:MOST_FRONT]):
         name = "best" if rank == 0 else f"front_{rank + 1}"
         file = folder / "experiment" / f"{name}.yaml"
         run = found.run(trial)
-        choices, values = winner.of_run(run) if run else winner.of_trial(trial.params, found.asked)
-        places = {key: value for key, value in values.items() if key in winner.PLACES}
+        best = winner.of_run(run) if run else winner.of_trial(trial.params, found.asked)
+        places = {key: value for key, value in best.values.items() if key in winner.PLACES}
+        line = winner.command(best.choices, best.values)
+        left = (
+            f"Left out, being no option, key or plain value of this program: {joined(best.left)}." if best.left else ""
+        )
         whole = run or found.asked
         head = [
             f"{'Best' if len(found.best) == 1 else 'One of the best'} of the search {found.study.study_name}: "
             f"trial {trial.number}, {scores(found, trial)}.",
             f"  {winner.command({}, {'experiment': name, **places}, '--config-dir', str(folder))}",
             "The same as a command line:",
-            f"  {winner.command(choices, values)}",
+            f"  {line}",
+            *([left] if left else []),
             *(
                 []
                 if whole
                 else ["The study says only what was searched: whatever else was given has to be given again."]
             ),
         ]
-        artifacts.write_text(file, winner.experiment(head, choices, values))
-        made.append((trial, file, winner.command(choices, values)))
+        artifacts.write_text(file, winner.experiment(head, best.choices, best.values))
+        made.append((trial, file, line, left))
     return made
 
 
-def chosen(found: Found, best: Sequence[tuple[FrozenTrial, Path, str]], folder: Path) -> Section:
+def chosen(found: Found, best: Sequence[tuple[FrozenTrial, Path, str, str]], folder: Path) -> Section:
     """What to do next."""
     blocks: list[Block] = []
-    for trial, file, line in best:
+    for trial, file, line, left in best:
         again = f"python -m segsweep --config-dir {folder} experiment={file.stem}"
         blocks += [f"Trial {trial.number}, {scores(found, trial)}, as `{file}`, and as a command line:"]
-        blocks += [Code(f"{again}\n{line}")]
+        blocks += [Code(f"{again}\n{line}"), *([left] if left else [])]
     if len(best) == 1:
         blocks.append(
             "Its score is the best of many on the validation part, and so a little too good; what it is worth says its"

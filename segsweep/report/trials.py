@@ -71,9 +71,11 @@ class Found:
         return 1 if self.study.directions[objective] is optuna.study.StudyDirection.MAXIMIZE else -1
 
     def run(self, trial: FrozenTrial) -> Path | None:
-        signature = trial.user_attrs.get("signature")
-        folder = self.runs / "runs" / str(signature) if self.runs and signature else None
-        return folder if folder and (folder / "config.yaml").exists() and (folder / "run.json").exists() else None
+        signature = trial.user_attrs.get("signature")  # of a study that may be anybody's
+        if self.runs is None or not isinstance(signature, str) or not signature.isalnum():
+            return None
+        folder = self.runs / "runs" / signature
+        return folder if (folder / "config.yaml").exists() and (folder / "run.json").exists() else None
 
     def state(self, trial: FrozenTrial) -> str:
         over = trial.state is TrialState.COMPLETE and any(value > 0 for value in trial.constraints.values())

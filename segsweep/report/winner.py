@@ -5,45 +5,98 @@ What the run folder holds is the whole resolved configuration; what is written i
 
 import contextlib
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import artifacts
-from segsweep.config import GROUPS, conf_dir
+from segsweep.config import GROUPS, Config, conf_dir
+from segsweep.errors import printable
 from segsweep.signature import IGNORED
 from segsweep.start import start
+from segsweep.trust import plainly
 
 PLACES = ("data.root", "split.file")
 """Keys that belong to a machine: asked for on the command line, left out of a file."""
 _ABSENT = object()
+_KEY = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", re.ASCII)
+"""Of a component no `_target_` and the like: its group's option says what it is."""
 
 
-def of_run(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """The option of each group that is not the default, and the values that differ from those of these options."""
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+@dataclass
+class Winner:
+    """The option of each group that is not the default; the values that differ from those of these options; the keys
+    that were left out, as a file may not have them: records and studies may be anybody's."""
+
+    choices: dict[str, str]
+    values: dict[str, Any]
+    left: list[str]
+
+
+def of_run(folder: Path) -> Winner:
+    """From a run's record."""
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     chosen = (artifacts.read_json(folder / "run.json") or {}).get("choices") or {}
-    return difference({g: chosen[g] for g in GROUPS if chosen.get(g)}, dict(_leaves(config)))
+    leaves = {key: value for key, value in _leaves(config) if not key.rpartition(".")[2].startswith("_")}
+    return _winner({g: chosen[g] for g in GROUPS if chosen.get(g)}, leaves)
 
 
-def of_trial(params: Mapping[str, Any], asked: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Any]]:
-    """The same from a study alone: what a trial drew, and what the search kept fixed (key -> text), if it says so."""
+def of_trial(params: Mapping[str, Any], asked: Mapping[str, str]) -> Winner:
+    """From a study alone: what a trial drew, and what the search kept fixed (key -> text), if it says so."""
     drawn = {key.lstrip("+"): value for key, value in params.items()}
-    fixed = {key: _parsed(text) for key, text in asked.items() if "Distribution(" not in text and "search." not in key}
+    texts = {key: text for key, text in asked.items() if isinstance(text, str)}
+    fixed = {key: _parsed(text) for key, text in texts.items() if "Distribution(" not in text and "search." not in key}
     whole = fixed | drawn
     values = {key: value for key, value in whole.items() if key not in GROUPS}
-    return difference({g: str(whole[g]) for g in GROUPS if g in whole}, values)
+    return _winner({g: str(whole[g]) for g in GROUPS if g in whole}, values)
 
 
-def difference(choices: dict[str, str], values: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+def _winner(choices: dict[str, str], values: dict[str, Any]) -> Winner:
+    known = {group: option for group, option in choices.items() if _is_option(group, str(option))}
+    left = [f"{group}={option}" for group, option in choices.items() if group not in known]
+    kept = {}
+    for key, value in values.items():
+        group = key.partition(".")[0]
+        inside = any(key.startswith(f"{other}.") for other in values)
+        if _is_key(key) and _is_plain(value) and not inside and (group in known or group not in choices):
+            kept[key] = value
+        elif group not in IGNORED:
+            left.append(key)
+    return Winner(*difference(known, kept, left), list(map(printable, left)))
+
+
+def _is_option(group: str, name: str) -> bool:
+    return bool(re.fullmatch(r"[\w-]+", name)) and (conf_dir() / group / f"{name}.yaml").is_file()
+
+
+def _is_key(key: str) -> bool:
+    group, dot, _ = key.partition(".")
+    return bool(_KEY.fullmatch(key)) and group in {f.name for f in fields(Config)} and bool(dot) == (group in GROUPS)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(not isinstance(item, list) and _is_plain(item) for item in value)
+    if isinstance(value, str):
+        return value.isprintable() and plainly(value)
+    return value is None or isinstance(value, bool | int | float)
+
+
+def difference(
+    choices: dict[str, str], values: Mapping[str, Any], left: list[str] | None = None
+) -> tuple[dict[str, str], dict[str, Any]]:
     """`choices` and `values` less what is the default, keys that no default has with a `+` as on the command line.
 
-    Interpolated defaults come last, since they follow the values that they point at."""
+    Interpolated defaults come last, since they follow the values that they point at. left: gets the keys whose place
+    takes no such value; without it that is an error."""
     usual, _ = _compose({})
     kept = {group: option for group, option in choices.items() if usual[group] != option}
     _, base = _compose(kept)
@@ -59,14 +112,19 @@ def difference(choices: dict[str, str], values: Mapping[str, Any]) -> tuple[dict
             same = known and value in (raw, OmegaConf.select(base, key, default=_ABSENT))
             linked = known and OmegaConf.is_interpolation(node, last)
             if not same and linked is interpolated and not last.startswith("_"):
-                found[key if known else f"+{key}"] = value
-                with open_dict(base):
-                    OmegaConf.update(base, key, value, merge=False)
+                try:
+                    with open_dict(base):
+                        OmegaConf.update(base, key, value, merge=False)
+                    found[key if known else f"+{key}"] = value
+                except OmegaConfBaseException:
+                    if left is None:
+                        raise
+                    left.append(key)
     return kept, found
 
 
 def experiment(head: list[str], choices: Mapping[str, str], values: Mapping[str, Any]) -> str:
-    """The text of `experiment/NAME.yaml`; `head`: comment lines."""
+    """The text of `experiment/NAME.yaml`; `head`: comment lines, each of which stays one."""
     nested: dict[str, Any] = {}
     if choices:
         nested["defaults"] = [{f"override /{group}": option} for group, option in choices.items()]
@@ -77,7 +135,7 @@ def experiment(head: list[str], choices: Mapping[str, str], values: Mapping[str,
             for group in groups:
                 node = node.setdefault(group, {})
             node[last] = value
-    lines = ["# @package _global_", *(f"# {line}".rstrip() for line in head)]
+    lines = ["# @package _global_", *(f"# {printable(line)}".rstrip() for line in head)]
     return "\n".join(lines) + "\n" + (yaml.safe_dump(nested, sort_keys=False) if nested else "")
 
 
@@ -114,7 +172,9 @@ def _parsed(text: str) -> Any:
     for kind in (int, float):  # YAML takes 1e-05 for text
         with contextlib.suppress(ValueError):
             return kind(text)
-    return text if "${" in text else yaml.safe_load(text)
+    with contextlib.suppress(yaml.YAMLError):
+        return text if "${" in text else yaml.safe_load(text)
+    return text
 
 
 def _text(value: Any) -> str:

@@ -1,9 +1,11 @@
 """What a search asks, tells and counts: real studies, jobs that train nothing."""
 
+import contextlib
 import json
 import math
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,7 +19,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from optuna.trial import FrozenTrial, TrialState
+from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from toy_search import Batches, Toy, search, study
 
 from segsweep import artifacts, sweep
@@ -460,3 +463,41 @@ def test_on_another_machine_a_process_is_dead_when_it_gives_no_sign_of_life(tmp_
     assert taken is not None
     assert taken.user_attrs["instead_of"] == mine.number
     assert there.tell(mine, TrialState.COMPLETE, [1.0], {}, {}) is False
+
+
+def test_what_somebody_else_has_queued_is_run_if_this_search_could_have_asked_it_and_else_left_out(run, url, said):
+    run(trials=1)
+    odd = [{"+model._target_": "os.system"}, {"loss": "../../x"}, {"optim.lr": 5.0}, {"optim.lr": "0.01"}]
+    for params in [*odd, {"loss": "dice", "optim.lr": 0.02}]:
+        study(url).enqueue_trial(params)
+    log = FloatDistribution(1e-4, 1e-1, log=True)
+    kinds = {"hydra.job.env_set.PATH": ("/tmp", CategoricalDistribution(["/tmp", "/"]))}
+    kinds |= {"\x1b[2J": (1, CategoricalDistribution([1, 2])), "optim.lr": (0.03, log)}
+    for key, (value, kind) in kinds.items():
+        study(url).add_trial(create_trial(state=TrialState.WAITING, params={key: value}, distributions={key: kind}))
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file, file:  # by hand, round Optuna
+        other = distribution_to_json(FloatDistribution(1e-4, 1e-1))
+        file.execute("update trial_params set distribution_json = ? where param_value = 0.03", [other])
+    launcher = run(trials=5)
+    jobs = [json.loads(path.read_text())["overrides"] for path in launcher.folder.glob("*/job.json")]
+    assert len(jobs) == 4
+    assert {o.partition("=")[0] for job in jobs for o in job if not o.startswith(("+search", "search."))} <= {
+        *("model", "loss", "optim", "optim.lr", "optim.momentum", "batch_size", "paths.runs", "tracking"),
+        "hydra.sweep.dir",
+    }
+    assert sum({"loss=dice", "optim.lr=0.02"} <= set(job) for job in jobs) == 1
+    assert states(url) == {"COMPLETE": 5}
+    told = "\n".join(text for text in said if "which somebody has queued, is not of this search" in text)
+    assert len(told.splitlines()) == len(odd) + len(kinds)
+    for part in (
+        "optim.lr=0.03",
+        "+model._target_",
+        "loss=../../x",
+        "optim.lr=5.0",
+        "optim.lr=0.01",
+        "hydra.job.env_set.PATH",
+    ):
+        assert part in told
+    assert "\x1b" not in told
+    withdrawn = [t for t in study(url).trials if "withdrawn" in t.user_attrs]
+    assert [t.state for t in withdrawn] == [TrialState.FAIL] * len(told.splitlines())

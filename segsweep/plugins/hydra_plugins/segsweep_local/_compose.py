@@ -11,9 +11,12 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException, HydraException
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+
+from segsweep import trust
+from segsweep.session import session
 
 KINDS = 64
 """Kinds of job that are kept: the same groups, and the same keys with whatever values."""
@@ -39,6 +42,10 @@ class Composer:
             if config := _changed(*self.known[kind], lines):
                 return config
         config = self.loader.load_sweep_config(self.master, lines)
+        if session().foreign and (keys := trust.changed(self.master, config, lines)):
+            raise CompactHydraException(
+                f"{', '.join(keys)}: the files of a job's options may not change this in a sweep"
+            )
         self.known[kind] = lines, pickle.dumps(config)
         if len(self.known) > KINDS:
             self.known.popitem(last=False)

@@ -11,13 +11,14 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep import artifacts, objective, sweep
 from segsweep.components import own
 from segsweep.conditions import Term, condition, values
 from segsweep.config import GROUPS
-from segsweep.errors import SegsweepError
+from segsweep.errors import SegsweepError, printable
 from segsweep.metrics import SPEC
 from segsweep.objective import direction
 from segsweep.session import session
@@ -27,7 +28,7 @@ from segsweep.study import Seeded, StorageGone, Study, counted, reaching, shown
 
 from ._compose import Composer
 from ._sampler import make_sampler
-from ._space import WHEN, read_space
+from ._space import WHEN, contains, read_space
 
 LIMITS = {"max_seconds": "training_seconds", "max_parameters": "parameters", "max_gflops": "gflops"}
 """Of `search`, and the fact of a run that each bounds."""
@@ -37,6 +38,10 @@ LOOK = 1.0
 """Seconds between two looks at what other processes do."""
 BATCH = 2
 """Trials at once with a launcher that takes batches only, where n_jobs does not say: as the published sweeper."""
+
+
+class Foreign(Exception):
+    """A trial of the study is not of this search: which of its keys and values."""
 
 
 class Search:
@@ -58,6 +63,7 @@ class Search:
         self.names = list(asked.objective)
         self.over_budget = False
         self.waited: list[int] = []
+        self.drawn: dict[int, dict[str, Any]] = {}
         self.told: set[int] = set()
         choices = self.config.hydra.runtime.choices
         sampler = str(choices.get("hydra/sweeper/sampler"))
@@ -226,7 +232,13 @@ class Search:
         """A trial with all its values, of a point that the study does not have yet."""
         while not self.over_budget and not session().stopping() and (trial := self.study.claim(self.total)):
             with reaching(self.study.url):
-                self._suggest(trial)
+                try:
+                    self._suggest(trial)
+                except Foreign as odd:
+                    self.study.withdraw(trial, str(odd))
+                    text = f"Trial {trial.number}, which somebody has queued, is not of this search and left out: {odd}"
+                    session().emit("text", text=printable(text))
+                    continue
             first = self._first()
             known = [t for t in first if t.number < trial.number and t.state is not TrialState.FAIL]
             again = [t for t in known if t.params == trial.params and "instead_of" not in trial.user_attrs]
@@ -240,6 +252,24 @@ class Search:
         return None
 
     def _suggest(self, trial: Trial) -> None:
+        """Draw all values of a trial. One that was queued has some already, of anybody who can write to the storage:
+        raises Foreign where a key is none of this search's, or a value none that it could have drawn."""
+        there: dict[str, Any] = trial._fixed_params | trial.params
+        drawn = self.drawn[trial.number] = {}
+        suggest = trial._suggest
+
+        def noted(key: str, found: BaseDistribution) -> Any:
+            if key in there and not contains(found, there[key]):
+                raise Foreign(f"{key}={there[key]}")
+            try:
+                drawn[key] = suggest(key, found)
+            except ValueError:
+                if key in there:  # as a value of another kind of distribution
+                    raise Foreign(f"{key}={there[key]}") from None
+                raise
+            return drawn[key]
+
+        trial._suggest = noted  # type: ignore[assignment, method-assign]
         for key, found in self.space.searched.items():
             trial._suggest(key, found)
         for terms, (_, key, found) in zip(self.conditions, self.space.when, strict=True):
@@ -247,6 +277,8 @@ class Search:
                 trial._suggest(key, found)
         if extend := self.settings["custom_search_space"]:
             instantiate({"_target_": extend, "_partial_": True}, _execution_whitelist_=own())(self.config, trial)
+        if odd := there.keys() - {*drawn, *(key for _, key, _ in self.space.when)}:
+            raise Foreign(", ".join(sorted(odd)))
 
     def _met(self, terms: list[Term], point: list[str]) -> bool:
         keys = {term.key for term in terms}
@@ -254,7 +286,7 @@ class Search:
         return all(term.holds(found[term.key]) for term in terms)
 
     def _point(self, trial: Trial) -> list[str]:
-        given = trial.params | self.space.fixed
+        given = self.drawn[trial.number] | self.space.fixed  # not trial.params, which anybody may have written
         return [*(f"{key}={value}" for key, value in given.items()), *self.space.deleted]
 
     def _overrides(self, trial: Trial) -> list[str]:
@@ -322,4 +354,6 @@ class Search:
     def _describe(self, trial: FrozenTrial) -> str:
         scores, about = zip(self.names, trial.values, strict=True), objective.objectives(SPEC)
         score = ", ".join(f"{name} {value:{about[name].format}}" for name, value in scores)
-        return f"best {score} in trial {trial.number}: {' '.join(f'{k}={v}' for k, v in trial.params.items())}"
+        return printable(
+            f"best {score} in trial {trial.number}: {' '.join(f'{k}={v}' for k, v in trial.params.items())}"
+        )

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_optuna_distribution_from_override
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from segsweep.conditions import condition
 
@@ -88,3 +88,16 @@ def _distribution(override: Any) -> BaseDistribution | str:
         raise CompactHydraException(f"{override.input_line}: {error}") from None
     single = isinstance(found, CategoricalDistribution) and len(found.choices) == 1
     return str(found.choices[0]) if single else found
+
+
+def contains(found: BaseDistribution, value: Any) -> bool:
+    """Whether a value, read from a study, is one of a distribution's, in its type too."""
+    if isinstance(found, CategoricalDistribution):
+        return any(type(value) is type(choice) and value == choice for choice in found.choices)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    assert isinstance(found, FloatDistribution | IntDistribution)
+    if isinstance(found, IntDistribution) and value != int(value):
+        return False
+    rounding = 1e-9  # of what a sampler made of the ends of an interval
+    return found.low - rounding * abs(found.low) <= value <= found.high + rounding * abs(found.high)

@@ -168,6 +168,8 @@ class SlurmLauncher(ClusterLauncher):
             from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as Remote
         except ImportError as error:
             raise CompactHydraException(f"hydra/launcher=slurm: {error}; pip install 'segsweep[slurm]'") from None
+        for job in jobs if session().foreign else []:
+            self.compose(job.overrides)  # which checks it; the nodes compose it without
         remote = Remote(**self.params)
         remote.setup(hydra_context=self.context, task_function=self.task, config=self.config)
         shared = set(BaseQueueConf.__dataclass_fields__)
