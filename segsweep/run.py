@@ -9,6 +9,7 @@ import logging
 import shutil
 import time
 import traceback
+from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,11 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from segsweep import artifacts, components, environment, pruning
 from segsweep.artifacts import Checkpoints
 from segsweep.device import out_of_memory, pick_device
-from segsweep.errors import ConfigError, NotFiniteError, SegsweepError
+from segsweep.errors import ConfigError, NotFiniteError, SegsweepError, TaskError
 from segsweep.loop import Loop, seed_all
 from segsweep.recall import FILES, restorer
 from segsweep.session import Interrupted, Pruned, session
-from segsweep.signature import IGNORED, code, factors, fingerprint, signatures, without
+from segsweep.signature import IGNORED, code, factors, fingerprint, is_own, signatures, without
 from segsweep.task import Data, Result
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
 
@@ -69,7 +70,10 @@ def run(
             outcome.status, outcome.epoch, outcome.error = "interrupted", stop.epoch, str(stop)
         except Exception as error:  # whatever a job dies of, the sweep goes on
             outcome.status, outcome.failure = "failed", classify(error)
-            outcome.error = str(error) if isinstance(error, SegsweepError) else f"{type(error).__name__}: {error}"
+            outcome.error = str(error)
+            if not isinstance(error, SegsweepError):
+                outcome.error = f"{type(error).__name__}: {error}{_own_frame(error)}"
+                log.info("", exc_info=True)  # the whole of it is in job.log
             if outcome.failure == "oom" and asked and (smaller := getattr(asked.task, "smaller", None)):
                 outcome.error = f"{smaller(session().retries)}\n{outcome.error}"
             if outcome.folder:
@@ -80,6 +84,14 @@ def run(
                         | {"traceback": traceback.format_exc()},
                     )
         return outcome
+
+
+def _own_frame(error: BaseException) -> str:
+    """The last line of one's own code that an error went through, as a person looks for it; "" where there is none."""
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if (file := Path(f.filename)).is_file() and is_own(file)
+    ]
+    return f" ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
 
 
 def classify(error: BaseException) -> str:
@@ -141,6 +153,9 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         judge.end("PRUNED")
         return _answer_pruned(outcome, facts)
     loop.finish()
+    if not (isinstance(result, Result) and isinstance(result.metrics, Mapping) and isinstance(result.units, Mapping)):
+        made = asked.cfg.task._target_
+        raise TaskError(f"train() of {made} gave {type(result).__name__}; a task.Result(metrics, units) is needed")
     facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": cfg.epochs - loop.done}
     artifacts.write_json(folder / "result.json", facts)
     checkpoints.end(cfg.epochs)

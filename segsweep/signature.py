@@ -109,7 +109,7 @@ def reached(*modules: str) -> dict[str, Path]:
         seen.add(name)
         todo += [name.rpartition(".")[0]] if "." in name else []
         origin, is_package = _find(name)
-        if origin is None or not _is_own(origin):
+        if origin is None or not is_own(origin):
             continue
         found[origin.stem if name == "__main__" else name] = origin
         if origin.suffix == ".py":
@@ -137,7 +137,7 @@ def _find(name: str) -> tuple[Path | None, bool]:
     return Path(spec.origin) if spec.has_location and spec.origin else None, spec.submodule_search_locations is not None
 
 
-def _is_own(file: Path) -> bool:
+def is_own(file: Path) -> bool:
     file = file.resolve()
     others = (Path(sysconfig.get_path("stdlib")).resolve(), Path(__file__).resolve().parent)
     installed = {"site-packages", "dist-packages"} & set(file.parts)

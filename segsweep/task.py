@@ -34,7 +34,7 @@ class Metric:
         title: column heading.
         direction: "max" where more is better, "min" where less is.
         format: Python's format specification of a value: `.3f`, `,.0f`, `.2e`, `.3g`, `.1%`.
-        mean_format: that of a mean that stands beside its interval, where it is another.
+        mean_format: that of a mean, beside its interval and in sentences, where it is another.
         column: heading of a narrow column, where the title is too long; "" where it is in no table of the report.
         meaning: one line for a footnote.
         bounds: the least and the greatest value that one unit can have; infinite where there is none.

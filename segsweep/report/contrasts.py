@@ -19,7 +19,7 @@ from segsweep.report.records import Run
 from segsweep.report.statistics import LEVEL, Interval
 
 CONTINUUM = 20
-PSEUDO = ("content of the data", "content of the split", "version of the program")
+PSEUDO = ("content of the data", "content of the split", "whether the split leaks", "version of the program")
 """Differences that no setting shows; the seed, and a task's other kinds of repeat, are such too."""
 
 
@@ -213,6 +213,7 @@ def differences(rows: list[Configuration]) -> tuple[list[str], np.ndarray]:
     pseudo = [
         _unequal([digest(row.runs[0], "data") for row in rows]) & ~any_of("data"),
         splits & ~any_of("data", "split"),
+        _unequal([str(row.leaks) for row in rows]) & ~any_of("split"),
         _programs([row.runs[0] for row in rows]),
         ~seeds,
         *([seeds & ~folds & ~any_of(*(name.split(".")[0] for name in kinds if "." in name))] if kinds else []),

@@ -9,8 +9,9 @@ A module may have, all of it optional:
     sections(found)      -> list of Section, which stand before the curves
     note(job)            -> a line below the closing table, or ""
 
-`found` is a `Findings`. A record can name any module, and may be of another's making: imported are only this program's
-and those that are allowed by SEGSWEEP_ALLOW. What fails is left out and told, since a report is made all the same.
+`found` is a `Findings`. A record can name any module, and may be of another's making: imported are only those that are
+allowed by SEGSWEEP_ALLOW, and of this program those that are called `...sections`, as others have functions of these
+names that do other things. What fails is left out and told, since a report is made all the same.
 """
 
 import importlib
@@ -51,7 +52,7 @@ def modules(spec: Spec) -> tuple[list[ModuleType], list[str]]:
 
 def _allowed(name: str) -> bool:
     if name.startswith("segsweep."):
-        return True
+        return name.endswith("sections")
     from segsweep.components import is_own  # lazily: it takes Hydra
 
     return is_own(name)

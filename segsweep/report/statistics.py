@@ -62,9 +62,7 @@ def mean_interval(
         return None
     mean, error = x.mean(), x.std(ddof=1) / np.sqrt(n)
     least, most = _anderson(x, bounds)
-    if error < 1e-12 * max(
-        1, np.abs(x).max()
-    ):  # no spread to resample; that all are 0 does not show that the next one would be
+    if error < _rounding(x):  # no spread to resample; that all are 0 does not show that the next one would be
         known = not symmetric and np.isfinite([least, most]).all()
         return Interval(mean, least, most) if known else Interval(mean, mean, mean)
     weights, centred = _resamples(n), x - mean
@@ -78,6 +76,11 @@ def mean_interval(
         low, high = np.quantile(t, [0.975, 0.025], method="inverted_cdf") * [1, -1]
     ends = max(mean - low * error, least), min(mean + high * error, most)
     return Interval(mean, *ends) if np.isfinite(ends).all() else None
+
+
+def _rounding(values: np.ndarray) -> float:
+    """What a difference of them may be by rounding alone, with room to spare."""
+    return 1e-12 * max(1.0, float(np.abs(values).max()))
 
 
 def _anderson(x: np.ndarray, bounds: tuple[float, float]) -> tuple[float, float]:
@@ -189,7 +192,7 @@ def crossed_interval(differences: np.ndarray) -> Interval | None:
     ms_repeats = units * by_repeat.var(ddof=1)
     ms_units = max(repeats * by_unit.var(ddof=1) - ms_rest, 0)
     total = ms_repeats + ms_units
-    least = 1e-12 * max(1, np.abs(d).max())
+    least = _rounding(d)
     if total < 1e4 * least**2:  # no spread but that of rounding
         return Interval(mean, mean, mean, float(abs(mean) < least))
     error = np.sqrt(total / d.size)

@@ -100,7 +100,13 @@ def _metrics(jobs: Sequence[Job], spec: Spec) -> list[tuple[str, str, str]]:
         "test" if spec.scores or any(f"test/{spec.primary}" in job.run.metrics for job in jobs if job.run) else "val"
     )
     plain = [(name, m) for name, m in spec.metrics.items() if m.column != "" and not m.by_unit and name != spec.primary]
-    found = [(part, name, m, m.format) for part in ("train", final) for name, m in plain]
+    ended = [job.run.metrics for job in jobs if job.run and job.run.status == "finished"]
+    found = [
+        (part, name, m, m.format)
+        for part in ("train", final)
+        for name, m in plain
+        if not ended or any(f"{part}/{name}" in metrics for metrics in ended)
+    ]
     metric = spec.metrics[spec.primary]
     found.append((final, spec.primary, metric, metric.mean_format or metric.format))
     heads = {name: m.column or (m.title if m is metric else inside(m.title)) for _, name, m, _ in found}

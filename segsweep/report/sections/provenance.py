@@ -41,7 +41,7 @@ def _facts(run: Run) -> dict[str, str]:
     data, split = info.get("data") or {}, info.get("split") or {}
     versions: dict[str, Any] = info.get("versions") or {}
     spec = run.spec
-    samples = many(spec.sample)
+    samples, kind = many(spec.sample), split.get("kind", "?") or ""
     counts = [f"{data.get(name, '?')} {name}" for name in dict.fromkeys([many(spec.unit), samples])]
     parts = "/".join(str(split.get(part, "?")) for part in ("train", "val", "test"))
     return {
@@ -50,7 +50,7 @@ def _facts(run: Run) -> dict[str, str]:
         "precision": str(info.get("precision") or "not recorded"),
         "commit": str(info.get("commit") or "none"),
         "data": ", ".join([str(data.get("name") or "?"), f"manifest {digest(run, 'data')[:12] or '?'}", *counts]),
-        "split": f"{split.get('kind') or '?'} {digest(run, 'split')[:12] or '?'}, {samples} train/val/test {parts}",
+        "split": f"{kind} {digest(run, 'split')[:12] or '?'}, {samples} train/val/test {parts}".strip(),
         "leaks": f"yes{f': by {spec.sample}' * (spec.sample != spec.unit)}" if run.leaks else "no",
         "evaluated on": run.evaluated_on,
     }

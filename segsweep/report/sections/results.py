@@ -178,7 +178,8 @@ def _known(found: Findings, name: str) -> bool:
 
 
 def _legend(found: Findings) -> str:
-    plain = joined([*(inside(metric.title) for metric in found.others.values()), "time", "memory"])
+    titles = [inside(metric.title) for name, metric in found.others.items() if name != found.spec.primary]
+    plain = joined([*titles, "time", "memory"])
     return (
         "★ marks a value that is better than all others of its kind by a paired test (corrected over all pairs of"
         " rows, 5 %), ≈ those that cannot be told from the best; no mark, no claim."
@@ -195,10 +196,11 @@ def _remarks(found: Findings) -> list[str]:
                     f"Rows with different {many(name)} cannot be compared by their {inside(metric.title)}: each is on a"
                     " scale of its own."
                 )
+    scaled = f", with the same {joined(found.analysis.scales)}" if found.analysis.scales else ""
     if found.arenas > 1:
         remarks.append(
-            "Rows were not all tested on the same data under the same kind of split. Values are marked only among those"
-            " that were."
+            f"Rows were not all tested on the same data under the same kind of split{scaled}. Values are marked only"
+            " among those that were."
         )
     if len(found.devices) > 1:
         remarks.append(f"Times are from different devices ({joined(found.devices)}) and do not compare.")

@@ -87,7 +87,8 @@ def _each(found: Findings, i: int, row: Configuration, metric: str, title: str) 
 
 def _ends(found: Findings, rows: list[tuple[str, Configuration, str]], metric: str, side: str = "") -> str:
     """First and last values of curves in words."""
-    texts, form = [], found.spec.metrics[metric].mean_format or ".3f"
+    about = found.spec.metrics[metric]
+    texts, form = [], about.mean_format or about.format
     for title, row, part in rows:
         mean = nanmean(row.curves(f"{part}/{metric}"), 0)
         if mean.size:

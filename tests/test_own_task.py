@@ -1,0 +1,153 @@
+"""A task of one's own, by `--config-dir my_conf task=digits`: what segmentation has, it has.
+
+The network is small: a sweep is its workers' start, some seconds."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+DIGITS = Path(__file__).parents[1] / "examples" / "digits"
+GRID = ("task=digits", "task.lr=0.01,0.03", "epochs=1,4", "task.hidden=16", "tracking=none")
+
+
+def command(folder: Path, *arguments: str) -> tuple[list[str], dict]:
+    how = {"cwd": folder, "env": os.environ | {"SEGSWEEP_ALLOW": "digits.*"}, "text": True}
+    return [sys.executable, "-m", "segsweep", "-m", "--config-dir", "conf", *arguments], how
+
+
+def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    line, how = command(folder, *arguments)
+    return subprocess.run(line, capture_output=True, **how)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return Path(shutil.copytree(DIGITS, tmp_path / "digits"))
+
+
+def results(folder: Path) -> dict[tuple[float, int], dict]:
+    """(lr, epochs) -> how many epochs it trained, its history without times, its table of images."""
+    found = {}
+    for file in folder.glob("multirun/runs/*/result.json"):
+        factors = json.loads((file.parent / "run.json").read_text())["factors"]
+        history = [json.loads(line) for line in (file.parent / "history.jsonl").read_text().splitlines()]
+        found[factors["task.lr"], factors["epochs"]] = {
+            "trained": json.loads(file.read_text())["trained_epochs"],
+            "history": [{key: value for key, value in row.items() if "/" in key} for row in history],
+            "images": (file.parent / "images.csv").read_text(),
+        }
+    return found
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_goes_on_to_the_same_bits_and_is_answered_and_reported(folder, tmp_path):
+    line, how = command(folder, *GRID)
+    killed = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **how)
+    while not any(folder.glob("multirun/trajectories/*/state_0002.pt")) and killed.poll() is None:
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    done = sweep(folder, *GRID)
+    assert done.returncode == 0, done.stdout + done.stderr
+    there = results(folder)
+    assert set(there) == {(0.01, 1), (0.01, 4), (0.03, 1), (0.03, 4)}
+    again = sweep(folder, *GRID)
+    assert again.stdout.count(" reused ") == 4, again.stdout
+
+    undisturbed = Path(shutil.copytree(DIGITS, tmp_path / "undisturbed"))
+    assert sweep(undisturbed, *GRID, "report=false").returncode == 0
+    whole = results(undisturbed)
+    assert sum(entry.pop("trained") for entry in whole.values()) == 8  # of 10: one epoch of each is shared
+    assert all(entry.pop("trained") <= 4 for entry in there.values())
+    assert there == whole
+
+    rows = list(csv.DictReader(whole[0.03, 4]["images"].splitlines()))
+    assert (len(rows), set(rows[0])) == (400, {"image", "accuracy"})
+    page = next(folder.glob("multirun/2*/report.md")).read_text()
+    assert "Accuracy" in page
+    assert "test images" in page
+    assert not re.search(r"dice|patient|slice|tumou?r|mask|pixel", page, re.IGNORECASE)
+
+
+@pytest.mark.slow
+def test_a_search_and_a_plan_of_it(folder):
+    space = ("task=digits", "task.lr=tag(log, interval(1e-3, 1e-1))", "task.hidden=8", "tracking=none", "report=false")
+    found = sweep(folder, "hydra/sweeper=search", "pruner=halving", "search.trials=4", "epochs=4", *space)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert re.search(r"best val/accuracy 0\.\d+ in trial", found.stderr), found.stderr
+    plan = sweep(folder, "hydra/launcher=plan", *GRID)
+    assert plan.returncode == 0, plan.stderr
+    assert "4 jobs: 4 new" in plan.stdout
+    assert "TFLOP" not in plan.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["task.lrr=1"], "task.lrr: no such key; did you mean task.lr?"),
+        (["task.lr=-1"], "task.lr=-1: must be above 0"),
+        (["task.lr=fast"], "task.lr=fast: must be a number"),
+        (["task.hidden=2.5"], "task.hidden=2.5: must be a whole number"),
+        (["+task.wings=2"], "task.wings: digits.Digits takes no such argument"),
+        (["model=unet"], "model"),
+        (["batch_size=4"], "batch_size: no such key"),
+        (["search.objective=[val/dice]", "hydra/sweeper=search", "task.lr=0.1,0.2"], "search.objective=val/dice"),
+    ],
+)
+def test_a_mistake_in_its_settings_is_told_before_anything_is_trained(folder, arguments, says):
+    done = sweep(folder, "task=digits", *arguments)
+    assert done.returncode == 1
+    assert says in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "multirun").exists()
+
+
+BROKEN = """
+
+class Broken(Digits):
+    def train(self, run):
+        for epoch in run.epochs():
+            helper(epoch)
+
+
+def helper(epoch):
+    return {}["nothing"]
+
+
+class Silent(Digits):
+    def train(self, run):
+        return 3
+
+
+class Nameless:
+    def __init__(self, lr=1): ...
+    def data(self): ...
+    def train(self, run): ...
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_its_own_is_told_with_the_line_it_comes_from_and_a_wrong_return_is_one(folder):
+    (folder / "digits.py").write_text((folder / "digits.py").read_text() + BROKEN)
+    done = sweep(folder, "task=digits", "task._target_=digits.Broken,digits.Silent", "tracking=none", "report=false")
+    assert done.returncode == 1
+    line = next(
+        n for n, text in enumerate((folder / "digits.py").read_text().splitlines(), 1) if '{}["nothing"]' in text
+    )
+    assert re.search(rf"KeyError: 'nothing' \(.*digits\.py:{line}, in helper\)", done.stdout), done.stdout
+    assert "train() of digits.Silent gave int; a task.Result(metrics, units) is needed" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    (log,) = (f for f in folder.glob("multirun/2*/*/job.log") if "KeyError" in f.read_text())
+    assert "Traceback" in log.read_text()
+    assert "in helper" in log.read_text()
+    nameless = sweep(folder, "task=digits", "task._target_=digits.Nameless")
+    assert "task._target_=digits.Nameless: has no `spec`" in nameless.stderr
