@@ -14,13 +14,15 @@ from hydra.initialize import initialize_config_search_path
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from segsweep import plugins, trust
+from segsweep import trust
 from segsweep.config import conf_dir
 from segsweep.errors import ConfigError
 from segsweep.preflight import Checked, preflight
 from segsweep.report import search, winner
+from segsweep.session import session
+from segsweep.start import start
 
-plugins.register()
+start()
 from hydra_plugins.segsweep_local._compose import Composer  # noqa: E402 - the namespace has to know it first
 from hydra_plugins.segsweep_local._jobs import Job  # noqa: E402
 from hydra_plugins.segsweep_local.cluster import SlurmLauncher  # noqa: E402
@@ -36,7 +38,6 @@ def mine(tmp_path, monkeypatch) -> Path:
     """The folder from elsewhere, my_conf, beside which the commands run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(trust.TRUST, raising=False)
-    monkeypatch.setattr(trust, "watching", False)
     (tmp_path / "my_conf").mkdir()
     return tmp_path / "my_conf"
 
@@ -254,7 +255,7 @@ def test_a_combination_that_no_check_has_seen_is_refused_where_its_job_is_compos
     with initialize_config_search_path([f"file://{conf_dir()}", f"file://{mine}"]):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", ["hydra.verbose=false"], RunMode.MULTIRUN)
-        monkeypatch.setattr(trust, "watching", True)
+        monkeypatch.setattr(session(), "foreign", True)
         compose = Composer(loader, master)
         assert compose(["optim=sgd", "experiment=a"]).hydra.runtime.choices.optim == "sgd"
         assert OmegaConf.select(compose(["optim=adam", "seed=3"]), "seed") == 3
@@ -271,7 +272,7 @@ def test_jobs_that_a_node_composes_are_composed_here_first(mine, monkeypatch):
         if overrides == ["experiment=x"]:
             raise HydraException("refused")
 
-    monkeypatch.setattr(trust, "watching", True)
+    monkeypatch.setattr(session(), "foreign", True)
     launcher = SlurmLauncher("local")
     launcher.compose = compose
     with pytest.raises(HydraException, match="refused"):

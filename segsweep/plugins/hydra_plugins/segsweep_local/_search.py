@@ -236,7 +236,7 @@ class Search:
                 except Foreign as odd:
                     self.study.withdraw(trial, str(odd))
                     text = f"Trial {trial.number}, which somebody has queued, is not of this search and left out: {odd}"
-                    progress.emit("text", text=printable(text))
+                    session().emit("text", text=printable(text))
                     continue
             first = self._first()
             known = [t for t in first if t.number < trial.number and t.state is not TrialState.FAIL]
