@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import artifacts
-from segsweep.config import GROUPS, Config, conf_dir
+from segsweep.config import GROUPS, conf_dir
 from segsweep.errors import printable
 from segsweep.signature import IGNORED
 from segsweep.start import start
@@ -62,11 +62,11 @@ def of_trial(params: Mapping[str, Any], asked: Mapping[str, str]) -> Winner:
 def _winner(choices: dict[str, str], values: dict[str, Any]) -> Winner:
     known = {group: option for group, option in choices.items() if _is_option(group, str(option))}
     left = [f"{group}={option}" for group, option in choices.items() if group not in known]
-    kept = {}
+    names, kept = set(map(str, _compose(known)[1])) - {"hydra"}, {}
     for key, value in values.items():
         group = key.partition(".")[0]
         inside = any(key.startswith(f"{other}.") for other in values)
-        if _is_key(key) and _is_plain(value) and not inside and (group in known or group not in choices):
+        if _is_key(key, names) and _is_plain(value) and not inside and (group in known or group not in choices):
             kept[key] = value
         elif group not in IGNORED:
             left.append(key)
@@ -77,9 +77,9 @@ def _is_option(group: str, name: str) -> bool:
     return bool(re.fullmatch(r"[\w-]+", name)) and (conf_dir() / group / f"{name}.yaml").is_file()
 
 
-def _is_key(key: str) -> bool:
+def _is_key(key: str, names: set[str]) -> bool:
     group, dot, _ = key.partition(".")
-    return bool(_KEY.fullmatch(key)) and group in {f.name for f in fields(Config)} and bool(dot) == (group in GROUPS)
+    return bool(_KEY.fullmatch(key)) and group in names and bool(dot) == (group in GROUPS)
 
 
 def _is_plain(value: Any) -> bool:
