@@ -184,7 +184,7 @@ def test_no_module_has_a_state_but_for_caches(files):
         ("worker.py", "import threading\nhalt = threading.Event()", "worker.halt"),
         ("worker.py", "from queue import Queue\nwaiting = Queue[int]()", "worker.waiting"),
         ("tracking.py", "from contextlib import ExitStack\nheld: ExitStack = ExitStack()", "tracking.held"),
-        ("run.py", "def f():\n    figures.shown = 1", "figures.shown"),
+        ("segmentation.py", "def f():\n    figures.shown = 1", "figures.shown"),
         ("run.py", "def f():\n    artifacts.DONE = ()", "artifacts.DONE"),
         ("run.py", "def f():\n    from segsweep import signature as s\n    s.IGNORED += ('a',)", "signature.IGNORED"),
         ("run.py", "from segsweep.winner import KEPT\ndef f():\n    KEPT.clear()", "winner.KEPT"),
