@@ -18,6 +18,7 @@ from segsweep import recall, run, store, tracking, trained
 from segsweep.errors import SegsweepError
 from segsweep.plan import Point
 from segsweep.report import records
+from segsweep.segmentation_sections import overlays
 
 RECORD = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json", "overlays.npz")
 
@@ -61,7 +62,7 @@ def test_a_run_finished_elsewhere_is_answered_and_its_folder_restored(tmp_path, 
     with pytest.raises(SegsweepError, match="no such checkpoint"):
         trained.load(second.folder, "worst")
     (read,) = records.read([second.folder]).runs
-    assert (read.status, read.overlays.keys()) == ("finished", read.patients.keys())
+    assert (read.status, overlays(read).keys()) == ("finished", read.units.keys())
 
 
 def test_what_a_store_lacks_is_known_without_mlflow(tmp_path, uri):
@@ -182,7 +183,7 @@ def test_a_plan_knows_what_another_machine_has_finished(tmp_path, uri):
     first = there(tmp_path, "a", uri)
     plan = PlanLauncher()
     plan.config = OmegaConf.create({"reuse": True, "tracking": {"uri": uri, "experiment": "segsweep"}})
-    facts = {"folder": Path(), "state": "new", "epoch": 0, "epochs": 1, "alike": (), "network": "", "train": 1}
+    facts = {"folder": Path(), "state": "new", "epoch": 0, "epochs": 1, "alike": (), "train": 1}
     points = [Point(signature=s, trajectory=s, held_out=1, **facts) for s in (first.signature, "0" * 16)]
     plan._ask_mlflow(points)
     assert [(p.state, p.epoch, p.note) for p in points] == [("finished", 1, "in MLflow"), ("new", 0, "")]
