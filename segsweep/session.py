@@ -90,7 +90,7 @@ def begin(new: Session) -> Session:
 
 
 def thread(target: Callable[..., Any], *given: Any, name: str | None = None) -> threading.Thread:
-    """A thread that is started, has this session, and does not keep the process from ending."""
+    """A started daemon thread in which `session()` gives what it gives here."""
     run = contextvars.copy_context().run
     started = threading.Thread(target=run, args=(target, *given), name=name, daemon=True)
     started.start()
