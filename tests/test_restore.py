@@ -18,6 +18,7 @@ from segsweep import recall, run, store, tracking, trained
 from segsweep.errors import SegsweepError
 from segsweep.plan import Point
 from segsweep.report import records
+from segsweep.segmentation_sections import overlays
 
 RECORD = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json", "overlays.npz")
 
@@ -61,7 +62,7 @@ def test_a_run_finished_elsewhere_is_answered_and_its_folder_restored(tmp_path, 
     with pytest.raises(SegsweepError, match="no such checkpoint"):
         trained.load(second.folder, "worst")
     (read,) = records.read([second.folder]).runs
-    assert (read.status, read.overlays.keys()) == ("finished", read.patients.keys())
+    assert (read.status, overlays(read).keys()) == ("finished", read.units.keys())
 
 
 def test_what_a_store_lacks_is_known_without_mlflow(tmp_path, uri):
