@@ -305,7 +305,7 @@ def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) 
                 shutil.copyfile(best, file)
     if result.units:
         rows = [{spec.unit: unit, **values} for unit, values in result.units.items()]
-        artifacts.write_csv(folder / f"{spec.unit}s.csv", rows)
+        artifacts.write_csv(folder / spec.table, rows)
     sums, metric = _sums(history), spec.metric(spec.select)
     assert metric
     best_of = max if metric.direction == "max" else min

@@ -164,7 +164,8 @@ def _problem(metric: Metric) -> str | None:
     if not metric.bounds[0] < metric.bounds[1]:
         return f"bounds={metric.bounds}: the first is below the second"
     text = (metric.title, metric.format, metric.mean_format, metric.meaning, metric.column or "", *metric.scale)
-    return None if all(isinstance(part, str) for part in text) and metric.title else "text is expected, and a title"
+    plain = all(isinstance(part, str) and part.isprintable() for part in text)  # it is shown in terminals
+    return None if plain and metric.title else "text is expected, and a title"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from io import StringIO
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -46,7 +47,7 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
         drawn.add_column(name.replace(".", ".\n", 1), no_wrap=True, justify="right" if name == "job" else "left")
     drawn.add_column("status", no_wrap=True)
     for name in (*(title for title, _, _ in metrics_shown), "seconds", "parameters"):
-        drawn.add_column(name, justify="right", no_wrap=True)
+        drawn.add_column(escape(name), justify="right", no_wrap=True)
     for job, found in zip(jobs, settings, strict=True):
         metrics = job.run.metrics if job.run else {}
         done = job.run is not None and job.run.status == "finished"

@@ -121,6 +121,13 @@ def test_the_closing_table_has_the_tasks_own_columns(folder):
     assert re.fullmatch(r"24 100 0.1 few 0 finished [\d,]+ [\d,]+ 0\.7\d\d 28\d\.\d 12\.5 1,000", line)
 
 
+def test_a_title_in_brackets_is_no_markup(tmp_path):
+    metric = Metric(title="RMSE [m]", direction="min", by_unit=True)
+    spec = Spec(metrics={"rmse": metric}, select="val/rmse", unit="house", sample="house")
+    jobs = read([write(tmp_path, [House({}, errors(np.random.default_rng(0)), spec)])]).jobs
+    assert "RMSE [m]" in table(jobs)
+
+
 def test_curves_are_read_the_right_way_round(text):
     learnt = part(text, "Overfitting and convergence")
     head = cells(learnt, "row")
@@ -395,6 +402,7 @@ def test_a_damaged_description_is_told_and_its_run_left_out(tmp_path):
         ({"metrics": {"rmse": {"title": "R", "direction": "min", "format": "d"}}}, "format='d'"),
         ({"metrics": {"rmse": {"title": "R", "direction": "min", "bounds": [1, 1]}}}, "the first is below the second"),
         ({"metrics": {"rmse": {"title": 3, "direction": "min"}}}, "text is expected"),
+        ({"metrics": {"rmse": {"title": "R\x1b[2J", "direction": "min"}}}, "text is expected"),
         ({"metrics": {"rmse": {"title": "R", "direction": "min", "bounds": [10**400, None]}}}, "OverflowError"),
     ],
 )
