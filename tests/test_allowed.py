@@ -7,7 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from segsweep import components
+from segsweep import components, pruning
 from segsweep.config import conf_dir
 from segsweep.errors import ConfigError
 
@@ -22,7 +22,7 @@ def refused(group: str, node: dict) -> str:
         cfg = compose("config", overrides=["model.width=4"])
     OmegaConf.set_struct(cfg, False)
     cfg[group] = node
-    assert str(told.value) in components.check(cfg)
+    assert str(told.value) in [*components.check(cfg), *pruning.problems(cfg, components.spec_of(cfg))]
     return str(told.value)
 
 
