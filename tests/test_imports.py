@@ -8,42 +8,28 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "segsweep"
-LEAVES = {"artifacts", "errors", "task", "plugins", "session", "display", "__init__"}  # what any part may lean on
-ARITHMETIC = {"models": {"torch"}, "losses": {"torch"}, "data": {"numpy", "torch", "PIL"}}
-ARITHMETIC["metrics"] = {"numpy", "torch", "scipy"}  # scipy: distances between surfaces
-LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, that it may import
-    "models": set(),
-    "losses": set(),
-    "metrics": set(),
-    "data": set(),
-    "config": set(),
-    "trust": {"config"},
-    "signature": set(),
-    "environment": set(),
-    "device": {"environment", "train"},
-    "figures": set(),
-    "evaluate": {"data", "metrics", "environment"},
-    "train": {"data", "metrics", "evaluate"},
-    "store": set(),
-    "recall": {"store"},
-    "tracking": {"store", "recall"},
-    "registry": {"store", "tracking"},
-    # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by and what of
-    # it may be written, which of one's own modules are allowed, what old records are of; nothing that trains
-    "report": {"recall", "study", "config", "signature", "start", "trust", "components", "metrics"},
-    "study": set(),
+ROOMS = {  # room -> the rooms, beside itself and the FLOOR, that it may import
+    "core": "",
+    "config": "core",
+    "tracking": "core",
+    "search": "core config",
+    "runs": "core config tracking search",
+    "report": "core config tracking search",
+    "sweeps": "core config tracking search runs report",
+    "plugins": "core config tracking search runs sweeps",
+    "segmentation": "core config tracking runs report",
 }
-ONLY = {  # distribution -> who may import it at all
-    "mlflow": {"store", "recall", "tracking", "registry"},
-    "optuna": {"report", "study", "pruning", "plugins"},
-    "hydra": {
-        *("cli", "components", "conditions", "job", "plan", "plugins", "preflight", "report", "start"),
-        *("sweep", "trust", "worker"),
-    },
+FLOOR = {"task", "__init__"}  # what is published to a task; it may import nothing of the package
+ARITHMETIC = {"models": "torch", "losses": "torch", "data": "numpy torch PIL", "metrics": "numpy torch scipy"}
+ONLY = {  # distribution -> the rooms that may import it at all
+    "mlflow": "tracking",
+    "optuna": "search report plugins",
+    "hydra": "config search report sweeps plugins",
+    "torch": "core config runs sweeps plugins segmentation",
 }
 FIRST = ("torch", "mlflow", "optuna")  # seconds each: never at the top of what `--help` needs
-HELP = ("__main__", "cli", "config", "job", "worker", "preflight", "start", "sweep", "session", "display", "errors")
-HELP += ("trust",)
+HELP = ("__main__.py", "config/", "sweeps/", "core/session.py", "core/errors.py")
+HELP += tuple(f"plugins/{name}.py" for name in ("_jobs", "local", "cluster", "plan", "grid", "search"))
 
 
 @cache
@@ -63,31 +49,27 @@ def imports(source: str, at_top: bool = False) -> set[str]:
 
 
 def part(path: str) -> str:
-    """models/unet.py -> models, train.py -> train."""
+    """The room of a module, `task` of what lies beside the rooms."""
     return path.split("/")[0].removesuffix(".py")
 
 
 def broken(files: dict[str, str]) -> list[str]:
     """What the `files` (path under segsweep/ -> source) import against the rules, as `path: name`."""
+    doors = {part(path) for path in files} - ROOMS.keys() - FLOOR
     wrong = []
     for path, source in files.items():
         own = part(path)
+        allowed = {own} | FLOOR | set(ROOMS.get(own, "").split()) if own not in doors else ROOMS.keys() | FLOOR
+        sums = own == "segmentation" and ARITHMETIC.get(part(path.partition("/")[2]))
         for name in imports(source):
             top, _, rest = name.partition(".")
-            inside = rest.split(".")[0] if top == "segsweep" else None
-            if inside is None:
-                bad = own not in ONLY.get(top, {own})
-                bad |= own in ARITHMETIC and top not in sys.stdlib_module_names | ARITHMETIC[own]
+            if top == "segsweep":
+                bad = rest.split(".")[0] in (ROOMS.keys() | doors | FLOOR) - (allowed if own not in FLOOR else FLOOR)
             else:
-                known = (PACKAGE / f"{inside}.py").exists() or (
-                    PACKAGE / inside
-                ).is_dir()  # else a name like __version__
-                allowed = LAYERS.get(own, {inside}) | LEAVES | {own}
-                bad = known and inside not in allowed
-                bad |= inside == "cli" and own != "__main__"  # the command line is the top
-            if bad:
-                wrong.append(f"{path}: {name}")
-        if own in HELP:
+                bad = own not in doors and own not in ONLY.get(top, own).split()
+                bad |= bool(sums) and top not in sys.stdlib_module_names | set(sums.split())
+            wrong += [f"{path}: {name}"] if bad else []
+        if path.startswith(HELP):
             wrong += [f"{path}: {name} at the top" for name in imports(source, True) if name.split(".")[0] in FIRST]
     return wrong
 
@@ -110,8 +92,6 @@ def circles(files: dict[str, str]) -> list[tuple[str, ...]]:
             if name.startswith("."):
                 ups = len(name) - len(name.lstrip(".")) - 1
                 name = ".".join([*package.split(".")[: len(package.split(".")) - ups], name.lstrip(".")])
-            elif name.startswith("hydra_plugins.segsweep_local"):
-                name = f"segsweep.plugins.{name}"
             while name and name not in modules:  # of a module, or of what it has
                 name = name.rpartition(".")[0]
             imported[own] |= {name} - {"", own}
@@ -142,42 +122,54 @@ def test_no_name_of_a_package_is_a_module_of_its_too(files):
 
 
 def test_imports_run_one_way(files):
-    assert len(files) > 40
-    assert set(LAYERS) <= {part(path) for path in files}
+    assert len(files) > 60
+    assert ROOMS.keys() | FLOOR <= {part(path) for path in files}
     assert broken(files) == []
+
+
+ARROWS = [(room, other) for room in ROOMS for other in ROOMS if other not in {room, *ROOMS[room].split()}]
+
+
+@pytest.mark.parametrize(("room", "other"), ARROWS)
+def test_an_arrow_against_the_order_is_seen(files, room, other):
+    path = f"{room}/__init__.py"
+    line = f"def f():\n    from segsweep.{other} import anything"
+    assert broken({path: files[path]}) == []
+    assert broken({path: f"{files[path]}\n{line}\n", "predict.py": ""}) == [f"{path}: segsweep.{other}.anything"]
 
 
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("models/unet.py", "from segsweep.losses import Dice"),
-        ("losses.py", "from segsweep import metrics"),
-        ("metrics.py", "import pandas"),
-        ("losses.py", "import scipy"),
-        ("data/split.py", "def f():\n    from segsweep.models import blocks"),
-        ("data/lgg.py", "import mlflow"),
-        ("train.py", "from segsweep.tracking import Mirror"),
-        ("train.py", "from omegaconf import x\nfrom segsweep import run"),
-        ("evaluate.py", "import segsweep.train"),
-        ("report/records.py", "from segsweep.run import run"),
+        ("task.py", "from segsweep.core import errors"),
+        ("sweeps/cli.py", "from segsweep.predict import main"),
+        ("core/errors.py", "import segsweep.sync"),
+        ("segmentation/models/unet.py", "import numpy"),
+        ("segmentation/losses.py", "import scipy"),
+        ("segmentation/metrics.py", "import pandas"),
+        ("segmentation/data/lgg.py", "import mlflow"),
+        ("segmentation/train.py", "import hydra"),
         ("report/figures.py", "import mlflow.artifacts"),
-        ("tracking.py", "from segsweep.report.records import read"),
-        ("run.py", "from segsweep import cli"),
-        ("run.py", "import optuna"),
-        ("train.py", "import hydra"),
-        ("cli.py", "import torch"),
-        ("sweep.py", "import numpy, mlflow"),
+        ("runs/run.py", "import optuna"),
+        ("sweeps/cli.py", "import torch"),
+        ("sweeps/sweep.py", "import numpy, mlflow"),
+        ("plugins/local.py", "import optuna"),
     ],
 )
 def test_a_planted_violation_is_seen(files, path, line):
-    planted = files[path] + "\n" + line + "\n"
-    assert [found.split(":")[0] for found in broken(files | {path: planted})] != []
+    assert [found.split(":")[0] for found in broken(files | {path: f"{files[path]}\n{line}\n"})] != []
 
 
 def test_what_is_allowed_is_not_taken_for_a_violation(files):
-    lazily = "\ndef f():\n    import torch\n\nif TYPE_CHECKING:\n    from segsweep.run import run\n"
-    for path in ("cli.py", "losses.py"):
+    lazily = "\ndef f():\n    import torch\n\nif TYPE_CHECKING:\n    from segsweep.sweeps.sweep import Sweep\n"
+    for path in ("config/components.py", "segmentation/losses.py"):
         assert broken(files | {path: files[path] + lazily}) == []
+
+
+def test_a_room_says_what_it_is_and_nothing_else(files):
+    for room in ROOMS:
+        (docstring,) = ast.parse(files[f"{room}/__init__.py"]).body
+        assert ast.get_docstring(ast.Module([docstring], [])), room
 
 
 def test_no_module_imports_one_that_imports_it(files):
@@ -187,22 +179,22 @@ def test_no_module_imports_one_that_imports_it(files):
 @pytest.mark.parametrize(
     ("path", "line", "circle"),
     [
-        ("errors.py", "def f():\n    from segsweep import components", {"segsweep.errors", "segsweep.components"}),
-        ("artifacts.py", "import segsweep.run", {"segsweep.artifacts", "segsweep.run", "segsweep.tracking"}),
-        ("worker.py", "def f():\n    from segsweep.cli import main", {"segsweep.worker", "segsweep.cli"}),
-        ("report/records.py", "from segsweep.report import files", {"segsweep.report.records"}),
         (
-            "plugins/hydra_plugins/segsweep_local/_compose.py",
-            "from . import _jobs",
-            {f"segsweep.plugins.hydra_plugins.segsweep_local.{name}" for name in ("_compose", "_jobs")},
+            "core/errors.py",
+            "def f():\n    from segsweep.config import components",
+            {"core.errors", "config.components"},
         ),
+        ("core/artifacts.py", "import segsweep.runs.run", {"core.artifacts", "runs.run", "tracking.mirrors"}),
+        ("sweeps/worker.py", "def f():\n    from segsweep.sweeps.cli import main", {"sweeps.worker", "sweeps.cli"}),
+        ("report/records.py", "from segsweep.report import files", {"report.records", "report.files"}),
+        ("plugins/_jobs.py", "from . import local", {"plugins._jobs", "plugins.local"}),
     ],
 )
 def test_a_planted_circle_is_seen(files, path, line, circle):
     (found,) = circles(files | {path: f"{files[path]}\n{line}\n"})
-    assert circle <= set(found)
+    assert {f"segsweep.{name}" for name in circle} <= set(found)
 
 
 def test_what_is_imported_for_type_checkers_is_no_circle(files):
-    line = "\nif TYPE_CHECKING:\n    from segsweep import components\n"
-    assert circles(files | {"errors.py": files["errors.py"] + line}) == []
+    line = "\nif TYPE_CHECKING:\n    from segsweep.config import components\n"
+    assert circles(files | {"core/errors.py": files["core/errors.py"] + line}) == []

@@ -10,14 +10,14 @@ import pytest
 from test_imports import PACKAGE, dotted
 
 CACHES = {  # what may be kept for a process, as to forget it would change no result
-    "segsweep.session._session": "the one holder of all that a process's parts share",
-    "segsweep.components._right": "groups that were found without a mistake, by their text",
-    "segsweep.data.batches._on_gpu": "the decoded set that a GPU holds, by the set's key",
-    "segsweep.data.images._layouts": "how files of one length are laid out",
-    "segsweep.device._compiler": "seconds that torch's compiler, which is one a process, has taken",
-    "segsweep.predict._count": "numbers that no two sets of pixels share",
-    "segsweep.segmentation._gflops": "operations of networks, by their configuration",
-    "segsweep.store._clients": "open database files, by their inode",
+    "segsweep.core.session._session": "the one holder of all that a process's parts share",
+    "segsweep.config.components._right": "groups that were found without a mistake, by their text",
+    "segsweep.segmentation.data.batches._on_gpu": "the decoded set that a GPU holds, by the set's key",
+    "segsweep.segmentation.data.images._layouts": "how files of one length are laid out",
+    "segsweep.core.device._compiler": "seconds that torch's compiler, which is one a process, has taken",
+    "segsweep.segmentation.predict._count": "numbers that no two sets of pixels share",
+    "segsweep.segmentation.task._gflops": "operations of networks, by their configuration",
+    "segsweep.tracking.store._clients": "open database files, by their inode",
 }
 CHANGING = {  # methods that change what they are called on
     *("add", "append", "appendleft", "clear", "discard", "extend", "extendleft", "insert", "move_to_end", "pop"),
@@ -168,30 +168,46 @@ def test_no_module_has_a_state_but_for_caches(files):
 @pytest.mark.parametrize(
     ("path", "lines", "name"),
     [
-        ("sweep.py", "current = None\ndef f():\n    global current\n    current = 1", "sweep.current"),
-        ("plan.py", "def f():\n    global seen\n    seen = 1", "plan.seen"),
-        ("plan.py", "seen = []\ndef f(x):\n    seen.append(x)", "plan.seen"),
-        ("plan.py", "seen: dict[str, int] = {}\nclass A:\n    def f(self, x):\n        seen[x] = 1", "plan.seen"),
-        ("plan.py", "seen = {1: 2}\ndef f():\n    def g():\n        del seen[1]\n    return g", "plan.seen"),
-        ("plan.py", "seen = set()\nf = lambda x: seen.add(x)", "plan.seen"),
-        ("plan.py", "seen = {}\ndef f():\n    for seen['a'] in range(3):\n        pass", "plan.seen"),
-        ("plan.py", "seen = object()\ndef f():\n    seen.count = 1", "plan.seen"),
-        ("plan.py", "seen = object()\ndef f():\n    seen.all.append(1)", "plan.seen"),
-        ("plan.py", "class A:\n    seen = []\ndef f():\n    A.seen.append(1)", "plan.A"),
-        ("plan.py", "def f():\n    f.seen = 1", "plan.f"),
-        ("plan.py", "seen = {'a': {}}\ndef f():\n    seen['a']['b'] = 1", "plan.seen"),
-        ("plan.py", "if True:\n    seen = deque()\ndef f(x):\n    seen.appendleft(x)", "plan.seen"),
-        ("worker.py", "import threading\nhalt = threading.Event()", "worker.halt"),
-        ("worker.py", "from queue import Queue\nwaiting = Queue[int]()", "worker.waiting"),
-        ("tracking.py", "from contextlib import ExitStack\nheld: ExitStack = ExitStack()", "tracking.held"),
-        ("segmentation.py", "def f():\n    figures.shown = 1", "figures.shown"),
-        ("run.py", "def f():\n    artifacts.DONE = ()", "artifacts.DONE"),
-        ("run.py", "def f():\n    from segsweep import signature as s\n    s.IGNORED += ('a',)", "signature.IGNORED"),
-        ("run.py", "from segsweep.winner import KEPT\ndef f():\n    KEPT.clear()", "winner.KEPT"),
+        ("sweeps/sweep.py", "current = None\ndef f():\n    global current\n    current = 1", "sweeps.sweep.current"),
+        ("sweeps/plan.py", "def f():\n    global seen\n    seen = 1", "sweeps.plan.seen"),
+        ("sweeps/plan.py", "seen = []\ndef f(x):\n    seen.append(x)", "sweeps.plan.seen"),
         (
-            "plugins/hydra_plugins/segsweep_local/local.py",
+            "sweeps/plan.py",
+            "seen: dict[str, int] = {}\nclass A:\n    def f(self, x):\n        seen[x] = 1",
+            "sweeps.plan.seen",
+        ),
+        (
+            "sweeps/plan.py",
+            "seen = {1: 2}\ndef f():\n    def g():\n        del seen[1]\n    return g",
+            "sweeps.plan.seen",
+        ),
+        ("sweeps/plan.py", "seen = set()\nf = lambda x: seen.add(x)", "sweeps.plan.seen"),
+        ("sweeps/plan.py", "seen = {}\ndef f():\n    for seen['a'] in range(3):\n        pass", "sweeps.plan.seen"),
+        ("sweeps/plan.py", "seen = object()\ndef f():\n    seen.count = 1", "sweeps.plan.seen"),
+        ("sweeps/plan.py", "seen = object()\ndef f():\n    seen.all.append(1)", "sweeps.plan.seen"),
+        ("sweeps/plan.py", "class A:\n    seen = []\ndef f():\n    A.seen.append(1)", "sweeps.plan.A"),
+        ("sweeps/plan.py", "def f():\n    f.seen = 1", "sweeps.plan.f"),
+        ("sweeps/plan.py", "seen = {'a': {}}\ndef f():\n    seen['a']['b'] = 1", "sweeps.plan.seen"),
+        ("sweeps/plan.py", "if True:\n    seen = deque()\ndef f(x):\n    seen.appendleft(x)", "sweeps.plan.seen"),
+        ("sweeps/worker.py", "import threading\nhalt = threading.Event()", "sweeps.worker.halt"),
+        ("sweeps/worker.py", "from queue import Queue\nwaiting = Queue[int]()", "sweeps.worker.waiting"),
+        (
+            "tracking/mirrors.py",
+            "from contextlib import ExitStack\nheld: ExitStack = ExitStack()",
+            "tracking.mirrors.held",
+        ),
+        ("segmentation/task.py", "def f():\n    figures.shown = 1", "segmentation.figures.shown"),
+        ("runs/run.py", "def f():\n    artifacts.DONE = ()", "core.artifacts.DONE"),
+        (
+            "runs/run.py",
+            "def f():\n    from segsweep.core import signature as s\n    s.IGNORED += ('a',)",
+            "core.signature.IGNORED",
+        ),
+        ("runs/run.py", "from segsweep.winner import KEPT\ndef f():\n    KEPT.clear()", "winner.KEPT"),
+        (
+            "plugins/local.py",
             "def f():\n    from . import _jobs\n    _jobs.LATEST = 1",
-            "plugins.hydra_plugins.segsweep_local._jobs.LATEST",
+            "plugins._jobs.LATEST",
         ),
     ],
 )
@@ -215,4 +231,4 @@ def test_a_planted_state_is_seen(files, path, lines, name):
     ],
 )
 def test_what_changes_nothing_of_a_module_is_none(files, lines):
-    assert states(files | {"plan.py": f"{files['plan.py']}\n{lines}\n"}) == sorted(CACHES)
+    assert states(files | {"sweeps/plan.py": f"{files['sweeps/plan.py']}\n{lines}\n"}) == sorted(CACHES)

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from segsweep.errors import SegsweepError
-from segsweep.report import build
-from segsweep.start import start
+from segsweep.config.start import start
+from segsweep.core.errors import SegsweepError
+from segsweep.report.files import write
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         single if len(options.sweep) == 1 and (single / "sweep.json").exists() else Path("outputs/report")
     )
     try:
-        page = build(options.sweep, out)
+        page = write(options.sweep, out)
     except (SegsweepError, OSError) as error:  # the second: --out cannot be written
         print(error, file=sys.stderr)
         return 1

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from segsweep import artifacts
+from segsweep.core import artifacts
 from segsweep.report import render
 from segsweep.report.comparison import Comparison, compare
 from segsweep.report.findings import Findings
@@ -16,7 +16,10 @@ from segsweep.report.sections import make
 
 
 def write(sources: Sequence[Path | str], out: Path) -> Path:
-    """See `segsweep.report.build`."""
+    """Write report.html, report.md, runs.csv and figures/ on `sources` into `out`; returns the page.
+
+    A source is a sweep folder, a run folder, or an MLflow experiment or run id. Raises SegsweepError where one holds no
+    runs."""
     record = read(sources)
     found = Findings(compare(record))
     sections = make(found)

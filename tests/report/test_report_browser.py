@@ -4,7 +4,7 @@ import pytest
 from browser import CHROMIUM, chromium
 from test_report_page import big_sweep
 
-from segsweep.report import build
+from segsweep.report.files import write as build
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
 

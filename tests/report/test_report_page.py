@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from records import PATIENTS, Spec, difficulties, factors, simulate, write_sweep
 
-from segsweep.report import build
 from segsweep.report.__main__ import main
 from segsweep.report.comparison import compare
+from segsweep.report.files import write as build
 from segsweep.report.findings import Findings
 from segsweep.report.records import read
 from segsweep.report.sections import make
@@ -437,7 +437,7 @@ def test_command_line_builds_into_the_sweep_and_names_mistakes(tmp_path, capsys,
 
 
 def test_a_sweep_that_had_the_report_imported_while_it_trained_gets_one(tmp_path):
-    from segsweep import sweep
+    from segsweep.sweeps import sweep
 
     sweep._prepare()
     folder = write_sweep(tmp_path, "s", [Spec(overlays=False)])
@@ -453,7 +453,7 @@ def test_reading_records_needs_neither_torch_nor_mlflow(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from segsweep.report import build
+from segsweep.report.files import write as build
 assert not {{"scipy", "matplotlib"}} & set(sys.modules)
 build([{str(sweep)!r}], Path({str(tmp_path / "out")!r}))
 assert not {{"torch", "mlflow", "optuna", "hydra"}} & set(sys.modules), sys.modules.keys()

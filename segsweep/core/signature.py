@@ -1,0 +1,178 @@
+"""What makes two runs the same run: a hash of everything that decides the numbers.
+
+The full resolved configuration counts, less a short list of keys that decide where and how fast but not what; a delta
+against defaults would call two runs the same after a default has changed. So does the code: this program's, and every
+module of one's own that a component reaches by importing, outside site-packages and the standard library.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+IGNORED = ("device", "reuse", "report", "checkpoint", "paths", "tracking", "sweep", "search", "pruner")
+"""Keys of the engine that do not change a result: a pruned run is the beginning of the whole one. A task adds its own
+(`Spec.ignored`)."""
+PACKAGE = Path(__file__).resolve().parents[1]
+CODE = ("segsweep.core.device", "segsweep.runs.loop")
+"""What takes part in every task's results."""
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the SHA-256 of `value` as JSON with sorted keys, where 1 and 1.0 are one value."""
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def without(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """A copy less the dotted `keys`."""
+    kept: dict[str, Any] = {}
+    for key, item in config.items():
+        if key in keys:
+            continue
+        inner = tuple(k.removeprefix(f"{key}.") for k in keys if k.startswith(f"{key}."))
+        kept[key] = without(item, inner) if inner and isinstance(item, Mapping) else item
+    return kept
+
+
+def signatures(
+    kept: Mapping[str, Any], data: str, split: str, files: Mapping[str, str], repeats: tuple[str, ...]
+) -> dict[str, str]:
+    """`signature`, `group` (less seed and `repeats`) and `trajectory` (less epochs) of what is `kept` of a resolved
+    configuration: all that decides a number.
+
+    `files`: what `code` gives. A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`),
+    so that runs of different length share a trajectory exactly when their epochs are the same computation.
+    """
+    identity: dict[str, Any] = {"config": kept, "code": fingerprint(files)}
+    whole = identity | {"data": data, "split": split}
+    return {
+        "signature": digest(whole),
+        "group": digest(identity | {"data": data, "config": without(kept, ("seed", *repeats))}),
+        "trajectory": digest(whole | {"config": without(kept, ("epochs",))}),
+    }
+
+
+def factors(config: dict[str, Any], choices: dict[str, Any]) -> dict[str, Any]:
+    """What identifies a run, flat and under the keys of the command line: `model`, `model.width`, `optim.lr`, ...; a
+    task's before the engine's. `config`: without what decides no number."""
+    flat: dict[str, Any] = {}
+    for key, item in sorted(config.items(), key=lambda entry: entry[0] in ("epochs", "seed")):
+        if isinstance(item, dict) and "_target_" in item:
+            flat[key] = choices.get(key) or item.get("_target_")
+            flat |= {f"{key}.{k}": v for k, v in item.items() if not k.startswith("_")}
+        else:
+            flat[key] = item
+    return flat
+
+
+def fingerprint(files: Mapping[str, str]) -> str:
+    """Of the code in `files`, by whatever name it was imported: `src.net`, `net`, or the script that was started."""
+    return digest(sorted([name.rpartition(".")[2], content] for name, content in files.items()))
+
+
+@cache
+def code(*modules: str) -> dict[str, str]:
+    """Module -> hash of its code: of this program's that compute results, and of one's own that `modules` reach.
+
+    Comments, docstrings and layout do not count: those retrain nothing. A process keeps what it has found, as it keeps
+    what it has imported."""
+    files = {name: PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in CODE}
+    return hashes(files | reached(*modules))
+
+
+def hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: digest(_code(file)) for name, file in files.items()}
+
+
+def reached(*modules: str) -> dict[str, Path]:
+    """Module -> file of one's own code that importing `modules` comes to, read and not run: their packages, what they
+    import at any place, and what that imports; neither the standard library nor installed packages nor this one."""
+    found: dict[str, Path] = {}
+    todo, seen = list(modules), set()
+    while todo:
+        if (name := todo.pop()) in seen:
+            continue
+        seen.add(name)
+        todo += [name.rpartition(".")[0]] if "." in name else []
+        origin, is_package = _find(name)
+        if origin is None or not is_own(origin):
+            continue
+        found[origin.stem if name == "__main__" else name] = origin
+        if origin.suffix == ".py":
+            todo += _imports(origin, name if is_package else name.rpartition(".")[0])
+    return found
+
+
+def _find(name: str) -> tuple[Path | None, bool]:
+    """A module's file, None where it has none, and whether it is a package. Imports nothing."""
+    top, *rest = name.split(".")
+    if top in sys.stdlib_module_names or not top:
+        return None, False
+    if file := getattr(sys.modules.get(name), "__file__", None):
+        return Path(file), hasattr(sys.modules[name], "__path__")
+    try:
+        spec = importlib.util.find_spec(top)
+        for length in range(len(rest)):
+            if spec is None or spec.submodule_search_locations is None:
+                return None, False
+            spec = PathFinder.find_spec(".".join([top, *rest[: length + 1]]), list(spec.submodule_search_locations))
+    except (ImportError, ValueError):  # a module that was made without a place in the system of imports
+        return None, False
+    if spec is None:
+        return None, False
+    return Path(spec.origin) if spec.has_location and spec.origin else None, spec.submodule_search_locations is not None
+
+
+def is_own(file: Path) -> bool:
+    file = file.resolve()
+    if file.is_relative_to(PACKAGE):  # a room that holds a task is a task's code; the others are the engine
+        return (PACKAGE / file.relative_to(PACKAGE).parts[0] / "task.py").exists()
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    return not installed and not file.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
+
+
+def _imports(file: Path, package: str) -> Iterator[str]:
+    """All that a module may import, by absolute names; of `from a import b` both a and a.b, whichever is a module."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        match node:
+            case ast.Import(names=names):
+                yield from (name.name for name in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                around = package.split(".")[: len(package.split(".")) + 1 - level] if level else []
+                base = ".".join([*around, *([module] if module else [])])
+                yield base
+                yield from (f"{base}.{name.name}" for name in names)
+            case ast.Call(
+                func=ast.Name(id=called) | ast.Attribute(attr=called), args=[ast.Constant(value=str(name)), *_]
+            ):
+                if called in ("import_module", "__import__"):
+                    yield name
+
+
+def _code(file: Path) -> str:
+    """What a module's code is compared by."""
+    if file.suffix != ".py":  # compiled
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        match node:
+            case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node, clean=False) is not None:
+                del node.body[0]
+            case ast.Expr(value=ast.Constant()):
+                node.value = ast.Constant(None)  # the description below a constant
+    return ast.unparse(tree)  # unlike a dump the same in all versions of Python
