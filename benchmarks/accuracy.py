@@ -23,11 +23,11 @@ from torch import nn
 
 from benchmarks import common, plain
 from benchmarks.train import NoCheckpoints
-from segsweep.config import components
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import start
 from segsweep.core.device import autocast, compiled, pick_device, pick_precision
 from segsweep.runs.loop import Loop, epoch_seed
+from segsweep.segmentation import groups
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.evaluate import evaluate
@@ -57,24 +57,24 @@ def without_tf32() -> Iterator[None]:
 def train(cfg: DictConfig, network: str, seed: int, decoded: Path) -> dict[str, np.ndarray]:
     """Each side's Dice of the test patients, in the same order."""
     device = pick_device(cfg.device)
-    dataset = components.build("data", cfg.data)
+    dataset = groups.build("data", cfg.data)
     manifest = dataset.scan(decoded)
-    split = components.build("split", cfg.split)(manifest.patients)
+    split = groups.build("split", cfg.split)(manifest.patients)
     volumes = cache.load(dataset, manifest, decoded, 2)
     batches = partial(Batches, volumes, device=device)
-    augment = components.build("augment", cfg.augment)
+    augment = groups.build("augment", cfg.augment)
     order = batches(split.train, batch_size=cfg.batch_size, augment=augment, shuffle=True)
     test = batches(split.test, batch_size=cfg.eval_batch_size)
     torch.manual_seed(seed)
-    model = components.build("model", cfg.model, in_channels=3).to(device, memory_format=torch.channels_last)
+    model = groups.build("model", cfg.model, in_channels=3).to(device, memory_format=torch.channels_last)
     other = plain.Network(network, cfg.model.width).to(device)
     other.load_state_dict(model.state_dict())
-    loss = components.build("loss", cfg.loss).to(device)
+    loss = groups.build("loss", cfg.loss).to(device)
     judged = partial(evaluate, loss=loss, batches=test, patients=len(volumes.patients))
 
-    optimizer = components.build("optim", cfg.optim)(model.parameters())
+    optimizer = groups.build("optim", cfg.optim)(model.parameters())
     forward_under = autocast(device, pick_precision(cfg.precision, device))
-    scheduler = components.build("scheduler", cfg.scheduler)(optimizer)
+    scheduler = groups.build("scheduler", cfg.scheduler)(optimizer)
     loop = Loop(SPEC, "test", epochs=cfg.epochs, seed=seed, checkpoints=NoCheckpoints(decoded / "none"))
     fit(
         loop, model, loss, optimizer, scheduler, order, batches(split.test[:2], batch_size=2),
@@ -84,8 +84,8 @@ def train(cfg: DictConfig, network: str, seed: int, decoded: Path) -> dict[str, 
     )  # fmt: skip
     counts = {"ours": judged(model, autocast=forward_under, parts=cfg.micro_batches).counts}
 
-    optimizer = components.build("optim", cfg.optim, fused=False, foreach=False)(other.parameters())
-    scheduler = components.build("scheduler", cfg.scheduler)(optimizer)
+    optimizer = groups.build("optim", cfg.optim, fused=False, foreach=False)(other.parameters())
+    scheduler = groups.build("scheduler", cfg.scheduler)(optimizer)
     with without_tf32():
         for epoch in range(1, cfg.epochs + 1):
             torch.manual_seed(epoch_seed(seed, epoch))

@@ -31,9 +31,9 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.storages import InMemoryStorage
 
 from benchmarks import common
-from segsweep.config.components import hydras
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import start
+from segsweep.config.whitelist import hydras
 from segsweep.core import artifacts
 from segsweep.search import objective
 from segsweep.search.pruning import Judge, same

@@ -24,13 +24,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from benchmarks import common, plain
-from segsweep.config import components
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import start
 from segsweep.core import environment
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.device import autocast, compiled, pick_device, pick_precision
 from segsweep.runs.loop import Loop
+from segsweep.segmentation import groups
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.evaluate import flops
@@ -81,20 +81,20 @@ def ours(case: Case, root: str, decoded: Path, slices: int, device: str, options
     """An epoch of `slices` slices in segsweep, to be called again and again: its seconds."""
     cfg = composed(case, root, device, options)
     place = pick_device(cfg.device)
-    dataset = components.build("data", cfg.data)
+    dataset = groups.build("data", cfg.data)
     volumes = cache.load(dataset, dataset.scan(decoded), decoded, 2)
     batches = partial(Batches, volumes, batch_size=case.batch, device=place)
     chosen = np.resize(np.arange(len(volumes.slices)), slices)
     torch.manual_seed(0)
-    model = components.build("model", cfg.model, in_channels=3).to(place, memory_format=torch.channels_last)
-    optimizer = components.build("optim", cfg.optim)(model.parameters())
+    model = groups.build("model", cfg.model, in_channels=3).to(place, memory_format=torch.channels_last)
+    optimizer = groups.build("optim", cfg.optim)(model.parameters())
     once = partial(
         fit,
         model=model,
-        loss=components.build("loss", cfg.loss).to(place),
+        loss=groups.build("loss", cfg.loss).to(place),
         optimizer=optimizer,
-        scheduler=components.build("scheduler", cfg.scheduler)(optimizer),
-        train=batches(chosen, augment=components.build("augment", cfg.augment), shuffle=True),
+        scheduler=groups.build("scheduler", cfg.scheduler)(optimizer),
+        train=batches(chosen, augment=groups.build("augment", cfg.augment), shuffle=True),
         held_out=batches(chosen[:2]),
         part="test",
         patients=len(volumes.patients),

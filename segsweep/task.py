@@ -69,7 +69,7 @@ class Spec:
         metrics: by name; the record's values have keys PART/NAME such as val/loss. Runs are compared by the first that
             has a value for every unit (`primary`).
         select: what is best, of an epoch, a search and a pruner unless they are told otherwise: val/NAME.
-        unit: what is random in a test and has scores of its own: patient, image, user.
+        unit: what is random in a test and has scores of its own: a person, an image, a user.
         sample: what the sizes of the parts count.
         repeats: keys beside `seed` in which the repeats of one configuration differ.
         ignored: keys that decide no number: where data lie, how many processes read them.
@@ -111,7 +111,7 @@ class Spec:
         return self.metrics.get(name) if part in PARTS else None
 
     def told(self, part: str, name: str, values: Mapping[str, Any]) -> str:
-        """A metric of a part in a line: `val Dice 0.812`; "" where it has no value."""
+        """A metric of a part in a line: `val accuracy 0.812`; "" where it has no value."""
         metric, value = self.metrics.get(name), values.get(f"{part}/{name}")
         if metric is None or not isinstance(value, int | float):
             return ""
@@ -249,9 +249,9 @@ class Run(Protocol):
 class Task(Protocol):
     """Its constructor's keyword arguments are its settings, from `task.*` or the top-level keys of their names.
 
-    Beside these it may have `problems() -> list[str]`, mistakes of its settings that its constructor does not raise,
-    `size() -> dict`, parameters and gflops of a sample, for a plan, and `smaller(retries) -> str`, what helps where
-    memory was short."""
+    Beside these it may have `size() -> dict`, parameters and gflops of a sample, for a plan, `smaller(retries) -> str`,
+    what helps where memory was short, and a class method `problems(given) -> list[str]`: one sentence for each mistake
+    that annotations cannot tell, in its settings and `epochs`, of which those are given that are right so far."""
 
     spec: ClassVar[Spec]
 

@@ -62,14 +62,14 @@ def lgg() -> Path:
 @pytest.fixture
 def allow(monkeypatch):
     """`allow("mine.*")`: SEGSWEEP_ALLOW for this process, which reads it once, and for those that it starts."""
-    from segsweep.config import components
+    from segsweep.config import whitelist
 
     def set_to(packages: str) -> None:
         monkeypatch.setenv("SEGSWEEP_ALLOW", packages)
-        components.own.cache_clear()
+        whitelist.own.cache_clear()
 
     yield set_to
-    components.own.cache_clear()
+    whitelist.own.cache_clear()
 
 
 @pytest.fixture(scope="session")

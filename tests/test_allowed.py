@@ -7,10 +7,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from segsweep.config import components
+from segsweep.config import components, whitelist
 from segsweep.config.schema import conf_dir
+from segsweep.config.whitelist import KINDS
 from segsweep.core.errors import ConfigError
 from segsweep.search import pruning
+from segsweep.segmentation import groups
 
 UNET = "segsweep.segmentation.models.unet.UNet"
 
@@ -18,7 +20,7 @@ UNET = "segsweep.segmentation.models.unet.UNet"
 def refused(group: str, node: dict) -> str:
     """What is said of it, by the check and by whoever builds it unchecked."""
     with pytest.raises(ConfigError) as told:
-        components.build(group, OmegaConf.create(node))
+        components.build(KINDS | groups.KINDS, group, OmegaConf.create(node))
     with initialize_config_dir(str(conf_dir())):
         cfg = compose("config", overrides=["model.width=4"])
     OmegaConf.set_struct(cfg, False)
@@ -75,7 +77,7 @@ def test_a_target_that_is_not_listed_for_its_group_is_refused(group, target):
 )
 def test_a_component_inside_another_is_refused_where_none_is_declared(node, place):
     with pytest.raises(ConfigError) as told:
-        components.build("model", OmegaConf.create(node))
+        groups.build("model", OmegaConf.create(node))
     assert str(told.value).startswith(place)
 
 
@@ -83,12 +85,14 @@ def test_a_component_inside_another_is_refused_where_none_is_declared(node, plac
 def test_a_component_inside_another_is_allowed_where_one_is_declared():
     inner = {"_target_": "optuna.pruners.MedianPruner"}
     made = components.build(
-        "pruner", {"_target_": "optuna.pruners.PatientPruner", "wrapped_pruner": inner, "patience": 1}
+        KINDS, "pruner", {"_target_": "optuna.pruners.PatientPruner", "wrapped_pruner": inner, "patience": 1}
     )
     assert type(made._wrapped_pruner).__name__ == "MedianPruner"
     wrong = {"_target_": "torch.nn.ReLU"}
     with pytest.raises(ConfigError, match=r"pruner\.wrapped_pruner\._target_=torch\.nn\.ReLU: not allowed"):
-        components.build("pruner", {"_target_": "optuna.pruners.PatientPruner", "wrapped_pruner": wrong, "patience": 1})
+        components.build(
+            KINDS, "pruner", {"_target_": "optuna.pruners.PatientPruner", "wrapped_pruner": wrong, "patience": 1}
+        )
 
 
 def test_a_name_that_is_not_listed_is_refused_before_its_module_is_imported(tmp_path, monkeypatch):
@@ -118,12 +122,10 @@ def test_ones_own_package_is_allowed_with_all_that_it_takes(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     allow("kit_of_test.*")
     node = {"_target_": "kit_of_test.Net", "act": {"_target_": "torch.nn.ReLU"}}
-    assert isinstance(components.build("model", node, in_channels=3).act, torch.nn.ReLU)
-    assert isinstance(
-        components.build("model", {"_target_": "kit_of_test.Net.small"}, in_channels=3).act, torch.nn.Tanh
-    )
+    assert isinstance(groups.build("model", node, in_channels=3).act, torch.nn.ReLU)
+    assert isinstance(groups.build("model", {"_target_": "kit_of_test.Net.small"}, in_channels=3).act, torch.nn.Tanh)
     with pytest.raises(ConfigError, match=r"model\.act\._target_=os\.getcwd: not allowed"):
-        components.build("model", node | {"act": {"_target_": "os.getcwd"}}, in_channels=3)
+        groups.build("model", node | {"act": {"_target_": "os.getcwd"}}, in_channels=3)
     with initialize_config_dir(str(conf_dir())):
         cfg = compose("config", overrides=["~model.width", "~model.depth", "model._target_=kit_of_test.number"])
     assert components.check(cfg) == ["model: gives int; a torch.nn.Module is needed"]
@@ -131,13 +133,13 @@ def test_ones_own_package_is_allowed_with_all_that_it_takes(tmp_path, monkeypatc
 
 def test_what_hydra_may_call_is_no_component_and_components_are_nothing_for_hydra():
     assert not [
-        entry for entry in components.hydras() if entry.startswith(("torch", "segsweep.segmentation.data", "optuna"))
+        entry for entry in whitelist.hydras() if entry.startswith(("torch", "segsweep.segmentation.data", "optuna"))
     ]
     assert "not allowed" in refused("model", {"_target_": "logging.FileHandler", "filename": "x"})
 
 
 def test_the_environment_is_read_once(monkeypatch, allow):
     allow("mine.*")
-    assert components.own() == ("mine.*",)
+    assert whitelist.own() == ("mine.*",)
     monkeypatch.setenv("SEGSWEEP_ALLOW", "os.*")  # as hydra.job.env_set would
-    assert components.own() == ("mine.*",)
+    assert whitelist.own() == ("mine.*",)

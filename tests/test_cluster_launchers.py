@@ -19,8 +19,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 
-from segsweep.config.components import hydras
 from segsweep.config.schema import conf_dir
+from segsweep.config.whitelist import hydras
 from segsweep.core.session import session
 from segsweep.plugins.cluster import ClusterLauncher, Lost
 from segsweep.sweeps.job import job

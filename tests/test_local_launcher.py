@@ -23,8 +23,8 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from segsweep.config.components import hydras
 from segsweep.config.schema import conf_dir
+from segsweep.config.whitelist import hydras
 from segsweep.core.session import session, thread
 from segsweep.plugins import _jobs, local
 from segsweep.plugins.local import Job, LocalLauncher

@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_run import do
 
-from segsweep.config.components import build
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.segmentation import predict
 from segsweep.segmentation.data import batches
 from segsweep.segmentation.figures import OUTLINES
+from segsweep.segmentation.groups import build
 from segsweep.segmentation.inputs import Patient, find
 from segsweep.segmentation.trained import find as find_run
 from segsweep.segmentation.trained import load

@@ -146,7 +146,7 @@ OWN = {name.split("/")[0].removesuffix(".py") for files, _, _ in PROJECTS.values
 
 def own_code(folder, target, allow, monkeypatch) -> dict[str, str]:
     """As a process that is started now would find it."""
-    from segsweep.config import components
+    from segsweep.config import whitelist
 
     allow(f"{target.split('.')[0]}.*")
     monkeypatch.syspath_prepend(str(folder))
@@ -154,7 +154,7 @@ def own_code(folder, target, allow, monkeypatch) -> dict[str, str]:
         if name.split(".")[0] in OWN:
             del sys.modules[name]
     importlib.invalidate_caches()
-    return signature.code.__wrapped__(*components.modules({"model": [{"list": [{"_target_": target}]}]}))
+    return signature.code.__wrapped__(*whitelist.modules({"model": [{"list": [{"_target_": target}]}]}))
 
 
 @pytest.mark.parametrize("project", PROJECTS)

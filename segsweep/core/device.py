@@ -45,7 +45,7 @@ def pick_precision(asked: str, device: torch.device) -> str:
 
 def compiled(model: torch.nn.Module, sizes: Collection[int], **options: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """`model` with torch.compile for batches of these `sizes`; an epoch's smaller last one goes through the network as
-    it is. Compiled too, it would have every later batch and job run a graph for any number of slices. options:
+    it is. Compiled too, it would have every later batch and job run a graph for any number of samples. options:
     torch.compile's."""
     torch._dynamo.config.recompile_limit = GRAPHS
     _time_compiler()

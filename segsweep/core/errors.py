@@ -13,7 +13,7 @@ class ConfigError(SegsweepError):
 
 
 class DataError(SegsweepError):
-    """The data set, its split or its cache is not usable; the file, patient or key is named."""
+    """The data set, its split or its cache is not usable; the file, unit or key is named."""
 
 
 class NotFiniteError(SegsweepError):

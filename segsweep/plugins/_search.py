@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from segsweep.config.components import own, task_class
+from segsweep.config.components import task_class
 from segsweep.config.compose import Composer
 from segsweep.config.conditions import Term, condition, values
 from segsweep.config.schema import GROUPS
+from segsweep.config.whitelist import own
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.session import session

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from segsweep.config import components
+from segsweep.config import whitelist
 from segsweep.core.artifacts import parse_json
 from segsweep.core.errors import SegsweepError
 from segsweep.task import Spec
@@ -24,7 +24,7 @@ from segsweep.task import Spec
 def spec_of(info: Mapping[str, Any]) -> Spec:
     """What run.json says of its task. Raises ValueError where that is damaged."""
     if info.get("task") is None:  # from before tasks described themselves, when all were of one
-        return Spec.from_json(components.locate(components.FIRST, components.KINDS["task"]).spec.to_json())
+        return Spec.from_json(whitelist.locate(whitelist.FIRST, whitelist.KINDS["task"]).spec.to_json())
     return Spec.from_json(info["task"])
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep.config import components
+from segsweep.config import components, whitelist
 from segsweep.core import artifacts, environment
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.device import out_of_memory, pick_device
@@ -194,7 +194,7 @@ class _Asked:
         spec = self.task.spec
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         self.config = without(config | self.data.settings, (*IGNORED, *spec.ignored))
-        self.modules = components.modules(self.config) | set(spec.code)
+        self.modules = whitelist.modules(self.config) | set(spec.code)
         self.code = code(*sorted(self.modules))
         self.ids = signatures(self.config, self.data.digest or "", self.data.split, self.code, spec.repeats)
         self.folder = runs / "runs" / self.ids["signature"]

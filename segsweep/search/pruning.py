@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config import components
+from segsweep.config.whitelist import KINDS
 from segsweep.core.artifacts import PRUNING, now
 from segsweep.core.errors import ConfigError
 from segsweep.core.session import Pruned
@@ -58,7 +59,13 @@ def problems(cfg: DictConfig, spec: Spec) -> list[str]:
             return []
     except OmegaConfBaseException:  # which `components.check` tells
         return []
-    return [*components.problems(cfg, "pruner", attempt), *filter(None, [problem(cfg, spec, validation=1)])]
+    try:
+        node: Any = OmegaConf.to_container(cfg.pruner, resolve=True)
+    except OmegaConfBaseException as error:
+        return [f"pruner: {str(error).splitlines()[0]}"]
+    wrong = components.mistakes(KINDS, "pruner", node)
+    wrong = wrong or components.tried("pruner", f"pruner {node}", lambda: attempt(make(cfg.pruner)))[0]
+    return [*wrong, *filter(None, [problem(cfg, spec, validation=1)])]
 
 
 def problem(cfg: DictConfig, spec: Spec, validation: int) -> str | None:
@@ -88,7 +95,7 @@ def make(node: DictConfig) -> "optuna.pruners.BasePruner":
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-        return components.build("pruner", node)
+        return components.build(KINDS, "pruner", node)
 
 
 def attempt(pruner: "optuna.pruners.BasePruner") -> None:

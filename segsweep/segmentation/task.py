@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import torch
 
-from segsweep.config import components
 from segsweep.core import artifacts
 from segsweep.core.device import autocast, compile_seconds, compiled, pick_device, pick_precision
-from segsweep.segmentation import figures
+from segsweep.segmentation import figures, groups
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.source import Manifest
@@ -58,8 +57,12 @@ class Segmentation:
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
 
+    @classmethod
+    def problems(cls, given: Mapping[str, Any]) -> list[str]:
+        return groups.problems(given)
+
     def _build(self, group: str, **given: Any) -> Any:
-        return components.build(group, self.groups[group], **given)
+        return groups.build(group, self.groups[group], **given)
 
     @cached_property
     def dataset(self) -> Any:

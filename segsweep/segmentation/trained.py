@@ -20,10 +20,10 @@ from torch import nn
 from yaml import YAMLError
 
 from segsweep import __version__
-from segsweep.config import components
 from segsweep.core import artifacts
 from segsweep.core.environment import spare_dynamo
 from segsweep.core.errors import SegsweepError, nearest
+from segsweep.segmentation import groups
 from segsweep.segmentation.metrics import METRICS
 from segsweep.tracking import recall
 
@@ -91,7 +91,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
     try:
         config = OmegaConf.load(folder / "config.yaml")
         channels, size = int(info["data"]["image_shape"][2]), config.data.get("image_size")
-        model = components.build("model", config.model, in_channels=channels)
+        model = groups.build("model", config.model, in_channels=channels)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {error}") from error
     except SegsweepError:

@@ -94,7 +94,7 @@ def _in_workers(argv: list[str]) -> bool:
 
 
 def _hydra() -> Any:
-    from segsweep.config.components import hydras
+    from segsweep.config.whitelist import hydras
 
     return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(Started(job))()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep.config import components
+from segsweep.config import components, whitelist
 from segsweep.core import artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError
@@ -81,7 +81,7 @@ class Planner:
         whole: Any = OmegaConf.to_container(cfg, resolve=True)
         device = pick_device(cfg.device)
         config = without(whole | data.settings, (*IGNORED, *spec.ignored))
-        own = code(*sorted(components.modules(config) | set(spec.code)))
+        own = code(*sorted(whitelist.modules(config) | set(spec.code)))
         ids = signatures(config, data.digest or "", data.split, own, spec.repeats)
         folder = self.runs / "runs" / ids["signature"]
         there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= cfg.epochs]

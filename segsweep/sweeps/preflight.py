@@ -133,7 +133,7 @@ def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], base
     problems += objective.problems(cfg.search, cfg.epochs, spec) if spec else []
     if not spaces and not cfg.search.when:
         problems.append(
-            "There is nothing to search: give values or an interval, as in model=unet,r2unet "
+            "There is nothing to search: give values or an interval, as in seed=0,1,2 "
             "'optim.lr=tag(log, interval(1e-4, 1e-1))'"
         )
     for text in cfg.search.when:

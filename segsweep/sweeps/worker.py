@@ -135,7 +135,7 @@ def main() -> None:
 
     here = begin(Session(sink=_thinned(lambda event: send("event", event))))
     thread(_listen, connection, inbox)
-    from segsweep.config import components
+    from segsweep.config import whitelist
     from segsweep.config.start import start
     from segsweep.tracking import mirrors, recall
 
@@ -146,7 +146,7 @@ def main() -> None:
         return pickle.loads(inbox.get())[1]  # while a job runs the parent sends nothing else
 
     here.copier, here.restorer = mirrors.Copier(lambda mirror: send("mirror", mirror)), recall.Restorer(ask)
-    components.own()  # before a job's configuration may change the environment
+    whitelist.own()  # before a job's configuration may change the environment
     send("ready")
     context: dict[str, Any] = {}
     while True:

@@ -25,7 +25,7 @@ def register(
     """Log the ONNX file `graph` under the run's MLflow run as a new version of the registered model `name`.
 
     example: (B, C, H, W) float32 input and output: its logits (B, 1, H, W), from which the signature is made, for any
-    number of slices. facts: tags of the version. Returns models:/NAME/VERSION. Raises SegsweepError."""
+    B. facts: tags of the version. Returns models:/NAME/VERSION. Raises SegsweepError."""
     import mlflow
     import onnx
     from mlflow.models import ModelSignature

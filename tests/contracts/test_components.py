@@ -9,8 +9,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from segsweep.config.components import build, check
+from segsweep.config.components import check
 from segsweep.config.schema import GROUPS, conf_dir
+from segsweep.segmentation.groups import build
 
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((conf_dir() / group).glob("*.yaml"))]
 NEEDED = {

@@ -18,9 +18,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from segsweep.config.components import hydras
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import start
+from segsweep.config.whitelist import hydras
 from segsweep.core import artifacts
 
 start()

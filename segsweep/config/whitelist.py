@@ -1,0 +1,221 @@
+"""Whom a configuration may call: allowed by kind and list, refused by name before anything is imported.
+
+A configuration from elsewhere therefore cannot call anything but what is listed here, by the task that is asked for,
+and in SEGSWEEP_ALLOW.
+"""
+
+import contextlib
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from segsweep.core.errors import ConfigError, nearest
+
+ALLOW = "SEGSWEEP_ALLOW"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a group's `_target_` may be without any leave: a public class that is found in one of `modules` (and made
+    there, if it is this program's), a subclass of `base` (dotted) or a class with all `methods`."""
+
+    modules: tuple[str, ...]
+    base: str | None = None
+    methods: tuple[str, ...] = ()
+
+    def lists(self, target: str) -> bool:
+        """By its name alone, before anything is imported."""
+        module, _, name = target.rpartition(".")
+        return module in self.modules and name.isidentifier() and not name.startswith("_")
+
+    def fits(self, found: Any, target: str) -> bool:
+        if not isinstance(found, type):
+            return False
+        at_home = not target.startswith("segsweep.") or found.__module__ == target.rpartition(".")[0]
+        return at_home and self.is_base_of(found)
+
+    def is_base_of(self, found: type) -> bool:
+        if self.base:
+            return issubclass(found, _get(self.base))
+        return all(callable(getattr(found, method, None)) for method in self.methods)
+
+    def __str__(self) -> str:
+        names = [f"{module}.NAME" for module in self.modules]
+        return f"{', '.join(names)} ({self.what})"
+
+    @property
+    def what(self) -> str:
+        return f"a {self.base}" if self.base else f"something with {' and '.join(self.methods)}"
+
+
+ROOMS = tuple(sorted(file.parent.name for file in Path(__file__).resolve().parents[1].glob("*/task.py")))
+"""Those of this program that hold a task."""
+KINDS = {
+    "task": Kind(tuple(f"segsweep.{room}.task" for room in ROOMS), methods=("data", "train")),
+    "pruner": Kind(("optuna.pruners",), "optuna.pruners.BasePruner"),
+}
+"""Of what the engine builds. A task lists its own beside them."""
+HYDRAS = ("segsweep.sweeps.sweep.SweepCallback", "logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
+"""What Hydra calls for itself, and a component of a run may not."""
+OLD = {
+    "segsweep.models.": "segsweep.segmentation.models.",
+    "segsweep.data.": "segsweep.segmentation.data.",
+    "segsweep.losses.": "segsweep.segmentation.losses.",
+    "segsweep.segmentation.Segmentation": "segsweep.segmentation.task.Segmentation",
+}
+"""Beginnings of targets, as configurations and records of before name them -> as they are now."""
+FIRST = "segsweep.segmentation.task.Segmentation"
+"""The task of records from before tasks described themselves."""
+SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
+
+
+@cache
+def own() -> tuple[str, ...]:
+    """One's own packages, SEGSWEEP_ALLOW=mypackage.*: trusted as code is, as a configuration may call anything in them.
+
+    Read once, so that nothing which a job's configuration does to the environment adds to it."""
+    return tuple(entry.strip() for entry in os.environ.get(ALLOW, "").split(",") if entry.strip())
+
+
+def is_own(target: str) -> bool:
+    return any(target == entry or (entry.endswith(".*") and target.startswith(entry[:-1])) for entry in own())
+
+
+def hydras() -> list[str]:
+    """What Hydra may call for itself: nothing of what a component may be."""
+    return [*HYDRAS, *own()]
+
+
+def today(node: Any) -> Any:
+    """A copy of a resolved node with the names of before, see OLD, replaced."""
+    if isinstance(node, Mapping):
+        return {key: _today(item) if key == "_target_" else today(item) for key, item in node.items()}
+    return [today(item) for item in node] if isinstance(node, list | tuple) else node
+
+
+def _today(target: Any) -> Any:
+    if isinstance(target, str):
+        for old, new in OLD.items():
+            if target.startswith(old):
+                return new + target.removeprefix(old)
+    return target
+
+
+def locate(target: str, kind: Kind) -> Any:
+    """The class that `target` names, or anything of one's own.
+
+    Raises ConfigError, before its module is imported, where the name is not listed, and where it is of another kind."""
+    target = _today(target)
+    if is_own(target):
+        try:
+            return _get(target)
+        except Exception as error:  # importing somebody's module can raise anything
+            raise ConfigError(f"cannot be imported: {error.__cause__ or error}") from error
+    if not kind.lists(target):
+        hint = f"for your own package set {ALLOW}=package.* in the environment"
+        raise ConfigError(f"not allowed to be called; allowed are {kind}; {hint}")
+    try:
+        found = _get(target)
+    except (ImportError, AttributeError):
+        module, _, name = target.rpartition(".")
+        names = [n for n, value in vars(importlib.import_module(module)).items() if kind.fits(value, f"{module}.{n}")]
+        raise ConfigError(f"{module} has no {name}{nearest(name, names)}") from None
+    if not kind.fits(found, target):
+        raise ConfigError(f"not allowed to be called; allowed are {kind}")
+    return found
+
+
+def _get(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name != module or "." not in module:
+            raise
+        return getattr(_get(module), name)  # of a class: mypackage.Net.small
+
+
+def targets(kinds: Mapping[str, Kind], group: str, node: Any) -> list[str]:
+    """The names of all that building a group's resolved `node` calls: as they are given, and as Hydra finds them.
+
+    Raises ConfigError naming the first that is not allowed. A component inside another is allowed where an argument is
+    declared for it (`wrapped_pruner: BasePruner | None`); inside one's own, of every kind."""
+    found: list[str] = []
+    _collect(kinds, group, node, (kinds[group],), found)
+    return found
+
+
+def _collect(all_kinds: Mapping[str, Kind], place: str, node: Any, kinds: tuple[Kind, ...], found: list[str]) -> None:
+    if isinstance(node, list | tuple):
+        for index, item in enumerate(node):
+            _collect(all_kinds, f"{place}[{index}]", item, kinds, found)
+    if not isinstance(node, Mapping):
+        return
+    target = node.get("_target_")
+    inside: Callable[[str], tuple[Kind, ...]] = lambda key: kinds  # noqa: E731 - in a mapping, as around it
+    if target is not None:
+        if not isinstance(target, str):
+            raise ConfigError(f"{place}._target_={target}: the name of a class is needed")
+        if unknown := [key for key in node if str(key).startswith("_") and key not in SPECIAL]:
+            raise ConfigError(f"{place}.{unknown[0]}: not allowed; a component takes {', '.join(SPECIAL)} and its keys")
+        kind = next((k for k in kinds if k.lists(target)), kinds[0] if kinds else None)
+        if kind is None and not is_own(target):
+            raise ConfigError(f"{place}._target_={target}: not allowed to be called; nothing is to be built here")
+        try:
+            component = locate(target, kind or KINDS["task"])  # the latter: one's own, of which no kind is asked
+        except ConfigError as error:
+            raise ConfigError(f"{place}._target_={target}: {error}") from error.__cause__
+        found += [target, f"{getattr(component, '__module__', '')}.{getattr(component, '__qualname__', '')}"]
+        inside = _declared(all_kinds.values(), component, is_own(target))
+    for key, item in node.items():
+        if isinstance(item, Mapping | list | tuple):
+            _collect(all_kinds, f"{place}.{key}", item, inside(str(key)), found)
+
+
+def _declared(kinds: Collection[Kind], component: Any, free: bool) -> Callable[[str], tuple[Kind, ...]]:
+    """Argument -> the kinds of component that it takes; `free`: every argument takes all."""
+    if free:
+        return lambda key: tuple(kinds)
+    hints: dict[str, Any] = {}
+    with contextlib.suppress(TypeError, NameError, AttributeError):  # annotations that cannot be read declare nothing
+        hints = get_type_hints(component.__init__)
+    # a base that nothing has imported is no annotation's
+    known = [kind for kind in kinds if kind.base and kind.base.rpartition(".")[0] in sys.modules]
+    return lambda key: tuple(kind for kind in known if any(map(kind.is_base_of, _classes(hints.get(key)))))
+
+
+def _classes(hint: Any) -> Iterator[type]:
+    if isinstance(hint, type):
+        yield hint
+    for part in get_args(hint):
+        yield from _classes(part)
+
+
+def modules(config: Mapping[str, Any]) -> set[str]:
+    """Modules of one's own, and of other packages, that the targets of a resolved configuration lie in: the one that
+    names it, the one that it was written in, and those of what it inherits from."""
+    found: set[str] = set()
+    for target in _own_targets(config):
+        thing = _get(target)
+        while hasattr(thing, "__wrapped__") or isinstance(thing, functools.partial):
+            thing = thing.func if isinstance(thing, functools.partial) else thing.__wrapped__
+        kinds = inspect.getmro(thing) if isinstance(thing, type) else (thing,)
+        found |= {target.rpartition(".")[0], *(getattr(each, "__module__", None) or "" for each in kinds)}
+    return found
+
+
+def _own_targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(target := node.get("_target_"), str) and is_own(target):
+            yield target
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for item in node:
+            yield from _own_targets(item)

@@ -1,0 +1,153 @@
+"""The groups of a segmentation's configuration: what each may hold, and the mistakes of what it holds."""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch.optim import lr_scheduler
+
+from segsweep.config import components
+from segsweep.config.whitelist import Kind, today
+from segsweep.core.environment import spare_dynamo
+
+KINDS: dict[str, Kind] = {
+    "model": Kind(
+        ("segsweep.segmentation.models.unet", "segsweep.segmentation.models.r2unet", "torch.nn"), "torch.nn.Module"
+    ),
+    "loss": Kind(("segsweep.segmentation.losses", "torch.nn"), "torch.nn.Module"),
+    "optim": Kind(("torch.optim",), "torch.optim.Optimizer"),
+    "scheduler": Kind(("torch.optim.lr_scheduler",), "torch.optim.lr_scheduler.LRScheduler"),
+    "data": Kind(
+        ("segsweep.segmentation.data.phantom", "segsweep.segmentation.data.lgg", "segsweep.segmentation.data.folder"),
+        methods=("scan", "decode"),
+    ),
+    "split": Kind(("segsweep.segmentation.data.split",), methods=("__call__",)),
+    "augment": Kind(("segsweep.segmentation.data.augment",), methods=("__call__",)),
+}
+ADDED: dict[str, tuple[str, ...]] = {"model": ("in_channels",), "optim": ("params",), "scheduler": ("optimizer",)}
+"""Arguments that a run passes itself."""
+OPTIONS = {"model": "unet", "loss": "bce_dice", "optim": "adam", "scheduler": "constant", "data": "phantom"}
+OPTIONS |= {"split": "patient"}
+"""One of each group, for a hint; none of the others."""
+TORCH: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(
+        ("T_max", "T_0", "T_mult", "total_iters", "step_size", "step_size_up", "total_steps", "steps_per_epoch"),
+        ("a whole number, at least 1", lambda v: v >= 1 and v % 1 == 0),
+    ),
+    **dict.fromkeys(("step_size_down", "milestones"), ("whole, at least 0", lambda v: v >= 0 and v % 1 == 0)),
+    "lr": ("above 0", lambda v: 0 < v < math.inf),
+    "momentum": ("0 to below 1", lambda v: 0 <= v < 1),
+    "betas": ("two numbers, each 0 to below 1", lambda v: 0 <= v < 1),
+    "eps": ("above 0", lambda v: 0 < v < math.inf),
+    "weight_decay": ("at least 0", lambda v: 0 <= v < math.inf),
+    "eta_min": ("at least 0", lambda v: 0 <= v < math.inf),
+}
+"""Ranges of torch's optimizers and schedules that their constructors let pass or report without the key."""
+
+
+def build(group: str, node: Any, **given: Any) -> Any:
+    """The component of a group, see `components.build`."""
+    return components.build(KINDS, group, node, **given)
+
+
+def problems(given: Mapping[str, Any]) -> list[str]:
+    """The mistakes of the groups in `given`: resolved nodes, and the number of `epochs`. A network is built without
+    memory, an optimizer of a dummy, a schedule of that."""
+    spare_dynamo()
+    found: list[str] = []
+    optimizer, epochs = None, given.get("epochs")
+    for group in [group for group in KINDS if group in given]:
+        node = today(given[group])
+        added, option = ADDED.get(group, ()), OPTIONS.get(group, "none")
+        wrong = components.mistakes(KINDS, group, node, added=added, option=option)
+        target = node.get("_target_")
+        if isinstance(target, str) and group in ("optim", "scheduler"):
+            if node.get("_partial_") is not True and not any("not allowed" in text for text in wrong):
+                wrong.append(f"{group}: its YAML needs _partial_: true, as the run adds {added[0]} to {target}")
+            if target.startswith("torch.") and not wrong:
+                wrong = _check_ranges(group, node)
+        if not wrong and (group != "scheduler" or optimizer is not None):
+            known = f"{group} {node} {type(optimizer)} {epochs if group == 'scheduler' else None}"
+            wrong, made = components.tried(group, known, partial(_attempt, group, node, optimizer, epochs))
+            optimizer = made if group == "optim" else optimizer
+        found += wrong
+    return found
+
+
+def _attempt(group: str, node: Mapping[str, Any], optimizer: Any, epochs: Any) -> Any:
+    """The optimizer, if that is what is built here. Raises what is wrong with a component."""
+    with torch.device("meta") if group == "model" else torch.device("cpu"):
+        made = build(group, node, **({"in_channels": 3} if group == "model" else {}))
+        if group == "optim":
+            made = made(params=[torch.nn.Parameter(torch.zeros(1))])
+        if group == "scheduler":
+            made = made(optimizer=optimizer)
+        if not KINDS[group].is_base_of(type(made)):
+            raise ValueError(f"gives {type(made).__name__}; {KINDS[group].what} is needed")
+        _try(group, made, epochs)
+        return made if group == "optim" else None
+
+
+def _try(group: str, made: Any, epochs: Any) -> None:
+    """One step on next to nothing, for what constructors let through: a loss that is no mean, a schedule over zero, or
+    one that is not made for as many steps as the run has `epochs`."""
+    if group == "loss":
+        target = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
+        value = made(torch.zeros(2, 1, 2, 2), target)
+        if value.ndim:
+            raise ValueError(f"gives {tuple(value.shape)} numbers for a batch; one is needed")
+        if not torch.allclose(value, made(torch.zeros(4, 1, 2, 2), target.repeat(2, 1, 1, 1)), rtol=0.2):
+            raise ValueError("grows with the batch: the mean over a batch is needed, not the sum")
+    elif group == "scheduler":
+        if not isinstance(epochs, int) or epochs < 1:
+            return  # it is told of itself, and what it makes of a schedule would be told beside it
+        _check_steps(made, epochs, epochs)
+        with warnings.catch_warnings(action="ignore"):  # the optimizer has made no step: it would import the compiler
+            made.step()
+        if not 0 <= (lr := made.get_last_lr()[0]) < math.inf:
+            raise ValueError(f"makes the learning rate {lr:g} after an epoch; it must stay at 0 or above")
+
+
+def _check_steps(schedule: Any, steps: int, epochs: int, inside: str = "") -> None:
+    """Raise ValueError where a schedule, or one inside it, is not made to be stepped `steps` times, once an epoch."""
+    name, instead = f"{type(schedule).__name__}{inside}", "use scheduler=cosine, poly or constant"
+    stepped = f"and a schedule is stepped once an epoch, {steps} times with epochs={epochs}"
+    if isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
+        raise ValueError(f"{name} steps by a metric, and a run gives its schedule none yet; {instead}")
+    if isinstance(schedule, lr_scheduler.OneCycleLR) and (planned := schedule.total_steps) != steps:
+        end = f"it would stop at step {steps}" if planned > steps else f"it has no step after {planned}"
+        total = "${epochs}" if steps == epochs else steps
+        raise ValueError(
+            f"{name} plans {planned} steps, {stepped}: {end}; {instead}, or total_steps={total} for one step an epoch"
+        )
+    if isinstance(schedule, lr_scheduler.CyclicLR) and (cycle := schedule.total_size) > steps:
+        raise ValueError(
+            f"{name} has a cycle of {cycle:g} steps, {stepped}: it would stop within the first; {instead}, or "
+            f"step_size_up and step_size_down that make {steps} at most"
+        )
+    inside = f" in {name}"
+    if isinstance(schedule, lr_scheduler.ChainedScheduler):
+        for part in schedule._schedulers:
+            _check_steps(part, steps, epochs, inside)
+    elif isinstance(schedule, lr_scheduler.SequentialLR):
+        bounds = [0, *(min(bound, steps) for bound in schedule._milestones), steps]
+        for part, start, stop in zip(schedule._schedulers, bounds, bounds[1:], strict=False):
+            _check_steps(part, stop - start, epochs, inside)
+
+
+def _check_ranges(group: str, node: Mapping[Any, Any]) -> list[str]:
+    found = []
+    for key, (rule, good) in TORCH.items():
+        given = node.get(key)
+        if key == "total_iters" and given == 0 and node.get("factor") == 1:
+            continue  # ConstantLR that changes nothing
+        values = given if isinstance(given, list) else [given]
+        pair = len(values) == 2 and all(isinstance(v, int | float) for v in values)
+        if (key == "betas" and key in node and not pair) or any(
+            isinstance(v, int | float) and not good(v) for v in values
+        ):
+            found.append(f"{group}.{key}={given}: must be {rule}")
+    return found
