@@ -24,7 +24,7 @@ from segsweep.core.artifacts import Checkpoints
 from segsweep.core.device import out_of_memory, pick_device
 from segsweep.core.errors import ConfigError, NotFiniteError, SegsweepError, TaskError
 from segsweep.core.session import Interrupted, Pruned, session
-from segsweep.core.signature import IGNORED, code, factors, fingerprint, is_own, signatures, without
+from segsweep.core.signature import IGNORED, PACKAGE, code, factors, fingerprint, is_own, signatures, without
 from segsweep.runs.loop import Loop, seed_all
 from segsweep.search import pruning
 from segsweep.task import Data, Result
@@ -90,9 +90,11 @@ def run(
 
 def _own_frame(error: BaseException) -> str:
     """The last line of one's own code that an error went through, as a person looks for it; "" where there is none."""
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if (file := Path(f.filename)).is_file() and is_own(file)
-    ]
+    frames = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        file = Path(frame.filename).resolve()
+        if file.is_file() and is_own(file) and not file.is_relative_to(PACKAGE):
+            frames.append(frame)
     return f" ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
 
 
