@@ -224,7 +224,7 @@ def test_two_processes_that_copy_one_run_make_one(uri, folder):
     code = f"""
 from pathlib import Path
 from segsweep.tracking import mirrors
-print(tracking.push(Path({str(folder)!r}), {uri!r}, "e", None, final=True))
+print(mirrors.push(Path({str(folder)!r}), {uri!r}, "e", None, final=True))
 """
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     ids = {process.communicate(timeout=120)[0] for process in both}
