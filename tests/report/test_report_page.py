@@ -454,7 +454,6 @@ def test_reading_records_needs_neither_torch_nor_mlflow(tmp_path):
 import sys
 from pathlib import Path
 from segsweep.report.records import read
-from segsweep.report.table import table
 assert not {{"scipy", "matplotlib"}} & set(sys.modules)
 from segsweep.report.files import write
 write([{str(sweep)!r}], Path({str(tmp_path / "out")!r}))
