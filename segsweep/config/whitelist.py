@@ -71,8 +71,8 @@ OLD = {
     "segsweep.segmentation.Segmentation": "segsweep.segmentation.task.Segmentation",
 }
 """Beginnings of targets, as configurations and records of before name them -> as they are now."""
-FIRST = "segsweep.segmentation.task.Segmentation"
-"""The task of records from before tasks described themselves."""
+FIRST = "segsweep.segmentation.metrics.SPEC"
+"""Of records from before tasks described themselves."""
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -140,6 +140,11 @@ def _get(target: str) -> Any:
         if error.name != module or "." not in module:
             raise
         return getattr(_get(module), name)  # of a class: mypackage.Net.small
+
+
+def first() -> Any:
+    """What records from before tasks described themselves are of."""
+    return _get(FIRST)
 
 
 def targets(kinds: Mapping[str, Kind], group: str, node: Any) -> list[str]:

@@ -24,7 +24,7 @@ from segsweep.task import Spec
 def spec_of(info: Mapping[str, Any]) -> Spec:
     """What run.json says of its task. Raises ValueError where that is damaged."""
     if info.get("task") is None:  # from before tasks described themselves, when all were of one
-        return Spec.from_json(whitelist.locate(whitelist.FIRST, whitelist.KINDS["task"]).spec.to_json())
+        return Spec.from_json(whitelist.first().to_json())
     return Spec.from_json(info["task"])
 
 
