@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segsweep import artifacts
+from segsweep import accepted, artifacts
 from segsweep.recall import FILES, fetch_alone
 from segsweep.session import session, thread
 from segsweep.store import QUERY, STATE, alone, connect, experiment_id, find, sweeps_of
@@ -180,6 +180,10 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
         for tag, key in (("study", "study"), ("trial", "number"), ("trial.state", "state")):
             client.set_tag(run_id, tag, str(trial.get(key)))
         state["trial"] = trial
+    if (known := accepted.entries(folder)) and state.get("accepted") != len(known):  # also after the run was closed
+        client.log_artifact(run_id, str(folder / accepted.FILE))
+        client.set_tag(run_id, "accepted", accepted.told(known[-1])[:4000])
+        state["accepted"] = len(known)
     history = artifacts.read_lines(folder / "history.jsonl")
     now = int(time.time() * 1000)
     new = history[state["epochs"] :]

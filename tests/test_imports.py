@@ -26,11 +26,12 @@ LAYERS = {  # part -> the parts of the package, beside itself and the LEAVES, th
     "train": {"data", "metrics", "evaluate"},
     "store": set(),
     "recall": {"store"},
-    "tracking": {"store", "recall"},
+    "accepted": set(),
+    "tracking": {"store", "recall", "accepted"},
     "registry": {"store", "tracking"},
     # the folders of an MLflow experiment, the trials of a study, the configuration that a winner is told by and what of
     # it may be written, which of one's own modules are allowed, what old records are of; nothing that trains
-    "report": {"recall", "study", "config", "signature", "start", "trust", "components", "metrics"},
+    "report": {"accepted", "recall", "study", "config", "signature", "start", "trust", "components", "metrics"},
     "study": set(),
 }
 ONLY = {  # distribution -> who may import it at all
@@ -43,7 +44,7 @@ ONLY = {  # distribution -> who may import it at all
 }
 FIRST = ("torch", "mlflow", "optuna")  # seconds each: never at the top of what `--help` needs
 HELP = ("__main__", "cli", "config", "job", "worker", "preflight", "start", "sweep", "session", "display", "errors")
-HELP += ("trust",)
+HELP += ("trust", "why", "check")
 
 
 @cache

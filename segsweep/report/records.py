@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from segsweep import accepted
 from segsweep.artifacts import parse_json
 from segsweep.errors import SegsweepError
 from segsweep.task import Spec
@@ -32,7 +33,8 @@ def spec_of(info: Mapping[str, Any]) -> Spec:
 @dataclass
 class Run:
     """One run folder. `status`: finished, pruned, failed or unfinished; `info` is run.json, `result` is result.json, or
-    pruned.json of a run that was pruned."""
+    pruned.json of a run that was pruned; `accepted`: by whom it was let stand for edited code (`accepted.entries`);
+    `pooled`: the group of that code, where it is among these runs."""
 
     folder: Path
     signature: str
@@ -43,6 +45,8 @@ class Run:
     error_class: str = ""
     history: dict[str, np.ndarray] = field(default_factory=dict)  # column -> (epochs,)
     units: dict[str, dict[str, float]] = field(default_factory=dict)  # unit -> column -> value, NaN = undefined
+    accepted: list[dict[str, Any]] = field(default_factory=list)
+    pooled: str = ""
 
     @cached_property
     def spec(self) -> Spec:
@@ -50,7 +54,7 @@ class Run:
 
     @property
     def group(self) -> str:
-        return str(self.info.get("group") or self.signature)
+        return self.pooled or str(self.info.get("group") or self.signature)
 
     @property
     def factors(self) -> dict[str, Any]:
@@ -71,6 +75,11 @@ class Run:
     def repeat(self) -> tuple[Any, ...]:
         """Values of the keys beside the seed in which repeats differ; None where the run has no such key."""
         return tuple(self.factors.get(key) for key in self.spec.repeats)
+
+    @property
+    def lent(self) -> bool:
+        """Whether it rests on somebody's word that an edit of the code changes nothing."""
+        return bool(self.accepted or self.info.get("accepted"))
 
     @property
     def command(self) -> str:
@@ -179,6 +188,9 @@ def _settle(record: Record) -> None:
         if not run.info and run.status == "finished":
             run.units = _units(run, record.problems)
     record.runs = kept
+    groups = {run.group for run in kept}
+    for run in kept:
+        run.pooled = next((str(e["group"]) for e in reversed(run.accepted) if e.get("group") in groups), "")
 
 
 def _kind(run: Run) -> tuple[str, ...] | None:
@@ -277,6 +289,7 @@ def _read_run(folder: Path, problems: list[str]) -> Run:
         result = _json(folder / "pruned.json", problems, needed=False)
     status = str(result.get("status") or "finished") if result else "failed" if failure else "unfinished"
     run = Run(folder, str(info.get("signature") or folder.name), status, info, result or {})
+    run.accepted = accepted.entries(folder)
     if failure:
         run.error, run.error_class = str(failure.get("error") or "no message"), str(failure.get("class") or "error")
     elif status == "pruned":
