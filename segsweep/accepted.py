@@ -45,7 +45,7 @@ def standing(runs: Path, signature: str) -> dict[str, Any] | None:
         return None
     folder = runs / "runs" / Path(str(pointer.get("run"))).name
     info = artifacts.read_json(folder / "run.json") or {}
-    entry = next((e for e in entries(folder) if e.get("signature") == signature), None)
+    entry = next((e for e in entries(folder) if e["signature"] == signature), None)
     if not entry or not artifacts.read_json(folder / "result.json"):
         return None
     return entry | {"ids": {key: info[key] for key in ("signature", "group", "trajectory")}}
@@ -58,8 +58,9 @@ def begun(checkpoints: Checkpoints, epochs: int) -> dict[str, Any] | None:
     return {"run": known["run"], "epochs": max(usable)} if usable else None
 
 
-def accept(folder: Path, entry: dict[str, Any]) -> str:
-    """Let the finished run in `folder` stand for what `entry` says; a sentence on its epochs. Raises SegsweepError.
+def accept(folder: Path, entry: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Let the finished run in `folder` stand for what `entry` says; the entry that counts, which is an earlier one if
+    there is one for the same code, and a sentence on the epochs. Raises SegsweepError.
 
     Nothing of the record is changed: a file is added to it, last. Its checkpoints are linked into the trajectory of
     today, unless that has some of its own, so that a longer run goes on from them."""
@@ -69,12 +70,14 @@ def accept(folder: Path, entry: dict[str, Any]) -> str:
             raise SegsweepError(f"{folder.name}: not finished; a record that stands for others has a result")
         known = entries(folder)
         artifacts.write_json(_pointer(runs, signature), {"run": folder.name, "created": artifacts.now()})
-        if not any(e.get("signature") == signature for e in known):
+        if earlier := next((e for e in known if e["signature"] == signature), None):
+            entry = earlier
+        else:
             artifacts.write_json(folder / FILE, {LIST: [*known, entry]})
     info = artifacts.read_json(folder / "run.json") or {}
     epochs = int((artifacts.read_json(folder / "result.json") or {})["epochs"])
     old, new = (runs / "trajectories" / about["trajectory"] for about in (info, entry))
-    return _link(Checkpoints(old), Checkpoints(new), folder.name, epochs)
+    return entry, _link(Checkpoints(old), Checkpoints(new), folder.name, epochs)
 
 
 def _pointer(runs: Path, signature: str) -> Path:

@@ -57,8 +57,8 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
         config = without(whole, (*IGNORED, *about["ignored"]))
         plain = {key for key, value in config.items() if not (isinstance(value, dict) and "_target_" in value)}
         settled = {key: info["factors"][key] for key in plain if info["factors"][key] != config[key]}
-        digests = [info[part]["digest"] or "" for part in ("data", "split")]
-        found = Identity(config | settled, *digests, dict(info["files"]), tuple(about["repeats"]))
+        data, split = (info[part]["digest"] or "" for part in ("data", "split"))
+        found = Identity(config | settled, data, split, dict(info["files"]), tuple(about["repeats"]))
         same = found.ids["signature"] == info["signature"]
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {str(error).splitlines()[0]}") from error

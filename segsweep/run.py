@@ -38,8 +38,8 @@ ANEW = "anew.json"
 
 @dataclasses.dataclass
 class Outcome:
-    """How a job ended. `status`: finished, continued, reused, pruned, failed or interrupted. `accepted`: by whom and why
-    the record of other code is the answer."""
+    """How a job ended. `status`: finished, continued, reused, pruned, failed or interrupted. `accepted`: where the
+    record of other code is the answer, by whom and why."""
 
     status: str
     signature: str | None = None
@@ -200,10 +200,8 @@ class _Asked:
         self.data: Data = self.task.data()
         self.identity = identity(cfg, self.task, self.data)
         self.runs = runs
-        self.stand_alone()
-        self.accepted = accepted.standing(runs, self.ids["signature"]) if cfg.reuse else None
-        if self.accepted:
-            self._be(self.accepted["ids"])
+        self.accepted = accepted.standing(runs, self.identity.ids["signature"]) if cfg.reuse else None
+        self._be(self.accepted["ids"] if self.accepted else self.identity.ids)
         record = (artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}
         self.by = f"{record['name']} {record['started']}" if record else ""
 
@@ -214,7 +212,7 @@ class _Asked:
 
     def stand_alone(self) -> None:
         """Be the run that today's code makes, whatever was accepted in its place."""
-        self.accepted: dict[str, Any] | None = None
+        self.accepted = None
         self._be(self.identity.ids)
 
     def anew(self, folder: Path) -> bool:

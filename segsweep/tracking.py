@@ -180,10 +180,11 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
         for tag, key in (("study", "study"), ("trial", "number"), ("trial.state", "state")):
             client.set_tag(run_id, tag, str(trial.get(key)))
         state["trial"] = trial
-    if (known := accepted.entries(folder)) and state.get("accepted") != len(known):  # also after the run was closed
+    acceptances = accepted.entries(folder)
+    if acceptances and state.get("accepted") != len(acceptances):  # after its end, too
         client.log_artifact(run_id, str(folder / accepted.FILE))
-        client.set_tag(run_id, "accepted", accepted.told(known[-1])[:4000])
-        state["accepted"] = len(known)
+        client.set_tag(run_id, "accepted", accepted.told(acceptances[-1])[:4000])
+        state["accepted"] = len(acceptances)
     history = artifacts.read_lines(folder / "history.jsonl")
     now = int(time.time() * 1000)
     new = history[state["epochs"] :]

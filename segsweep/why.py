@@ -51,13 +51,14 @@ def differences(old: Identity, new: Identity) -> list[Difference]:
     first, second = (dict(_flat(side.config)) for side in (old, new))
     found = []
     for name in dict.fromkeys([*first, *second]):
-        a, b = (side.get(name, _flat) for side in (first, second))
-        if a is _flat or b is _flat or digest(a) != digest(b):
-            found.append(Difference("value", name, *(None if v is _flat else _text(v) for v in (a, b))))
+        a, b = (_text(side[name]) if name in side else None for side in (first, second))
+        if a is None or b is None or digest(first[name]) != digest(second[name]):
+            found.append(Difference("value", name, a, b))
     found += _files(old, new)
     for kind, what in (("data", "content of the data"), ("split", "who is in which part")):
-        a, b = getattr(old, kind), getattr(new, kind)
-        found += [Difference(kind, what, *(printable(v)[:16] or "not watched" for v in (a, b)))] if a != b else []
+        if getattr(old, kind) != getattr(new, kind):
+            a, b = (printable(getattr(side, kind))[:16] or "not watched" for side in (old, new))
+            found.append(Difference(kind, what, a, b))
     return found
 
 
@@ -74,7 +75,7 @@ def _text(value: Any) -> str:
 
 
 def _files(old: Identity, new: Identity) -> Iterator[Difference]:
-    """Modules whose code differs. As in a signature a module counts by the last part of its name: `src.net` is `net`."""
+    """Modules whose code differs. In a signature the last part of a module's name counts: `src.net` is `net`."""
     first, second = (
         {name: (name.rpartition(".")[2], content) for name, content in side.files.items()} for side in (old, new)
     )
@@ -134,7 +135,8 @@ def compare(first: Path, second: Path) -> None:
     print(f"{first.name} -> {second.name}")
     _show(found, "the second")
     _versions(about.get("versions") or {}, other.get("versions") or {})
-    print(f"They are two runs: {_counted(found)}." if found else "They are the same run: nothing that decides a number.")
+    same = "They are the same run: nothing differs that decides a number."
+    print(f"They are two runs: {_counted(found)}." if found else same)
     for folder in (first, second):
         _accepted(folder)
 
@@ -200,12 +202,13 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
         raise SegsweepError(f"{name}: today's code has a run of its own, {there.name} ({ended}), which answers")
     if artifacts.held(there):
         raise SegsweepError(f"{name}: a job trains {there.name}, which is this run with today's code, just now")
-    entry = now.ids | {"by": by, "when": artifacts.now(), "reason": reason, "code": fingerprint(code())}
+    entry: dict[str, Any] = now.ids | {"by": by, "when": artifacts.now(), "reason": reason, "code": fingerprint(code())}
     entry |= {"files": {d.name: [d.old, d.new] for d in found}, "places": now.places}
     entry |= {"versions": environment.versions(*_packages(now)), "commit": environment.commit()}
-    epochs = accepted.accept(folder, entry)
+    counts, epochs = accepted.accept(folder, entry)
     _show(found, "today's")
-    print(f"Accepted: {name} stands for today's code, {there.name}, {accepted.told(entry)}; {epochs}.")
+    word = "Accepted" if counts is entry else "Accepted already"
+    print(f"{word}: {name} stands for today's code, {there.name}, {accepted.told(counts)}; {epochs}.")
     _mirror(folder)
 
 
@@ -247,7 +250,9 @@ def _versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 def _counted(found: list[Difference]) -> str:
     counts = {kind: sum(d.kind == kind for d in found) for kind in ("value", "file", "data", "split")}
-    words = [f"{n} {kind}{'s' * (n > 1)}" if kind in ("value", "file") else f"the {kind}" for kind, n in counts.items() if n]
+    words = [
+        f"{n} {kind}{'s' * (n > 1)}" if kind in ("value", "file") else f"the {kind}" for kind, n in counts.items() if n
+    ]
     return f"{' and '.join(words)} differ{'s' * (len(found) == 1)}"
 
 
@@ -262,8 +267,8 @@ def main(arguments: list[str] | None = None) -> int:
     start()
     parser = argparse.ArgumentParser(
         prog="python -m segsweep.why",
-        description="Why two runs are not the same: which values, files, data and versions differ. With one RUN: why the "
-        "same command would train it again today, or that it would not. Trains nothing.",
+        description="Why two runs are not the same: which values, files, data and versions differ. With one RUN: why "
+        "the same command would train it again today, or that it would not. Trains nothing.",
         epilog="The code of one's own is looked at as in training: SEGSWEEP_ALLOW and the working directory as there.",
     )
     parser.add_argument("run", metavar="RUN", help=RUN)
@@ -272,7 +277,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--accept", action="store_true", help="let the one RUN, which is finished, stand for today's code from now on; "
         "refused where anything but code differs. Nothing of the record is changed, accepted.json is added to it"
     )  # fmt: skip
-    parser.add_argument("--reason", metavar="TEXT", help="with --accept: why the edit changes no number; it is recorded")
+    parser.add_argument(
+        "--reason", metavar="TEXT", help="with --accept: why the edit changes no number; it is recorded"
+    )
     parser.add_argument("--by", metavar="NAME", help="with --accept: who accepts (default: the user of this system)")
     parser.add_argument("--config-dir", metavar="DIR", help="where the run's options are, if not where they were")
     parser.add_argument("--runs", type=Path, default=Path("multirun"), help="folder of runs/ and the sweeps")

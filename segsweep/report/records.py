@@ -190,7 +190,7 @@ def _settle(record: Record) -> None:
     record.runs = kept
     groups = {run.group for run in kept}
     for run in kept:
-        run.pooled = next((str(e["group"]) for e in reversed(run.accepted) if e.get("group") in groups), "")
+        run.pooled = next((e["group"] for e in reversed(run.accepted) if e["group"] in groups), "")
 
 
 def _kind(run: Run) -> tuple[str, ...] | None:
