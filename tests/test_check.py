@@ -42,13 +42,16 @@ class Fit:
         order = torch.randperm(len(X))
         return (model(X[order]) - X[order]).square().mean()
 
-    def epoch(self, epoch, model, optimizer):
+    def fit(self, model, optimizer):
         for _ in range(2):
             optimizer.zero_grad()
             loss = self.loss(model)
             loss.backward()
             optimizer.step()
-        epoch.report({"train/loss": loss, "val/loss": (model(X) - X).square().mean()})
+        return loss
+
+    def epoch(self, epoch, model, optimizer):
+        epoch.report({"train/loss": self.fit(model, optimizer), "val/loss": (model(X) - X).square().mean()})
 
     def train(self, run):
         model, optimizer = self.made()
@@ -83,8 +86,8 @@ def said(tmp_path, monkeypatch, allow, capsys):
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["conf", "fits.py"]
-        found = {}
-        for line in (out or err).splitlines()[: -1 if out else None]:
+        found = dict.fromkeys(err.splitlines(), "")
+        for line in out.splitlines()[:-1]:
             state, _, text = line.partition("  ")
             found[text.strip().partition(":")[0]] = f"{state.strip()}: {text.strip().partition(': ')[2]}"
         return found, code
@@ -165,12 +168,18 @@ DRAWN = """
     def test(self, model):
         return super().test(model)._replace(metrics={"test/loss": torch.rand(()).item()})
 """
-UNITS = """
+
+
+def then(line: str) -> str:
+    """A test whose result is changed."""
+    return f"""
     def test(self, model):
         result = super().test(model)
-        UNITS
+        {line}
         return result
 """
+
+
 SPEC = 'spec = Spec(metrics={"loss": Metric(title="Loss", direction=DIRECTION)}, select=SELECT)'
 OPTIMIZER = ["differ from epoch 2 on, train/loss: ", "(model) are taken up whole", "suspected: optimizer (Adam)."]
 
@@ -187,35 +196,15 @@ OPTIMIZER = ["differ from epoch 2 on, train/loss: ", "(model) are taken up whole
         (LAST, "lengths", ["one epoch of one is not the first of two", "total: ${epochs}"]),
         (CATCH, "interrupt", ["train() went on after the engine had ended it"]),
         (DRAWN, "shorter", ["the test differs, test/loss", "The test draws"]),
+        (then("del result.units['3']['error']"), "units", ["1 of 8 have no error: 3; give each point"]),
+        (then("result.units.clear()"), "units", ["no point has a score", "error should have one"]),
+        (then("result.units['3']['error'] = 'x'"), "units", ["error of 3 is str; a plain number is needed"]),
+        (then("result.units['3']['error'] = -1"), "units", ["error of 3 is -1, outside of its bounds"]),
+        (then("result.metrics['test/f1'] = 1.0"), "metrics", ["test/f1 is not in Spec.metrics", '"f1": ']),
+        (then("result.metrics['test/loss'] = X[0]"), "metrics", ["test/loss is Tensor; a plain number"]),
+        (then("result.metrics['f1'] = 1.0"), "metrics", ["its keys are test/NAME"]),
         (
-            UNITS.replace("UNITS", "del result.units['3']['error']"),
-            "units",
-            ["1 of 8 have no error: 3; give each point"],
-        ),
-        (UNITS.replace("UNITS", "result.units.clear()"), "units", ["no point has a score", "error should have one"]),
-        (
-            UNITS.replace("UNITS", "result.units['3']['error'] = 'x'"),
-            "units",
-            ["error of 3 is str; a plain number is needed"],
-        ),
-        (
-            UNITS.replace("UNITS", "result.units['3']['error'] = -1"),
-            "units",
-            ["error of 3 is -1, outside of its bounds"],
-        ),
-        (
-            UNITS.replace("UNITS", "result.metrics['test/f1'] = 1.0"),
-            "metrics",
-            ["test/f1 is not in Spec.metrics", '"f1": '],
-        ),
-        (
-            UNITS.replace("UNITS", "result.metrics['test/loss'] = X[0]"),
-            "metrics",
-            ["test/loss is Tensor; a plain number"],
-        ),
-        (UNITS.replace("UNITS", "result.metrics['f1'] = 1.0"), "metrics", ["its keys are test/NAME"]),
-        (
-            UNITS.replace("UNITS", "result.units.pop(random.choice(list(result.units)))"),
+            then("result.units.pop(random.choice(list(result.units)))"),
             *("shorter", ["the test is of other points", "in one run alone"]),
         ),
         (
@@ -253,7 +242,8 @@ def test_what_need_not_be_mended_is_noted(said):
         return Data(digest=None, split="s", parts={"train": 8, "test": 8})
 
     def epoch(self, epoch, model, optimizer):
-        super().epoch(type("E", (), {"report": lambda s, m: epoch.report({"train/loss": m["train/loss"]})})(), model, optimizer)
+        self.fit(model, optimizer)
+        epoch.report({"train/loss": self.loss(model)})
 
     def test(self, model):
         import secrets
@@ -292,9 +282,9 @@ def test_runs_whose_setting_looks_at_epochs_share_none_and_need_not(said, tmp_pa
 
 
 def test_mistakes_of_the_command_line_are_told_as_usual(said):
-    assert said("    pass", "task.lrr=1", "epochs=0")[0].keys() == {"task.lrr", "epochs=0"}
-    found, code = said("    pass", "task.lr=1,2")
-    assert (str(found), code) == ("{'task.lr=1,2': 'task.lr=1,2: several values are a sweep; give one'}", 1)
+    mistakes = {"task.lrr: no such key; did you mean task.lr?": "", "epochs=0: must be at least 1": ""}
+    assert said("    pass", "task.lrr=1", "epochs=0") == (mistakes, 1)
+    assert said("    pass", "task.lr=1,2") == ({"task.lr=1,2: several values are a sweep; give one": ""}, 1)
 
 
 def test_segmentation_is_well(tmp_path, capsys):
