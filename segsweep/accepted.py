@@ -11,7 +11,7 @@ from typing import Any
 
 from segsweep import artifacts
 from segsweep.artifacts import Checkpoints
-from segsweep.errors import SegsweepError
+from segsweep.errors import SegsweepError, printable
 
 FILE = "accepted.json"
 """In a run's folder; in a trajectory's, which of its states were taken over from an accepted run."""
@@ -34,7 +34,7 @@ def _whole(entry: Any) -> bool:
 
 def told(entry: Mapping[str, Any]) -> str:
     """By whom, when and why, in a line."""
-    return f"by {entry.get('by')} on {str(entry.get('when'))[:10]}: {entry.get('reason')}"
+    return printable(f"by {entry.get('by')} on {str(entry.get('when'))[:10]}: {entry.get('reason')}")
 
 
 def standing(runs: Path, signature: str) -> dict[str, Any] | None:

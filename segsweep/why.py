@@ -53,7 +53,7 @@ def differences(old: Identity, new: Identity) -> list[Difference]:
     for name in dict.fromkeys([*first, *second]):
         a, b = (_text(side[name]) if name in side else None for side in (first, second))
         if a is None or b is None or digest(first[name]) != digest(second[name]):
-            found.append(Difference("value", name, a, b))
+            found.append(Difference("value", printable(name), a, b))
     found += _files(old, new)
     for kind, what in (("data", "content of the data"), ("split", "who is in which part")):
         if getattr(old, kind) != getattr(new, kind):
@@ -259,7 +259,7 @@ def _counted(found: list[Difference]) -> str:
 def _accepted(folder: Path) -> None:
     for entry in accepted.entries(folder):
         files = ", ".join(sorted(entry["files"]))
-        print(f"{folder.name} was accepted for {entry['signature']} {printable(accepted.told(entry))} ({files})")
+        print(f"{folder.name} was accepted for {entry['signature']} {accepted.told(entry)} ({files})")
 
 
 def main(arguments: list[str] | None = None) -> int:
