@@ -14,7 +14,7 @@ from segsweep.artifacts import Checkpoints
 from segsweep.errors import SegsweepError, printable
 
 FILE = "accepted.json"
-"""In a run's folder; in a trajectory's, which of its states were taken over from an accepted run."""
+"""In a run's folder; in a trajectory's, which of its states (by epoch) were taken over, and from which accepted run."""
 LIST = "accepted"
 
 
@@ -54,8 +54,8 @@ def standing(runs: Path, signature: str) -> dict[str, Any] | None:
 def begun(checkpoints: Checkpoints, epochs: int) -> dict[str, Any] | None:
     """What a run of so many epochs takes up from an accepted one: run, its signature, and epochs, how many."""
     known = artifacts.read_json(checkpoints.folder / FILE) or {}
-    usable = [epoch for epoch in known.get("epochs", ()) if epoch <= epochs]
-    return {"run": known["run"], "epochs": max(usable)} if usable else None
+    last = max((int(epoch) for epoch in known if int(epoch) <= epochs), default=None)
+    return None if last is None else {"run": known[str(last)], "epochs": last}
 
 
 def accept(folder: Path, entry: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -92,11 +92,11 @@ def _link(old: Checkpoints, new: Checkpoints, run: str, epochs: int) -> str:
     if artifacts.held(new.folder):
         return "a job trains with today's code just now, so a longer run goes on from its epochs"
     with artifacts.lock(new.folder):
-        known = artifacts.read_json(new.folder / FILE) or {"run": run, "epochs": []}
-        if known["run"] != run or set(new.epochs()) - set(known["epochs"]):
+        known = artifacts.read_json(new.folder / FILE) or {}
+        if set(map(str, new.epochs())) - known.keys():
             return "a longer run goes on from the epochs that today's code has already"
         # the mark first: a state without it would pass for today's own
-        artifacts.write_json(new.folder / FILE, {"run": run, "epochs": sorted({*known["epochs"], *there})})
+        artifacts.write_json(new.folder / FILE, {str(epoch): run for epoch in there} | known)
         for file in (file for epoch in there for file in (old.best(epoch), old.state(epoch))):
             if file.exists() and not (new.folder / file.name).exists():
                 os.link(file, new.folder / file.name)

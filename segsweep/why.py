@@ -161,8 +161,9 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     entry = accepted.standing(folder.parent.parent, now.ids["signature"])
     there = folder.parent / now.ids["signature"]
     if not found:
-        done = (folder / "result.json").exists()
-        print("The same run: its record answers." if done else "The same run, which is not finished: it goes on.")
+        ends = {"result.json": "its record answers", "pruned.json": "it was pruned; pruner=none takes it to its end"}
+        end = next((text for file, text in ends.items() if (folder / file).exists()), "not finished, it goes on")
+        print(f"The same run: {end}.")
     elif entry and entry["ids"]["signature"] == folder.name:
         print("The record answers all the same, as it was accepted.")
     elif (there / "result.json").exists():

@@ -232,9 +232,31 @@ def test_a_longer_run_goes_on_from_an_accepted_one_and_says_so(here, capsys):
     assert result["trained_epochs"] == 2
     assert json.loads((first.folder / "run.json").read_text())["accepted"] is None
     info = json.loads((first.folder / "run.json").read_text())
+    assert do("epochs=3").status == "reused"  # of the longer one's epochs
     assert content(here / "multirun" / "trajectories" / info["trajectory"]) == states
     anew = do("epochs=4", "reuse=false")
     assert json.loads((anew.folder / "run.json").read_text())["accepted"] is None
+
+
+def test_runs_of_one_trajectory_are_accepted_each_for_its_epochs(here, capsys):
+    first, second = do("epochs=2"), do("epochs=5")
+    edit(here / "counting.py")
+    for folder in (first.folder, second.folder, first.folder):
+        accept(capsys, folder)
+    longer = do("epochs=6")
+    record, result = (json.loads((longer.folder / name).read_text()) for name in ("run.json", "result.json"))
+    assert (record["accepted"], result["trained_epochs"]) == ({"run": second.signature, "epochs": 5}, 1)
+    shorter = do("epochs=3")
+    assert json.loads((shorter.folder / "run.json").read_text())["accepted"]["run"] == first.signature
+    assert (do("epochs=2").folder, do("epochs=5").folder) == (first.folder, second.folder)
+
+
+def test_a_run_that_is_not_finished_is_the_same_run(here, capsys):
+    first = do()
+    (first.folder / "result.json").unlink()
+    assert "The same run: not finished, it goes on." in ask(capsys, first.folder)
+    artifacts.write_json(first.folder / "pruned.json", {})
+    assert "The same run: it was pruned; pruner=none takes it to its end." in ask(capsys, first.folder)
 
 
 def test_training_anew_leaves_an_accepted_record_alone_and_then_answers_itself(here, capsys):
