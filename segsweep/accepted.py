@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segsweep import artifacts
-from segsweep.artifacts import Checkpoints
-from segsweep.errors import SegsweepError, printable
+from segsweep.core import artifacts
+from segsweep.core.artifacts import Checkpoints
+from segsweep.core.errors import SegsweepError, printable
 
 FILE = "accepted.json"
 """In a run's folder; in a trajectory's, which of its states (by epoch) were taken over, and from which accepted run."""

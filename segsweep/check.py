@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from segsweep import artifacts, components
-from segsweep.artifacts import Checkpoints
-from segsweep.errors import SegsweepError, nearest
-from segsweep.start import start
+from segsweep.config import components
+from segsweep.config.start import start
+from segsweep.core import artifacts
+from segsweep.core.artifacts import Checkpoints
+from segsweep.core.errors import SegsweepError, nearest
 from segsweep.task import PARTS, Data, Result, Spec, defect
 
 if TYPE_CHECKING:
-    from segsweep.run import Outcome
+    from segsweep.runs.run import Outcome
 
 EPOCHS = 2
 MOST = 3
@@ -130,7 +131,7 @@ class _Check:
         return Verdict("data", "ok", f"the same twice ({parts})")
 
     def attempt(self, name: str, what: Callable[[], Any]) -> Any:
-        from segsweep.run import told
+        from segsweep.runs.run import told
 
         try:
             return what()
@@ -143,7 +144,7 @@ class _Check:
 
     def again(self, whole: Trained) -> Iterator[Verdict]:
         """The engine's own run of it, with a record, must be the same: else nothing that follows can be told."""
-        from segsweep.run import run
+        from segsweep.runs.run import run
 
         about: dict[str, Any] = {"choices": self.choices, "name": "check", "command": "python -m segsweep"}
         cfg = self.configured(self.place / "again", EPOCHS)
@@ -275,7 +276,7 @@ class _Looked(BaseException):
 
 
 def _prune(history: list[dict[str, Any]]) -> Exception:
-    from segsweep.session import Pruned
+    from segsweep.core.session import Pruned
 
     return Pruned(len(history), {"reason": "by the check"})
 
@@ -283,9 +284,9 @@ def _prune(history: list[dict[str, Any]]) -> Exception:
 def _train(cfg: DictConfig, root: Path, *, looks: bool = False, **ends: Any) -> Trained:
     """One training as `run.run` has it, on the checkpoints in `root`. ends: arguments of `Loop`; looks: raise _Looked
     once the state is loaded."""
-    from segsweep.device import pick_device
-    from segsweep.loop import Loop, on_host, seed_all
-    from segsweep.session import Interrupted, Pruned
+    from segsweep.core.device import pick_device
+    from segsweep.core.session import Interrupted, Pruned
+    from segsweep.runs.loop import Loop, on_host, seed_all
 
     class Looking(Loop):
         def _take_up(self, state: dict[str, Any]) -> None:
@@ -438,7 +439,7 @@ def _other_units(a: Mapping[str, Any], b: Mapping[str, Any], spec: Spec) -> str:
 
 def _others(state: Mapping[str, Any]) -> list[str]:
     """What has a state in the frames of a task's own code, or in its object, and is none of `state`: NAME (CLASS)."""
-    from segsweep import loop
+    from segsweep.runs import loop
 
     frame: FrameType | None = sys._getframe()
     engine = {__file__, loop.__file__}
@@ -519,7 +520,7 @@ def _same_file(a: Path, b: Path) -> bool:
 
 
 def _device(cfg: DictConfig) -> str:
-    from segsweep.device import pick_device
+    from segsweep.core.device import pick_device
 
     return pick_device(cfg.device).type
 
@@ -549,7 +550,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="as of python -m segsweep, one value each")
     options = parser.parse_args(arguments)
-    from segsweep.preflight import composed, preflight
+    from segsweep.sweeps.preflight import composed, preflight
 
     argv = [f"--config-dir={options.config_dir}"] * bool(options.config_dir) + options.overrides
     try:

@@ -9,9 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from segsweep import artifacts, components
-from segsweep.errors import SegsweepError
-from segsweep.signature import IGNORED, code, places, signatures, without
+from segsweep.config import components
+from segsweep.core import artifacts
+from segsweep.core.errors import SegsweepError
+from segsweep.core.signature import IGNORED, code, places, signatures, without
 from segsweep.task import Data, Task
 
 

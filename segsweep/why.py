@@ -15,11 +15,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from segsweep import accepted, artifacts
-from segsweep.errors import SegsweepError, printable
+from segsweep import accepted
+from segsweep.config.start import start
+from segsweep.core import artifacts
+from segsweep.core.errors import SegsweepError, printable
+from segsweep.core.signature import digest
 from segsweep.identity import Identity, identity, recorded
-from segsweep.signature import digest
-from segsweep.start import start
 from segsweep.task import Data
 
 RUN = "a run folder, a job's folder of a sweep, a run's signature or its unique beginning, best:SWEEP, an MLflow run id"
@@ -92,8 +93,8 @@ def today(then: Identity, cfg: DictConfig) -> tuple[Identity, str]:
     """Which run a configuration is with the code and the data of today; and what could not be looked at, "" if nothing.
 
     then: where the data cannot be looked at, they are taken to be what they were. Raises SegsweepError."""
-    from segsweep import components
-    from segsweep.run import told
+    from segsweep.config import components
+    from segsweep.runs.run import told
 
     try:
         task = components.task(cfg)
@@ -111,7 +112,7 @@ def today(then: Identity, cfg: DictConfig) -> tuple[Identity, str]:
 
 def composition(reference: str, info: Mapping[str, Any], config_dir: str | None) -> DictConfig:
     """What the command of a run composes today. Raises SegsweepError where that cannot be known."""
-    from segsweep.preflight import composed
+    from segsweep.sweeps.preflight import composed
 
     job = artifacts.read_json(Path(reference) / "job.json") or {}
     try:
@@ -143,7 +144,7 @@ def compare(first: Path, second: Path) -> None:
 
 def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     """Print why a recorded run would be trained again today, or that it would not."""
-    from segsweep import environment
+    from segsweep.core import environment
 
     then, cfg, info = recorded(folder)
     print(f"{folder.name} -> the same command today")
@@ -177,8 +178,8 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
 
 def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str | None) -> None:
     """Let the run in `folder` stand for today's code. Raises SegsweepError where it must not."""
-    from segsweep import environment
-    from segsweep.signature import code, fingerprint
+    from segsweep.core import environment
+    from segsweep.core.signature import code, fingerprint
 
     then, cfg, info = recorded(folder)
     name, runs = folder.name, folder.parent.parent
@@ -215,12 +216,12 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
 
 def _mirror(folder: Path) -> None:
     """MLflow has a copy of the record: bring it up to date."""
-    from segsweep.store import STATE
+    from segsweep.tracking.store import STATE
 
     state = artifacts.read_json(folder / STATE) or {}
     if not state.get("run_id"):
         return
-    from segsweep.tracking import push
+    from segsweep.tracking.mirrors import push
 
     try:
         push(folder, state["uri"], state["experiment"], None, final=True)
@@ -289,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--accept takes one RUN and --reason TEXT, which says why the edit changes no number")
     if not options.accept and (options.reason or options.by):
         parser.error("--reason and --by belong to --accept")
-    from segsweep.trained import find
+    from segsweep.segmentation.trained import find
 
     try:
         folders = [find(text, options.runs)[0] for text in (options.run, options.other) if text is not None]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from segsweep import check, signature
-from segsweep.preflight import composed
+from segsweep import check
+from segsweep.core import signature
+from segsweep.sweeps.preflight import composed
 
 GOOD = '''"""A straight line through points, two weights."""
 import random

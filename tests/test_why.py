@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from test_signature import OWN, PROJECTS
 
-from segsweep import accepted, artifacts, signature, why
-from segsweep.plan import Planner
-from segsweep.preflight import composed
+from segsweep import accepted, why
+from segsweep.core import artifacts, signature
 from segsweep.report import build, records
 from segsweep.report.contrasts import _programs
-from segsweep.run import Outcome, run
+from segsweep.runs.run import Outcome, run
+from segsweep.sweeps.plan import Planner
+from segsweep.sweeps.preflight import composed
 
 TASK = '''"""A task that trains nothing and counts its epochs."""
 import torch
@@ -376,11 +377,11 @@ def test_the_report_shows_it_and_pools_what_it_makes_one_program(here, capsys):
 
 
 def test_mlflow_is_told_of_it_after_the_run_was_closed(here, capsys, uri):
-    from segsweep import store
+    from segsweep.tracking import store
 
     cfg, choices = composed(command("tracking=mlflow", f"tracking.uri={uri}", "tracking.experiment=e"))
     first = run(cfg, choices=choices | {"data": "d"}, name="n", command="c", sweep=None, milestones=set())
-    from segsweep.session import session
+    from segsweep.core.session import session
 
     session().copier.flush()
     state = artifacts.read_json(first.folder / store.STATE)
