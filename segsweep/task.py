@@ -139,7 +139,7 @@ class Spec:
                 known["bounds"] = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
                 known["scale"] = tuple(known.get("scale") or ())
                 metrics[name] = Metric(**known)
-                if reason := _problem(metrics[name]):
+                if reason := defect(metrics[name]):
                     raise ValueError(f"metric {name}: {reason}")
             known = {key: record[key] for key in cls.__dataclass_fields__ if key in record and key != "metrics"}
             lists = {key: tuple(value) for key, value in known.items() if isinstance(value, list | tuple)}
@@ -154,7 +154,7 @@ class Spec:
             raise ValueError(f"not the description of a task: {type(error).__name__}: {error}") from error
 
 
-def _problem(metric: Metric) -> str | None:
+def defect(metric: Metric) -> str | None:
     """What makes it none, of a record that may be damaged."""
     if metric.direction not in ("max", "min"):
         return f"direction={metric.direction}: allowed are max, min"

@@ -15,8 +15,9 @@ from hydra.utils import execution_whitelist, instantiate
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segsweep.config.before import today
 from segsweep.config.schema import Config, range_problem, ranges
-from segsweep.config.whitelist import KINDS, ROOMS, SPECIAL, Kind, locate, own, targets, today
+from segsweep.config.whitelist import KINDS, ROOMS, SPECIAL, Kind, locate, own, targets
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.task import Range, Spec
 

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from segsweep.config.before import renamed
 from segsweep.core.errors import ConfigError, nearest
 
 ALLOW = "SEGSWEEP_ALLOW"
@@ -64,15 +65,6 @@ KINDS = {
 """Of what the engine builds. A task lists its own beside them."""
 HYDRAS = ("segsweep.sweeps.sweep.SweepCallback", "logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
 """What Hydra calls for itself, and a component of a run may not."""
-OLD = {
-    "segsweep.models.": "segsweep.segmentation.models.",
-    "segsweep.data.": "segsweep.segmentation.data.",
-    "segsweep.losses.": "segsweep.segmentation.losses.",
-    "segsweep.segmentation.Segmentation": "segsweep.segmentation.task.Segmentation",
-}
-"""Beginnings of targets, as configurations and records of before name them -> as they are now."""
-FIRST = "segsweep.segmentation.metrics.SPEC"
-"""Of records from before tasks described themselves."""
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -93,26 +85,11 @@ def hydras() -> list[str]:
     return [*HYDRAS, *own()]
 
 
-def today(node: Any) -> Any:
-    """A copy of a resolved node with the names of before, see OLD, replaced."""
-    if isinstance(node, Mapping):
-        return {key: _today(item) if key == "_target_" else today(item) for key, item in node.items()}
-    return [today(item) for item in node] if isinstance(node, list | tuple) else node
-
-
-def _today(target: Any) -> Any:
-    if isinstance(target, str):
-        for old, new in OLD.items():
-            if target.startswith(old):
-                return new + target.removeprefix(old)
-    return target
-
-
 def locate(target: str, kind: Kind) -> Any:
     """The class that `target` names, or anything of one's own.
 
     Raises ConfigError, before its module is imported, where the name is not listed, and where it is of another kind."""
-    target = _today(target)
+    target = renamed(target)
     if is_own(target):
         try:
             return _get(target)
@@ -140,11 +117,6 @@ def _get(target: str) -> Any:
         if error.name != module or "." not in module:
             raise
         return getattr(_get(module), name)  # of a class: mypackage.Net.small
-
-
-def first() -> Any:
-    """What records from before tasks described themselves are of."""
-    return _get(FIRST)
 
 
 def targets(kinds: Mapping[str, Kind], group: str, node: Any) -> list[str]:

@@ -54,16 +54,17 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """NaN and infinity become null: strict JSON, readable by every tool."""
-    write_text(path, json.dumps(_finite(value), indent=1) + "\n")
+    write_text(path, json.dumps(finite(value), indent=1) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """With None for NaN and infinity, as a file has it."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 
@@ -87,7 +88,7 @@ def parse_json(path: Path) -> dict[str, Any]:
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(_finite(row)) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(finite(row)) + "\n" for row in rows))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -241,7 +242,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Forget all that was trained."""
-        for pattern in ("*.pt", "end_*"):
+        for pattern in ("*.pt", "end_*", "accepted.json"):
             for file in self.folder.glob(pattern):
                 file.unlink(missing_ok=True)
 

@@ -99,6 +99,12 @@ def hashes(files: Mapping[str, Path]) -> dict[str, str]:
     return {name: digest(_code(file)) for name, file in files.items()}
 
 
+@cache
+def places(*modules: str) -> dict[str, str]:
+    """Module -> file of one's own code that `modules` reach, for the record."""
+    return {name: str(file) for name, file in reached(*modules).items()}
+
+
 def reached(*modules: str) -> dict[str, Path]:
     """Module -> file of one's own code that importing `modules` comes to, read and not run: their packages, what they
     import at any place, and what that imports; neither the standard library nor installed packages nor this one."""

@@ -96,6 +96,7 @@ class ClusterLauncher(Launcher):
             found = job.without_value()
         record = artifacts.read_json(job.folder / "job.json") or {}
         facts = {key: record.get(key) for key in ("status", "error", "seconds")} | {"failure": record.get("class")}
+        facts["note"] = record.get("accepted") and f"accepted {record['accepted']}"
         spec = spec_of(self.config)
         score = spec.told("test", spec.primary, record.get("metrics") or {}) if spec else ""
         name = job_name(job.overrides, list(self.config.hydra.overrides.task))

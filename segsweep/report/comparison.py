@@ -47,6 +47,10 @@ class Configuration:
     def leaks(self) -> bool:
         return any(run.leaks for run in self.runs)
 
+    @property
+    def lent(self) -> bool:
+        return any(run.lent for run in self.runs)
+
     def metric(self, name: str) -> float:
         """Mean over the runs of a final metric of result.json; NaN where none has it."""
         return float(statistics.nanmean(np.array([_float(run.metrics.get(name)) for run in self.runs])))

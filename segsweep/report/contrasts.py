@@ -224,12 +224,20 @@ def differences(rows: list[Configuration]) -> tuple[list[str], np.ndarray]:
 
 
 def _programs(runs: list[Run]) -> np.ndarray:
-    """(n, n) whether two runs were computed by different code: this program's, a module that both have, or torch."""
-    texts = [[str(r.info.get("code") or "") for r in runs]]
-    texts.append([str((r.info.get("versions") or {}).get("torch") or "") for r in runs])
-    files = [r.info.get("files") or {} for r in runs]
-    texts += [[f.get(name, "") for f in files] for name in set().union(*files)]
-    return np.any([_unequal(values) for values in texts], axis=0)
+    """(n, n) whether two runs were computed by different code: this program's, a module that both have, or torch. A run
+    that was accepted for other code is of that code, too."""
+    made = [(i, run, run.info.get("files") or {}, str(run.info.get("code") or "")) for i, run in enumerate(runs)]
+    for i, run, files, _ in made[:]:
+        for entry in run.accepted:
+            changed = {name: new or "" for name, (_, new) in entry["files"].items()}
+            made.append((i, run, files | changed, str(entry["code"])))
+    texts = [[code for *_, code in made]]
+    texts.append([str((run.info.get("versions") or {}).get("torch") or "") for _, run, _, _ in made])
+    texts += [[files.get(name, "") for _, _, files, _ in made] for name in set().union(*(f for _, _, f, _ in made))]
+    owners = np.array([i for i, *_ in made])
+    differ = np.ones((len(runs), len(runs)), bool)
+    np.logical_and.at(differ, (owners[:, None], owners[None]), np.any([_unequal(values) for values in texts], axis=0))
+    return differ
 
 
 def _shared(rows: list[Configuration], of: Callable[[Any], Any]) -> np.ndarray:

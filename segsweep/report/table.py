@@ -13,10 +13,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from segsweep.config.before import spec_of
 from segsweep.report import own
 from segsweep.report.comparison import key, show
 from segsweep.report.content import inside
-from segsweep.report.records import Job, spec_of
+from segsweep.report.records import Job
 from segsweep.task import Spec
 
 STYLES = {"failed": "red", "pruned": "yellow", "interrupted": "yellow", "never started": "yellow", "finished": "green"}

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep.config import components, whitelist
-from segsweep.core import artifacts, environment
+from segsweep.config import components
+from segsweep.core import accepted, artifacts, environment
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.device import out_of_memory, pick_device
 from segsweep.core.errors import ConfigError, NotFiniteError, SegsweepError, TaskError
 from segsweep.core.session import Interrupted, Pruned, session
-from segsweep.core.signature import IGNORED, PACKAGE, code, factors, fingerprint, is_own, signatures, without
+from segsweep.core.signature import PACKAGE, code, factors, fingerprint, is_own
+from segsweep.runs.identity import identity
 from segsweep.runs.loop import Loop, seed_all
 from segsweep.search import pruning
 from segsweep.task import Data, Result
@@ -39,7 +40,8 @@ ANEW = "anew.json"
 
 @dataclasses.dataclass
 class Outcome:
-    """How a job ended. `status`: finished, continued, reused, pruned, failed or interrupted."""
+    """How a job ended. `status`: finished, continued, reused, pruned, failed or interrupted. `accepted`: where the
+    record of other code is the answer, by whom and why."""
 
     status: str
     signature: str | None = None
@@ -51,6 +53,7 @@ class Outcome:
     failure: str | None = None
     error: str | None = None
     epoch: int | None = None
+    accepted: str | None = None
 
 
 def run(
@@ -72,9 +75,8 @@ def run(
             outcome.status, outcome.epoch, outcome.error = "interrupted", stop.epoch, str(stop)
         except Exception as error:  # whatever a job dies of, the sweep goes on
             outcome.status, outcome.failure = "failed", classify(error)
-            outcome.error = str(error)
+            outcome.error = told(error)
             if not isinstance(error, SegsweepError):
-                outcome.error = f"{type(error).__name__}: {error}{_own_frame(error)}"
                 log.info("", exc_info=True)  # the whole of it is in job.log
             if outcome.failure == "oom" and asked and (smaller := getattr(asked.task, "smaller", None)):
                 outcome.error = f"{smaller(session().retries)}\n{outcome.error}"
@@ -88,14 +90,17 @@ def run(
         return outcome
 
 
-def _own_frame(error: BaseException) -> str:
-    """The last line of one's own code that an error went through, as a person looks for it; "" where there is none."""
+def told(error: BaseException) -> str:
+    """An error in words: with the last line of one's own code that it went through, where it is not the engine's."""
+    if isinstance(error, SegsweepError):
+        return str(error)
     frames = []
     for frame in traceback.extract_tb(error.__traceback__):
         file = Path(frame.filename).resolve()
         if file.is_file() and is_own(file) and not file.is_relative_to(PACKAGE):
             frames.append(frame)
-    return f" ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    where = f" ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def classify(error: BaseException) -> str:
@@ -109,6 +114,10 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     cfg, folder, checkpoints = asked.cfg, asked.folder, asked.checkpoints
     judge = _judge(asked)
     stack.enter_context(artifacts.lock(folder))
+    if asked.accepted and not accepted.standing(asked.runs, asked.identity.ids["signature"]):
+        asked.stand_alone()  # the record was trained anew while this waited
+        outcome.signature, outcome.folder = asked.ids["signature"], asked.folder
+        return _run(asked, outcome, stack)
     if _answered(asked, judge, outcome, stack):
         return outcome
     stack.enter_context(artifacts.lock(checkpoints.folder))
@@ -193,16 +202,22 @@ class _Asked:
         session().emit("note", text="reading the data set")
         self.task = components.task(cfg)
         self.data: Data = self.task.data()
-        spec = self.task.spec
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-        self.config = without(config | self.data.settings, (*IGNORED, *spec.ignored))
-        self.modules = whitelist.modules(self.config) | set(spec.code)
-        self.code = code(*sorted(self.modules))
-        self.ids = signatures(self.config, self.data.digest or "", self.data.split, self.code, spec.repeats)
-        self.folder = runs / "runs" / self.ids["signature"]
-        self.checkpoints = Checkpoints(runs / "trajectories" / self.ids["trajectory"])
+        self.identity = identity(cfg, self.task, self.data)
+        self.runs = runs
+        self.accepted = accepted.standing(runs, self.identity.ids["signature"]) if cfg.reuse else None
+        self._be(self.accepted["ids"] if self.accepted else self.identity.ids)
         record = (artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}
         self.by = f"{record['name']} {record['started']}" if record else ""
+
+    def _be(self, ids: dict[str, str]) -> None:
+        self.ids = ids
+        self.folder = self.runs / "runs" / ids["signature"]
+        self.checkpoints = Checkpoints(self.runs / "trajectories" / ids["trajectory"])
+
+    def stand_alone(self) -> None:
+        """Be the run that today's code makes, whatever was accepted in its place."""
+        self.accepted = None
+        self._be(self.identity.ids)
 
     def anew(self, folder: Path) -> bool:
         """Whether what `folder` holds is not to be used: with reuse=false, but for what this very sweep has trained. So
@@ -239,6 +254,7 @@ def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stac
         if judge:
             judge.end("COMPLETE", artifacts.read_lines(folder / "history.jsonl"))
         _answer(outcome, record, "reused")
+        outcome.accepted = accepted.told(asked.accepted) if asked.accepted else None
     elif judge and (record := known["pruned.json"]) and pruning.same(record, cfg, asked.task.spec):
         judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: record["epoch"]])
         (folder / "failure.json").unlink(missing_ok=True)
@@ -272,12 +288,13 @@ class _Described:
         self.about: dict[str, Any] = (
             asked.ids
             | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
-            | {"code": fingerprint(code()), "files": asked.code, "evaluated_on": data.part}
-            | {"factors": factors(asked.config, choices), "task": asked.task.spec.to_json()}
+            | {"code": fingerprint(code()), "files": asked.identity.files, "evaluated_on": data.part}
+            | {"places": asked.identity.places, "accepted": accepted.begun(asked.checkpoints, asked.cfg.epochs)}
+            | {"factors": factors(asked.identity.config, choices), "task": asked.task.spec.to_json()}
             | {"data": {"name": choices.get("data"), "digest": data.digest} | dict(data.facts)}
             | {"split": {"kind": choices.get("split"), "digest": data.split, "leaks": data.leaks} | dict(data.parts)}
             | dict(data.settings)
-            | environment.facts(asked.device, asked.modules)
+            | environment.facts(asked.device, asked.identity.roots)
         )
         self.facts: dict[str, Any] = {}
         artifacts.write_json(self.file, self.about)

@@ -10,7 +10,8 @@ import torch
 from torch.optim import lr_scheduler
 
 from segsweep.config import components
-from segsweep.config.whitelist import Kind, today
+from segsweep.config.before import today
+from segsweep.config.whitelist import Kind
 from segsweep.core.environment import spare_dynamo
 
 KINDS: dict[str, Kind] = {

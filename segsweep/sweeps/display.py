@@ -107,6 +107,8 @@ class Display:
         facts = f"{status} in {seconds:.1f} s"
         if status in DONE and event.get("score"):
             facts += f", {event['score']}"
+        if event.get("note"):
+            facts += f", {event['note']}"
         if event.get("error"):
             facts += f": {event['error'].splitlines()[0]}"
         self._say(f"{self._label(job)} {self.names.get(job) or event.get('name', '')}: {facts}{self._outlook()}")

@@ -1,6 +1,8 @@
 """One job of a sweep, as Hydra calls it in whatever process a launcher has it run: the run, its record, its value."""
 
+import os
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ def job(cfg: DictConfig) -> Any:
         cfg,
         choices={group: option for group, option in settings.runtime.choices.items() if "/" not in group},
         name=name,
-        command=f"python -m segsweep {' '.join(o for o in overrides if not o.startswith('search.'))}".strip(),
+        command=shlex.join(["python", "-m", "segsweep", *_folders(settings), *_shown(overrides)]),
         sweep=folder.parent,
         milestones=set(record.get("milestones", [])),
     )
@@ -43,12 +45,23 @@ def job(cfg: DictConfig) -> Any:
     if here.copier and here.sweep is None:  # in a launcher's process, which may be ended at any time from here
         here.copier.flush()
     facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
+    facts["note"] = outcome.accepted and f"accepted {outcome.accepted}"
     spec = components.spec_of(cfg)
     score = spec.told("test", spec.primary, outcome.metrics) if spec else ""
     session().emit("end", **facts, score=score)
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
     return _value(cfg, outcome)
+
+
+def _folders(settings: Any) -> list[str]:
+    """The folder of --config-dir, without which a command would be another."""
+    given = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
+    return [f"--config-dir={os.path.relpath(path)}" for path in given]
+
+
+def _shown(overrides: list[str]) -> list[str]:
+    return [override for override in overrides if not override.startswith("search.")]
 
 
 def _value(cfg: DictConfig, outcome: Any) -> Any:

@@ -14,11 +14,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep.config import components, whitelist
-from segsweep.core import artifacts
+from segsweep.config import components
+from segsweep.core import accepted, artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError
-from segsweep.core.signature import IGNORED, code, factors, signatures, without
+from segsweep.core.signature import factors
+from segsweep.runs.identity import identity
 from segsweep.task import Data, Spec, Task
 
 RECORDS = 500
@@ -78,11 +79,10 @@ class Planner:
 
         task, data = self._look(cfg)
         spec = task.spec
-        whole: Any = OmegaConf.to_container(cfg, resolve=True)
         device = pick_device(cfg.device)
-        config = without(whole | data.settings, (*IGNORED, *spec.ignored))
-        own = code(*sorted(whitelist.modules(config) | set(spec.code)))
-        ids = signatures(config, data.digest or "", data.split, own, spec.repeats)
+        found = identity(cfg, task, data)
+        stands = accepted.standing(self.runs, found.ids["signature"]) if cfg.reuse else None
+        ids = stands["ids"] if stands else found.ids
         folder = self.runs / "runs" / ids["signature"]
         there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= cfg.epochs]
         finished = cfg.reuse and (folder / "result.json").exists()
@@ -95,7 +95,7 @@ class Planner:
 
             state = "pruned" if same(pruned, cfg, spec) else state
         state = "finished" if finished else state
-        alike = _alike(factors(config, choices), spec, device_name(device))
+        alike = _alike(factors(found.config, choices), spec, device_name(device))
         self._sizes.setdefault(alike, lambda: _size(cfg))
         return Point(
             signature=ids["signature"],
@@ -107,6 +107,7 @@ class Planner:
             alike=alike,
             train=data.parts.get("train", 0),
             held_out=data.parts.get(data.part, 0),
+            note="accepted " + accepted.told(stands) if stands else "",
             pruned=pruned["epoch"] if pruned else None,
             pruner=pruner,
         )

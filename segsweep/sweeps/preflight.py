@@ -94,6 +94,22 @@ def preflight(argv: list[str]) -> Checked:
     return Checked(None if search else math.prod(len(_values(o)) for o in several), argv, bool(hold))
 
 
+def composed(argv: list[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration of a single run without Hydra's part, and the option chosen in each group. Raises ConfigError
+    where Hydra cannot make one; what it is worth `preflight` tells."""
+    try:
+        args = get_args(argv)
+    except SystemExit:  # argparse, of a command line that was recorded
+        raise ConfigError(f"{' '.join(argv)}: not a command line of this program") from None
+    folders = [conf_dir(), *([Path(args.config_dir).absolute()] if args.config_dir is not None else [])]
+    with initialize_config_search_path([f"file://{folder}" for folder in folders]):
+        cfg = _composed(args.overrides)
+    choices = {group: option for group, option in cfg.hydra.runtime.choices.items() if "/" not in group}
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, choices
+
+
 def searching(cfg: DictConfig) -> bool:
     """Whether a composed configuration's sweeper is an Optuna search, this program's or the published one."""
     target = str(OmegaConf.select(cfg, "hydra.sweeper._target_"))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segsweep.core import artifacts
+from segsweep.core import accepted, artifacts
 from segsweep.core.session import session, thread
 from segsweep.tracking.recall import FILES, fetch_alone
 from segsweep.tracking.store import QUERY, STATE, alone, connect, experiment_id, find, sweeps_of
@@ -180,6 +180,11 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
         for tag, key in (("study", "study"), ("trial", "number"), ("trial.state", "state")):
             client.set_tag(run_id, tag, str(trial.get(key)))
         state["trial"] = trial
+    acceptances = accepted.entries(folder)
+    if acceptances and state.get("accepted") != len(acceptances):  # after its end, too
+        client.log_artifact(run_id, str(folder / accepted.FILE))
+        client.set_tag(run_id, "accepted", accepted.told(acceptances[-1])[:4000])
+        state["accepted"] = len(acceptances)
     history = artifacts.read_lines(folder / "history.jsonl")
     now = int(time.time() * 1000)
     new = history[state["epochs"] :]

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 RECORD = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json")
 """Without these a run is not answered from MLflow."""
-FILES = (*RECORD, "overlays.npz", "failure.json", "pruned.json")
+FILES = (*RECORD, "overlays.npz", "accepted.json", "failure.json", "pruned.json")
 SILENCE = 60.0
 """Seconds for which a store that did not answer is not asked again."""
 
