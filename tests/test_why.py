@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from test_signature import OWN, PROJECTS
 
-from segsweep.core import accepted, artifacts, signature, why
-from segsweep.report import build, records
+from segsweep.core import accepted, artifacts, signature
+from segsweep.report import records
 from segsweep.report.contrasts import _programs
+from segsweep.report.files import write as build
 from segsweep.runs.run import Outcome, run
+from segsweep.sweeps import why
 from segsweep.sweeps.plan import Planner
 from segsweep.sweeps.preflight import composed
 
