@@ -132,6 +132,7 @@ SPEC = Spec(
     ignored=("workers", "compile", "data.root", "data.model_width", "split.file", "task.cache"),
     pace=("model*", "augment", "batch_size", "data", "data.image_size", "precision"),
     inputs=("data", "split", "precision", "device", "cache"),
+    validation="split=patient split.val=0.15",
     sections=("segsweep.segmentation_sections",),
 )
 """What the record says of this task."""

@@ -77,10 +77,15 @@ def _row(history: list[dict[str, Any]], name: str, epoch: str | int, spec: Spec)
     return next((row for row in defined if row["epoch"] == number), {})
 
 
-def check_part(validation: int, names: list[str]) -> None:
-    """`validation`: samples in that part. Raises ConfigError where there is none to search on."""
-    if not validation:
+def validation(spec: Spec) -> str:
+    """What to do where there is no validation part."""
+    return f"give them one, as with {spec.validation}" if spec.validation else "give them one in the task's data()"
+
+
+def check_part(samples: int, names: list[str], spec: Spec) -> None:
+    """`samples`: in the validation part. Raises ConfigError where there is none to search on."""
+    if not samples:
         raise ConfigError(
-            f"search.objective={names[0]}: this split has no validation part, and nothing is chosen on the test part; "
-            "use split=patient, or give split.val a share above 0"
+            f"search.objective={names[0]}: these data have no validation part, and nothing is chosen on the test part; "
+            f"{validation(spec)}"
         )

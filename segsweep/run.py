@@ -23,11 +23,11 @@ from segsweep.artifacts import Checkpoints
 from segsweep.device import out_of_memory, pick_device
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError, TaskError
 from segsweep.loop import Loop, seed_all
-from segsweep.recall import FILES, restorer
+from segsweep.recall import restorer
 from segsweep.session import Interrupted, Pruned, session
 from segsweep.signature import IGNORED, code, factors, fingerprint, is_own, signatures, without
 from segsweep.task import Data, Result
-from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
+from segsweep.tracking import Mirror, forget
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ def _clear(asked: _Asked) -> None:
         artifacts.write_json(asked.checkpoints.folder / ANEW, {"by": asked.by})
     if asked.anew(folder):
         forget(folder)
-        ended += [*FILES, *FIGURES, *WEIGHTS]
+        ended += [*artifacts.RECORD, *artifacts.WEIGHTS, *artifacts.of_task(folder)]
         artifacts.write_json(folder / ANEW, {"by": asked.by})
     asked.checkpoints.tidy()
     for file in ended:
@@ -270,7 +270,7 @@ class _Described:
             | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
             | {"code": fingerprint(code()), "files": asked.code, "evaluated_on": data.part}
             | {"factors": factors(asked.config, choices), "task": asked.task.spec.to_json()}
-            | {"data": {"name": choices.get("data"), "digest": data.digest} | dict(data.facts)}
+            | {"data": {"name": choices.get("data") or choices.get("task"), "digest": data.digest} | dict(data.facts)}
             | {"split": {"kind": choices.get("split"), "digest": data.split, "leaks": data.leaks} | dict(data.parts)}
             | dict(data.settings)
             | environment.facts(asked.device, asked.modules)
@@ -321,6 +321,7 @@ def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) 
         "parameters": known.get("parameters"),
         "gflops": known.get("gflops"),
         "objective": best_of(loop.scores(), default=None) if loop.part == "val" else on_test,
+        "files": artifacts.of_task(folder),
     } | sums
 
 

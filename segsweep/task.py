@@ -74,7 +74,11 @@ class Spec:
         repeats: keys beside `seed` in which the repeats of one configuration differ.
         ignored: keys that decide no number: where data lie, how many processes read them.
         code: modules that decide numbers, beside what the task's own module imports.
-        inputs: arguments of the constructor that decide what `data()` gives; empty: any of them may.
+        inputs: arguments of the constructor that decide what `data()` gives; empty: any of them may. A difference of
+            data or split is put down to one that is named here, and to nothing else.
+        validation: settings that give a validation part, as messages name them: `split.val=0.15`.
+        epochs: whether it trains in epochs; False: `train` runs through once without `run.epochs`, and its result has
+            the metrics of all parts. `epochs` is then no part of a run's identity, and nothing can be pruned.
         pace: factors that decide how long an epoch takes, with * for any ending; empty: all but the repeats may.
         sections: modules with what the report says of this task alone; see `segsweep.report.own`.
     """
@@ -87,6 +91,8 @@ class Spec:
     ignored: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    validation: str = ""
+    epochs: bool = True
     pace: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
 
@@ -119,9 +125,8 @@ class Spec:
 
     def to_json(self) -> dict[str, Any]:
         """For run.json; infinite bounds are null there."""
-        about = {
-            name: getattr(self, name) for name in ("select", "unit", "sample", "repeats", "ignored", "pace", "sections")
-        }
+        kept = ("select", "unit", "sample", "repeats", "ignored", "inputs", "epochs", "pace", "sections")
+        about = {name: getattr(self, name) for name in kept}
         plain = Metric.__dataclass_fields__
         metrics = {name: {key: getattr(metric, key) for key in plain} for name, metric in self.metrics.items()}
         for entry in metrics.values():
@@ -142,6 +147,7 @@ class Spec:
                 if reason := _problem(metrics[name]):
                     raise ValueError(f"metric {name}: {reason}")
             known = {key: record[key] for key in cls.__dataclass_fields__ if key in record and key != "metrics"}
+            known.setdefault("inputs", ("data", "split"))  # groups that decided it before tasks said so
             lists = {key: tuple(value) for key, value in known.items() if isinstance(value, list | tuple)}
             spec = cls(metrics=metrics, **(known | lists))
             for key in ("unit", "sample"):  # of which a file's name is made
