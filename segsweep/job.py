@@ -1,6 +1,8 @@
 """One job of a sweep, as Hydra calls it in whatever process a launcher has it run: the run, its record, its value."""
 
+import os
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ def job(cfg: DictConfig) -> Any:
         cfg,
         choices={group: option for group, option in settings.runtime.choices.items() if "/" not in group},
         name=name,
-        command=f"python -m segsweep {' '.join(o for o in overrides if not o.startswith('search.'))}".strip(),
+        command=" ".join(["python -m segsweep", *own_folder(settings), *_typed(overrides)]),
         sweep=folder.parent,
         milestones=set(record.get("milestones", [])),
     )
@@ -48,6 +50,17 @@ def job(cfg: DictConfig) -> Any:
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
     return _value(cfg, outcome)
+
+
+def own_folder(settings: Any) -> list[str]:
+    """The arguments that give the folder of options of one's own again, if the command line names one."""
+    found = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
+    near = [os.path.relpath(path) for path in found]
+    return ["--config-dir", shlex.quote(found[0] if near[0].startswith("..") else near[0])] if found else []
+
+
+def _typed(overrides: list[str]) -> list[str]:
+    return [override for override in overrides if not override.startswith("search.")]
 
 
 def _value(cfg: DictConfig, outcome: Any) -> Any:

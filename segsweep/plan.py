@@ -79,11 +79,12 @@ class Planner:
         spec = task.spec
         whole: Any = OmegaConf.to_container(cfg, resolve=True)
         device = pick_device(cfg.device)
-        config = without(whole | data.settings, (*IGNORED, *spec.ignored))
+        config = without(whole | data.settings, (*IGNORED, *spec.undecided))
         own = code(*sorted(components.modules(config) | set(spec.code)))
         ids = signatures(config, data.digest or "", data.split, own, spec.repeats)
         folder = self.runs / "runs" / ids["signature"]
-        there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= cfg.epochs]
+        length = cfg.epochs if spec.epochs else 1
+        there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= length]
         finished = cfg.reuse and (folder / "result.json").exists()
         failed = (folder / "failure.json").exists()
         state = "failed" if failed else "continue" if there and cfg.reuse else "new"
@@ -101,8 +102,8 @@ class Planner:
             trajectory=ids["trajectory"],
             folder=folder,
             state=state,
-            epoch=cfg.epochs if finished else max(there, default=0) if cfg.reuse else 0,
-            epochs=cfg.epochs,
+            epoch=length if finished else max(there, default=0) if cfg.reuse else 0,
+            epochs=length,
             alike=alike,
             train=data.parts.get("train", 0),
             held_out=data.parts.get(data.part, 0),

@@ -122,7 +122,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     loop = Loop(
         asked.task.spec,
         asked.data.part,
-        epochs=cfg.epochs,
+        epochs=asked.epochs,
         seed=cfg.seed,
         checkpoints=checkpoints,
         folder=folder,
@@ -141,6 +141,8 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         describe=record.add,
     )
     seed_all(cfg.seed)
+    here.emit("note", text="training")
+    began = time.perf_counter()
     try:
         result = asked.task.train(loop)
     except Pruned as end:
@@ -156,12 +158,21 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     if not (isinstance(result, Result) and isinstance(result.metrics, Mapping) and isinstance(result.units, Mapping)):
         made = asked.cfg.task._target_
         raise TaskError(f"train() of {made} gave {type(result).__name__}; a task.Result(metrics, units) is needed")
-    facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": cfg.epochs - loop.done}
+    if asked.task.spec.epochs and loop.state is None:
+        raise TaskError(
+            "train() did not loop over run.epochs(...); a task that trains at one go says so: Spec(epochs=False)"
+        )
+    record.facts["seconds"] = time.perf_counter() - began
+    facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": asked.epochs - loop.done}
     artifacts.write_json(folder / "result.json", facts)
-    checkpoints.end(cfg.epochs)
+    checkpoints.end(asked.epochs)
     if judge:
         judge.end("COMPLETE", loop.history)
-    return _answer(outcome, facts, "finished" if not loop.done else "continued" if loop.done < cfg.epochs else "reused")
+    return _answer(outcome, facts, _status(loop))
+
+
+def _status(loop: Loop) -> str:
+    return "finished" if not loop.done else "continued" if loop.done < loop.total else "reused"
 
 
 class _Asked:
@@ -191,7 +202,8 @@ class _Asked:
         self.data: Data = self.task.data()
         spec = self.task.spec
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-        self.config = without(config | self.data.settings, (*IGNORED, *spec.ignored))
+        self.epochs = cfg.epochs if spec.epochs else 1
+        self.config = without(config | self.data.settings, (*IGNORED, *spec.undecided))
         self.modules = components.modules(self.config) | set(spec.code)
         self.code = code(*sorted(self.modules))
         self.ids = signatures(self.config, self.data.digest or "", self.data.split, self.code, spec.repeats)
@@ -272,6 +284,7 @@ class _Described:
             | {"factors": factors(asked.config, choices), "task": asked.task.spec.to_json()}
             | {"data": {"name": choices.get("data") or choices.get("task"), "digest": data.digest} | dict(data.facts)}
             | {"split": {"kind": choices.get("split"), "digest": data.split, "leaks": data.leaks} | dict(data.parts)}
+            | {"resolved": list(data.settings)}
             | dict(data.settings)
             | environment.facts(asked.device, asked.modules)
         )
@@ -291,6 +304,12 @@ def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) 
     """Write the weights and the units' scores; what result.json is to hold."""
     cfg, folder, checkpoints, spec, history = asked.cfg, asked.folder, asked.checkpoints, asked.task.spec, loop.history
     metrics = (_metrics(history[-1]) if history else {}) | dict(result.metrics)
+    scores = loop.scores()
+    if not spec.epochs:
+        if loop.part == "val" and spec.select not in metrics:
+            raise TaskError(f"train() gave no {spec.select}, by which this task chooses (Spec.select)")
+        scores = [metrics[spec.select]] if loop.part == "val" else []
+        artifacts.write_lines(folder / "history.jsonl", [])
     if loop.state and "model" in loop.state:
         with artifacts.atomic(folder / "last.pt") as file:
             torch.save({"epoch": cfg.epochs, "model": loop.state["model"].state_dict()}, file)
@@ -307,20 +326,21 @@ def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) 
         rows = [{spec.unit: unit, **values} for unit, values in result.units.items()]
         artifacts.write_csv(folder / spec.table, rows)
     sums, metric = _sums(history), spec.metric(spec.select)
+    sums |= {} if spec.epochs else {"training_seconds": known["seconds"]}
     assert metric
     best_of = max if metric.direction == "max" else min
     on_test = metrics.get(f"test/{spec.select.partition('/')[2]}")
     return {
         "status": "finished",
-        "epochs": cfg.epochs,
+        "epochs": asked.epochs,
         "metrics": metrics,
         "evaluation_seconds": sum(row.get("eval_seconds", 0.0) for row in history),
         "total_seconds": time.perf_counter() - asked.began,
-        "images_per_second": loop.samples * len(history) / max(sums["training_seconds"], 1e-9),
+        "images_per_second": loop.samples * asked.epochs / max(sums["training_seconds"], 1e-9),
         "peak_memory_bytes": environment.peak_memory(asked.device),
         "parameters": known.get("parameters"),
         "gflops": known.get("gflops"),
-        "objective": best_of(loop.scores(), default=None) if loop.part == "val" else on_test,
+        "objective": best_of(scores, default=None) if loop.part == "val" else on_test,
         "files": artifacts.of_task(folder),
     } | sums
 

@@ -249,7 +249,7 @@ def _columns(config: DictConfig, spec: Spec | None) -> Columns | None:
         plain: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException:  # of a value that only the jobs have
         return None
-    return columns(spec, factors(without(plain, (*IGNORED, *spec.ignored)), chosen), chosen)
+    return columns(spec, factors(without(plain, (*IGNORED, *spec.undecided)), chosen), chosen)
 
 
 def hide_passwords(folder: Path) -> None:

@@ -107,6 +107,11 @@ class Spec:
         return next(iter(self.scores), self.select.partition("/")[2])
 
     @property
+    def undecided(self) -> tuple[str, ...]:
+        """Keys of the configuration that are no part of a run's identity, beside the engine's own."""
+        return self.ignored if self.epochs else (*self.ignored, "epochs")
+
+    @property
     def table(self) -> str:
         """File of a run with a line for every unit of its test; its first column is named as the unit is."""
         return f"{self.unit}s.csv"
@@ -204,7 +209,8 @@ class Data:
 class Result(NamedTuple):
     """How a trained network did in its test.
 
-    metrics: test/NAME -> value. units: unit -> NAME -> value, NaN where it is undefined; further columns are kept."""
+    metrics: test/NAME -> value; of a task without epochs train/NAME and val/NAME too. units: unit -> NAME -> value, NaN
+    where it is undefined; further columns are kept."""
 
     metrics: Mapping[str, float]
     units: Mapping[str, Mapping[str, Any]] = {}
@@ -265,4 +271,4 @@ class Task(Protocol):
         """Trains nothing; raises DataError."""
 
     def train(self, run: Run) -> Result:
-        """Build, loop over `run.epochs(...)`, test."""
+        """Build, loop over `run.epochs(...)` (or fit at one go, where the Spec has epochs=False), test."""

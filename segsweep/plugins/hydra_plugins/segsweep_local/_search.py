@@ -114,7 +114,7 @@ class Search:
                 elif not str(key).startswith("_"):
                     yield name, value
 
-        ignored = (*IGNORED, *self.spec.ignored)
+        ignored = (*IGNORED, *self.spec.undecided)
         yield from walk(without(config, ignored))
         for key, value in self.space.fixed.items():
             name = key.lstrip("+")
