@@ -3,9 +3,11 @@
 The network is small: a sweep is its workers' start, some seconds."""
 
 import csv
+import html
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,14 +21,17 @@ DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 GRID = ("task=digits", "task.lr=0.01,0.03", "epochs=1,4", "task.hidden=16", "tracking=none")
 
 
+def how(folder: Path) -> dict:
+    return {"cwd": folder, "env": os.environ | {"SEGSWEEP_ALLOW": "digits.*"}, "text": True}
+
+
 def command(folder: Path, *arguments: str) -> tuple[list[str], dict]:
-    how = {"cwd": folder, "env": os.environ | {"SEGSWEEP_ALLOW": "digits.*"}, "text": True}
-    return [sys.executable, "-m", "segsweep", "-m", "--config-dir", "conf", *arguments], how
+    return [sys.executable, "-m", "segsweep", "-m", "--config-dir", "conf", *arguments], how(folder)
 
 
 def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    line, how = command(folder, *arguments)
-    return subprocess.run(line, capture_output=True, **how)
+    line, given = command(folder, *arguments)
+    return subprocess.run(line, capture_output=True, **given)
 
 
 @pytest.fixture
@@ -50,8 +55,9 @@ def results(folder: Path) -> dict[tuple[float, int], dict]:
 
 @pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_to_the_same_bits_and_is_answered_and_reported(folder, tmp_path):
-    line, how = command(folder, *GRID)
-    killed = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **how)
+    line, given = command(folder, *GRID)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    killed = subprocess.Popen(line, start_new_session=True, **quiet, **given)
     while not any(folder.glob("multirun/trajectories/*/state_0002.pt")) and killed.poll() is None:
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
@@ -75,6 +81,9 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bits_and_is_answered_and_re
     page = next(folder.glob("multirun/2*/report.md")).read_text()
     assert "Accuracy" in page
     assert "test images" in page
+    row = re.search(r"`(python -m segsweep --config-dir conf \S.*)` \|", page)  # of the table of where it comes from
+    alone = subprocess.run([sys.executable, *shlex.split(row[1])[1:]], capture_output=True, **how(folder))
+    assert "reused in" in alone.stderr, alone.stderr
     assert not re.search(r"dice|patient|slice|tumou?r|mask|pixel", page, re.IGNORECASE)
 
 
@@ -84,6 +93,21 @@ def test_a_search_and_a_plan_of_it(folder):
     found = sweep(folder, "hydra/sweeper=search", "pruner=halving", "search.trials=4", "epochs=4", *space)
     assert found.returncode == 0, found.stdout + found.stderr
     assert re.search(r"best val/accuracy 0\.\d+ in trial", found.stderr), found.stderr
+    told = re.search(r"the best: python (-m segsweep --config-dir \S+ experiment=best)", found.stdout)
+    lines = [told[1], *re.findall(r"python (-m segsweep .+)", next(folder.glob("multirun/2*/search.html")).read_text())]
+    lines += re.findall(r"python (-m segsweep .+)", next(folder.glob("multirun/2*/search/experiment/*")).read_text())
+    assert len(lines) == 5
+    assert "epochs=4" in lines[-1]
+    assert "task.lr=0." in lines[-1]
+    for line in {html.unescape(line.removesuffix("</code></pre>").partition("</code>")[0]) for line in lines}:
+        again = subprocess.run(
+            [sys.executable, *shlex.split(line), "tracking=none"], capture_output=True, **how(folder)
+        )
+        assert (again.returncode, "reused in" in again.stderr) == (0, True), (line, again.stderr)
+    shutil.move(folder / "conf", folder / "my_conf")  # what is written of it needs no other file
+    again = subprocess.run([sys.executable, *shlex.split(told[1]), "seed=1", "tracking=none"], **how(folder))
+    assert again.returncode == 0
+    shutil.move(folder / "my_conf", folder / "conf")
     plan = sweep(folder, "hydra/launcher=plan", *GRID)
     assert plan.returncode == 0, plan.stderr
     assert "4 jobs: 4 new" in plan.stdout

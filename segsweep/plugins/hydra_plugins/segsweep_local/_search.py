@@ -102,7 +102,11 @@ class Search:
         config: Any = OmegaConf.to_container(self.config, resolve=False)
         config.pop("hydra")
         choices = self.config.hydra.runtime.choices
-        yield from ((group, choices[group]) for group in GROUPS if group not in keys and group in choices)
+        own = [
+            g for g in choices if isinstance(node := config.get(g), dict) and "_target_" in node and g not in IGNORED
+        ]
+        groups = dict.fromkeys([*GROUPS, *own])
+        yield from ((group, choices[group]) for group in groups if group not in keys and group in choices)
 
         def walk(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             for key, value in node.items():
