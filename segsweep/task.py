@@ -242,8 +242,9 @@ class Epoch(Protocol):
 class Run(Protocol):
     """What the engine hands to a task's `train`. folder: of the record; what is written there is kept and mirrored.
     device: as torch names it. retries: how often this job ran out of memory before. history: a row for each epoch
-    until now, those of an earlier process included."""
+    until now, those of an earlier process included. spec: the task's."""
 
+    spec: Spec
     seed: int
     device: str
     folder: Path

@@ -520,6 +520,17 @@ def test_what_a_task_only_resolves_with_its_data_explains_no_difference_of_them(
     assert not Findings(compare(record)).analysis.contrasts
 
 
+def test_the_run_that_would_settle_it_is_asked_for_with_the_folder_of_ones_own_options():
+    changed = ({}, {"lr": 1.0, "trees": 200})
+    record = in_memory([House({"seed": s} | more, {"h1": 1.0}) for s in range(2) for more in changed])
+    for run in record.runs:
+        typed = run.info["command"].removeprefix("python -m segsweep")
+        run.info["command"] = f"python -m segsweep --config-dir /my/a=b {typed}"
+    (pair, *_) = analyse(compare(record)).confounded
+    assert pair.command.startswith("python -m segsweep -m --config-dir /my/a=b task=prices")
+    assert {"seed=0,1", "lr=0.1" if "lr=1.0" not in pair.command else "lr=1.0"} <= set(pair.command.split())
+
+
 def test_leaking_rows_are_no_contrast_of_a_setting():
     rng = np.random.default_rng(0)
     runs = [House({}, errors(rng)), House({"trees": 300}, errors(rng, -100), leaks=True)]
