@@ -16,6 +16,10 @@ import time
 from pathlib import Path
 
 import pytest
+from test_task import RMSE
+
+from segsweep import artifacts
+from segsweep.sweep import Sweep
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 GRID = ("task=digits", "task.lr=0.01,0.03", "epochs=1,4", "task.hidden=16", "tracking=none")
@@ -133,6 +137,39 @@ def test_a_mistake_in_its_settings_is_told_before_anything_is_trained(folder, ar
     assert says in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "multirun").exists()
+
+
+def test_a_sweep_none_of_whose_jobs_began_a_run_ends_with_the_columns_of_its_task(tmp_path, capsys):
+    lead = Sweep(1, "python -m segsweep")
+    lead.folder, lead.spec, lead.reported = tmp_path / "sweep", RMSE, False
+    artifacts.write_json(lead.folder / "sweep.json", {"name": "sweep", "jobs": 1})
+    artifacts.write_json(lead.folder / "0" / "job.json", {"number": 0, "status": "failed", "error": "no houses"})
+    assert lead.finish(stopped=False) == 1
+    (head,) = (line for line in capsys.readouterr().out.splitlines() if "seconds" in line)
+    assert re.findall(r"RMSE|Dice|acc", head) == ["RMSE"]
+
+
+NO_VALIDATION = """
+
+class Untested(Digits):
+    def data(self):
+        found = super().data()
+        return Data(digest=found.digest, split=found.split, parts=found.parts | {"val": 0})
+"""
+
+
+@pytest.mark.parametrize("told", ["", "task.val=200"])
+def test_where_there_is_no_validation_part_the_task_says_how_to_get_one(folder, told):
+    more = NO_VALIDATION + (f"    spec = dataclasses.replace(Digits.spec, validation={told!r})\n" if told else "")
+    (folder / "digits.py").write_text("import dataclasses\n" + (folder / "digits.py").read_text() + more)
+    says = f"give them one, as with {told}" if told else "give them one in the task's data()"
+    own = ("task=digits", "task._target_=digits.Untested", "task.lr=0.1,0.2")
+    for asked in (["hydra/sweeper=search"], ["pruner=halving"]):
+        done = sweep(folder, *own, *asked)
+        assert says in done.stderr, done.stderr
+        assert "split.val" not in done.stderr
+    nothing = sweep(folder, "task=digits", "hydra/sweeper=search")
+    assert "as in 'task.lr=tag(log, interval(1e-4, 1e-1))'" in nothing.stderr, nothing.stderr
 
 
 BROKEN = """
