@@ -13,7 +13,7 @@ from segsweep.task import Metric, Spec
 
 COSTS = {
     "training_seconds": Metric(title="Training", direction="min", format=".1f", meaning="seconds of training steps"),
-    "gflops": Metric(title="GFLOP", direction="min", format=".3g", meaning="GFLOP of one image forward"),
+    "gflops": Metric(title="GFLOP", direction="min", format=".3g", meaning="GFLOP of one sample forward"),
     "parameters": Metric(title="Parameters", direction="min", format=",.0f", meaning="trainable parameters"),
 }
 

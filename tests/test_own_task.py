@@ -172,6 +172,35 @@ def test_where_there_is_no_validation_part_the_task_says_how_to_get_one(folder, 
     assert "as in 'task.lr=tag(log, interval(1e-4, 1e-1))'" in nothing.stderr, nothing.stderr
 
 
+GROUPED = """
+
+class Grouped(Digits):
+    def __init__(self, *, net: dict, rate: float):
+        super().__init__(hidden=net["hidden"], lr=rate)
+"""
+OPTION = "# @package _global_\ndefaults: [/net: small, _self_]\ntask: {_target_: digits.Grouped}\nrate: 0.01\n"
+GROUPS = {
+    "task/grouped": OPTION,
+    **{f"net/{name}": f"hidden: {hidden}\n" for name, hidden in (("small", 2), ("big", 16))},
+}
+
+
+@pytest.mark.slow
+def test_a_search_over_options_of_ones_own_gives_one_that_runs(folder):
+    (folder / "digits.py").write_text((folder / "digits.py").read_text() + GROUPED)
+    for name, text in GROUPS.items():
+        (folder / "conf" / name).parent.mkdir(exist_ok=True)
+        (folder / "conf" / f"{name}.yaml").write_text(text)
+    space = ("task=grouped", "net=small,big", "rate=0.01,0.03", "epochs=1", "tracking=none", "report=false")
+    found = sweep(folder, "hydra/sweeper=search", "search.trials=4", *space)
+    assert found.returncode == 0, found.stdout + found.stderr
+    told = re.search(r"the best: python (-m segsweep --config-dir \S+ experiment=best)", found.stdout)
+    shutil.rmtree(folder / "conf")
+    again = subprocess.run([sys.executable, *shlex.split(told[1]), "tracking=none"], capture_output=True, **how(folder))
+    assert (again.returncode, "reused in" in again.stderr) == (0, True), again.stderr
+    assert "hidden: 16" in next(folder.glob("multirun/2*/search/task/grouped.yaml")).read_text()
+
+
 BROKEN = """
 
 class Broken(Digits):
