@@ -14,8 +14,8 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-from segsweep.errors import TaskError
-from segsweep.loop import Epoch, seed_all
+from segsweep.core.errors import TaskError
+from segsweep.runs.loop import Epoch, seed_all
 from segsweep.task import Run
 
 

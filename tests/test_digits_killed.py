@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_own_task import DIGITS, command, sweep
 
-from segsweep import artifacts
+from segsweep.core import artifacts
 
 GRID = (
     "task=digits",

@@ -15,11 +15,11 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from segsweep import artifacts
-from segsweep.report import trials
+from segsweep.core import artifacts
 from segsweep.report.comparison import compare
 from segsweep.report.findings import Findings
 from segsweep.report.records import read
+from segsweep.report.search import trials
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OPTIONS = ("tracking=none", "report=false")

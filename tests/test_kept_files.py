@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from test_own_task import DIGITS, command
 
-from segsweep import artifacts, recall, store
+from segsweep.core import artifacts
+from segsweep.tracking import recall, store
 
 WRITES = """
 

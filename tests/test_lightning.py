@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_loop import Stop, same, told
 
-from segsweep.artifacts import Checkpoints
-from segsweep.errors import TaskError
+from segsweep.core.artifacts import Checkpoints
+from segsweep.core.errors import TaskError
 from segsweep.lightning import fit
-from segsweep.loop import Loop
+from segsweep.runs.loop import Loop
 from segsweep.task import Metric, Spec
 
 lightning = pytest.importorskip("lightning")

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from test_task import RMSE
 
-from segsweep import artifacts
-from segsweep.sweep import Sweep
+from segsweep.core import artifacts
+from segsweep.sweeps.sweep import Sweep
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 GRID = ("task=digits", "task.lr=0.01,0.03", "epochs=1,4", "task.hidden=16", "tracking=none")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from segsweep import metrics
+from segsweep.segmentation import metrics
 from segsweep.task import Data, Metric, Spec
 
 RMSE = Spec(

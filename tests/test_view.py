@@ -7,7 +7,8 @@ import zlib
 import pytest
 from test_task import RMSE
 
-from segsweep import metrics, store
+from segsweep.segmentation import metrics
+from segsweep.tracking import store
 
 FACTORS = {"task": "segmentation", "batch_size": 16, "precision": "fp32", "model": "unet", "model.width": 8}
 FACTORS |= {"optim": "adam", "optim.lr": 0.1, "epochs": 3, "seed": 0}
