@@ -74,7 +74,11 @@ class Spec:
         repeats: keys beside `seed` in which the repeats of one configuration differ.
         ignored: keys that decide no number: where data lie, how many processes read them.
         code: modules that decide numbers, beside what the task's own module imports.
-        inputs: arguments of the constructor that decide what `data()` gives; empty: any of them may.
+        inputs: arguments of the constructor that decide what `data()` gives; empty: any of them may. A difference of
+            data or split is put down to one that is named here, and to nothing else.
+        validation: settings that give a validation part, as messages name them: `split.val=0.15`.
+        epochs: whether it trains in epochs; False: `train` runs through once without `run.epochs`, and its result has
+            the metrics of all parts. `epochs` is then no part of a run's identity, and nothing can be pruned.
         pace: factors that decide how long an epoch takes, with * for any ending; empty: all but the repeats may.
         sections: modules with what the report says of this task alone; see `segsweep.report.own`.
     """
@@ -87,6 +91,8 @@ class Spec:
     ignored: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    validation: str = ""
+    epochs: bool = True
     pace: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
 
@@ -99,6 +105,11 @@ class Spec:
     def primary(self) -> str:
         """What runs are compared by: the first of `scores`, or else the metric of `select`."""
         return next(iter(self.scores), self.select.partition("/")[2])
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """Keys of the configuration that are no part of a run's identity, beside the engine's own."""
+        return self.ignored if self.epochs else (*self.ignored, "epochs")
 
     @property
     def table(self) -> str:
@@ -119,9 +130,8 @@ class Spec:
 
     def to_json(self) -> dict[str, Any]:
         """For run.json; infinite bounds are null there."""
-        about = {
-            name: getattr(self, name) for name in ("select", "unit", "sample", "repeats", "ignored", "pace", "sections")
-        }
+        kept = ("select", "unit", "sample", "repeats", "ignored", "inputs", "validation", "epochs", "pace", "sections")
+        about = {name: getattr(self, name) for name in kept}
         plain = Metric.__dataclass_fields__
         metrics = {name: {key: getattr(metric, key) for key in plain} for name, metric in self.metrics.items()}
         for entry in metrics.values():
@@ -142,6 +152,7 @@ class Spec:
                 if reason := defect(metrics[name]):
                     raise ValueError(f"metric {name}: {reason}")
             known = {key: record[key] for key in cls.__dataclass_fields__ if key in record and key != "metrics"}
+            known.setdefault("inputs", ("data", "split"))  # groups that decided it before tasks said so
             lists = {key: tuple(value) for key, value in known.items() if isinstance(value, list | tuple)}
             spec = cls(metrics=metrics, **(known | lists))
             for key in ("unit", "sample"):  # of which a file's name is made
@@ -198,7 +209,8 @@ class Data:
 class Result(NamedTuple):
     """How a trained network did in its test.
 
-    metrics: test/NAME -> value. units: unit -> NAME -> value, NaN where it is undefined; further columns are kept."""
+    metrics: test/NAME -> value; of a task without epochs train/NAME and val/NAME too. units: unit -> NAME -> value, NaN
+    where it is undefined; further columns are kept."""
 
     metrics: Mapping[str, float]
     units: Mapping[str, Mapping[str, Any]] = {}
@@ -230,8 +242,9 @@ class Epoch(Protocol):
 class Run(Protocol):
     """What the engine hands to a task's `train`. folder: of the record; what is written there is kept and mirrored.
     device: as torch names it. retries: how often this job ran out of memory before. history: a row for each epoch
-    until now, those of an earlier process included."""
+    until now, those of an earlier process included. spec: the task's."""
 
+    spec: Spec
     seed: int
     device: str
     folder: Path
@@ -259,4 +272,4 @@ class Task(Protocol):
         """Trains nothing; raises DataError."""
 
     def train(self, run: Run) -> Result:
-        """Build, loop over `run.epochs(...)`, test."""
+        """Build, loop over `run.epochs(...)` (or fit at one go, where the Spec has epochs=False), test."""

@@ -402,7 +402,7 @@ def test_the_best_of_a_sweep_is_chosen_by_validation_never_by_test(tmp_path, ref
 
 def test_a_sweep_without_validation_has_no_best(tmp_path):
     sweep_of(tmp_path, ("aa", "test", 0.6))
-    with pytest.raises(SegsweepError, match="1 of them have only a test part"):
+    with pytest.raises(SegsweepError, match="1 of them have only a test part.*split.val"):
         find_run("best:s", tmp_path)
 
 

@@ -14,7 +14,7 @@ import pickle
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
@@ -26,6 +26,11 @@ WHOLE = ("finished", "continued", "reused")
 """How a job ends that has a whole run behind it."""
 DONE = (*WHOLE, "pruned")
 """How a job ends that did what it was asked to."""
+RECORD = ("config.yaml", "run.json", "history.jsonl", "result.json")
+"""Files of every finished run, whatever its task."""
+WEIGHTS = ("last.pt", "best.pt")
+ENGINES = {*RECORD, *WEIGHTS, "failure.json", "pruned.json", "trial.json", "mlflow.json", "anew.json", "accepted.json"}
+"""The engine's own files in a run's folder; beside these and locks all that is there is its task's."""
 PRUNING = "pruning.log"
 """Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
 
@@ -105,6 +110,20 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+
+
+def is_tasks(name: str) -> bool:
+    """Whether a path relative to a run's folder can be of a file that its task wrote: within it, not hidden, not the
+    engine's. Records may be anybody's."""
+    path = PurePosixPath(name)
+    inside = bool(path.parts) and not path.is_absolute() and not any(part.startswith(".") for part in path.parts)
+    return inside and name not in ENGINES and path.suffix != ".lock" and name != "lock" and name.isprintable()
+
+
+def of_task(run: Path) -> list[str]:
+    """The files that its task wrote into a run's folder, as relative paths, sorted."""
+    found = (path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file() and not path.is_symlink())
+    return sorted(filter(is_tasks, found))
 
 
 def jobs(sweep: Path) -> list[dict[str, Any]]:

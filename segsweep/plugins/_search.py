@@ -104,7 +104,11 @@ class Search:
         config: Any = OmegaConf.to_container(self.config, resolve=False)
         config.pop("hydra")
         choices = self.config.hydra.runtime.choices
-        yield from ((group, choices[group]) for group in GROUPS if group not in keys and group in choices)
+        own = [
+            g for g in choices if isinstance(node := config.get(g), dict) and "_target_" in node and g not in IGNORED
+        ]
+        groups = dict.fromkeys([*GROUPS, *own])
+        yield from ((group, choices[group]) for group in groups if group not in keys and group in choices)
 
         def walk(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             for key, value in node.items():
@@ -116,7 +120,7 @@ class Search:
                 elif not str(key).startswith("_"):
                     yield name, value
 
-        ignored = (*IGNORED, *self.spec.ignored)
+        ignored = (*IGNORED, *self.spec.undecided)
         yield from walk(without(config, ignored))
         for key, value in self.space.fixed.items():
             name = key.lstrip("+")

@@ -32,6 +32,14 @@ class Configuration:
     def factors(self) -> dict[str, Any]:
         return {k: v for k, v in self.runs[0].factors.items() if k not in ("seed", *self.runs[0].spec.repeats)}
 
+    @cached_property
+    def inputs(self) -> set[str]:
+        """Those of the factors that decide what is trained and tested on, as the task says. What it only resolves with
+        the data at hand, such as the arithmetic of a device, decides nothing of them."""
+        run = self.runs[0]
+        named = {*run.spec.inputs} - {*(run.info.get("resolved") or ("precision",))}
+        return {name for name in self.factors if name.removeprefix("task.").split(".")[0] in named}
+
     @property
     def seeds(self) -> list[Any]:
         return sorted({run.seed for run in self.runs}, key=str)
@@ -148,8 +156,8 @@ def compare(record: Record) -> Comparison:
     rows = [Configuration(list(runs.values())) for runs in groups.values()]
     arenas: dict[Any, int] = {}
     for row in rows:
-        split = {k: v for k, v in row.factors.items() if k.split(".")[0] == "split"}
-        alike = digest(row.runs[0], "data"), row.leaks, key(split), scale(row.factors, spec.metrics[spec.primary])
+        of_data = {k: row.factors[k] for k in row.inputs if k.split(".")[0] != "data"}  # whose digest says more
+        alike = digest(row.runs[0], "data"), row.leaks, key(of_data), scale(row.factors, spec.metrics[spec.primary])
         row.arena = arenas.setdefault(alike, len(arenas))
     for row, label in zip(rows, labels(rows), strict=True):
         row.label = label

@@ -61,12 +61,12 @@ def _best(name: str, root: Path) -> tuple[Path, str]:
         if info.get("evaluated_on") == "val":
             scored[run], spec = result["objective"], spec_of(info)
         else:
-            tested += 1
+            tested, spec = tested + 1, spec_of(info)
     if not scored:
         why = f"{tested} of them have only a test part" if tested else "none has finished"
         raise SegsweepError(
             f"best:{name}: no run of this sweep has a validation score ({why}). A run chosen by its test would have a "
-            "test score that is too good: name the run itself, or sweep with a validation part"
+            f"test score that is too good: name the run itself, or sweep with {spec.validation or 'a validation part'}"
         )
     metric = spec.metrics[spec.select.partition("/")[2]]
     highest = metric.direction == "max"

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from segsweep.config import whitelist
+from segsweep.config.before import spec_of
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.core.signature import IGNORED, code, places, signatures, without
@@ -41,7 +42,7 @@ def identity(cfg: DictConfig, task: Task, data: Data) -> Identity:
     """Of a composed configuration, its task and what that says of its data, with the code of today."""
     spec = task.spec
     whole: Any = OmegaConf.to_container(cfg, resolve=True)
-    config = without(whole | dict(data.settings), (*IGNORED, *spec.ignored))
+    config = without(whole | dict(data.settings), (*IGNORED, *spec.undecided))
     roots = tuple(sorted(whitelist.modules(config) | set(spec.code)))
     about = (spec.repeats, roots, dict(data.settings), places(*roots))
     return Identity(config, data.digest or "", data.split, code(*roots), *about)
@@ -51,19 +52,19 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
     """Of a run folder, with its whole configuration and its run.json. Raises SegsweepError where the record is damaged,
     or made by a version of this program that named runs by other rules."""
     info = artifacts.read_json(folder / "run.json") or {}
-    about = info.get("task") or {}
     try:
+        spec = spec_of(info)
         cfg = OmegaConf.load(folder / "config.yaml")
         whole: Any = OmegaConf.to_container(cfg, resolve=True)
-        config = without(whole, (*IGNORED, *about["ignored"]))
+        config = without(whole, (*IGNORED, *spec.undecided))
         plain = {key for key, value in config.items() if not (isinstance(value, dict) and "_target_" in value)}
         settled = {key: info["factors"][key] for key in plain if info["factors"][key] != config[key]}
         data, split = (info[part]["digest"] or "" for part in ("data", "split"))
-        found = Identity(config | settled, data, split, dict(info["files"]), tuple(about["repeats"]))
+        found = Identity(config | settled, data, split, dict(info["files"]), spec.repeats)
         same = found.ids["signature"] == info["signature"]
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {str(error).splitlines()[0]}") from error
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         same = False
     if not info:
         raise SegsweepError(f"{folder / 'run.json'}: missing or damaged; expected the record of a run")

@@ -29,8 +29,8 @@ from segsweep.runs.identity import identity
 from segsweep.runs.loop import Loop, seed_all
 from segsweep.search import pruning
 from segsweep.task import Data, Result
-from segsweep.tracking.mirrors import FIGURES, WEIGHTS, Mirror, forget
-from segsweep.tracking.recall import FILES, restorer
+from segsweep.tracking.mirrors import Mirror, forget
+from segsweep.tracking.recall import restorer
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     loop = Loop(
         asked.task.spec,
         asked.data.part,
-        epochs=cfg.epochs,
+        epochs=asked.epochs,
         seed=cfg.seed,
         checkpoints=checkpoints,
         folder=folder,
@@ -154,6 +154,8 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         describe=record.add,
     )
     seed_all(cfg.seed)
+    here.emit("note", text="training")
+    began = time.perf_counter()
     try:
         result = asked.task.train(loop)
     except Pruned as end:
@@ -169,12 +171,21 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     if not (isinstance(result, Result) and isinstance(result.metrics, Mapping) and isinstance(result.units, Mapping)):
         made = asked.cfg.task._target_
         raise TaskError(f"train() of {made} gave {type(result).__name__}; a task.Result(metrics, units) is needed")
-    facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": cfg.epochs - loop.done}
+    if asked.task.spec.epochs and loop.state is None:
+        raise TaskError(
+            "train() did not loop over run.epochs(...); a task that trains at one go says so: Spec(epochs=False)"
+        )
+    record.facts["seconds"] = time.perf_counter() - began
+    facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": asked.epochs - loop.done}
     artifacts.write_json(folder / "result.json", facts)
-    checkpoints.end(cfg.epochs)
+    checkpoints.end(asked.epochs)
     if judge:
         judge.end("COMPLETE", loop.history)
-    return _answer(outcome, facts, "finished" if not loop.done else "continued" if loop.done < cfg.epochs else "reused")
+    return _answer(outcome, facts, _status(loop))
+
+
+def _status(loop: Loop) -> str:
+    return "finished" if not loop.done else "continued" if loop.done < loop.total else "reused"
 
 
 class _Asked:
@@ -202,6 +213,7 @@ class _Asked:
         session().emit("note", text="reading the data set")
         self.task = components.task(cfg)
         self.data: Data = self.task.data()
+        self.epochs = cfg.epochs if self.task.spec.epochs else 1
         self.identity = identity(cfg, self.task, self.data)
         self.runs = runs
         self.accepted = accepted.standing(runs, self.identity.ids["signature"]) if cfg.reuse else None
@@ -273,7 +285,7 @@ def _clear(asked: _Asked) -> None:
         artifacts.write_json(asked.checkpoints.folder / ANEW, {"by": asked.by})
     if asked.anew(folder):
         forget(folder)
-        ended += [*FILES, *FIGURES, *WEIGHTS]
+        ended += [*artifacts.RECORD, *artifacts.WEIGHTS, *artifacts.of_task(folder)]
         artifacts.write_json(folder / ANEW, {"by": asked.by})
     asked.checkpoints.tidy()
     for file in ended:
@@ -289,10 +301,11 @@ class _Described:
             asked.ids
             | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
             | {"code": fingerprint(code()), "files": asked.identity.files, "evaluated_on": data.part}
-            | {"places": asked.identity.places, "accepted": accepted.begun(asked.checkpoints, asked.cfg.epochs)}
+            | {"places": asked.identity.places, "accepted": accepted.begun(asked.checkpoints, asked.epochs)}
             | {"factors": factors(asked.identity.config, choices), "task": asked.task.spec.to_json()}
-            | {"data": {"name": choices.get("data"), "digest": data.digest} | dict(data.facts)}
+            | {"data": {"name": choices.get("data") or choices.get("task"), "digest": data.digest} | dict(data.facts)}
             | {"split": {"kind": choices.get("split"), "digest": data.split, "leaks": data.leaks} | dict(data.parts)}
+            | {"resolved": list(data.settings)}
             | dict(data.settings)
             | environment.facts(asked.device, asked.identity.roots)
         )
@@ -312,6 +325,12 @@ def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) 
     """Write the weights and the units' scores; what result.json is to hold."""
     cfg, folder, checkpoints, spec, history = asked.cfg, asked.folder, asked.checkpoints, asked.task.spec, loop.history
     metrics = (_metrics(history[-1]) if history else {}) | dict(result.metrics)
+    scores = loop.scores()
+    if not spec.epochs:
+        if loop.part == "val" and spec.select not in metrics:
+            raise TaskError(f"train() gave no {spec.select}, by which this task chooses (Spec.select)")
+        scores = [metrics[spec.select]] if loop.part == "val" else []
+        artifacts.write_lines(folder / "history.jsonl", [])
     if loop.state and "model" in loop.state:
         with artifacts.atomic(folder / "last.pt") as file:
             torch.save({"epoch": cfg.epochs, "model": loop.state["model"].state_dict()}, file)
@@ -328,20 +347,22 @@ def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) 
         rows = [{spec.unit: unit, **values} for unit, values in result.units.items()]
         artifacts.write_csv(folder / spec.table, rows)
     sums, metric = _sums(history), spec.metric(spec.select)
+    sums |= {} if spec.epochs else {"training_seconds": known["seconds"]}
     assert metric
     best_of = max if metric.direction == "max" else min
     on_test = metrics.get(f"test/{spec.select.partition('/')[2]}")
     return {
         "status": "finished",
-        "epochs": cfg.epochs,
+        "epochs": asked.epochs,
         "metrics": metrics,
         "evaluation_seconds": sum(row.get("eval_seconds", 0.0) for row in history),
         "total_seconds": time.perf_counter() - asked.began,
-        "images_per_second": loop.samples * len(history) / max(sums["training_seconds"], 1e-9),
+        "images_per_second": loop.samples * asked.epochs / max(sums["training_seconds"], 1e-9),
         "peak_memory_bytes": environment.peak_memory(asked.device),
         "parameters": known.get("parameters"),
         "gflops": known.get("gflops"),
-        "objective": best_of(loop.scores(), default=None) if loop.part == "val" else on_test,
+        "objective": best_of(scores, default=None) if loop.part == "val" else on_test,
+        "files": artifacts.of_task(folder),
     } | sums
 
 

@@ -13,7 +13,7 @@ from segsweep.task import Metric, Spec
 
 COSTS = {
     "training_seconds": Metric(title="Training", direction="min", format=".1f", meaning="seconds of training steps"),
-    "gflops": Metric(title="GFLOP", direction="min", format=".3g", meaning="GFLOP of one image forward"),
+    "gflops": Metric(title="GFLOP", direction="min", format=".3g", meaning="GFLOP of one sample forward"),
     "parameters": Metric(title="Parameters", direction="min", format=",.0f", meaning="trainable parameters"),
 }
 
@@ -49,6 +49,8 @@ def problems(search: Any, epochs: int, spec: Spec) -> list[str]:
     epoch = search.epoch
     if epoch not in ("best", "last") and (not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 1):
         found.append(f"search.epoch={epoch}: allowed are best, last, or the number of an epoch")
+    elif isinstance(epoch, int) and not spec.epochs:
+        found.append(f"search.epoch={epoch}: this task trains at one go and has no epochs; leave it out")
     elif isinstance(epoch, int) and epoch > epochs:
         found.append(f"search.epoch={epoch}: a run has epochs={epochs}")
     return found
@@ -58,13 +60,14 @@ def values(run: Path, names: list[str], epoch: str | int, spec: Spec) -> list[fl
     """The objectives of a finished run folder, all of the same epoch: `best` by the first of them, `last`, or a number.
 
     Raises SegsweepError where the record has no such number, as for a score that is undefined in every epoch."""
-    row = _row(artifacts.read_lines(run / "history.jsonl"), names[0], epoch, spec)
-    found = (artifacts.read_json(run / "result.json") or {}) | row
+    result = artifacts.read_json(run / "result.json") or {}
+    row = _row(artifacts.read_lines(run / "history.jsonl"), names[0], epoch, spec) if spec.epochs else {}
+    found = result | (row if spec.epochs else result.get("metrics") or {})
     numbers = [found.get(name) for name in names]
     for name, number in zip(names, numbers, strict=True):
         if not isinstance(number, int | float) or not math.isfinite(number):
-            where = f"epoch {row['epoch']}" if row else "any epoch"
-            raise SegsweepError(f"{run}: {name} is not a number in {where}, so the search learns nothing of it")
+            where = f" in epoch {row['epoch']}" if row else " in any epoch" * spec.epochs
+            raise SegsweepError(f"{run}: {name} is not a number{where}, so the search learns nothing of it")
     return [float(number) for number in numbers if number is not None]
 
 
@@ -77,10 +80,15 @@ def _row(history: list[dict[str, Any]], name: str, epoch: str | int, spec: Spec)
     return next((row for row in defined if row["epoch"] == number), {})
 
 
-def check_part(validation: int, names: list[str]) -> None:
-    """`validation`: samples in that part. Raises ConfigError where there is none to search on."""
-    if not validation:
+def validation(spec: Spec) -> str:
+    """What to do where there is no validation part."""
+    return f"give them one, as with {spec.validation}" if spec.validation else "give them one in the task's data()"
+
+
+def check_part(samples: int, names: list[str], spec: Spec) -> None:
+    """`samples`: in the validation part. Raises ConfigError where there is none to search on."""
+    if not samples:
         raise ConfigError(
-            f"search.objective={names[0]}: this split has no validation part, and nothing is chosen on the test part; "
-            "use split=patient, or give split.val a share above 0"
+            f"search.objective={names[0]}: these data have no validation part, and nothing is chosen on the test part; "
+            f"{validation(spec)}"
         )

@@ -70,6 +70,8 @@ def problems(cfg: DictConfig, spec: Spec) -> list[str]:
 
 def problem(cfg: DictConfig, spec: Spec, validation: int) -> str | None:
     """Why these runs cannot be pruned, in one sentence. `validation`: number of samples in the validation part."""
+    if not spec.epochs:
+        return "pruner: this task trains at one go, with no epochs after which a run could be ended; use pruner=none"
     name, measured = metric(cfg, spec), objective.scores(spec)
     if len(objectives(cfg, spec)) > 1:
         return "pruner: a search with two objectives has no order that a run could fall behind in; use pruner=none"
@@ -78,8 +80,8 @@ def problem(cfg: DictConfig, spec: Spec, validation: int) -> str | None:
         return f"pruner: compares after each epoch, and {name} is not measured then; allowed are {allowed}"
     if not validation:
         return (
-            "pruner: runs are compared by their validation part, and this split has none (never by the test part); "
-            "give split.val a share, as in split=patient split.val=0.15, or use pruner=none"
+            "pruner: runs are compared by their validation part, and these data have none (never by the test part); "
+            f"{objective.validation(spec)}, or use pruner=none"
         )
     return None
 

@@ -74,8 +74,7 @@ def read_space(params: Any, when: Sequence[str], arguments: Sequence[str]) -> Sp
             space.when.append((where.strip(), override.get_key_element(), found))
     if not space.searched and not space.when:
         raise CompactHydraException(
-            "There is nothing to search: give values or an interval, as in seed=0,1,2 "
-            "'optim.lr=tag(log, interval(1e-4, 1e-1))'"
+            "There is nothing to search: give values or an interval, as in KEY=1,2 'KEY=tag(log, interval(1e-4, 1e-1))'"
         )
     return space
 

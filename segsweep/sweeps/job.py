@@ -36,7 +36,7 @@ def job(cfg: DictConfig) -> Any:
         cfg,
         choices={group: option for group, option in settings.runtime.choices.items() if "/" not in group},
         name=name,
-        command=shlex.join(["python", "-m", "segsweep", *_folders(settings), *_shown(overrides)]),
+        command=shlex.join(["python", "-m", "segsweep", *own_folder(settings), *_typed(overrides)]),
         sweep=folder.parent,
         milestones=set(record.get("milestones", [])),
     )
@@ -54,13 +54,14 @@ def job(cfg: DictConfig) -> Any:
     return _value(cfg, outcome)
 
 
-def _folders(settings: Any) -> list[str]:
-    """The folder of --config-dir, without which a command would be another."""
-    given = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
-    return [f"--config-dir={os.path.relpath(path)}" for path in given]
+def own_folder(settings: Any) -> list[str]:
+    """The arguments that give the folder of options of one's own again, if the command line names one."""
+    found = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
+    near = [os.path.relpath(path) for path in found]
+    return ["--config-dir", found[0] if near[0].startswith("..") else near[0]] if found else []
 
 
-def _shown(overrides: list[str]) -> list[str]:
+def _typed(overrides: list[str]) -> list[str]:
     return [override for override in overrides if not override.startswith("search.")]
 
 

@@ -84,7 +84,8 @@ class Planner:
         stands = accepted.standing(self.runs, found.ids["signature"]) if cfg.reuse else None
         ids = stands["ids"] if stands else found.ids
         folder = self.runs / "runs" / ids["signature"]
-        there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= cfg.epochs]
+        length = cfg.epochs if spec.epochs else 1
+        there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= length]
         finished = cfg.reuse and (folder / "result.json").exists()
         failed = (folder / "failure.json").exists()
         state = "failed" if failed else "continue" if there and cfg.reuse else "new"
@@ -102,8 +103,8 @@ class Planner:
             trajectory=ids["trajectory"],
             folder=folder,
             state=state,
-            epoch=cfg.epochs if finished else max(there, default=0) if cfg.reuse else 0,
-            epochs=cfg.epochs,
+            epoch=length if finished else max(there, default=0) if cfg.reuse else 0,
+            epochs=length,
             alike=alike,
             train=data.parts.get("train", 0),
             held_out=data.parts.get(data.part, 0),

@@ -28,6 +28,7 @@ from segsweep.config import components, trust
 from segsweep.config.conditions import condition
 from segsweep.config.schema import conf_dir
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
+from segsweep.core.signature import IGNORED
 from segsweep.search import objective, pruning
 
 COMBINATIONS = 64
@@ -136,7 +137,9 @@ def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], base
         if o in spaces and o.key_or_group != "epochs"
     ]
     if not any(re.search(r"(search|sampler)=grid$", line) for line in lines):
-        luck = {"seed": "the luckiest seed", "split.fold": "the easiest fold", "pruner": "who was not pruned"}
+        spec = components.spec_of(cfg)
+        luck = {key: f"the easiest {key.rpartition('.')[2]}" for key in (spec.repeats if spec else ())}
+        luck |= {"seed": "the luckiest seed", "pruner": "who was not pruned"}
         problems += [
             f"{o.input_line}: a search would choose {luck[o.key_or_group]}; give one value, and repeat the winner"
             for o in spaces
@@ -148,10 +151,7 @@ def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], base
     spec = components.spec_of(cfg)
     problems += objective.problems(cfg.search, cfg.epochs, spec) if spec else []
     if not spaces and not cfg.search.when:
-        problems.append(
-            "There is nothing to search: give values or an interval, as in seed=0,1,2 "
-            "'optim.lr=tag(log, interval(1e-4, 1e-1))'"
-        )
+        problems.append(f"There is nothing to search: give values or an interval, as in {_searchable(cfg)}")
     for text in cfg.search.when:
         where, _, line = text.partition(":")
         try:
@@ -171,6 +171,15 @@ def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], base
             own = [o for o in values if not o.key_or_group.startswith("hydra.")]
             problems += _wrong(list(_compositions(chosen, values)), [*own, override])
     return problems
+
+
+def _searchable(cfg: DictConfig) -> str:
+    """An example with a setting of the task at hand: its learning rate, or else the first number."""
+    chosen = {key: OmegaConf.select(cfg, key) for key in _keys(cfg) if key.partition(".")[0] not in ("hydra", *IGNORED)}
+    numbers = [key for key, value in chosen.items() if isinstance(value, float)]
+    rates = [key for key in numbers if key.rpartition(".")[2] == "lr"]
+    key = next(iter([*rates, *numbers]), "KEY")
+    return f"'{key}=tag(log, interval(1e-4, 1e-1))'" if key in rates else f"'{key}=interval(0.1, 0.9)' or {key}=0.1,0.2"
 
 
 def _late(argument: str) -> str:
@@ -393,9 +402,10 @@ def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str
         try:
             if (key := components.inputs(cfg)) not in seen:
                 seen[key] = components.task(cfg).data().parts.get("val", 0)
-                if scores:
-                    objective.check_part(seen[key], scores)
+            spec = components.task_class(cfg).spec
+            if scores:
+                objective.check_part(seen[key], scores, spec)
             if OmegaConf.select(cfg, "pruner._target_"):
-                pruning.refuse(cfg, components.task_class(cfg).spec, seen[key])
+                pruning.refuse(cfg, spec, seen[key])
         except SegsweepError as error:
             raise ConfigError(str(error)) from None

@@ -17,10 +17,12 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.core import artifacts
 from segsweep.core.session import session, thread
-from segsweep.tracking.store import database
+from segsweep.task import Spec
+from segsweep.tracking.store import Columns, columns, database
 
 FIRST_JOB_TRAINS = 8.0
 """Seconds after which nobody waits for this process any more."""
@@ -37,6 +39,7 @@ class Sweep:
         self.expected, self.asked = expected, asked
         self.folder: Path | None = None
         self.reported = True
+        self.spec: Spec | None = None  # of the task that the command line chooses
         self.storage: str | None = None  # of its study, with the password that its records leave out
         self._opening: threading.Thread | None = None
         self._preparing: threading.Timer | None = None
@@ -45,7 +48,9 @@ class Sweep:
 
     def open(self, folder: Path, config: DictConfig, parent: bool) -> None:
         """Begin its record. `parent`: whether MLflow is to have a run for it, beside those of its jobs."""
-        self.folder, self.reported = folder, config.report
+        from segsweep.config import components  # not for what only answers
+
+        self.folder, self.reported, self.spec = folder, config.report, components.spec_of(config)
         self.storage = OmegaConf.select(config, "search.storage")
         self._held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
         # of another sweep, in a folder that was named by hand
@@ -67,18 +72,18 @@ class Sweep:
             self._preparing.start()
         if tracking.uri and parent:
             # the first job need not wait for a new database
-            self._opening = thread(
-                self._open_parent, folder, record["name"], record["command"], record["mlflow"], name="mlflow parent"
-            )
+            self._opening = thread(self._open_parent, folder, record, _columns(config, self.spec), name="mlflow parent")
 
-    def _open_parent(self, folder: Path, name: str, command: str, place: dict[str, Any]) -> None:
+    def _open_parent(self, folder: Path, record: dict[str, Any], shown: Columns | None) -> None:
         _behind_the_jobs()
+        place = record["mlflow"]
         from segsweep.tracking.mirrors import close_dead, copier, start_parent
 
         copier().at_once()  # MLflow is imported here in any case
         try:
             close_dead(place["uri"], place["experiment"], folder.parent)
-            place["run_id"] = start_parent(place["uri"], place["experiment"], name, command)
+            about = record["name"], record["command"]
+            place["run_id"] = start_parent(place["uri"], place["experiment"], *about, shown)
         except Exception as error:  # MLflow is a mirror: the sweep runs without it
             place["error"] = (str(error) or type(error).__name__).splitlines()[0]
         self.note(mlflow=place)
@@ -130,7 +135,8 @@ class Sweep:
         bad = [job for job in ended if job["status"] not in artifacts.DONE]
         if self._opening:
             self._opening.join()
-        text = table(read([folder]).jobs)
+        record = read([folder])
+        text = table(record.jobs, spec=record.spec if any(run.info for run in record.runs) else self.spec)
         print(text)
         try:
             self.note(finished=None if stopped else artifacts.now())
@@ -229,6 +235,21 @@ def _behind_the_jobs() -> None:
     stay in this one's."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+
+
+def _columns(config: DictConfig, spec: Spec | None) -> Columns | None:
+    """Of the task of a sweep's own composition, in which what is swept has its default."""
+    from segsweep.core.signature import IGNORED, factors, without
+
+    if spec is None:
+        return None
+    chosen: dict[str, Any] = {str(k): v for k, v in config.hydra.runtime.choices.items() if "/" not in str(k)}
+    own: Any = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        plain: Any = OmegaConf.to_container(own, resolve=True)
+    except OmegaConfBaseException:  # of a value that only the jobs have
+        return None
+    return columns(spec, factors(without(plain, (*IGNORED, *spec.undecided)), chosen), chosen)
 
 
 def hide_passwords(folder: Path) -> None:

@@ -3,6 +3,7 @@
 `tracking.py` is the way there, this the way back.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -12,16 +13,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from segsweep.core import artifacts
+from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
-from segsweep.tracking.store import STATE, alone, connect, database, default, find, lacks, sweeps_of
+from segsweep.task import Spec
+from segsweep.tracking.store import FIGURES, STATE, alone, connect, database, default, find, kept_as, lacks, sweeps_of
 
 log = logging.getLogger(__name__)
 
-RECORD = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json")
-"""Without these a run is not answered from MLflow."""
-FILES = (*RECORD, "overlays.npz", "accepted.json", "failure.json", "pruned.json")
 SILENCE = 60.0
 """Seconds for which a store that did not answer is not asked again."""
 
@@ -80,23 +79,36 @@ def _restore(folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]
     client = connect(uri)
     if (run := find(client, experiment, folder.name, "FINISHED")) is None:
         return False
-    from mlflow.artifacts import download_artifacts, list_artifacts
+    from mlflow.artifacts import download_artifacts
 
     run_id, root, store = run.info.run_id, run.info.artifact_uri, client.tracking_uri
-    there = {Path(file.path).name for file in list_artifacts(root, tracking_uri=store)}
-    if lost := [name for name in RECORD if name not in there]:
-        log.warning("MLflow's run %s of %s lacks %s: it is trained again", run_id, folder.name, ", ".join(lost))
-        return False
     for half in folder.glob(".restore-*"):  # of a process that was killed
         shutil.rmtree(half, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
-        for name in there & {*FILES, "figures"} - {"failure.json", "pruned.json"}:
-            download_artifacts(f"{root}/{name}", dst_path=place, tracking_uri=store)
+    with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as temporary:
+        place, there = Path(temporary), _Kept(root, store)
+
+        def bring(name: str) -> None:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            got = download_artifacts(f"{root}/{kept_as(name)}", dst_path=str((place / name).parent), tracking_uri=store)
+            assert Path(got).samefile(place / name)
+
+        lost = [name for name in artifacts.RECORD if name not in there]
+        if not lost:
+            for name in artifacts.RECORD:
+                bring(name)
+            files = _files(place, there)
+            lost = [name for name in files if kept_as(name) not in there]
+        if lost:
+            log.warning("MLflow's run %s of %s lacks %s: it is trained again", run_id, folder.name, ", ".join(lost))
+            return False
+        files = [*files, *(name for name in (accepted.FILE,) if name in there)]
+        for name in files:
+            bring(name)
         if not wanted():
             return False
-        files = [file for file in Path(place).rglob("*") if file.is_file()]
-        for file in sorted(files, key=lambda file: file.name == "result.json"):
-            os.replace(file, folder / file.name)
+        for name in (*files, *artifacts.RECORD):  # result.json last
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(place / name, folder / name)
     for ended in ("failure.json", "pruned.json"):
         (folder / ended).unlink(missing_ok=True)
     status = (artifacts.read_json(folder / "result.json") or {}).get("status")
@@ -104,6 +116,38 @@ def _restore(folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]
     state |= {"sweeps": sweeps_of(run), "epochs": len(artifacts.read_lines(folder / "history.jsonl"))}
     artifacts.write_json(folder / STATE, state)
     return True
+
+
+class _Kept:
+    """What MLflow keeps below `root`, folder by folder as it is asked for: `name in kept`."""
+
+    def __init__(self, root: str, store: str):
+        self.root, self.store = root, store
+        self.known: dict[str, set[str]] = {}
+
+    def names(self, folder: str = "") -> set[str]:
+        from mlflow.artifacts import list_artifacts
+
+        if folder not in self.known:
+            found = list_artifacts(f"{self.root}/{folder}".rstrip("/"), tracking_uri=self.store)
+            self.known[folder] = {Path(file.path).name for file in found if not file.is_dir}
+        return self.known[folder]
+
+    def __contains__(self, name: str) -> bool:
+        folder, _, last = name.rpartition("/")
+        return last in self.names(folder)
+
+
+def _files(place: Path, there: _Kept) -> list[str]:
+    """The files that a run's task wrote, as its result says; where that is of an older program, those that are kept."""
+    result, run = (artifacts.read_json(place / name) or {} for name in ("result.json", "run.json"))
+    if isinstance(listed := result.get("files"), list):
+        return [name for name in listed if isinstance(name, str) and artifacts.is_tasks(name)]
+    found = {*there.names(), *there.names(FIGURES)}
+    with contextlib.suppress(ValueError):
+        spec = Spec.from_json(run.get("task") or {})
+        found |= {spec.table} if spec.scores else set()
+    return sorted(filter(artifacts.is_tasks, found))
 
 
 def fetch(weights: Path) -> bool:

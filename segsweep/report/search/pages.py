@@ -51,13 +51,20 @@ def winners(found: Found, folder: Path) -> list[tuple[FrozenTrial, Path, str, st
     """Write each best configuration as `experiment/NAME.yaml`: the trial, its file, its command line, and a sentence on
     what was left out, if anything was."""
     made = []
+    options: dict[Path, str] = {}
     for rank, trial in enumerate(found.best[:MOST_FRONT]):
         name = "best" if rank == 0 else f"front_{rank + 1}"
         file = folder / "experiment" / f"{name}.yaml"
         run = found.run(trial)
-        best = winner.of_run(run) if run else winner.of_trial(trial.params, found.asked)
+        best = winner.of_run(run, trial.params) if run else winner.of_trial(trial.params, found.asked)
+        for group, node in best.own.items():
+            text, place = winner.option(group, node), folder / group / f"{best.choices[group]}.yaml"
+            if options.setdefault(place, text) != text:  # of another point of the front
+                best.choices[group] += f"_{rank + 1}"
+                place = place.with_name(f"{best.choices[group]}.yaml")
+            artifacts.write_text(place, text)
         places = {key: value for key, value in best.values.items() if key in winner.PLACES}
-        line = winner.command(best.choices, best.values)
+        line = winner.command(best.choices, best.values, *(["--config-dir", str(folder)] if best.own else []))
         left = (
             f"Left out, being no option, key or plain value of this program: {joined(best.left)}." if best.left else ""
         )

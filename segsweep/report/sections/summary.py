@@ -89,7 +89,9 @@ def _among(found: Findings, row: int) -> str:
     factors = found.rows[row].factors
     several = len({found.data(i) for i in range(len(found.rows))}) > 1
     told = [f"data {found.data(row)}"] if several else []
-    told += [f"{name}={show(factors[name])}" for name in ("split", *found.analysis.scales) if name in factors]
+    inputs = [name for name in found.varied[0] if name in found.rows[row].inputs and name.startswith("task.")]
+    named = ("split", *inputs, *found.analysis.scales)
+    told += [f"{name}={show(factors[name])}" for name in named if name in factors]
     return f" among the rows with {joined(told)}" if told else " among the rows that were tested alike"
 
 
