@@ -69,6 +69,15 @@ SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
 @cache
+def every() -> dict[str, Kind]:
+    """Of the engine and of all tasks of this program; those of a room are in its module `kinds`."""
+    found = dict(KINDS)
+    for room in ROOMS:
+        found |= importlib.import_module(f"segsweep.{room}.kinds").KINDS
+    return found
+
+
+@cache
 def own() -> tuple[str, ...]:
     """One's own packages, SEGSWEEP_ALLOW=mypackage.*: trusted as code is, as a configuration may call anything in them.
 

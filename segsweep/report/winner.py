@@ -18,10 +18,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep.config.components import KINDS, SPECIAL, is_own
 from segsweep.config.schema import GROUPS, Config, conf_dir
 from segsweep.config.start import start
 from segsweep.config.trust import plainly
+from segsweep.config.whitelist import SPECIAL, every, is_own
 from segsweep.core import artifacts
 from segsweep.core.errors import printable
 from segsweep.core.signature import IGNORED
@@ -77,7 +77,7 @@ def _may_stand(leaf: tuple[str, Any]) -> bool:
     key, value = leaf
     *around, last = key.split(".")
     if last == "_target_":
-        return isinstance(value, str) and (is_own(value) or any(kind.lists(value) for kind in KINDS.values()))
+        return isinstance(value, str) and (is_own(value) or any(kind.lists(value) for kind in every().values()))
     return (
         all(map(_KEY.fullmatch, around))
         and bool(_KEY.fullmatch(last) or last in SPECIAL)

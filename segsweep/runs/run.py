@@ -285,7 +285,7 @@ def _clear(asked: _Asked) -> None:
         artifacts.write_json(asked.checkpoints.folder / ANEW, {"by": asked.by})
     if asked.anew(folder):
         forget(folder)
-        ended += [*artifacts.RECORD, *artifacts.WEIGHTS, *artifacts.of_task(folder)]
+        ended += [*artifacts.RECORD, *artifacts.WEIGHTS, *artifacts.of_task(folder), accepted.FILE]
         artifacts.write_json(folder / ANEW, {"by": asked.by})
     asked.checkpoints.tidy()
     for file in ended:
