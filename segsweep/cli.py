@@ -69,7 +69,7 @@ def _main() -> int:
     session().foreign = checked.foreign
     lead = session().sweep = sweep.Sweep(checked.jobs, asked)
     stopped, code = False, 0
-    with Display(checked.jobs) as display:
+    with Display(checked.jobs, plain=checked.here and session().door is not None) as display:
         session().sink = display.handle
         signal.signal(signal.SIGINT, _on_signal)
         signal.signal(signal.SIGTERM, _on_signal)
@@ -93,8 +93,14 @@ def _in_workers(argv: list[str]) -> bool:
 
 
 def _hydra() -> Any:
-    from segsweep.components import hydras
+    from segsweep.components import HYDRAS, hydras
 
+    if door := session().door:
+        given = door.whitelist if door.app else hydras()
+        allowed = [*given, *HYDRAS] if isinstance(given, list | tuple) else given
+        place, name = door.config_path if door.app else None, door.config_name
+        base = {} if door.version_base is None else {"version_base": door.version_base}
+        return hydra.main(config_path=place, config_name=name, execution_whitelist=allowed, **base)(Started(job))()
     return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(Started(job))()
 
 

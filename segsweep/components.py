@@ -23,8 +23,10 @@ from hydra.utils import execution_whitelist, instantiate
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep.config import GROUPS, Config, range_problem, ranges
+from segsweep.config import GROUPS, Config, engine, range_problem, ranges, resolved, under
 from segsweep.errors import ConfigError, SegsweepError, nearest
+from segsweep.session import session
+from segsweep.signature import OWN
 from segsweep.task import Range, Spec
 
 ALLOW = "SEGSWEEP_ALLOW"
@@ -91,6 +93,8 @@ def own() -> tuple[str, ...]:
 
 
 def is_own(target: str) -> bool:
+    if (door := session().door) and door.trusts(target):
+        return True
     return any(target == entry or (entry.endswith(".*") and target.startswith(entry[:-1])) for entry in own())
 
 
@@ -105,7 +109,7 @@ def locate(target: str, kind: Kind) -> Any:
     Raises ConfigError, before its module is imported, where the name is not listed, and where it is of another kind."""
     if is_own(target):
         try:
-            return _get(target)
+            return door.component if (door := session().door) and target == door.target else _get(target)
         except Exception as error:  # importing somebody's module can raise anything
             raise ConfigError(f"cannot be imported: {error.__cause__ or error}") from error
     if not kind.lists(target):
@@ -192,43 +196,54 @@ def modules(config: Mapping[str, Any]) -> set[str]:
     """Modules of one's own, and of other packages, that the targets of a resolved configuration lie in: the one that
     names it, the one that it was written in, and those of what it inherits from."""
     found: set[str] = set()
-    for target in _own_targets(config):
-        thing = _get(target)
+    door = session().door
+    if door and door.app:  # what names a module is looked at, and nothing imported
+        names = [*_targets(config), door.target]
+        return {name.rsplit(".", cut)[0] for name in names for cut in range(1, name.count(".") + 1)}
+    for target in filter(is_own, _targets(config)):
+        thing = locate(target, KINDS["task"]) if door and target == door.target else _get(target)
         while hasattr(thing, "__wrapped__") or isinstance(thing, functools.partial):
             thing = thing.func if isinstance(thing, functools.partial) else thing.__wrapped__
         kinds = inspect.getmro(thing) if isinstance(thing, type) else (thing,)
-        found |= {target.rpartition(".")[0], *(getattr(each, "__module__", None) or "" for each in kinds)}
+        names = {getattr(each, "__module__", None) or "" for each in kinds}
+        found |= {target.rpartition(".")[0], *(names - {"__main__"})}  # which is the script, by its own name here
     return found
 
 
-def _own_targets(node: Any) -> Iterator[str]:
+def _targets(node: Any) -> Iterator[str]:
     if isinstance(node, Mapping):
-        if isinstance(target := node.get("_target_"), str) and is_own(target):
+        if isinstance(target := node.get("_target_"), str):
             yield target
         node = list(node.values())
     if isinstance(node, list | tuple):
         for item in node:
-            yield from _own_targets(item)
+            yield from _targets(item)
 
 
 def task(cfg: DictConfig) -> Any:
     """What a composed configuration asks to be trained; ValueError and TypeError of its constructor keep their message.
 
-    An argument that `task` does not give is the top-level key or group of its name."""
+    An argument that `task` does not give is the top-level key or group of its name; the function of another application
+    is given its configuration as it is."""
+    door = session().door
+    if OWN in cfg:
+        return task_class(cfg)(cfg)
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     given = {key: values[key] for key in _from_the_top(values["task"]) if key in values}
+    if door and values["task"]["_target_"] == door.target:
+        return door.component(**{key: item for key, item in values["task"].items() if key not in SPECIAL}, **given)
     return build("task", values["task"] | {"_partial_": True})(**given)
 
 
 def task_class(cfg: DictConfig) -> Any:
     """Of a configuration that has been checked."""
-    return locate(cfg.task._target_, KINDS["task"])
+    return locate(engine(cfg).task._target_, KINDS["task"])
 
 
 def spec_of(cfg: DictConfig) -> Spec | None:
     """What the task of a configuration says of itself; None where it is none, which `check` tells."""
     try:
-        found = getattr(locate(str(cfg.task._target_), KINDS["task"]), "spec", None)
+        found = getattr(locate(str(engine(cfg).task._target_), KINDS["task"]), "spec", None)
     except (ConfigError, OmegaConfBaseException):
         return None
     return found if isinstance(found, Spec) else None
@@ -242,8 +257,7 @@ def select_of(target: str) -> str:
 
 def inputs(cfg: DictConfig) -> str:
     """What `data()` of a task depends on, as text."""
-    named = task_class(cfg).spec.inputs
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    named, values = task_class(cfg).spec.inputs, resolved(cfg)
     return str({key: (values["task"] | values).get(key) for key in named}) if named else str(values)
 
 
@@ -255,7 +269,7 @@ def _from_the_top(node: Mapping[str, Any]) -> list[str]:
 def _check_task(cfg: DictConfig) -> tuple[list[str], set[str]]:
     """The mistakes of a task's settings, and the top-level keys that are arguments of it."""
     try:
-        node: Any = OmegaConf.to_container(cfg.task, resolve=True)
+        node: Any = OmegaConf.to_container(engine(cfg).task, resolve=True)
         if not isinstance(node.get("_target_"), str):
             return ["task: no _target_; choose an option, such as task=segmentation"], set()
         targets("task", node)
@@ -263,6 +277,8 @@ def _check_task(cfg: DictConfig) -> tuple[list[str], set[str]]:
         spec = getattr(made, "spec", None)
         if not isinstance(spec, Spec):
             return [f"task._target_={node['_target_']}: has no `spec`, a task.Spec that says what it measures"], set()
+        if OWN in cfg:  # its settings are its own matter
+            return [], set()
         signature, hints = inspect.signature(made), get_type_hints(made.__init__, include_extras=True)
     except (ConfigError, OmegaConfBaseException, TypeError, ValueError, NameError) as error:
         text = str(error).splitlines()[0]
@@ -308,8 +324,9 @@ def build(group: str, node: Any, **given: Any) -> Any:
 
 def check(cfg: DictConfig) -> list[str]:
     """Every mistake of a composed configuration, one sentence each; reads no data and trains nothing."""
+    own, at = engine(cfg), under(cfg)
     try:
-        missing = [f"{key}: a value is needed, {key}=..." for key in sorted(OmegaConf.missing_keys(cfg))]
+        missing = [f"{at}{key}: a value is needed, {at}{key}=..." for key in sorted(OmegaConf.missing_keys(own))]
     except OmegaConfBaseException as error:
         return [str(error).splitlines()[0]]
     if missing:
@@ -317,27 +334,29 @@ def check(cfg: DictConfig) -> list[str]:
     wrong_task, of_task = _check_task(cfg)
     known = {f.name for f in fields(Config)} | of_task
     problems: list[str | None] = [
-        f"{key}: no such key{nearest(key, known)}; an argument of a group's component is added as +group.key=value"
-        for key in map(str, cfg)
+        f"{at}{key}: no such key{nearest(key, known)}; an argument of a group's component is added as +group.key=value"
+        for key in map(str, own)
         if key not in known
     ]
-    problems += [_folder_problem(key, _select(cfg, key)) for key in ("paths.runs", "paths.cache")]
-    problems.append(_uri_problem(_select(cfg, "tracking.uri")))
-    if str(_select(cfg, "device")).startswith("cuda"):
+    problems += [_folder_problem(f"{at}{key}", _select(own, key)) for key in ("paths.runs", "paths.cache")]
+    problems.append(_uri_problem(f"{at}tracking", _select(own, "tracking.uri")))
+    if str(_select(own, "device")).startswith("cuda"):
         import torch
 
         if not torch.cuda.is_available():
-            problems.append(f"device={cfg.device}: torch finds no CUDA device; use device=cpu or device=auto")
+            problems.append(
+                f"{at}device={own.device}: torch finds no CUDA device; use {at}device=cpu or {at}device=auto"
+            )
     for key, rule in ranges().items():
         try:
-            problems.append(range_problem(key, OmegaConf.select(cfg, key, throw_on_missing=True), rule))
+            problems.append(range_problem(f"{at}{key}", OmegaConf.select(own, key, throw_on_missing=True), rule))
         except OmegaConfBaseException as error:
-            problems.append(f"{key}: {str(error).splitlines()[0]}")
+            problems.append(f"{at}{key}: {str(error).splitlines()[0]}")
     found = [problem for problem in problems if problem] + wrong_task
     optimizer = None
     keys = [*ranges(), *of_task]
     wrong = [f"${{{key}}}" for key in keys if any(problem.startswith(f"{key}=") for problem in found)]
-    for group in [group for group in GROUPS if group in of_task]:
+    for group in [group for group in GROUPS if group in of_task and session().door is None]:
         if any(key in str(OmegaConf.to_container(cfg[group])) for key in wrong):
             continue  # it has a wrong value from there, and would say the same again in torch's words
         mistakes, component = _check_group(cfg, group, optimizer)
@@ -385,7 +404,7 @@ def _check_group(
 
     spare_dynamo()
     try:
-        node = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
+        node = OmegaConf.to_container(engine(cfg)[group], resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         return [f"{group}: {str(error).splitlines()[0]}"], None
     assert isinstance(node, dict)
@@ -494,12 +513,12 @@ def _folder_problem(key: str, text: Any) -> str | None:
     return None if os.access(there, os.W_OK | os.X_OK) else f"{key}={text}: {there} cannot be written to"
 
 
-def _uri_problem(uri: Any) -> str | None:
+def _uri_problem(key: str, uri: Any) -> str | None:
     scheme = str(uri).partition(":")[0].partition("+")[0]
     if uri is None or (":" in str(uri) and scheme in URIS):
         return None
     hint = "; MLflow keeps no records in plain files any more" if scheme == "file" or ":" not in str(uri) else ""
-    return f"tracking.uri={uri}: must begin with {', '.join(f'{s}:' for s in URIS)}{hint}; or tracking=none"
+    return f"{key}.uri={uri}: must begin with {', '.join(f'{s}:' for s in URIS)}{hint}; or {key.replace('.', '/')}=none"
 
 
 def _select(cfg: DictConfig, key: str) -> Any:

@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep import artifacts, components
 from segsweep.artifacts import Checkpoints
+from segsweep.config import engine, resolved, under
 from segsweep.errors import SegsweepError
-from segsweep.signature import IGNORED, code, factors, signatures, without
+from segsweep.signature import OWN, code, factors, left_out, signatures, without
 from segsweep.task import Data, Spec, Task
 
 RECORDS = 500
@@ -77,18 +78,18 @@ class Planner:
 
         task, data = self._look(cfg)
         spec = task.spec
-        whole: Any = OmegaConf.to_container(cfg, resolve=True)
-        device = pick_device(cfg.device)
-        config = without(whole | data.settings, (*IGNORED, *spec.ignored))
+        asked, at = engine(cfg), under(cfg)
+        device = pick_device(asked.device)
+        config = without(resolved(cfg) | data.settings, left_out(at, spec))
         own = code(*sorted(components.modules(config) | set(spec.code)))
-        ids = signatures(config, data.digest or "", data.split, own, spec.repeats)
+        ids = signatures(config, data.digest or "", data.split, own, spec.repeats, at)
         folder = self.runs / "runs" / ids["signature"]
-        there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= cfg.epochs]
-        finished = cfg.reuse and (folder / "result.json").exists()
+        there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= asked.epochs]
+        finished = asked.reuse and (folder / "result.json").exists()
         failed = (folder / "failure.json").exists()
-        state = "failed" if failed else "continue" if there and cfg.reuse else "new"
-        pruned = artifacts.read_json(folder / "pruned.json") if cfg.reuse else None
-        pruner = bool(OmegaConf.select(cfg, "pruner._target_"))
+        state = "failed" if failed else "continue" if there and asked.reuse else "new"
+        pruned = artifacts.read_json(folder / "pruned.json") if asked.reuse else None
+        pruner = bool(OmegaConf.select(asked, "pruner._target_"))
         if pruned and pruner:
             from segsweep.pruning import same
 
@@ -101,11 +102,11 @@ class Planner:
             trajectory=ids["trajectory"],
             folder=folder,
             state=state,
-            epoch=cfg.epochs if finished else max(there, default=0) if cfg.reuse else 0,
-            epochs=cfg.epochs,
+            epoch=asked.epochs if finished else max(there, default=0) if asked.reuse else 0,
+            epochs=asked.epochs,
             alike=alike,
-            train=data.parts.get("train", 0),
-            held_out=data.parts.get(data.part, 0),
+            train=data.parts.get("train", 1),
+            held_out=data.parts.get(data.part, 1),
             pruned=pruned["epoch"] if pruned else None,
             pruner=pruner,
         )
@@ -158,7 +159,7 @@ def _size(cfg: DictConfig) -> dict[str, Any]:
 
 def _alike(found: dict[str, Any], spec: Spec, device: str) -> tuple[Any, ...]:
     """Jobs of the same key take about the same time a sample. `found`: a run's factors."""
-    repeats = ("seed", "epochs", *spec.repeats)
+    repeats = ("seed", "epochs", f"{OWN}.seed", f"{OWN}.epochs", *spec.repeats)
     decide = [k for k in found if (any(fnmatch(k, p) for p in spec.pace) if spec.pace else k not in repeats)]
     device = device.split(",")[0]  # less the number of threads, which the launcher decides
     return *((key, str(found[key])) for key in sorted(decide)), device
@@ -175,8 +176,8 @@ def _read(runs: Path) -> dict[tuple[Any, ...], Measured]:
             key = _alike(run["factors"], Spec.from_json(run["task"]), run["device"])
             beside = result["total_seconds"] - result["training_seconds"] - result["evaluation_seconds"]
             times = Measured(
-                train=result["training_seconds"] / epochs / split["train"],
-                held_out=result["evaluation_seconds"] / epochs / (split["val"] or split["test"]),
+                train=result["training_seconds"] / epochs / split.get("train", 1),
+                held_out=result["evaluation_seconds"] / epochs / (split.get("val") or split.get("test", 1)),
                 beside=max(beside, 0.0),
                 memory=result["peak_memory_bytes"],
             )

@@ -20,13 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep import artifacts, components, environment, pruning
 from segsweep.artifacts import Checkpoints
+from segsweep.config import engine, resolved, under
 from segsweep.device import out_of_memory, pick_device
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError, TaskError
 from segsweep.loop import Loop, seed_all
 from segsweep.recall import FILES, restorer
 from segsweep.session import Interrupted, Pruned, session
-from segsweep.signature import IGNORED, code, factors, fingerprint, is_own, signatures, without
-from segsweep.task import Data, Result
+from segsweep.signature import OWN, code, factors, fingerprint, is_own, left_out, signatures, without
+from segsweep.task import Data, Result, Spec
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
 
 log = logging.getLogger(__name__)
@@ -102,15 +103,15 @@ def classify(error: BaseException) -> str:
 
 
 def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
-    cfg, folder, checkpoints = asked.cfg, asked.folder, asked.checkpoints
+    cfg, folder, checkpoints = asked.engine, asked.folder, asked.checkpoints
     judge = _judge(asked)
     stack.enter_context(artifacts.lock(folder))
     if _answered(asked, judge, outcome, stack):
         return outcome
     stack.enter_context(artifacts.lock(checkpoints.folder))
     _clear(asked)
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
-    artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
+    own = OmegaConf.create(without(asked.whole, (f"{asked.at}search",)))  # who asks is no part of the run
+    artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(own))
     record = _Described(asked)
     mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
 
@@ -141,6 +142,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         describe=record.add,
     )
     seed_all(cfg.seed)
+    began = time.perf_counter()
     try:
         result = asked.task.train(loop)
     except Pruned as end:
@@ -152,11 +154,13 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         artifacts.write_json(folder / "pruned.json", facts)
         judge.end("PRUNED")
         return _answer_pruned(outcome, facts)
+    spent = time.perf_counter() - began
     loop.finish()
     if not (isinstance(result, Result) and isinstance(result.metrics, Mapping) and isinstance(result.units, Mapping)):
-        made = asked.cfg.task._target_
+        made = cfg.task._target_
         raise TaskError(f"train() of {made} gave {type(result).__name__}; a task.Result(metrics, units) is needed")
-    facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": cfg.epochs - loop.done}
+    _check(result, asked.task.spec, str(cfg.task._target_))
+    facts = _finished(asked, loop, result, record.facts, spent) | {"trained_epochs": cfg.epochs - loop.done}
     artifacts.write_json(folder / "result.json", facts)
     checkpoints.end(cfg.epochs)
     if judge:
@@ -180,21 +184,22 @@ class _Asked:
         said = components.spec_of(cfg)
         if problems := [*components.check(cfg), *(pruning.problems(cfg, said) if said else [])]:
             raise ConfigError("\n".join(problems))
-        self.cfg, self.choices, self.name, self.command = cfg, choices, name, command
+        self.cfg, self.engine, self.at = cfg, engine(cfg), under(cfg)
+        self.choices, self.name, self.command = choices, name, command
         self.sweep, self.milestones = sweep, milestones
-        self.device = pick_device(cfg.device)
+        self.device = pick_device(self.engine.device)
         environment.reset_peak_memory(self.device)
-        runs = Path(cfg.paths.runs)
+        runs = Path(self.engine.paths.runs)
 
         session().emit("note", text="reading the data set")
         self.task = components.task(cfg)
         self.data: Data = self.task.data()
         spec = self.task.spec
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-        self.config = without(config | self.data.settings, (*IGNORED, *spec.ignored))
+        self.whole = resolved(cfg)
+        self.config = without(self.whole | self.data.settings, left_out(self.at, spec))
         self.modules = components.modules(self.config) | set(spec.code)
         self.code = code(*sorted(self.modules))
-        self.ids = signatures(self.config, self.data.digest or "", self.data.split, self.code, spec.repeats)
+        self.ids = signatures(self.config, self.data.digest or "", self.data.split, self.code, spec.repeats, self.at)
         self.folder = runs / "runs" / self.ids["signature"]
         self.checkpoints = Checkpoints(runs / "trajectories" / self.ids["trajectory"])
         record = (artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}
@@ -203,21 +208,21 @@ class _Asked:
     def anew(self, folder: Path) -> bool:
         """Whether what `folder` holds is not to be used: with reuse=false, but for what this very sweep has trained. So
         its jobs share epochs, and a job that is tried again goes on."""
-        return not self.cfg.reuse and not (self.by and artifacts.read_json(folder / ANEW) == {"by": self.by})
+        return not self.engine.reuse and not (self.by and artifacts.read_json(folder / ANEW) == {"by": self.by})
 
 
 def _judge(asked: _Asked) -> pruning.Judge | None:
-    if not OmegaConf.select(asked.cfg, "pruner._target_"):
+    if not OmegaConf.select(asked.engine, "pruner._target_"):
         return None
-    pruning.refuse(asked.cfg, asked.task.spec, asked.data.parts.get("val", 0))
+    pruning.refuse(asked.cfg, asked.task.spec, int(asked.data.part == "val"))
     about = {"signature": asked.ids["signature"], "data": asked.data.digest or "", "split": asked.data.split}
-    pruner = asked.choices.get("pruner", "none")
+    pruner = asked.choices.get(f"{OWN}/pruner" if asked.at else "pruner", "none")
     return pruning.Judge(asked.cfg, asked.task.spec, pruner=pruner, name=asked.name, sweep=asked.sweep, **about)
 
 
 def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stack: ExitStack) -> bool:
     """Whether the run's record, here or in MLflow, is the answer: it is finished, or was pruned as it would be now."""
-    cfg, folder = asked.cfg, asked.folder
+    cfg, folder = asked.engine, asked.folder
     anew = asked.anew(folder)
     known = {file: None if anew else artifacts.read_json(folder / file) for file in ("result.json", "pruned.json")}
     if (
@@ -235,7 +240,7 @@ def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stac
         if judge:
             judge.end("COMPLETE", artifacts.read_lines(folder / "history.jsonl"))
         _answer(outcome, record, "reused")
-    elif judge and (record := known["pruned.json"]) and pruning.same(record, cfg, asked.task.spec):
+    elif judge and (record := known["pruned.json"]) and pruning.same(record, asked.cfg, asked.task.spec):
         judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: record["epoch"]])
         (folder / "failure.json").unlink(missing_ok=True)
         _answer_pruned(outcome, record)
@@ -287,9 +292,32 @@ class _Described:
         artifacts.write_json(self.file, self.about)
 
 
-def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) -> dict[str, Any]:
-    """Write the weights and the units' scores; what result.json is to hold."""
-    cfg, folder, checkpoints, spec, history = asked.cfg, asked.folder, asked.checkpoints, asked.task.spec, loop.history
+def _check(result: Result, spec: Spec, made: str) -> None:
+    """Raise TaskError where a test's numbers are not what the task said that it measures."""
+    for key, value in result.metrics.items():
+        if spec.metric(key) is None:
+            raise TaskError(
+                f"{made}: Result has {key}, which is none of its metrics: test/{', test/'.join(spec.metrics)}"
+            )
+        if not isinstance(value, int | float):
+            raise TaskError(f"{made}: Result has {type(value).__name__} for {key}; a number is needed")
+    if spec.scores and not result.units:
+        raise TaskError(f"{made}: Result has no {spec.unit}; a value of {', '.join(spec.scores)} is needed for each")
+    for unit, values in result.units.items():
+        if lacks := [name for name in spec.scores if name not in values]:
+            raise TaskError(f"{made}: Result has no {lacks[0]} for {spec.unit} {unit}; NaN where it is undefined")
+
+
+def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any], spent: float) -> dict[str, Any]:
+    """Write the weights and the units' scores; what result.json is to hold. spent: seconds in `train`, which are those
+    of training where there were no epochs."""
+    cfg, folder, checkpoints, spec, history = (
+        asked.engine,
+        asked.folder,
+        asked.checkpoints,
+        asked.task.spec,
+        loop.history,
+    )
     metrics = (_metrics(history[-1]) if history else {}) | dict(result.metrics)
     if loop.state and "model" in loop.state:
         with artifacts.atomic(folder / "last.pt") as file:
@@ -307,6 +335,7 @@ def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) 
         rows = [{spec.unit: unit, **values} for unit, values in result.units.items()]
         artifacts.write_csv(folder / spec.table, rows)
     sums, metric = _sums(history), spec.metric(spec.select)
+    sums |= {} if history else {"training_seconds": spent}
     assert metric
     best_of = max if metric.direction == "max" else min
     on_test = metrics.get(f"test/{spec.select.partition('/')[2]}")
@@ -320,7 +349,7 @@ def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) 
         "peak_memory_bytes": environment.peak_memory(asked.device),
         "parameters": known.get("parameters"),
         "gflops": known.get("gflops"),
-        "objective": best_of(loop.scores(), default=None) if loop.part == "val" else on_test,
+        "objective": best_of(loop.scores(), default=metrics.get(spec.select)) if loop.part == "val" else on_test,
     } | sums
 
 

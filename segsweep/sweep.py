@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep import artifacts
+from segsweep.config import engine, under
 from segsweep.session import session, thread
 from segsweep.store import database
 
@@ -45,16 +46,21 @@ class Sweep:
 
     def open(self, folder: Path, config: DictConfig, parent: bool) -> None:
         """Begin its record. `parent`: whether MLflow is to have a run for it, beside those of its jobs."""
-        self.folder, self.reported = folder, config.report
-        self.storage = OmegaConf.select(config, "search.storage")
+        own = engine(config)
+        self.folder, self.reported = folder, own.report
+        self.storage = OmegaConf.select(own, "search.storage")
         self._held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
         # of another sweep, in a folder that was named by hand
         for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{artifacts.PRUNING}*")):
             earlier.unlink()
-        tracking, overrides = config.tracking, list(config.hydra.overrides.task)
+        tracking, overrides = own.tracking, list(config.hydra.overrides.task)
         record: dict[str, Any] = {"name": folder.name, "command": without_password(self.asked), "finished": None}
         record["overrides"] = [without_password(override) for override in overrides]
-        record |= {"started": artifacts.now(), "jobs": self.expected, "milestones": milestones(overrides)}
+        record |= {
+            "started": artifacts.now(),
+            "jobs": self.expected,
+            "milestones": milestones(overrides, f"{under(config)}epochs"),
+        }
         record["mlflow"] = None
         if tracking.uri:
             record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": None, "error": None}
@@ -246,14 +252,20 @@ def without_password(text: str) -> str:
 
 def command() -> str:
     """The command line that started this process, as one would type it."""
-    return shlex.join(["python", "-m", "segsweep", *sys.argv[1:]])
+    return f"{program()} {shlex.join(sys.argv[1:])}".strip()
 
 
-def milestones(overrides: list[str]) -> list[int]:
-    """Every value of `epochs` that a command line asks for: the states to keep on the way to the longest."""
+def program() -> str:
+    """The command less its arguments."""
+    return shlex.join(door.program if (door := session().door) else ("python", "-m", "segsweep"))
+
+
+def milestones(overrides: list[str], key: str = "epochs") -> list[int]:
+    """Every value of `epochs` that a command line asks for, by the `key` it has there: the states to keep on the way to
+    the longest."""
     found: set[int] = set()
     for override in OverridesParser.create().parse_overrides(overrides):
-        if override.key_or_group == "epochs":
+        if override.key_or_group == key:
             values = override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]
             found |= {int(str(v)) for v in values if str(v).isdigit()}
     return sorted(found)

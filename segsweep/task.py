@@ -176,7 +176,8 @@ class Data:
         digest: of the contents, whatever they are called and wherever they lie; None: nobody watches them, and a row
             that was reused says so.
         split: digest of who is in which part.
-        parts: number of samples in train, val (0 where there is none: each epoch is then scored on test) and test.
+        parts: number of samples in train, val (0 where there is none: each epoch is then scored on test) and test;
+            empty where nobody counts them, and then epochs are scored on val.
         leaks: whether a unit is in two parts.
         settings: of the configuration, as resolved here: `precision: bf16` for auto.
         facts: for the record.
@@ -192,7 +193,7 @@ class Data:
     @property
     def part(self) -> str:
         """What every epoch is scored on: the validation part where there is one."""
-        return "val" if self.parts.get("val") else "test"
+        return "val" if self.parts.get("val", not self.parts) else "test"
 
 
 class Result(NamedTuple):

@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import artifacts
 from segsweep.components import spec_of
-from segsweep.job import job_name
+from segsweep.config import engine, under
+from segsweep.job import job_name, score_of
 from segsweep.session import session
 from segsweep.worker import in_folder
 
@@ -98,8 +99,8 @@ class ClusterLauncher(Launcher):
         record = artifacts.read_json(job.folder / "job.json") or {}
         facts = {key: record.get(key) for key in ("status", "error", "seconds")} | {"failure": record.get("class")}
         spec = spec_of(self.config)
-        score = spec.told("test", spec.primary, record.get("metrics") or {}) if spec else ""
-        name = job_name(job.overrides, list(self.config.hydra.overrides.task))
+        score = score_of(spec, record.get("metrics") or {})
+        name = job_name(job.overrides, list(self.config.hydra.overrides.task), under(self.config))
         session().emit("end", job=job.number, name=name, score=score, **facts)
         return found
 
@@ -108,7 +109,7 @@ class ClusterLauncher(Launcher):
         from segsweep.plan import Planner  # not for every command, which all import the plugins
 
         try:
-            job.compose(self.compose, Planner(Path(self.config.paths.runs)))
+            job.compose(self.compose, Planner(Path(engine(self.config).paths.runs)))
         except (HydraException, OmegaConfBaseException):
             job.point = None
 
