@@ -6,6 +6,7 @@ Imports neither torch nor mlflow nor optuna, so that `--help` and `--cfg job` an
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 from typing import Any
 
@@ -100,7 +101,9 @@ def _hydra() -> Any:
         allowed = [*given, *HYDRAS] if isinstance(given, list | tuple) else given
         place, name = door.config_path if door.app else None, door.config_name
         base = {} if door.version_base is None else {"version_base": door.version_base}
-        return hydra.main(config_path=place, config_name=name, execution_whitelist=allowed, **base)(Started(job))()
+        with warnings.catch_warnings():  # that this program's own callback is none of the application's whitelist
+            warnings.filterwarnings("ignore", f"hydra.utils.instantiate.* resolved _target_='{HYDRAS[0]}'")
+            return hydra.main(config_path=place, config_name=name, execution_whitelist=allowed, **base)(Started(job))()
     return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(Started(job))()
 
 

@@ -198,8 +198,8 @@ def modules(config: Mapping[str, Any]) -> set[str]:
     found: set[str] = set()
     door = session().door
     if door and door.app:  # what names a module is looked at, and nothing imported
-        names = [*_targets(config), door.target]
-        return {name.rsplit(".", cut)[0] for name in names for cut in range(1, name.count(".") + 1)}
+        named = [*_targets(config), door.target]
+        return {name.rsplit(".", cut)[0] for name in named for cut in range(1, name.count(".") + 1)}
     for target in filter(is_own, _targets(config)):
         thing = locate(target, KINDS["task"]) if door and target == door.target else _get(target)
         while hasattr(thing, "__wrapped__") or isinstance(thing, functools.partial):

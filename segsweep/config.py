@@ -35,19 +35,23 @@ _PASSING = re.compile(r"\$\{\s*(hydra|now)\s*:")
 _MARK = "<of one job alone>"
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
+def resolved(cfg: DictConfig, apart: tuple[str, ...] = ()) -> dict[str, Any]:
     """A configuration as plain values; of another application without what `hydra:` and `now:` give, which no two jobs
-    have in common, and with what cannot be resolved as it is written, for nobody may ever ask for it."""
+    have in common, and with what cannot be resolved as it is written, for nobody may ever ask for it.
+
+    apart: keys that are left out there with all that refers to them."""
     if OWN not in cfg:
         return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
-    return _plain(OmegaConf.create(_marked(OmegaConf.to_container(cfg, resolve=False))))
+    return _plain(OmegaConf.create(_marked(OmegaConf.to_container(cfg, resolve=False), apart)))
 
 
-def _marked(node: Any) -> Any:
+def _marked(node: Any, apart: tuple[str, ...], at: str = "") -> Any:
+    if at in apart:
+        return _MARK
     if isinstance(node, dict):
-        return {key: _marked(item) for key, item in node.items()}
+        return {key: _marked(item, apart, f"{at}.{key}" if at else str(key)) for key, item in node.items()}
     if isinstance(node, list):
-        return [_marked(item) for item in node]
+        return [_marked(item, apart, f"{at}.{place}") for place, item in enumerate(node)]
     return _MARK if isinstance(node, str) and _PASSING.search(node) else node
 
 

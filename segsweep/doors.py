@@ -246,7 +246,7 @@ class Door:
             keys["task"] |= {"epochs": "${epochs}"} if "epochs" in arguments else {}
             keys |= {key: found for key, found in arguments.items() if key in _SHARED and found != "???"}
             node = {"defaults": ["_self_", {"experiment": None}]} | arguments
-            ConfigStore.instance().store(name=self.config_name, node=node, replace=True)
+            ConfigStore.instance().store(name=str(self.config_name), node=node, replace=True)
             _keep(group="hydra/help", name=OWN, node=_help(self, made, arguments))
             help_option = OWN
         _store_engine(at, keys, help_option)
@@ -319,9 +319,10 @@ def _door(thing: Any, **facts: Any) -> Door:
         raise ConfigError(
             f"segsweep.main: {module} has another {thing.__name__}; put segsweep.main over all decorators"
         )
-    program = ("python", "-m", spec.name.removesuffix(".__main__")) if spec else ("python", sys.argv[0])
-    if spec is None and not sys.argv[0].endswith(".py"):
-        program = (Path(sys.argv[0]).name,)  # an installed command
+    if spec is not None:
+        program: tuple[str, ...] = ("python", "-m", spec.name.removesuffix(".__main__"))
+    else:
+        program = ("python", sys.argv[0]) if sys.argv[0].endswith(".py") else (Path(sys.argv[0]).name,)
     return Door(f"{module}.{thing.__name__}", by_file, folder, program, **facts)
 
 
@@ -440,9 +441,10 @@ def _adapted(function: Any, asked: Asked, kind: type[_Function]) -> type[_Functi
         return type(
             function.__name__, (kind,), facts | {"spec": asked.spec(() if facts["takes_run"] else (f"{OWN}.epochs",))}
         )
-    first, *others = [*inspect.signature(function).parameters.values()] or [None]
-    bad = [p.name for p in others if p and p.kind not in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if first is None or first.name != "run" or bad:
+    everything = list(inspect.signature(function).parameters.values())
+    others = everything[1:]
+    bad = [p.name for p in others if p.kind not in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if [p.name for p in everything[:1]] != ["run"] or bad:
         wrong = f"it takes *{bad[0]}" if bad else "its first argument is not run"
         raise ConfigError(
             f"segsweep.main({_named(function)}): {wrong}; a training function is train(run, *, lr: float = 0.1, ...)"
@@ -453,7 +455,11 @@ def _adapted(function: Any, asked: Asked, kind: type[_Function]) -> type[_Functi
 
     __init__.__wrapped__ = function  # type: ignore[attr-defined]
     __init__.__annotations__ = {k: v for k, v in function.__annotations__.items() if k not in ("run", "return")}
-    facts |= {"__init__": __init__, "__signature__": inspect.Signature([p for p in others if p]), "spec": asked.spec()}
+    facts |= {
+        "__init__": __init__,
+        "__signature__": inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in others]),
+        "spec": asked.spec(),
+    }
     return type(function.__name__, (kind,), facts)
 
 
@@ -620,7 +626,7 @@ def _store_searches(group: str) -> None:
     """The presets of a search, less what they say of a task: the space is the command line's."""
     for file in (conf_dir() / "search").glob("*.yaml"):
         found = OmegaConf.load(file)
-        defaults = [d for d in found.defaults if isinstance(d, DictConfig) and "hydra" in next(iter(d))]
+        defaults = [d for d in found.defaults if isinstance(d, DictConfig) and "hydra" in str(d)]
         sampler = OmegaConf.select(found, "hydra.sweeper.sampler") or {}
         node = {"defaults": ["_self_", *map(dict, defaults)], "hydra": {"sweeper": {"sampler": sampler}}}
         _keep(group=group, name=file.stem, node=node, package="_global_")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ def job(cfg: DictConfig) -> Any:
         cfg,
         choices={g: o for g, o in settings.runtime.choices.items() if "/" not in g or (at and g[:6] != "hydra/")},
         name=name,
-        command=f"{sweep.program()} {' '.join(o for o in overrides if not o.startswith(f'{at}search.'))}".strip(),
+        command=_command([o for o in overrides if not o.startswith(f"{at}search.")]),
         sweep=folder.parent,
         milestones=set(record.get("milestones", [])),
     )
@@ -55,6 +56,12 @@ def job(cfg: DictConfig) -> Any:
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
     return _value(cfg, outcome)
+
+
+def _command(overrides: list[str]) -> str:
+    """What trains a job alone."""
+    said = " ".join(overrides) if session().door is None else shlex.join(overrides)
+    return f"{sweep.program()} {said}".strip()
 
 
 def _value(cfg: DictConfig, outcome: Any) -> Any:

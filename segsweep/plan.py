@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep import artifacts, components
 from segsweep.artifacts import Checkpoints
-from segsweep.config import engine, resolved, under
+from segsweep.config import engine, under
 from segsweep.errors import SegsweepError
-from segsweep.signature import OWN, code, factors, left_out, signatures, without
+from segsweep.identity import identity, repeats
+from segsweep.signature import OWN
 from segsweep.task import Data, Spec, Task
 
 RECORDS = 500
@@ -80,9 +81,8 @@ class Planner:
         spec = task.spec
         asked, at = engine(cfg), under(cfg)
         device = pick_device(asked.device)
-        config = without(resolved(cfg) | data.settings, left_out(at, spec))
-        own = code(*sorted(components.modules(config) | set(spec.code)))
-        ids = signatures(config, data.digest or "", data.split, own, spec.repeats, at)
+        found = identity(cfg, spec, data)
+        ids = found.ids
         folder = self.runs / "runs" / ids["signature"]
         there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= asked.epochs]
         finished = asked.reuse and (folder / "result.json").exists()
@@ -95,7 +95,7 @@ class Planner:
 
             state = "pruned" if same(pruned, cfg, spec) else state
         state = "finished" if finished else state
-        alike = _alike(factors(config, choices), spec, device_name(device))
+        alike = _alike(found.factors(choices, spec, at), spec, device_name(device))
         self._sizes.setdefault(alike, lambda: _size(cfg))
         return Point(
             signature=ids["signature"],
@@ -159,8 +159,8 @@ def _size(cfg: DictConfig) -> dict[str, Any]:
 
 def _alike(found: dict[str, Any], spec: Spec, device: str) -> tuple[Any, ...]:
     """Jobs of the same key take about the same time a sample. `found`: a run's factors."""
-    repeats = ("seed", "epochs", f"{OWN}.seed", f"{OWN}.epochs", *spec.repeats)
-    decide = [k for k in found if (any(fnmatch(k, p) for p in spec.pace) if spec.pace else k not in repeats)]
+    apart = ("epochs", f"{OWN}.epochs", *repeats(spec, ""), f"{OWN}.seed")
+    decide = [k for k in found if (any(fnmatch(k, p) for p in spec.pace) if spec.pace else k not in apart)]
     device = device.split(",")[0]  # less the number of threads, which the launcher decides
     return *((key, str(found[key])) for key in sorted(decide)), device
 

@@ -29,6 +29,7 @@ from segsweep.conditions import condition
 from segsweep.config import engine, under
 from segsweep.errors import ConfigError, SegsweepError, nearest
 from segsweep.session import session
+from segsweep.signature import OWN
 
 COMBINATIONS = 64
 """Most combinations of swept groups that are composed here; the rest is checked job by job."""
@@ -299,6 +300,10 @@ def _line(override: Override, value: Any) -> str:
 
 def _wrong_key(override: Override, bases: list[DictConfig]) -> list[str]:
     key = override.key_or_group
+    if override.is_add() and key == "search" and under(bases[0]) and isinstance(override.value(), str):
+        return [
+            f"{override.input_line}: this application has a `search` of its own; a search of segsweep's is +{OWN}/search"
+        ]
     if override.is_add() or override.is_force_add():
         return []
     without = [cfg for cfg in bases if not _has(cfg, key)]
@@ -340,7 +345,9 @@ def _keys(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
 def _wrong_values(override: Override, bases: list[DictConfig]) -> list[str]:
     if override.is_delete():
         return []
-    if override.is_interval_sweep() and (problem := _wrong_interval(override, searching(bases[0]))):
+    if override.is_interval_sweep() and (
+        problem := _wrong_interval(override, searching(bases[0]), under(bases[0]).replace(".", "/"))
+    ):
         return [problem]
     problems = []
     for cfg, value in itertools.product(bases[:1], _values(override)):
@@ -351,13 +358,13 @@ def _wrong_values(override: Override, bases: list[DictConfig]) -> list[str]:
     return problems
 
 
-def _wrong_interval(override: Override, search: bool) -> str | None:
+def _wrong_interval(override: Override, search: bool, at: str) -> str | None:
     line, found = override.input_line, override.value()
     assert isinstance(found, IntervalSweep)
     low, high = float(found.start or 0), float(found.end or 0)
     if not search:
         key = override.key_or_group
-        return f"{line}: an interval is for a search, such as +search=tpe; a grid takes values, {key}=1,2"
+        return f"{line}: an interval is for a search, such as +{at}search=tpe; a grid takes values, {key}=1,2"
     if not low < high:
         return f"{line}: the interval is empty; the lower end comes first, as in interval({min(low, high):g}, 1)"
     if unknown := sorted(found.tags - {"log"}):

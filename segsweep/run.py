@@ -23,10 +23,11 @@ from segsweep.artifacts import Checkpoints
 from segsweep.config import engine, resolved, under
 from segsweep.device import out_of_memory, pick_device
 from segsweep.errors import ConfigError, NotFiniteError, SegsweepError, TaskError
+from segsweep.identity import identity
 from segsweep.loop import Loop, seed_all
 from segsweep.recall import FILES, restorer
 from segsweep.session import Interrupted, Pruned, session
-from segsweep.signature import OWN, code, factors, fingerprint, is_own, left_out, signatures, without
+from segsweep.signature import OWN, code, fingerprint, is_own, without
 from segsweep.task import Data, Result, Spec
 from segsweep.tracking import FIGURES, WEIGHTS, Mirror, forget
 
@@ -196,10 +197,8 @@ class _Asked:
         self.data: Data = self.task.data()
         spec = self.task.spec
         self.whole = resolved(cfg)
-        self.config = without(self.whole | self.data.settings, left_out(self.at, spec))
-        self.modules = components.modules(self.config) | set(spec.code)
-        self.code = code(*sorted(self.modules))
-        self.ids = signatures(self.config, self.data.digest or "", self.data.split, self.code, spec.repeats, self.at)
+        self.identity = identity(cfg, spec, self.data)
+        self.ids = self.identity.ids
         self.folder = runs / "runs" / self.ids["signature"]
         self.checkpoints = Checkpoints(runs / "trajectories" / self.ids["trajectory"])
         record = (artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}
@@ -273,12 +272,12 @@ class _Described:
         self.about: dict[str, Any] = (
             asked.ids
             | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
-            | {"code": fingerprint(code()), "files": asked.code, "evaluated_on": data.part}
-            | {"factors": factors(asked.config, choices), "task": asked.task.spec.to_json()}
+            | {"code": fingerprint(code()), "files": asked.identity.files, "evaluated_on": data.part}
+            | {"factors": asked.identity.factors(choices, asked.task.spec, asked.at), "task": asked.task.spec.to_json()}
             | {"data": {"name": choices.get("data"), "digest": data.digest} | dict(data.facts)}
             | {"split": {"kind": choices.get("split"), "digest": data.split, "leaks": data.leaks} | dict(data.parts)}
             | dict(data.settings)
-            | environment.facts(asked.device, asked.modules)
+            | environment.facts(asked.device, asked.identity.modules)
         )
         self.facts: dict[str, Any] = {}
         artifacts.write_json(self.file, self.about)

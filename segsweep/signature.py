@@ -58,26 +58,20 @@ def left_out(at: str, spec: Spec) -> tuple[str, ...]:
 
 
 def signatures(
-    kept: Mapping[str, Any],
-    data: str,
-    split: str,
-    files: Mapping[str, str],
-    repeats: tuple[str, ...],
-    at: str = "",
+    kept: Mapping[str, Any], like: Mapping[str, Any], data: str, split: str, files: Mapping[str, str], epochs: str
 ) -> dict[str, str]:
-    """`signature`, `group` (less seed and `repeats`) and `trajectory` (less epochs) of what is `kept` of a resolved
-    configuration: all that decides a number.
+    """`signature`, `group` and `trajectory` (less the key `epochs`) of what is `kept` of a resolved configuration: all
+    that decides a number. like: the same less what repeats differ in, by which they are a group.
 
-    `at`: how the engine's keys begin there. `files`: what `code` gives. A schedule that looks at the total carries it
-    in its own arguments (`T_max: ${epochs}`), so that runs of different length share a trajectory exactly when their
-    epochs are the same computation.
+    `files`: what `code` gives. A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`),
+    so that runs of different length share a trajectory exactly when their epochs are the same computation.
     """
     identity: dict[str, Any] = {"config": kept, "code": fingerprint(files)}
     whole = identity | {"data": data, "split": split}
     return {
         "signature": digest(whole),
-        "group": digest(identity | {"data": data, "config": without(kept, ("seed", f"{at}seed", *repeats))}),
-        "trajectory": digest(whole | {"config": without(kept, (f"{at}epochs",))}),
+        "group": digest(identity | {"data": data, "config": like}),
+        "trajectory": digest(whole | {"config": without(kept, (epochs,))}),
     }
 
 

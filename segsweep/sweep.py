@@ -175,7 +175,8 @@ class Sweep:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             return f"not written ({reason}); again: python -m segsweep.report.search {folder}"
         best = folder / "search" / "experiment" / "best.yaml"
-        again = f"   the best: python -m segsweep --config-dir {folder / 'search'} experiment=best"
+        plus = "+" if (door := session().door) and door.app else ""
+        again = f"   the best: {program()} --config-dir {folder / 'search'} {plus}experiment=best"
         return f"{page}{again if best.exists() else ''}"
 
     def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> None:

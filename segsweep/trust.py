@@ -100,7 +100,7 @@ def root(args: Namespace) -> Root:
 def trusted() -> set[Path]:
     """The installed conf/, the folder of the application that came by a door, and those that SEGSWEEP_CONF names."""
     named = os.environ.get(TRUST, "").split(os.pathsep)
-    own = session().door.place() if session().door else None
+    own = door.place() if (door := session().door) else None
     paths = [conf_dir(), *(Path(text) for text in named if text.strip()), *([Path(_path(own))] if own else [])]
     return {path.resolve() for path in paths}
 

@@ -14,7 +14,10 @@ import segsweep
 
 def train(run, *, lr: float = 0.01, hidden: int = 32, batch_size: int = 32):
     """A network with one hidden layer, by Adam."""
-    x, y = (torch.tensor(part, dtype=kind) for part, kind in zip(load_digits(return_X_y=True), (torch.float32, torch.long), strict=True))
+    x, y = (
+        torch.tensor(part, dtype=kind)
+        for part, kind in zip(load_digits(return_X_y=True), (torch.float32, torch.long), strict=True)
+    )
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     train, val = order[:1400], order[1400:]
     model = nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Dropout(0.2), nn.Linear(hidden, 10))

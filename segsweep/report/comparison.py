@@ -15,6 +15,7 @@ import numpy as np
 
 from segsweep.report import statistics
 from segsweep.report.records import Record, Run
+from segsweep.signature import OWN
 from segsweep.task import Metric, Spec
 
 
@@ -30,7 +31,8 @@ class Configuration:
 
     @cached_property
     def factors(self) -> dict[str, Any]:
-        return {k: v for k, v in self.runs[0].factors.items() if k not in ("seed", *self.runs[0].spec.repeats)}
+        apart = ("seed", f"{OWN}.seed", *self.runs[0].spec.repeats)
+        return {k: v for k, v in self.runs[0].factors.items() if k not in apart}
 
     @property
     def seeds(self) -> list[Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from segsweep.artifacts import parse_json
 from segsweep.errors import SegsweepError
+from segsweep.signature import OWN
 from segsweep.task import Spec
 
 
@@ -64,8 +65,13 @@ class Run:
         }
 
     @property
+    def seed_key(self) -> str:
+        """`seed`, which another application may have of its own, or the engine's in such an application."""
+        return f"{OWN}.seed" if "seed" not in self.factors and f"{OWN}.seed" in self.factors else "seed"
+
+    @property
     def seed(self) -> Any:
-        return self.factors.get("seed", 0)
+        return self.factors.get(self.seed_key, 0)
 
     @property
     def repeat(self) -> tuple[Any, ...]:

@@ -14,16 +14,19 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep import artifacts
 from segsweep.config import GROUPS, conf_dir
 from segsweep.errors import printable
-from segsweep.signature import IGNORED
+from segsweep.signature import IGNORED, OWN
 from segsweep.start import start
 from segsweep.trust import plainly
 
+PROGRAM = ("python", "-m", "segsweep")
 PLACES = ("data.root", "split.file")
 """Keys that belong to a machine: asked for on the command line, left out of a file."""
 _ABSENT = object()
@@ -39,14 +42,52 @@ class Winner:
     choices: dict[str, str]
     values: dict[str, Any]
     left: list[str]
+    program: tuple[str, ...] = PROGRAM
+    plus: str = ""
+    """Before `experiment=`: an application has no such group among its own."""
+
+    def command(self) -> str:
+        """The command line that trains it."""
+        return command(self.choices, self.values, program=self.program)
+
+    def again(self, name: str, folder: Path) -> str:
+        """The command line that trains it by its file, `experiment/NAME.yaml` in the folder."""
+        places = {key: value for key, value in self.values.items() if key in PLACES}
+        named = {f"{self.plus}experiment": name, **places}
+        return command({}, named, "--config-dir", str(folder), program=self.program)
 
 
 def of_run(folder: Path) -> Winner:
     """From a run's record."""
+    info = artifacts.read_json(folder / "run.json") or {}
+    words = shlex.split(str(info.get("command") or ""))
+    if words and words[:3] != list(PROGRAM):
+        return _elsewhere(words, info)
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    chosen = (artifacts.read_json(folder / "run.json") or {}).get("choices") or {}
+    chosen = info.get("choices") or {}
     leaves = {key: value for key, value in _leaves(config) if not key.rpartition(".")[2].startswith("_")}
     return _winner({g: chosen[g] for g in GROUPS if chosen.get(g)}, leaves)
+
+
+def _elsewhere(words: list[str], info: Mapping[str, Any]) -> Winner:
+    """Of a script or another application: what was typed, as far as the run's record knows these keys."""
+    count = next((n for n, word in enumerate(words) if "=" in word), len(words))
+    chosen, factors = info.get("choices") or {}, info.get("factors") or {}
+    choices, values, left = {}, {}, []
+    for word in words[count:]:
+        try:
+            override = OverridesParser.create().parse_override(word)
+            key, value = override.key_or_group, override.value()
+        except HydraException:
+            continue
+        if key in chosen and isinstance(value, str) and re.fullmatch(r"[\w-]+", value):
+            choices[key] = value
+        elif key in factors and _KEY.fullmatch(key) and _is_plain(value):
+            values[key] = value
+        elif key.removeprefix(f"{OWN}.").partition(".")[0] not in IGNORED and "/" not in key:
+            left.append(printable(word))
+    plus = "+" if any(str(key).startswith(f"{OWN}.") for key in factors) else ""
+    return Winner(choices, values, left, tuple(words[:count]), plus)
 
 
 def of_trial(params: Mapping[str, Any], asked: Mapping[str, str]) -> Winner:
@@ -139,10 +180,12 @@ def experiment(head: list[str], choices: Mapping[str, str], values: Mapping[str,
     return "\n".join(lines) + "\n" + (yaml.safe_dump(nested, sort_keys=False) if nested else "")
 
 
-def command(choices: Mapping[str, str], values: Mapping[str, Any], *before: str) -> str:
+def command(
+    choices: Mapping[str, str], values: Mapping[str, Any], *before: str, program: tuple[str, ...] = PROGRAM
+) -> str:
     """The command line that trains it; `before`: arguments that come first."""
     words = [f"{key}={_text(value)}" for key, value in {**choices, **values}.items()]
-    return shlex.join(["python", "-m", "segsweep", *before, *words])
+    return shlex.join([*program, *before, *words])
 
 
 def _compose(choices: Mapping[str, str]) -> tuple[dict[str, str], DictConfig]:

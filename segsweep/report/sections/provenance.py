@@ -43,13 +43,14 @@ def _facts(run: Run) -> dict[str, str]:
     spec = run.spec
     samples, kind = many(spec.sample), split.get("kind", "?") or ""
     counts = [f"{data.get(name, '?')} {name}" for name in dict.fromkeys([many(spec.unit), samples])]
+    watched = f"manifest {digest(run, 'data')[:12] or '?'}" if data.get("digest", "") is not None else "not watched"
     parts = "/".join(str(split.get(part, "?")) for part in ("train", "val", "test"))
     return {
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or "not recorded",
         "device": str(info.get("device") or "not recorded"),
         "precision": str(info.get("precision") or "not recorded"),
         "commit": str(info.get("commit") or "none"),
-        "data": ", ".join([str(data.get("name") or "?"), f"manifest {digest(run, 'data')[:12] or '?'}", *counts]),
+        "data": ", ".join([str(data.get("name") or "?"), watched, *counts]),
         "split": f"{kind} {digest(run, 'split')[:12] or '?'}, {samples} train/val/test {parts}".strip(),
         "leaks": f"yes{f': by {spec.sample}' * (spec.sample != spec.unit)}" if run.leaks else "no",
         "evaluated on": run.evaluated_on,
