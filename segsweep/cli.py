@@ -99,7 +99,7 @@ def _hydra() -> Any:
     if door := session().door:
         given = door.whitelist if door.app else hydras()
         allowed = [*given, *HYDRAS] if isinstance(given, list | tuple) else given
-        place, name = door.config_path if door.app else None, door.config_name
+        place, name = (door.config_path if door.app else None) or trust.NOWHERE, door.config_name
         base = {} if door.version_base is None else {"version_base": door.version_base}
         with warnings.catch_warnings():  # that this program's own callback is none of the application's whitelist
             warnings.filterwarnings("ignore", f"hydra.utils.instantiate.* resolved _target_='{HYDRAS[0]}'")

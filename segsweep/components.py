@@ -278,7 +278,9 @@ def _check_task(cfg: DictConfig) -> tuple[list[str], set[str]]:
         if not isinstance(spec, Spec):
             return [f"task._target_={node['_target_']}: has no `spec`, a task.Spec that says what it measures"], set()
         if OWN in cfg:  # its settings are its own matter
-            return [], set()
+            name, epochs = made.__name__, engine(cfg).epochs
+            none = f"{OWN}.epochs={epochs}: {name}(cfg) has no epochs; def {name}(cfg, run) has"
+            return [none] if epochs != 1 and not made.takes_run else [], set()
         signature, hints = inspect.signature(made), get_type_hints(made.__init__, include_extras=True)
     except (ConfigError, OmegaConfBaseException, TypeError, ValueError, NameError) as error:
         text = str(error).splitlines()[0]

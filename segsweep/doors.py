@@ -78,11 +78,9 @@ def main(
     engine loads the script, nothing is started."""
     asked = Asked(metric, direction, data, tuple(ignored), tuple(repeats))
     at_hydra = {"config_path": config_path, "config_name": config_name, "version_base": version_base}
+    if task is not None:
+        return _start(lambda: _script(task, asked, [key for key, found in at_hydra.items() if found is not None]))
     try:
-        if task is not None:
-            if given := [key for key, found in at_hydra.items() if found is not None]:
-                raise ConfigError(f"segsweep.main({_named(task)}, {given[0]}=...): not of a script. {_USAGE}")
-            return _start(lambda: _script(task, asked))
         asked.spec()
     except SegsweepError as error:
         _refuse(error)
@@ -272,8 +270,10 @@ class Door:
             return False
 
 
-def _script(task: Any, asked: Asked) -> Door:
-    """Raises ConfigError."""
+def _script(task: Any, asked: Asked, at_hydra: list[str]) -> Door:
+    """at_hydra: what was said that is of an application alone. Raises ConfigError."""
+    if at_hydra:
+        raise ConfigError(f"segsweep.main({_named(task)}, {at_hydra[0]}=...): not of a script. {_USAGE}")
     if isinstance(task, type):
         if not asked.empty:
             raise ConfigError(
@@ -295,7 +295,7 @@ def _application(function: Any, at_hydra: dict[str, Any], whitelist: Any) -> Doo
 
 def _door(thing: Any, **facts: Any) -> Door:
     """Where a class or function is, as every process finds it."""
-    spec, file = _main()
+    (spec, file), name = _main(), str(thing.__name__)
     if "<" in thing.__qualname__ or "." in thing.__qualname__:
         raise ConfigError(
             f"segsweep.main: {thing.__qualname__} is inside something else; jobs run in other processes, which find "
@@ -315,15 +315,13 @@ def _door(thing: Any, **facts: Any) -> Door:
             )
     if spec is None and file is not None:
         folder = str(Path(file).parent)
-    if getattr(sys.modules[module], thing.__name__, None) is not thing:
-        raise ConfigError(
-            f"segsweep.main: {module} has another {thing.__name__}; put segsweep.main over all decorators"
-        )
+    if getattr(sys.modules[module], name, None) is not thing:
+        raise ConfigError(f"segsweep.main: {module} has another {name}; put segsweep.main over all decorators")
     if spec is not None:
         program: tuple[str, ...] = ("python", "-m", spec.name.removesuffix(".__main__"))
     else:
         program = ("python", sys.argv[0]) if sys.argv[0].endswith(".py") else (Path(sys.argv[0]).name,)
-    return Door(f"{module}.{thing.__name__}", by_file, folder, program, **facts)
+    return Door(f"{module}.{name}", by_file, folder, program, **facts)
 
 
 def _main() -> tuple[Any, str | None]:
@@ -418,7 +416,8 @@ class _Script(_Function):
 class _App(_Function):
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg.copy()
-        if f"${{{OWN}." not in OmegaConf.to_yaml(cfg):  # else the application means to know
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != OWN])
+        if f"${{{OWN}." not in OmegaConf.to_yaml(own):  # else the application means to know
             with open_dict(self.cfg):
                 del self.cfg[OWN]
 
@@ -428,9 +427,6 @@ class _App(_Function):
 
     def _watched(self) -> Any:
         return self.asked.data(self.cfg)
-
-    def problems(self) -> list[str]:
-        return []
 
 
 def _adapted(function: Any, asked: Asked, kind: type[_Function]) -> type[_Function]:

@@ -301,9 +301,8 @@ def _line(override: Override, value: Any) -> str:
 def _wrong_key(override: Override, bases: list[DictConfig]) -> list[str]:
     key = override.key_or_group
     if override.is_add() and key == "search" and under(bases[0]) and isinstance(override.value(), str):
-        return [
-            f"{override.input_line}: this application has a `search` of its own; a search of segsweep's is +{OWN}/search"
-        ]
+        instead = f"segsweep's is +{OWN}/search={override.value()}"
+        return [f"{override.input_line}: this application has a `search` of its own; {instead}"]
     if override.is_add() or override.is_force_add():
         return []
     without = [cfg for cfg in bases if not _has(cfg, key)]
@@ -345,9 +344,7 @@ def _keys(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
 def _wrong_values(override: Override, bases: list[DictConfig]) -> list[str]:
     if override.is_delete():
         return []
-    if override.is_interval_sweep() and (
-        problem := _wrong_interval(override, searching(bases[0]), under(bases[0]).replace(".", "/"))
-    ):
+    if override.is_interval_sweep() and (problem := _wrong_interval(override, bases[0])):
         return [problem]
     problems = []
     for cfg, value in itertools.product(bases[:1], _values(override)):
@@ -358,12 +355,12 @@ def _wrong_values(override: Override, bases: list[DictConfig]) -> list[str]:
     return problems
 
 
-def _wrong_interval(override: Override, search: bool, at: str) -> str | None:
+def _wrong_interval(override: Override, base: DictConfig) -> str | None:
     line, found = override.input_line, override.value()
     assert isinstance(found, IntervalSweep)
     low, high = float(found.start or 0), float(found.end or 0)
-    if not search:
-        key = override.key_or_group
+    if not searching(base):
+        key, at = override.key_or_group, under(base).replace(".", "/")
         return f"{line}: an interval is for a search, such as +{at}search=tpe; a grid takes values, {key}=1,2"
     if not low < high:
         return f"{line}: the interval is empty; the lower end comes first, as in interval({min(low, high):g}, 1)"

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -75,7 +76,7 @@ def run(
             outcome.error = str(error)
             if not isinstance(error, SegsweepError):
                 outcome.error = f"{type(error).__name__}: {error}{_own_frame(error)}"
-                log.info("", exc_info=True)  # the whole of it is in job.log
+                _keep_traceback()
             if outcome.failure == "oom" and asked and (smaller := getattr(asked.task, "smaller", None)):
                 outcome.error = f"{smaller(session().retries)}\n{outcome.error}"
             if outcome.folder:
@@ -86,6 +87,14 @@ def run(
                         | {"traceback": traceback.format_exc()},
                     )
         return outcome
+
+
+def _keep_traceback() -> None:
+    """The whole of it is for the job's log file; an application may show on the screen what it logs."""
+    record = log.makeRecord(log.name, logging.INFO, __file__, 0, "the job failed", (), sys.exc_info())
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def _own_frame(error: BaseException) -> str:

@@ -293,13 +293,14 @@ def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder
     made = client.create_run(experiment_id(client, experiment), tags=tags, run_name=run["name"])
     client.log_batch(made.info.run_id, params=[Param(k, str(v)) for k, v in run["factors"].items()])
     data = run["data"]
-    dataset = Dataset(
-        data["name"],
-        data["digest"][:32],
-        "local",
-        json.dumps({"patients": data["patients"], "slices": data["slices"]}),
-        profile=json.dumps({key: run["split"][key] for key in ("train", "val", "test")}),
-    )
+    counts = {part: run["split"][part] for part in ("train", "val", "test") if part in run["split"]}
+    plain = {
+        key: value
+        for key, value in data.items()
+        if key not in ("name", "digest") and isinstance(value, int | float | str)
+    }
+    digest = (data["digest"] or "not watched")[:32]
+    dataset = Dataset(data["name"] or "data", digest, "local", json.dumps(plain), profile=json.dumps(counts))
     client.log_inputs(made.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
     return made.info.run_id
 

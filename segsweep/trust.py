@@ -30,6 +30,8 @@ from segsweep.errors import ConfigError, printable
 from segsweep.session import session
 
 TRUST = "SEGSWEEP_CONF"
+NOWHERE = "pkg://hydra.conf"
+"""On the search path of what has no folder of its own, since Hydra wants one: where it finds its own anyway."""
 OURS = "hydra_plugins.segsweep_local."
 
 NUMBER = "numbers"
@@ -94,7 +96,7 @@ def root(args: Namespace) -> Root:
     if (door := session().door) is None:
         return Root((f"file://{conf_dir()}",), "config")
     place = door.place(args.config_path)
-    return Root((place or "pkg://hydra.conf",), args.config_name or door.config_name)  # one is needed
+    return Root((place or NOWHERE,), args.config_name or door.config_name)
 
 
 def trusted() -> set[Path]:

@@ -83,6 +83,12 @@ class Run:
         return str(self.info.get("command") or "not recorded")
 
     @property
+    def unwatched(self) -> bool:
+        """Whether nobody looks if the data are still what they were."""
+        data = self.info.get("data") or {}
+        return "digest" in data and data["digest"] is None
+
+    @property
     def leaks(self) -> bool:
         return bool((self.info.get("split") or {}).get("leaks"))
 

@@ -48,8 +48,8 @@ def write(found: Found, out: Path, title: str | None = None) -> Path:
 
 
 def winners(found: Found, folder: Path) -> list[tuple[FrozenTrial, list[str], Path, str]]:
-    """Write each best configuration as `experiment/NAME.yaml`: the trial, its command lines (by the file, and without it),
-    its file, and a sentence on what was left out, if anything was."""
+    """Write each best configuration as `experiment/NAME.yaml`: the trial, its command lines (by the file, and without
+    it), its file, and a sentence on what was left out, if anything was."""
     made = []
     for rank, trial in enumerate(found.best[:MOST_FRONT]):
         name = "best" if rank == 0 else f"front_{rank + 1}"

@@ -73,20 +73,25 @@ def _elsewhere(words: list[str], info: Mapping[str, Any]) -> Winner:
     """Of a script or another application: what was typed, as far as the run's record knows these keys."""
     count = next((n for n, word in enumerate(words) if "=" in word), len(words))
     chosen, factors = info.get("choices") or {}, info.get("factors") or {}
-    choices, values, left = {}, {}, []
+    plus = "+" if any(str(key).startswith(f"{OWN}.") for key in factors) else ""
+    choices: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    left: list[str] = []
     for word in words[count:]:
         try:
             override = OverridesParser.create().parse_override(word)
             key, value = override.key_or_group, override.value()
         except HydraException:
             continue
+        engine = key.startswith((f"{OWN}.", f"{OWN}/")) or not plus or (key == "search" and override.is_add())
+        if engine and re.split(r"[./]", re.sub(rf"^{OWN}[./]", "", key))[0] in IGNORED:
+            continue
         if key in chosen and isinstance(value, str) and re.fullmatch(r"[\w-]+", value):
             choices[key] = value
         elif key in factors and _KEY.fullmatch(key) and _is_plain(value):
             values[key] = value
-        elif key.removeprefix(f"{OWN}.").partition(".")[0] not in IGNORED and "/" not in key:
+        else:
             left.append(printable(word))
-    plus = "+" if any(str(key).startswith(f"{OWN}.") for key in factors) else ""
     return Winner(choices, values, left, tuple(words[:count]), plus)
 
 

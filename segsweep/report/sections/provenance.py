@@ -43,7 +43,7 @@ def _facts(run: Run) -> dict[str, str]:
     spec = run.spec
     samples, kind = many(spec.sample), split.get("kind", "?") or ""
     counts = [f"{data.get(name, '?')} {name}" for name in dict.fromkeys([many(spec.unit), samples])]
-    watched = f"manifest {digest(run, 'data')[:12] or '?'}" if data.get("digest", "") is not None else "not watched"
+    watched = "not watched" if run.unwatched else f"manifest {digest(run, 'data')[:12] or '?'}"
     parts = "/".join(str(split.get(part, "?")) for part in ("train", "val", "test"))
     return {
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or "not recorded",
