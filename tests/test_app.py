@@ -305,7 +305,9 @@ def test_an_application_with_epochs_that_was_killed_goes_on_to_the_same_bits(tmp
     assert [d.returncode for d in done] == [0, 0], done[0].stdout + done[0].stderr
     found = [
         {
-            file.parent.name: [{k: v for k, v in json.loads(line).items() if "/" in k} for line in file.open()]
+            file.parent.name: [
+                {k: v for k, v in json.loads(line).items() if "/" in k} for line in file.read_text().splitlines()
+            ]
             for file in folder.glob("multirun/runs/*/history.jsonl")
         }
         for folder in folders

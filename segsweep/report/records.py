@@ -89,8 +89,17 @@ class Run:
         return "digest" in data and data["digest"] is None
 
     @property
+    def split(self) -> dict[str, Any]:
+        return self.info.get("split") or {}
+
+    @property
+    def counted(self) -> bool:
+        """Whether anybody said how much is in which part."""
+        return "leaks" not in self.split or bool({"train", "val", "test"} & self.split.keys())
+
+    @property
     def leaks(self) -> bool:
-        return bool((self.info.get("split") or {}).get("leaks"))
+        return bool(self.split.get("leaks"))
 
     @property
     def evaluated_on(self) -> str:
