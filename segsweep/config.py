@@ -35,14 +35,15 @@ _PASSING = re.compile(r"\$\{\s*(hydra|now)\s*:")
 _MARK = "<of one job alone>"
 
 
-def resolved(cfg: DictConfig, apart: tuple[str, ...] = ()) -> dict[str, Any]:
+def resolved(cfg: DictConfig, apart: tuple[str, ...] = (), folder: str = "") -> dict[str, Any]:
     """A configuration as plain values; of another application without what `hydra:` and `now:` give, which no two jobs
     have in common, and with what cannot be resolved as it is written, for nobody may ever ask for it.
 
-    apart: keys that are left out there with all that refers to them."""
+    apart: keys that are left out there with all that refers to them. folder: of the sweep; what lies in it, by another
+    way than `hydra:`, is as it is written, too."""
     if OWN not in cfg:
         return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
-    return _plain(OmegaConf.create(_marked(OmegaConf.to_container(cfg, resolve=False), apart)))
+    return _plain(OmegaConf.create(_marked(OmegaConf.to_container(cfg, resolve=False), apart)), folder)
 
 
 def _marked(node: Any, apart: tuple[str, ...], at: str = "") -> Any:
@@ -55,17 +56,19 @@ def _marked(node: Any, apart: tuple[str, ...], at: str = "") -> Any:
     return _MARK if isinstance(node, str) and _PASSING.search(node) else node
 
 
-def _plain(node: DictConfig) -> dict[str, Any]:
+def _plain(node: DictConfig, folder: str) -> dict[str, Any]:
     raw: Any = OmegaConf.to_container(node, resolve=False)
     found: dict[str, Any] = {}
     for key in node:
         try:
             item = node[key]
             if isinstance(item, DictConfig):
-                item = _plain(item)
+                item = _plain(item, folder)
             elif OmegaConf.is_config(item):
                 item = OmegaConf.to_container(item, resolve=True, enum_to_str=True)
         except OmegaConfBaseException:
+            item = raw[key]
+        if folder and not isinstance(item, dict) and folder in str(item):
             item = raw[key]
         if isinstance(item, dict) or _MARK not in str(item):
             kept = item is None or isinstance(item, dict | list | bool | int | float)

@@ -115,6 +115,7 @@ def _start(made: Callable[[], "Door"]) -> None:
     if here.door is not None or sys._getframe(2).f_globals.get("__name__") == "__mp_main__":
         return  # a launcher's process, or one of the user's own, that only loads the script
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    argv = list(sys.argv)
     try:
         here.door = made()
         start()
@@ -126,7 +127,7 @@ def _start(made: Callable[[], "Door"]) -> None:
         print(error, file=sys.stderr)
         code = 1
     finally:
-        here.door = None
+        here.door, sys.argv[:] = None, argv
         for number, handler in before.items():
             signal.signal(number, handler)
     if code:
@@ -308,13 +309,14 @@ def _door(thing: Any, **facts: Any) -> Door:
         )
     if module == "__main__":
         module, by_file = (spec.name, None) if spec else (_stem(), file)
-        there = sys.modules.setdefault(module, sys.modules["__main__"])
-        if module in sys.stdlib_module_names or getattr(there, "__file__", None) not in (file, sys.argv[0]):
+        there = getattr(sys.modules.get(module), "__file__", None) or file
+        if module in sys.stdlib_module_names or Path(str(there)).resolve() != Path(str(file)).resolve():
             raise ConfigError(
                 f"{file}: another module is called {module}, which would be loaded in its place; rename it"
             )
-    if spec is None and file is not None:
-        folder = str(Path(file).parent)
+        sys.modules[module] = sys.modules["__main__"]
+    if file is not None:
+        folder = str(Path(file).parent) if spec is None else os.getcwd()  # as Python itself has it first on its path
     if getattr(sys.modules[module], name, None) is not thing:
         raise ConfigError(f"segsweep.main: {module} has another {name}; put segsweep.main over all decorators")
     if spec is not None:

@@ -1,6 +1,7 @@
 """Which run a composed configuration asks for, as the process that plans it and the one that trains it both find it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -33,12 +34,13 @@ def repeats(spec: Spec, at: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("seed", f"{at}seed", *spec.repeats)))
 
 
-def identity(cfg: DictConfig, spec: Spec, data: Data) -> Identity:
-    """Of a configuration that has been checked, and what its task says of its data."""
+def identity(cfg: DictConfig, spec: Spec, data: Data, folder: Path | None) -> Identity:
+    """Of a configuration that has been checked, and what its task says of its data. folder: of the sweep, if any."""
     at = under(cfg)
     apart, settings = left_out(at, spec), dict(data.settings)
-    config = without(resolved(cfg) | settings, apart)
-    like = without(resolved(cfg, repeats(spec, at)) | settings, apart) if at else config
+    place = str(folder.absolute()) if folder else ""
+    config = without(resolved(cfg, (), place) | settings, apart)
+    like = without(resolved(cfg, repeats(spec, at), place) | settings, apart) if at else config
     like = without(like, repeats(spec, at))
     modules = components.modules(config) | set(spec.code)
     files = code(*sorted(modules))

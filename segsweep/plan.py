@@ -19,6 +19,7 @@ from segsweep.artifacts import Checkpoints
 from segsweep.config import engine, under
 from segsweep.errors import SegsweepError
 from segsweep.identity import identity, repeats
+from segsweep.session import session
 from segsweep.signature import OWN
 from segsweep.task import Data, Spec, Task
 
@@ -81,7 +82,8 @@ class Planner:
         spec = task.spec
         asked, at = engine(cfg), under(cfg)
         device = pick_device(asked.device)
-        found = identity(cfg, spec, data)
+        lead = session().sweep
+        found = identity(cfg, spec, data, lead.folder if lead else None)
         ids = found.ids
         folder = self.runs / "runs" / ids["signature"]
         there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= asked.epochs]

@@ -206,7 +206,7 @@ class _Asked:
         self.data: Data = self.task.data()
         spec = self.task.spec
         self.whole = resolved(cfg)
-        self.identity = identity(cfg, spec, self.data)
+        self.identity = identity(cfg, spec, self.data, sweep)
         self.ids = self.identity.ids
         self.folder = runs / "runs" / self.ids["signature"]
         self.checkpoints = Checkpoints(runs / "trajectories" / self.ids["trajectory"])

@@ -18,6 +18,9 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "hydra_app"
 APP = """
 import os
 import segsweep
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+OmegaConf.register_resolver("my_folder", lambda: HydraConfig.get().runtime.output_dir, replace=True)
 seen = []
 @segsweep.main(config_path="conf", config_name="config", metric="loss", direction="min", ignored=["workers"])
 def start(cfg):
@@ -39,6 +42,7 @@ optional: ???
 out: ${hydra:runtime.output_dir}/x
 today: ${now:%Y-%m-%d_%H-%M-%S-%f}
 notes: ${out}/notes
+mine: ${my_folder:}/mine
 """
 BASIC = "  - override hydra/launcher: basic\n"
 QUIET = ("segsweep/tracking=none", "segsweep.report=false")
@@ -270,8 +274,7 @@ def main(cfg):
         open("killed", "w").close()
         os.kill(os.getpid(), 9)
     return cfg.seed
-if __name__ == "__main__":
-    main()
+main()  # without the guard: in a worker it starts nothing
 """
 
 

@@ -32,8 +32,7 @@ def _scope(found: Findings) -> str:
     names = {found.data(i).removesuffix(" data").split()[0] for i in range(len(found.rows))}
     names = {"data without a name" if name == "unknown" else name for name in names}
     text = (
-        f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, {on}"
-        f" {joined(sorted(names))}."
+        f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, {on} {joined(sorted(names))}."
     )
     lacking = sum(job.status not in WHOLE for job in found.record.jobs)
     verb = "is" if lacking == 1 else "are"
