@@ -60,13 +60,12 @@ class Winner:
 def of_run(folder: Path) -> Winner:
     """From a run's record."""
     info = artifacts.read_json(folder / "run.json") or {}
-    words = shlex.split(str(info.get("command") or ""))
-    if words and words[:3] != list(PROGRAM):
-        return _elsewhere(words, info)
+    factors, groups = info.get("factors") or {}, info.get("choices") or {}
+    if f"{OWN}.task" in factors or ("task" in factors and "task" not in groups):  # which is no option of conf/
+        return _elsewhere(shlex.split(str(info.get("command") or "")), info)
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    chosen = info.get("choices") or {}
     leaves = {key: value for key, value in _leaves(config) if not key.rpartition(".")[2].startswith("_")}
-    return _winner({g: chosen[g] for g in GROUPS if chosen.get(g)}, leaves)
+    return _winner({g: groups[g] for g in GROUPS if groups.get(g)}, leaves)
 
 
 def _elsewhere(words: list[str], info: Mapping[str, Any]) -> Winner:
