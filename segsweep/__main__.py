@@ -3,7 +3,7 @@
 
 def main() -> int:
     try:
-        from segsweep.cli import main as run
+        from segsweep.sweeps.cli import main as run
 
         return _leave(run())
     except KeyboardInterrupt:  # a Ctrl-C amid the imports

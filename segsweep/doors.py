@@ -33,11 +33,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from segsweep.config import Config, conf_dir, schema
-from segsweep.errors import ConfigError, DataError, NotFiniteError, SegsweepError, TaskError
-from segsweep.session import session
-from segsweep.signature import OWN
-from segsweep.start import start
+from segsweep.config.schema import Config, conf_dir, schema
+from segsweep.config.start import start
+from segsweep.core.errors import ConfigError, DataError, NotFiniteError, SegsweepError, TaskError
+from segsweep.core.session import session
+from segsweep.core.signature import OWN
 from segsweep.task import PARTS, WORD, Data, Metric, Result, Spec
 
 _SHARED = ("epochs", "seed", "device")
@@ -120,7 +120,7 @@ def _start(made: Callable[[], "Door"]) -> None:
         here.door = made()
         start()
         here.door.register()
-        from segsweep import cli
+        from segsweep.sweeps import cli
 
         code = cli.main()
     except SegsweepError as error:

@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from segsweep import components
-from segsweep.config import resolved, under
-from segsweep.signature import code, factors, left_out, signatures, without
+from segsweep.config import components
+from segsweep.config.schema import resolved, under
+from segsweep.core.signature import code, factors, left_out, signatures, without
 from segsweep.task import Data, Spec
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from segsweep import cli
+from segsweep.sweeps import cli
 
 TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "epochs=2"]
 
@@ -30,7 +30,7 @@ def jobs(cwd: Path) -> list[dict]:
 def test_questions_are_answered_without_the_heavy_imports(tmp_path, ask):
     code = (
         f"import sys; sys.argv = ['segsweep', *{ask!r}]\n"
-        "from segsweep.cli import main\n"
+        "from segsweep.sweeps.cli import main\n"
         "main()\n"
         "heavy = {'torch', 'mlflow', 'optuna', 'matplotlib', 'scipy', 'pandas', 'numpy', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -104,7 +104,7 @@ def test_bad_input_is_one_message_and_an_exit_code(tmp_path, arguments, says):
 
 
 LABELS = """
-from segsweep.data.phantom import Phantom
+from segsweep.segmentation.data.phantom import Phantom
 
 
 class Labels(Phantom):
@@ -130,7 +130,7 @@ def test_masks_with_several_labels_are_told_in_a_sentence_and_train_nothing(tmp_
 
 SWALLOWS = """
 import signal, sys
-from segsweep import cli, preflight
+from segsweep.sweeps import cli, preflight
 
 def meets_a_ctrl_c(argv):
     try:
@@ -171,6 +171,6 @@ def test_a_second_ctrl_c_stops_whatever_exception_it_becomes(monkeypatch, capsys
 
 def test_an_error_without_a_ctrl_c_is_no_interruption(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["segsweep"])
-    monkeypatch.setattr("segsweep.preflight.preflight", lambda argv: {}["a defect"])
+    monkeypatch.setattr("segsweep.sweeps.preflight.preflight", lambda argv: {}["a defect"])
     with pytest.raises(KeyError, match="a defect"):
         cli.main()

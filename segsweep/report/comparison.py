@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from segsweep.core.signature import OWN
 from segsweep.report import statistics
 from segsweep.report.records import Record, Run
-from segsweep.signature import OWN
 from segsweep.task import Metric, Spec
 
 

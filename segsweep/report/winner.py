@@ -19,12 +19,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import artifacts
-from segsweep.config import GROUPS, conf_dir
-from segsweep.errors import printable
-from segsweep.signature import IGNORED, OWN
-from segsweep.start import start
-from segsweep.trust import plainly
+from segsweep.config.schema import GROUPS, conf_dir
+from segsweep.config.start import start
+from segsweep.config.trust import plainly
+from segsweep.core import artifacts
+from segsweep.core.errors import printable
+from segsweep.core.signature import IGNORED, OWN
 
 PROGRAM = ("python", "-m", "segsweep")
 PLACES = ("data.root", "split.file")

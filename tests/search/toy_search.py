@@ -18,13 +18,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from segsweep import artifacts
-from segsweep.components import hydras
-from segsweep.config import conf_dir
-from segsweep.start import start
+from segsweep.config.components import hydras
+from segsweep.config.schema import conf_dir
+from segsweep.config.start import start
+from segsweep.core import artifacts
 
 start()
-from hydra_plugins.segsweep_local.search import SearchSweeper  # noqa: E402 - the namespace has to know it first
+from segsweep.plugins.search import SearchSweeper  # noqa: E402 - the namespace has to know it first
 
 
 class Toy:
@@ -113,7 +113,7 @@ def study(url: str, name: str = "s") -> Any:
     """What anyone finds in a storage."""
     import optuna
 
-    from segsweep.study import open_storage
+    from segsweep.search.study import open_storage
 
     return optuna.load_study(study_name=name, storage=open_storage(url))
 

@@ -1,0 +1,184 @@
+"""The schema of the configuration and the place of conf/.
+
+Types and ranges live here, values live in conf/: a dataclass has no defaults, so a value is never kept in two places.
+"""
+
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, BooleanNode, DictConfig, FloatNode, IntegerNode, OmegaConf, StringNode
+from omegaconf.errors import OmegaConfBaseException
+
+from segsweep.core.signature import OWN
+from segsweep.task import Range
+
+
+def conf_dir() -> Path:
+    """conf/ inside the installed package, or beside it in a checkout or an editable install."""
+    package = Path(__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def under(cfg: DictConfig) -> str:
+    """How the engine's keys begin as one types them: "segsweep." in another application's configuration, else ""."""
+    return f"{OWN}." if OWN in cfg else ""
+
+
+def engine(cfg: DictConfig) -> DictConfig:
+    """The node that holds the engine's keys: the root, or what another application's configuration has for them."""
+    return cfg.get(OWN, cfg)
+
+
+_PASSING = re.compile(r"\$\{\s*(hydra|now)\s*:")
+_MARK = "<of one job alone>"
+
+
+def resolved(cfg: DictConfig, apart: tuple[str, ...] = (), folder: str = "") -> dict[str, Any]:
+    """A configuration as plain values; of another application without what `hydra:` and `now:` give, which no two jobs
+    have in common, and with what cannot be resolved as it is written, for nobody may ever ask for it.
+
+    apart: keys that are left out there with all that refers to them. folder: of the sweep; what lies in it, by another
+    way than `hydra:`, is as it is written, too."""
+    if OWN not in cfg:
+        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    return _plain(OmegaConf.create(_marked(OmegaConf.to_container(cfg, resolve=False), apart)), folder)
+
+
+def _marked(node: Any, apart: tuple[str, ...], at: str = "") -> Any:
+    if at in apart:
+        return _MARK
+    if isinstance(node, dict):
+        return {key: _marked(item, apart, f"{at}.{key}" if at else str(key)) for key, item in node.items()}
+    if isinstance(node, list):
+        return [_marked(item, apart, f"{at}.{place}") for place, item in enumerate(node)]
+    return _MARK if isinstance(node, str) and _PASSING.search(node) else node
+
+
+def _plain(node: DictConfig, folder: str) -> dict[str, Any]:
+    raw: Any = OmegaConf.to_container(node, resolve=False)
+    found: dict[str, Any] = {}
+    for key in node:
+        try:
+            item = node[key]
+            if isinstance(item, DictConfig):
+                item = _plain(item, folder)
+            elif OmegaConf.is_config(item):
+                item = OmegaConf.to_container(item, resolve=True, enum_to_str=True)
+        except OmegaConfBaseException:
+            item = raw[key]
+        if folder and not isinstance(item, dict) and folder in str(item):
+            item = raw[key]
+        if isinstance(item, dict) or _MARK not in str(item):
+            kept = item is None or isinstance(item, dict | list | bool | int | float)
+            found[str(key)] = item if kept else str(getattr(item, "name", item))
+    return found
+
+
+def value(**rule: Any) -> Any:
+    """A value that conf/ must give, with the range that `range_problem` checks: arguments of `task.Range`."""
+    return field(default=MISSING, metadata={"range": Range(**rule)})
+
+
+@dataclass
+class Paths:
+    runs: str = MISSING
+    cache: str = MISSING
+
+
+@dataclass
+class Tracking:
+    uri: str | None = MISSING
+    experiment: str = MISSING
+
+
+@dataclass
+class Checkpoint:
+    every: int = value(least=1)
+    keep: int = value(least=1)
+
+
+@dataclass
+class Sweep:
+    exclude: list[str] = MISSING
+
+
+@dataclass
+class Search:
+    study: str | None = MISSING
+    storage: str = MISSING
+    trials: int = value(least=1)
+    objective: list[str] = MISSING
+    epoch: Any = MISSING
+    max_seconds: float | None = value(above=0)
+    max_parameters: float | None = value(above=0)
+    max_gflops: float | None = value(above=0)
+    seed: int = value(least=0)
+    when: list[str] = MISSING
+    trial: int | None = value(least=0)
+
+
+@dataclass
+class Config:
+    """What any run can be told. A task's own keys and groups are arguments of its constructor, which `components.check`
+    holds them against."""
+
+    task: dict[str, Any] = MISSING
+    pruner: dict[str, Any] = MISSING
+    epochs: int = value(least=1)
+    seed: int = value(least=0, most=2**63 - 1)
+    device: str = value(choices=("auto", "cpu", "cuda", "cuda:N"))
+    reuse: bool = MISSING
+    report: bool = MISSING
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    tracking: Tracking = field(default_factory=Tracking)
+    paths: Paths = field(default_factory=Paths)
+    sweep: Sweep = field(default_factory=Sweep)
+    search: Search = field(default_factory=Search)
+
+
+GROUPS = ("task", "model", "loss", "optim", "scheduler", "data", "split", "augment")
+
+
+def schema() -> DictConfig:
+    """`Config` as Hydra takes it: its keys are typed, and a task's may stand beside them, which a dataclass would
+    refuse."""
+    typed: dict[Any, Any] = {bool: BooleanNode, int: IntegerNode, float: FloatNode, str: StringNode}
+    keys: dict[str, Any] = {}
+    for f in fields(Config):
+        kind: Any = f.type
+        made = typed.get(kind)
+        keys[f.name] = made(MISSING, is_optional=False) if made else kind if is_dataclass(kind) else MISSING
+    return OmegaConf.create(keys)
+
+
+def ranges(schema: type = Config, prefix: str = "") -> dict[str, Range]:
+    """Flat key -> range of every plain value of the schema."""
+    found: dict[str, Range] = {}
+    for f in fields(schema):
+        if is_dataclass(f.type):
+            found |= ranges(f.type, f"{prefix}{f.name}.")  # type: ignore[arg-type]
+        elif f.metadata:
+            found[prefix + f.name] = f.metadata["range"]
+    return found
+
+
+def range_problem(key: str, found: Any, rule: Range) -> str | None:
+    """One sentence if `found` is outside its range, else None."""
+    if found is None:
+        return None
+    if rule.choices:
+        pattern = [c for c in rule.choices if c == found or (c.endswith(":N") and _numbered(str(found), c))]
+        return None if pattern else f"{key}={found}: allowed are {', '.join(rule.choices)}"
+    if rule.least is not None and not found >= rule.least:
+        return f"{key}={found}: must be at least {rule.least}"
+    if rule.most is not None and not found <= rule.most:
+        return f"{key}={found}: must be at most {rule.most}"
+    if rule.above is not None and not found > rule.above:
+        return f"{key}={found}: must be above {rule.above}"
+    return None
+
+
+def _numbered(found: str, choice: str) -> bool:
+    return found.startswith(choice[:-1]) and found[len(choice) - 1 :].isdigit()

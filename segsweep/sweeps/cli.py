@@ -1,0 +1,121 @@
+"""`python -m segsweep`: check the command line, let Hydra compose and launch, close the sweep's record.
+
+Imports neither torch nor mlflow nor optuna, so that `--help` and `--cfg job` answer at once.
+"""
+
+import os
+import signal
+import sys
+import warnings
+from types import FrameType
+from typing import Any
+
+import hydra
+
+from segsweep.config import trust
+from segsweep.config.schema import conf_dir
+from segsweep.config.start import Started, start
+from segsweep.core.errors import SegsweepError
+from segsweep.core.session import session
+from segsweep.sweeps import sweep, worker
+from segsweep.sweeps.job import job
+
+_ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
+
+
+def main() -> int:
+    """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not what a script started with &
+        # Before the first job there is nothing to save, and an exception would meet torch's C++ half imported (abort).
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    start()
+    try:
+        return _main()
+    except BaseException as error:  # a Ctrl-C after the last job
+        # Any exception after a Ctrl-C is its doing: a library that is met half-way (OmegaConf with a flag changed) may
+        # fail in putting things back.
+        if not (session().heard or isinstance(error, KeyboardInterrupt)):
+            raise
+        if pool := session().pool:
+            pool.close()
+        if (lead := session().sweep) and lead.folder:
+            again = f"python -m segsweep.report {lead.folder}"
+            print(f"\nStopped. The runs are recorded; table and report again: {again}", file=sys.stderr)
+        return 130
+
+
+def _main() -> int:
+    if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
+        try:
+            trust.question(sys.argv[1:])
+            _hydra()
+        except (SegsweepError, ValueError) as error:  # the second: two questions at once, -m --cfg job among them
+            print(error, file=sys.stderr)
+            return 1
+        return 0
+    pool = worker.pool()
+    if _in_workers(sys.argv[1:]):
+        pool.start_early()
+    from segsweep.sweeps.display import Display  # what only answers has no need of these
+    from segsweep.sweeps.preflight import preflight
+
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]  # argparse wants them first
+    sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]
+    asked = sweep.command()
+    try:
+        checked = preflight(sys.argv[1:])
+    except SegsweepError as error:
+        print(error, file=sys.stderr)
+        return 1
+    sys.argv[1:] = checked.argv
+    session().foreign = checked.foreign
+    lead = session().sweep = sweep.Sweep(checked.jobs, asked)
+    stopped, code = False, 0
+    with Display(checked.jobs, plain=checked.here and session().door is not None) as display:
+        session().sink = display.handle
+        signal.signal(signal.SIGINT, _on_signal)
+        signal.signal(signal.SIGTERM, _on_signal)
+        try:
+            _hydra()
+        except (KeyboardInterrupt, SystemExit) as error:
+            stopped = session().heard or isinstance(error, KeyboardInterrupt)
+            code = 0 if stopped else int(getattr(error, "code", 0) or 0)
+            if not stopped and lead.abandon():
+                return code
+        finally:
+            pool.close()
+            signal.signal(signal.SIGINT, _interrupt)
+    return max(lead.finish(stopped), code)
+
+
+def _in_workers(argv: list[str]) -> bool:
+    """Whether a command line looks as if it will need a worker; if it does not after all, one was started in vain."""
+    launchers = [argument.partition("=")[2] for argument in argv if argument.startswith("hydra/launcher=")]
+    return bool({"-m", "--multirun"} & set(argv)) and (launchers or ["local"])[-1] == "local"
+
+
+def _hydra() -> Any:
+    from segsweep.config.components import HYDRAS, hydras
+
+    if door := session().door:
+        given = door.whitelist if door.app else hydras()
+        allowed = [*given, *HYDRAS] if isinstance(given, list | tuple) else given
+        place, name = (door.config_path if door.app else None) or trust.NOWHERE, door.config_name
+        base = {} if door.version_base is None else {"version_base": door.version_base}
+        with warnings.catch_warnings():  # that this program's own callback is none of the application's whitelist
+            warnings.filterwarnings("ignore", f"hydra.utils.instantiate.* resolved _target_='{HYDRAS[0]}'")
+            return hydra.main(config_path=place, config_name=name, execution_whitelist=allowed, **base)(Started(job))()
+    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(Started(job))()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    session().heard = True
+    raise KeyboardInterrupt
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT and not session().stopping():
+        session().stop()
+        os.write(2, b"\nFinishing the epoch, then stopping. Ctrl-C again stops now.\n")
+    else:
+        _interrupt(number, frame)
