@@ -107,11 +107,6 @@ class Spec:
         return next(iter(self.scores), self.select.partition("/")[2])
 
     @property
-    def undecided(self) -> tuple[str, ...]:
-        """Keys of the configuration that are no part of a run's identity, beside the engine's own."""
-        return self.ignored if self.epochs else (*self.ignored, "epochs")
-
-    @property
     def table(self) -> str:
         """File of a run with a line for every unit of its test; its first column is named as the unit is."""
         return f"{self.unit}s.csv"
@@ -187,7 +182,8 @@ class Data:
         digest: of the contents, whatever they are called and wherever they lie; None: nobody watches them, and a row
             that was reused says so.
         split: digest of who is in which part.
-        parts: number of samples in train, val (0 where there is none: each epoch is then scored on test) and test.
+        parts: number of samples in train, val (0 where there is none: each epoch is then scored on test) and test;
+            empty where nobody counts them, and then epochs are scored on val.
         leaks: whether a unit is in two parts.
         settings: of the configuration, as resolved here: `precision: bf16` for auto.
         facts: for the record.
@@ -203,7 +199,7 @@ class Data:
     @property
     def part(self) -> str:
         """What every epoch is scored on: the validation part where there is one."""
-        return "val" if self.parts.get("val") else "test"
+        return "val" if self.parts.get("val", not self.parts) else "test"
 
 
 class Result(NamedTuple):

@@ -180,7 +180,7 @@ def test_an_estimator_without_epochs_is_fitted_once_whatever_they_are(tmp_path):
     assert len(study.complete) == 5
     assert study.best[0].value == min(trial.value for trial in study.complete)
     for more, says in (
-        ("pruner=halving", "pruner: this task trains at one go, with no epochs after which a run could be ended"),
+        ("pruner=halving", "pruner: this task trains at one go, and has no epoch after which it could end"),
         ("search.epoch=3", "search.epoch=3: this task trains at one go and has no epochs"),
     ):
         refused = example(*search, more)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from segsweep.core.signature import OWN
 from segsweep.report import statistics
 from segsweep.report.records import Record, Run
 from segsweep.task import Metric, Spec
@@ -30,7 +31,8 @@ class Configuration:
 
     @cached_property
     def factors(self) -> dict[str, Any]:
-        return {k: v for k, v in self.runs[0].factors.items() if k not in ("seed", *self.runs[0].spec.repeats)}
+        apart = ("seed", f"{OWN}.seed", *self.runs[0].spec.repeats)
+        return {k: v for k, v in self.runs[0].factors.items() if k not in apart}
 
     @cached_property
     def inputs(self) -> set[str]:

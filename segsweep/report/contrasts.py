@@ -302,7 +302,7 @@ def _confounded(
 def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
     """The command of `a` with `factor` as in `b`: against `a`, the new run differs in that factor alone."""
     words = shlex.split(a.runs[0].command)
-    start = 3 if words[1:2] == ["-m"] else 1  # `python -m segsweep` or `segsweep`
+    start = 3 if words[1:2] == ["-m"] else 2 if words[0] == "python" else 1  # `python -m NAME`, a script, a command
     folder = words.index("--config-dir") if "--config-dir" in words else len(words)
     overrides = [word for i, word in enumerate(words) if i >= start and "=" in word and i != folder + 1]
     head = [*words[:start], *words[folder : folder + 2]]
@@ -319,8 +319,8 @@ def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
             if name.startswith(factor + ".") and name in b.factors and name not in a.factors
         }
     seeds = sorted({*a.seeds} & {*b.seeds}, key=str) or a.seeds
-    first = dict(zip(a.runs[0].spec.repeats, a.runs[0].repeat, strict=True)) | {"seed": a.runs[0].seed}
-    for name, values in {"seed": seeds, **a.repeats}.items():
+    first = dict(zip(a.runs[0].spec.repeats, a.runs[0].repeat, strict=True)) | {a.runs[0].seed_key: a.runs[0].seed}
+    for name, values in {a.runs[0].seed_key: seeds, **a.repeats}.items():
         if len(values) > 1 or (values and values[0] != first[name]):
             changed[name] = ",".join(exact(value) for value in values)
             head[start:] = ["-m"] * (len(values) > 1 or "-m" in head[start:]) + words[folder : folder + 2]

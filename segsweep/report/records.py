@@ -19,6 +19,7 @@ from segsweep.config.before import spec_of
 from segsweep.core import accepted
 from segsweep.core.artifacts import parse_json
 from segsweep.core.errors import SegsweepError
+from segsweep.core.signature import OWN
 from segsweep.task import Spec
 
 
@@ -60,8 +61,13 @@ class Run:
         }
 
     @property
+    def seed_key(self) -> str:
+        """`seed`, which another application may have of its own, or the engine's in such an application."""
+        return f"{OWN}.seed" if "seed" not in self.factors and f"{OWN}.seed" in self.factors else "seed"
+
+    @property
     def seed(self) -> Any:
-        return self.factors.get("seed", 0)
+        return self.factors.get(self.seed_key, 0)
 
     @property
     def repeat(self) -> tuple[Any, ...]:
@@ -78,8 +84,23 @@ class Run:
         return str(self.info.get("command") or "not recorded")
 
     @property
+    def unwatched(self) -> bool:
+        """Whether nobody looks if the data are still what they were."""
+        data = self.info.get("data") or {}
+        return "digest" in data and data["digest"] is None
+
+    @property
+    def split(self) -> dict[str, Any]:
+        return self.info.get("split") or {}
+
+    @property
+    def counted(self) -> bool:
+        """Whether anybody said how much is in which part."""
+        return "leaks" not in self.split or bool({"train", "val", "test"} & self.split.keys())
+
+    @property
     def leaks(self) -> bool:
-        return bool((self.info.get("split") or {}).get("leaks"))
+        return bool(self.split.get("leaks"))
 
     @property
     def evaluated_on(self) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,8 +26,9 @@ from segsweep.config.trust import plainly
 from segsweep.config.whitelist import SPECIAL, every, is_own
 from segsweep.core import artifacts
 from segsweep.core.errors import printable
-from segsweep.core.signature import IGNORED
+from segsweep.core.signature import IGNORED, OWN
 
+PROGRAM = ("python", "-m", "segsweep")
 PLACES = ("data.root", "split.file")
 """Keys that belong to a machine: asked for on the command line, left out of a file."""
 _ABSENT = object()
@@ -44,12 +47,28 @@ class Winner:
     values: dict[str, Any]
     left: list[str]
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    program: tuple[str, ...] = PROGRAM
+    plus: str = ""
+    """Before `experiment=`: an application has no such group among its own."""
+
+    def command(self, *before: str) -> str:
+        """The command line that trains it; `before`: arguments that come first."""
+        return command(self.choices, self.values, *before, program=self.program)
+
+    def again(self, name: str, folder: Path) -> str:
+        """The command line that trains it by its file, `experiment/NAME.yaml` in the folder."""
+        places = {key: value for key, value in self.values.items() if key in PLACES}
+        named = {f"{self.plus}experiment": name, **places}
+        return command({}, named, "--config-dir", str(folder), program=self.program)
 
 
 def of_run(folder: Path, drawn: Collection[str] = ()) -> Winner:
     """From a run's record. `drawn`: keys whose values are told though an option of one's own has them."""
+    info = artifacts.read_json(folder / "run.json") or {}
+    decided, chosen = info.get("factors") or {}, info.get("choices") or {}
+    if f"{OWN}.task" in decided or ("task" in decided and "task" not in chosen):  # which is no option of conf/
+        return _elsewhere(shlex.split(str(info.get("command") or "")), info)
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    chosen = (artifacts.read_json(folder / "run.json") or {}).get("choices") or {}
     choices = {g: str(chosen[g]) for g in GROUPS if chosen.get(g)}
     engines = {f.name for f in fields(Config)} - {"task"}
     own = {g: config[g] for g, option in choices.items() if _is_own(g, option, config.get(g))}
@@ -89,6 +108,32 @@ def option(group: str, node: Mapping[str, Any]) -> str:
     """The text of `GROUP/OPTION.yaml`."""
     head = "# As it was in the run; in whole, it needs no other file.\n"
     return ("# @package _global_\n" if group == "task" else "") + head + yaml.safe_dump(dict(node), sort_keys=False)
+
+
+def _elsewhere(words: list[str], info: Mapping[str, Any]) -> Winner:
+    """Of a script or another application: what was typed, as far as the run's record knows these keys."""
+    count = next((n for n, word in enumerate(words) if "=" in word), len(words))
+    chosen, factors = info.get("choices") or {}, info.get("factors") or {}
+    plus = "+" if any(str(key).startswith(f"{OWN}.") for key in factors) else ""
+    choices: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    left: list[str] = []
+    for word in words[count:]:
+        try:
+            override = OverridesParser.create().parse_override(word)
+            key, value = override.key_or_group, override.value()
+        except HydraException:
+            continue
+        engine = key.startswith((f"{OWN}.", f"{OWN}/")) or not plus or (key == "search" and override.is_add())
+        if engine and re.split(r"[./]", re.sub(rf"^{OWN}[./]", "", key))[0] in IGNORED:
+            continue
+        if key in chosen and isinstance(value, str) and re.fullmatch(r"[\w-]+", value):
+            choices[key] = value
+        elif key in factors and _KEY.fullmatch(key) and _is_plain(value):
+            values[key] = value
+        else:
+            left.append(printable(word))
+    return Winner(choices, values, left, program=tuple(words[:count]), plus=plus)
 
 
 def of_trial(params: Mapping[str, Any], asked: Mapping[str, str]) -> Winner:
@@ -181,10 +226,12 @@ def experiment(head: list[str], choices: Mapping[str, str], values: Mapping[str,
     return "\n".join(lines) + "\n" + (yaml.safe_dump(nested, sort_keys=False) if nested else "")
 
 
-def command(choices: Mapping[str, str], values: Mapping[str, Any], *before: str) -> str:
+def command(
+    choices: Mapping[str, str], values: Mapping[str, Any], *before: str, program: tuple[str, ...] = PROGRAM
+) -> str:
     """The command line that trains it; `before`: arguments that come first."""
     words = [f"{key}={_text(value)}" for key, value in {**choices, **values}.items()]
-    return shlex.join(["python", "-m", "segsweep", *before, *words])
+    return shlex.join([*program, *before, *words])
 
 
 def _compose(choices: Mapping[str, str]) -> tuple[dict[str, str], DictConfig]:

@@ -11,23 +11,26 @@ from yaml import YAMLError
 
 from segsweep.config import whitelist
 from segsweep.config.before import spec_of
+from segsweep.config.schema import resolved, under
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
-from segsweep.core.signature import IGNORED, code, places, signatures, without
-from segsweep.task import Data, Task
+from segsweep.core.signature import code, factors, left_out, places, signatures, without
+from segsweep.task import Data, Spec
 
 
 @dataclass(frozen=True)
 class Identity:
-    """config: what decides numbers of a resolved configuration, nested. data, split: digests. files: module -> hash of
-    its code. repeats: keys in which the repeats of one configuration differ. roots: modules of one's own that all of
-    its code is reached from. settled: values of `config` that the data decided. places: module -> its file."""
+    """config: what decides numbers of a resolved configuration, nested. like: the same less what follows the seed and
+    the other repeats. data, split: digests. files: module -> hash of its code. epochs: the key of their number. roots:
+    modules of one's own that all of its code is reached from. settled: values of `config` that the data decided.
+    places: module -> its file."""
 
     config: dict[str, Any]
+    like: dict[str, Any]
     data: str
     split: str
     files: dict[str, str]
-    repeats: tuple[str, ...] = ()
+    epochs: str = "epochs"
     roots: tuple[str, ...] = ()
     settled: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
@@ -35,17 +38,31 @@ class Identity:
     @cached_property
     def ids(self) -> dict[str, str]:
         """signature, group and trajectory."""
-        return signatures(self.config, self.data, self.split, self.files, self.repeats)
+        return signatures(self.config, self.like, self.data, self.split, self.files, self.epochs)
+
+    def factors(self, choices: dict[str, Any], spec: Spec, at: str) -> dict[str, Any]:
+        """As `signature.factors`, where what follows a repeat is told by that alone."""
+        whole, like = factors(self.config, choices), factors(self.like, choices)
+        return {key: value for key, value in whole.items() if key in like or key in repeats(spec, at)}
 
 
-def identity(cfg: DictConfig, task: Task, data: Data) -> Identity:
-    """Of a composed configuration, its task and what that says of its data, with the code of today."""
-    spec = task.spec
-    whole: Any = OmegaConf.to_container(cfg, resolve=True)
-    config = without(whole | dict(data.settings), (*IGNORED, *spec.undecided))
+def repeats(spec: Spec, at: str) -> tuple[str, ...]:
+    """The keys in which repeats of one configuration differ; `at`: how the engine's keys begin."""
+    return tuple(dict.fromkeys(("seed", f"{at}seed", *spec.repeats)))
+
+
+def identity(cfg: DictConfig, spec: Spec, data: Data, folder: Path | None = None) -> Identity:
+    """Of a composed configuration and what its task says of its data, with the code of today. folder: of the sweep, if
+    any."""
+    at = under(cfg)
+    apart, settings = left_out(at, spec), dict(data.settings)
+    place = str(folder.absolute()) if folder else ""
+    config = without(resolved(cfg, (), place) | settings, apart)
+    like = without(resolved(cfg, repeats(spec, at), place) | settings, apart) if at else config
+    like = without(like, repeats(spec, at))
     roots = tuple(sorted(whitelist.modules(config) | set(spec.code)))
-    about = (spec.repeats, roots, dict(data.settings), places(*roots))
-    return Identity(config, data.digest or "", data.split, code(*roots), *about)
+    digests = (data.digest or "", data.split)
+    return Identity(config, like, *digests, code(*roots), f"{at}epochs", roots, settings, places(*roots))
 
 
 def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
@@ -56,11 +73,14 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
         spec = spec_of(info)
         cfg = OmegaConf.load(folder / "config.yaml")
         whole: Any = OmegaConf.to_container(cfg, resolve=True)
-        config = without(whole, (*IGNORED, *spec.undecided))
+        at = under(cfg)  # type: ignore[arg-type]
+        config = without(whole, left_out(at, spec))
         plain = {key for key, value in config.items() if not (isinstance(value, dict) and "_target_" in value)}
         settled = {key: info["factors"][key] for key in plain if info["factors"][key] != config[key]}
         data, split = (info[part]["digest"] or "" for part in ("data", "split"))
-        found = Identity(config | settled, data, split, dict(info["files"]), spec.repeats)
+        config |= settled
+        like = without(config, repeats(spec, at))
+        found = Identity(config, like, data, split, dict(info["files"]), f"{at}epochs")
         same = found.ids["signature"] == info["signature"]
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {str(error).splitlines()[0]}") from error

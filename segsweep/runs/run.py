@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -19,16 +20,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep.config import components
+from segsweep.config.schema import engine, resolved, under
 from segsweep.core import accepted, artifacts, environment
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.device import out_of_memory, pick_device
 from segsweep.core.errors import ConfigError, NotFiniteError, SegsweepError, TaskError
 from segsweep.core.session import Interrupted, Pruned, session
-from segsweep.core.signature import PACKAGE, code, factors, fingerprint, is_own
+from segsweep.core.signature import OWN, PACKAGE, code, fingerprint, is_own, without
 from segsweep.runs.identity import identity
 from segsweep.runs.loop import Loop, seed_all
 from segsweep.search import pruning
-from segsweep.task import Data, Result
+from segsweep.task import Data, Result, Spec
 from segsweep.tracking.mirrors import Mirror, forget
 from segsweep.tracking.recall import restorer
 
@@ -77,7 +79,7 @@ def run(
             outcome.status, outcome.failure = "failed", classify(error)
             outcome.error = told(error)
             if not isinstance(error, SegsweepError):
-                log.info("", exc_info=True)  # the whole of it is in job.log
+                _keep_traceback()
             if outcome.failure == "oom" and asked and (smaller := getattr(asked.task, "smaller", None)):
                 outcome.error = f"{smaller(session().retries)}\n{outcome.error}"
             if outcome.folder:
@@ -103,6 +105,14 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
+def _keep_traceback() -> None:
+    """The whole of it is for the job's log file; an application may show on the screen what it logs."""
+    record = log.makeRecord(log.name, logging.INFO, __file__, 0, "the job failed", (), sys.exc_info())
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
 def classify(error: BaseException) -> str:
     """The class of a failure: `nan`, `oom` or `error`; a launcher adds `killed` and `timeout`."""
     if isinstance(error, NotFiniteError):
@@ -111,7 +121,7 @@ def classify(error: BaseException) -> str:
 
 
 def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
-    cfg, folder, checkpoints = asked.cfg, asked.folder, asked.checkpoints
+    cfg, folder, checkpoints = asked.engine, asked.folder, asked.checkpoints
     judge = _judge(asked)
     stack.enter_context(artifacts.lock(folder))
     if asked.accepted and not accepted.standing(asked.runs, asked.identity.ids["signature"]):
@@ -122,8 +132,8 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         return outcome
     stack.enter_context(artifacts.lock(checkpoints.folder))
     _clear(asked)
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
-    artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
+    own = OmegaConf.create(without(asked.whole, (f"{asked.at}search",)))  # who asks is no part of the run
+    artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(own))
     record = _Described(asked)
     mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
 
@@ -167,15 +177,18 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         artifacts.write_json(folder / "pruned.json", facts)
         judge.end("PRUNED")
         return _answer_pruned(outcome, facts)
+    spent = time.perf_counter() - began
     loop.finish()
     if not (isinstance(result, Result) and isinstance(result.metrics, Mapping) and isinstance(result.units, Mapping)):
-        made = asked.cfg.task._target_
+        made = cfg.task._target_
         raise TaskError(f"train() of {made} gave {type(result).__name__}; a task.Result(metrics, units) is needed")
-    if asked.task.spec.epochs and loop.state is None:
+    may_loop = hasattr(asked.task, "function")  # of a script or an application, which may loop or not
+    if asked.task.spec.epochs and loop.state is None and not may_loop:
         raise TaskError(
             "train() did not loop over run.epochs(...); a task that trains at one go says so: Spec(epochs=False)"
         )
-    record.facts["seconds"] = time.perf_counter() - began
+    _check(result, asked.task.spec, str(cfg.task._target_))
+    record.facts["seconds"] = spent
     facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": asked.epochs - loop.done}
     artifacts.write_json(folder / "result.json", facts)
     checkpoints.end(asked.epochs)
@@ -204,19 +217,21 @@ class _Asked:
         said = components.spec_of(cfg)
         if problems := [*components.check(cfg), *(pruning.problems(cfg, said) if said else [])]:
             raise ConfigError("\n".join(problems))
-        self.cfg, self.choices, self.name, self.command = cfg, choices, name, command
+        self.cfg, self.engine, self.at = cfg, engine(cfg), under(cfg)
+        self.choices, self.name, self.command = choices, name, command
         self.sweep, self.milestones = sweep, milestones
-        self.device = pick_device(cfg.device)
+        self.device = pick_device(self.engine.device)
         environment.reset_peak_memory(self.device)
-        runs = Path(cfg.paths.runs)
+        runs = Path(self.engine.paths.runs)
 
         session().emit("note", text="reading the data set")
         self.task = components.task(cfg)
         self.data: Data = self.task.data()
-        self.epochs = cfg.epochs if self.task.spec.epochs else 1
-        self.identity = identity(cfg, self.task, self.data)
+        self.whole = resolved(cfg)
+        self.epochs = self.engine.epochs if self.task.spec.epochs else 1
+        self.identity = identity(cfg, self.task.spec, self.data, sweep)
         self.runs = runs
-        self.accepted = accepted.standing(runs, self.identity.ids["signature"]) if cfg.reuse else None
+        self.accepted = accepted.standing(runs, self.identity.ids["signature"]) if self.engine.reuse else None
         self._be(self.accepted["ids"] if self.accepted else self.identity.ids)
         record = (artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}
         self.by = f"{record['name']} {record['started']}" if record else ""
@@ -234,21 +249,21 @@ class _Asked:
     def anew(self, folder: Path) -> bool:
         """Whether what `folder` holds is not to be used: with reuse=false, but for what this very sweep has trained. So
         its jobs share epochs, and a job that is tried again goes on."""
-        return not self.cfg.reuse and not (self.by and artifacts.read_json(folder / ANEW) == {"by": self.by})
+        return not self.engine.reuse and not (self.by and artifacts.read_json(folder / ANEW) == {"by": self.by})
 
 
 def _judge(asked: _Asked) -> pruning.Judge | None:
-    if not OmegaConf.select(asked.cfg, "pruner._target_"):
+    if not OmegaConf.select(asked.engine, "pruner._target_"):
         return None
-    pruning.refuse(asked.cfg, asked.task.spec, asked.data.parts.get("val", 0))
+    pruning.refuse(asked.cfg, asked.task.spec, int(asked.data.part == "val"))
     about = {"signature": asked.ids["signature"], "data": asked.data.digest or "", "split": asked.data.split}
-    pruner = asked.choices.get("pruner", "none")
+    pruner = asked.choices.get(f"{OWN}/pruner" if asked.at else "pruner", "none")
     return pruning.Judge(asked.cfg, asked.task.spec, pruner=pruner, name=asked.name, sweep=asked.sweep, **about)
 
 
 def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stack: ExitStack) -> bool:
     """Whether the run's record, here or in MLflow, is the answer: it is finished, or was pruned as it would be now."""
-    cfg, folder = asked.cfg, asked.folder
+    cfg, folder = asked.engine, asked.folder
     anew = asked.anew(folder)
     known = {file: None if anew else artifacts.read_json(folder / file) for file in ("result.json", "pruned.json")}
     if (
@@ -267,7 +282,7 @@ def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stac
             judge.end("COMPLETE", artifacts.read_lines(folder / "history.jsonl"))
         _answer(outcome, record, "reused")
         outcome.accepted = accepted.told(asked.accepted) if asked.accepted else None
-    elif judge and (record := known["pruned.json"]) and pruning.same(record, cfg, asked.task.spec):
+    elif judge and (record := known["pruned.json"]) and pruning.same(record, asked.cfg, asked.task.spec):
         judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: record["epoch"]])
         (folder / "failure.json").unlink(missing_ok=True)
         _answer_pruned(outcome, record)
@@ -302,7 +317,7 @@ class _Described:
             | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
             | {"code": fingerprint(code()), "files": asked.identity.files, "evaluated_on": data.part}
             | {"places": asked.identity.places, "accepted": accepted.begun(asked.checkpoints, asked.epochs)}
-            | {"factors": factors(asked.identity.config, choices), "task": asked.task.spec.to_json()}
+            | {"factors": asked.identity.factors(choices, asked.task.spec, asked.at), "task": asked.task.spec.to_json()}
             | {"data": {"name": choices.get("data") or choices.get("task"), "digest": data.digest} | dict(data.facts)}
             | {"split": {"kind": choices.get("split"), "digest": data.split, "leaks": data.leaks} | dict(data.parts)}
             | {"resolved": list(data.settings)}
@@ -321,12 +336,35 @@ class _Described:
         artifacts.write_json(self.file, self.about)
 
 
+def _check(result: Result, spec: Spec, made: str) -> None:
+    """Raise TaskError where a test's numbers are not what the task said that it measures."""
+    for key, value in result.metrics.items():
+        if spec.metric(key) is None:
+            raise TaskError(
+                f"{made}: Result has {key}, which is none of its metrics: test/{', test/'.join(spec.metrics)}"
+            )
+        if not isinstance(value, int | float):
+            raise TaskError(f"{made}: Result has {type(value).__name__} for {key}; a number is needed")
+    if spec.scores and not result.units:
+        raise TaskError(f"{made}: Result has no {spec.unit}; a value of {', '.join(spec.scores)} is needed for each")
+    for unit, values in result.units.items():
+        if lacks := [name for name in spec.scores if name not in values]:
+            raise TaskError(f"{made}: Result has no {lacks[0]} for {spec.unit} {unit}; NaN where it is undefined")
+
+
 def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) -> dict[str, Any]:
-    """Write the weights and the units' scores; what result.json is to hold."""
-    cfg, folder, checkpoints, spec, history = asked.cfg, asked.folder, asked.checkpoints, asked.task.spec, loop.history
+    """Write the weights and the units' scores; what result.json is to hold. known: facts, the seconds of `train` among
+    them, which are those of training where there were no epochs."""
+    cfg, folder, checkpoints, spec, history = (
+        asked.engine,
+        asked.folder,
+        asked.checkpoints,
+        asked.task.spec,
+        loop.history,
+    )
     metrics = (_metrics(history[-1]) if history else {}) | dict(result.metrics)
     scores = loop.scores()
-    if not spec.epochs:
+    if not history:  # trained at one go
         if loop.part == "val" and spec.select not in metrics:
             raise TaskError(f"train() gave no {spec.select}, by which this task chooses (Spec.select)")
         scores = [metrics[spec.select]] if loop.part == "val" else []
@@ -347,7 +385,7 @@ def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) 
         rows = [{spec.unit: unit, **values} for unit, values in result.units.items()]
         artifacts.write_csv(folder / spec.table, rows)
     sums, metric = _sums(history), spec.metric(spec.select)
-    sums |= {} if spec.epochs else {"training_seconds": known["seconds"]}
+    sums |= {} if history else {"training_seconds": known["seconds"]}
     assert metric
     best_of = max if metric.direction == "max" else min
     on_test = metrics.get(f"test/{spec.select.partition('/')[2]}")

@@ -32,8 +32,8 @@ def direction(name: str, spec: Spec) -> str:
     return {"max": "maximize", "min": "minimize"}[objectives(spec)[name].direction]
 
 
-def problems(search: Any, epochs: int, spec: Spec) -> list[str]:
-    """Every mistake of `search.objective` and `search.epoch`, one sentence each."""
+def problems(search: Any, epochs: int, spec: Spec, at: str = "") -> list[str]:
+    """Every mistake of `search.objective` and `search.epoch`, one sentence each. at: how the engine's keys begin."""
     found, allowed = [], objectives(spec)
     names = list(search.objective)
     for name in names:
@@ -41,18 +41,18 @@ def problems(search: Any, epochs: int, spec: Spec) -> list[str]:
             test = name.startswith("test/")
             why = "nothing is chosen on the test part" if test else "no such objective"
             hint = nearest(name.replace("test/", "val/"), allowed)
-            found.append(f"search.objective={name}: {why}{hint}; allowed are {', '.join(allowed)}")
+            found.append(f"{at}search.objective={name}: {why}{hint}; allowed are {', '.join(allowed)}")
     if not names or names[0] in COSTS or len(set(names)) < len(names):
         found.append(
-            f"search.objective=[{','.join(names)}]: a score such as {spec.select} comes first, and none comes twice"
+            f"{at}search.objective=[{','.join(names)}]: a score such as {spec.select} comes first, and none comes twice"
         )
     epoch = search.epoch
     if epoch not in ("best", "last") and (not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 1):
-        found.append(f"search.epoch={epoch}: allowed are best, last, or the number of an epoch")
+        found.append(f"{at}search.epoch={epoch}: allowed are best, last, or the number of an epoch")
     elif isinstance(epoch, int) and not spec.epochs:
-        found.append(f"search.epoch={epoch}: this task trains at one go and has no epochs; leave it out")
+        found.append(f"{at}search.epoch={epoch}: this task trains at one go and has no epochs; leave it out")
     elif isinstance(epoch, int) and epoch > epochs:
-        found.append(f"search.epoch={epoch}: a run has epochs={epochs}")
+        found.append(f"{at}search.epoch={epoch}: a run has epochs={epochs}")
     return found
 
 
@@ -60,9 +60,9 @@ def values(run: Path, names: list[str], epoch: str | int, spec: Spec) -> list[fl
     """The objectives of a finished run folder, all of the same epoch: `best` by the first of them, `last`, or a number.
 
     Raises SegsweepError where the record has no such number, as for a score that is undefined in every epoch."""
-    result = artifacts.read_json(run / "result.json") or {}
-    row = _row(artifacts.read_lines(run / "history.jsonl"), names[0], epoch, spec) if spec.epochs else {}
-    found = result | (row if spec.epochs else result.get("metrics") or {})
+    history, result = artifacts.read_lines(run / "history.jsonl"), artifacts.read_json(run / "result.json") or {}
+    row = _row(history, names[0], epoch, spec)
+    found = result | ({} if history else result.get("metrics") or {}) | row  # where there are no epochs, the one number
     numbers = [found.get(name) for name in names]
     for name, number in zip(names, numbers, strict=True):
         if not isinstance(number, int | float) or not math.isfinite(number):

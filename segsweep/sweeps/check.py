@@ -110,7 +110,7 @@ class _Check:
             data = self.attempt("data", task.data)
             if not isinstance(data, Data):
                 raise _Stop(Verdict("data", "wrong", f"data() gave {type(data).__name__}; a task.Data is needed"))
-            found.append((data, identity(cfg, task, data).ids))
+            found.append((data, identity(cfg, task.spec, data).ids))
         (first, ids), (second, others) = found
         parts = ", ".join(f"{part} {count}" for part, count in first.parts.items())
         for name, advice in (
@@ -234,7 +234,7 @@ class _Check:
         if problems := components.check(one):
             yield Verdict("lengths", "noted", f"one epoch is refused: {'; '.join(problems)}")
             return
-        a, b = (identity(cfg, task := components.task(cfg), task.data()).ids for cfg in (one, two))
+        a, b = (identity(cfg, (task := components.task(cfg)).spec, task.data()).ids for cfg in (one, two))
         if a["trajectory"] != b["trajectory"]:
             yield Verdict("lengths", "ok", "a setting depends on epochs, so runs of other lengths share none of theirs")
             return

@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segsweep.config.schema import engine, resolved, under
 from segsweep.core import artifacts
 from segsweep.core.session import session, thread
 from segsweep.task import Spec
@@ -50,16 +51,21 @@ class Sweep:
         """Begin its record. `parent`: whether MLflow is to have a run for it, beside those of its jobs."""
         from segsweep.config import components  # not for what only answers
 
-        self.folder, self.reported, self.spec = folder, config.report, components.spec_of(config)
-        self.storage = OmegaConf.select(config, "search.storage")
+        own = engine(config)
+        self.folder, self.reported, self.spec = folder, own.report, components.spec_of(config)
+        self.storage = OmegaConf.select(own, "search.storage")
         self._held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
         # of another sweep, in a folder that was named by hand
         for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{artifacts.PRUNING}*")):
             earlier.unlink()
-        tracking, overrides = config.tracking, list(config.hydra.overrides.task)
+        tracking, overrides = own.tracking, list(config.hydra.overrides.task)
         record: dict[str, Any] = {"name": folder.name, "command": without_password(self.asked), "finished": None}
         record["overrides"] = [without_password(override) for override in overrides]
-        record |= {"started": artifacts.now(), "jobs": self.expected, "milestones": milestones(overrides)}
+        record |= {
+            "started": artifacts.now(),
+            "jobs": self.expected,
+            "milestones": milestones(overrides, f"{under(config)}epochs"),
+        }
         record["mlflow"] = None
         if tracking.uri:
             record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": None, "error": None}
@@ -175,7 +181,8 @@ class Sweep:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             return f"not written ({reason}); again: python -m segsweep.report.search {folder}"
         best = folder / "search" / "experiment" / "best.yaml"
-        again = f"   the best: python -m segsweep --config-dir {folder / 'search'} experiment=best"
+        plus = "+" if (door := session().door) and door.app else ""
+        again = f"   the best: {program()} --config-dir {folder / 'search'} {plus}experiment=best"
         return f"{page}{again if best.exists() else ''}"
 
     def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> None:
@@ -239,17 +246,17 @@ def _behind_the_jobs() -> None:
 
 def _columns(config: DictConfig, spec: Spec | None) -> Columns | None:
     """Of the task of a sweep's own composition, in which what is swept has its default."""
-    from segsweep.core.signature import IGNORED, factors, without
+    from segsweep.core.signature import factors, left_out, without
 
     if spec is None:
         return None
     chosen: dict[str, Any] = {str(k): v for k, v in config.hydra.runtime.choices.items() if "/" not in str(k)}
-    own: Any = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
-        plain: Any = OmegaConf.to_container(own, resolve=True)
+        plain = resolved(own)
     except OmegaConfBaseException:  # of a value that only the jobs have
         return None
-    return columns(spec, factors(without(plain, (*IGNORED, *spec.undecided)), chosen), chosen)
+    return columns(spec, factors(without(plain, left_out(under(own), spec)), chosen), chosen)
 
 
 def hide_passwords(folder: Path) -> None:
@@ -267,14 +274,20 @@ def without_password(text: str) -> str:
 
 def command() -> str:
     """The command line that started this process, as one would type it."""
-    return shlex.join(["python", "-m", "segsweep", *sys.argv[1:]])
+    return f"{program()} {shlex.join(sys.argv[1:])}".strip()
 
 
-def milestones(overrides: list[str]) -> list[int]:
-    """Every value of `epochs` that a command line asks for: the states to keep on the way to the longest."""
+def program() -> str:
+    """The command less its arguments."""
+    return shlex.join(door.program if (door := session().door) else ("python", "-m", "segsweep"))
+
+
+def milestones(overrides: list[str], key: str = "epochs") -> list[int]:
+    """Every value of `epochs` that a command line asks for, by the `key` it has there: the states to keep on the way to
+    the longest."""
     found: set[int] = set()
     for override in OverridesParser.create().parse_overrides(overrides):
-        if override.key_or_group == "epochs":
+        if override.key_or_group == key:
             values = override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]
             found |= {int(str(v)) for v in values if str(v).isdigit()}
     return sorted(found)

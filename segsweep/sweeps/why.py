@@ -102,7 +102,7 @@ def today(then: Identity, cfg: DictConfig) -> tuple[Identity, str]:
         except Exception as error:  # somebody's own code; the rest is told all the same
             lacks = f"The data cannot be looked at now ({told(error).splitlines()[0]}): taken to be what they were."
             data = Data(digest=then.data, split=then.split, settings=then.settled)
-        return identity(cfg, task, data), lacks
+        return identity(cfg, task.spec, data), lacks
     except SegsweepError:
         raise
     except Exception as error:  # as above

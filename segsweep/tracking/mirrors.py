@@ -310,7 +310,8 @@ def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder
     made = client.create_run(place, tags=tags, run_name=run["name"])
     client.log_batch(made.info.run_id, params=[Param(k, str(v)) for k, v in run["factors"].items()])
     data = run["data"]
-    facts = {key: value for key, value in data.items() if key not in ("name", "digest")}
+    plain = (int, float, str, bool, list, tuple)
+    facts = {k: v for k, v in data.items() if k not in ("name", "digest") and (v is None or isinstance(v, plain))}
     parts = {key: run["split"].get(key) for key in PARTS}
     name, digest = data["name"] or "data", (data["digest"] or "not watched")[:32]
     dataset = Dataset(name, digest, "local", json.dumps(facts), profile=json.dumps(parts))

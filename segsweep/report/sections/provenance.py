@@ -45,15 +45,20 @@ def _facts(run: Run) -> dict[str, str]:
     spec = run.spec
     samples, kind = many(spec.sample), split.get("kind", "?") or ""
     counts = [f"{data.get(name, '?')} {name}" for name in dict.fromkeys([many(spec.unit), samples])]
+    watched = "not watched" if run.unwatched else f"manifest {digest(run, 'data')[:12] or '?'}"
     parts = "/".join(str(split.get(part, "?")) for part in ("train", "val", "test"))
+    about = f"{kind} {digest(run, 'split')[:12] or '?'}, {samples} train/val/test {parts}".strip()
+    leaks = f"yes{f': by {spec.sample}' * (spec.sample != spec.unit)}" if run.leaks else "no"
+    if not run.counted:
+        counts, about, leaks = [], "not said", "not known"
     return {
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or "not recorded",
         "device": str(info.get("device") or "not recorded"),
         "precision": str(info.get("precision") or "not recorded"),
         "commit": str(info.get("commit") or "none"),
-        "data": ", ".join([str(data.get("name") or "?"), f"manifest {digest(run, 'data')[:12] or '?'}", *counts]),
-        "split": f"{kind} {digest(run, 'split')[:12] or '?'}, {samples} train/val/test {parts}".strip(),
-        "leaks": f"yes{f': by {spec.sample}' * (spec.sample != spec.unit)}" if run.leaks else "no",
+        "data": ", ".join([str(data.get("name") or "?"), watched, *counts]),
+        "split": about,
+        "leaks": leaks,
         "evaluated on": run.evaluated_on,
     }
 
@@ -77,6 +82,8 @@ def _accepted(found: Findings) -> list[str]:
 def _leaks(found: Findings) -> str:
     leaking = [found.title(i) for i, row in enumerate(found.rows) if row.leaks]
     unit, sample = found.spec.unit, found.spec.sample
+    if not leaking and not all(run.counted for row in found.rows for run in row.runs):
+        return "Whether a split leaks is not known: nobody said what is in which part."
     if not leaking:
         return f"No split leaks: no {unit} is in two parts."
     usual = f"In their splits {a(sample)} of {a(unit)} may be in training and another in test."
