@@ -97,6 +97,7 @@ def through(tmp_path, monkeypatch, capfd):
     import copy
     import importlib
     import itertools
+    import logging
 
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
@@ -104,6 +105,8 @@ def through(tmp_path, monkeypatch, capfd):
 
     Plugins.instance()  # some of which tell Hydra of options, once in a process
     before = copy.deepcopy(ConfigStore.instance().repo)
+    root = logging.getLogger()
+    handlers = list(root.handlers)
     numbers = itertools.count()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -125,3 +128,6 @@ def through(tmp_path, monkeypatch, capfd):
     yield run
     GlobalHydra.instance().clear()
     ConfigStore.instance().repo = before
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        root.removeHandler(handler)  # it writes to a stream that is gone
+        handler.close()

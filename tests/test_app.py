@@ -209,6 +209,23 @@ def test_data_are_watched_by_a_function_of_the_configuration(through, conf, app,
         assert len(module.seen) == called
 
 
+def test_what_an_application_tells_hydra_in_its_store_stays(through, app):
+    source = app.replace(
+        "seen = []",
+        """from hydra.conf import HydraConf, SweepDir
+from hydra.core.config_store import ConfigStore
+told = HydraConf(sweep=SweepDir(dir="mine"))
+told.defaults[1] = {"launcher": "plan"}  # basic is what Hydra says itself
+ConfigStore.instance().store(group="hydra", name="config", node=told, replace=True)
+seen = []""",
+    )
+    _, said, _ = through(source, "--cfg", "hydra")
+    hydra = OmegaConf.create(said).hydra
+    assert hydra.launcher._target_.endswith("PlanLauncher")
+    assert hydra.sweeper._target_.endswith("GridSweeper")
+    assert OmegaConf.to_container(hydra.sweep) == {"dir": "mine", "subdir": "${hydra.job.num}"}
+
+
 def test_a_typed_configuration_of_the_store_and_a_whitelist_of_its_own(through, tmp_path):
     source = """
 from dataclasses import dataclass

@@ -28,13 +28,14 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from hydra._internal.utils import compute_search_path_dir, detect_calling_file_or_module_from_task_function
-from hydra.conf import HydraConf, RunDir, SweepDir
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segsweep.config.schema import Config, conf_dir, schema
 from segsweep.config.start import start
+from segsweep.config.trust import NOWHERE
 from segsweep.core.errors import ConfigError, DataError, NotFiniteError, SegsweepError, TaskError
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
@@ -264,7 +265,7 @@ class Door:
 
         place = self.place()
         try:
-            with initialize_config_search_path([place] if place else []):
+            with initialize_config_search_path([place or NOWHERE]):
                 options = GlobalHydra.instance().config_loader().get_group_options("search")
                 return bool(options) or "search" in compose(self.config_name)
         except HydraException:  # which the checks tell, or --config-name
@@ -606,17 +607,21 @@ def _store_engine(at: str, keys: dict[str, Any], help_option: str) -> None:
         _store_searches(f"{group}search")
     usual = {"launcher": "local", "sweeper": "grid", "hydra_logging": "quiet", "help": help_option}
     usual |= {} if at else {"job_logging": "quiet"}  # what an application writes to its log is to be seen as before
-    defaults: list[Any] = [{key: usual.get(key, old) for key, old in entry.items()} for entry in HydraConf().defaults]
+    told = ConfigStore.instance().load("hydra/config.yaml")  # by an application, too
+    node: Any = OmegaConf.structured(HydraConf()) if told.provider == OWN else told.node.copy()
+    plain, defaults = HydraConf().defaults, OmegaConf.to_container(node.defaults)
+    assert isinstance(defaults, list)
+    defaults = [
+        {k: usual.get(k, v) for k, v in d.items()} if isinstance(d, dict) and d in plain else d for d in defaults
+    ]
     defaults += [f"/{OWN}/engine@{package}"]
     defaults += [
         {f"/{group}{name}@_global_.{at}{name}": option} for name, option in (("pruner", "none"), ("tracking", "mlflow"))
     ]
-    node = HydraConf(
-        defaults=defaults,
-        run=RunDir(**hydra["run"]),
-        sweep=SweepDir(**hydra["sweep"]),
-        callbacks={OWN: hydra["callbacks"]["sweep"]},
-    )
+    node.defaults, node.callbacks[OWN] = defaults, hydra["callbacks"]["sweep"]
+    for part, key in (("run", "dir"), ("sweep", "dir"), ("sweep", "subdir")):
+        if OmegaConf.is_missing(node[part], key):
+            node[part][key] = hydra[part][key]
     _keep(group="hydra", name="config", node=node)
 
 
@@ -652,7 +657,7 @@ def _help(door: Door, made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     program = " ".join(door.program)
     about = (inspect.getdoc(getattr(made, "function", made)) or "").split("\n\n")[0]
     keys = "\n".join(f"    {key}={'(needed)' if found == '???' else found}" for key, found in arguments.items())
-    own = "  Its settings (key=value)\n" + keys.replace("$", "\\$") if keys else "  It has no settings of its own."
+    own = "  Its settings (key=value)\n" + keys if keys else "  It has no settings of its own."
     text = (
         f"{door.target}: {about}\n\n"
         f"  {program}                                    one run\n"
@@ -666,7 +671,7 @@ def _help(door: Door, made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         "  Afterwards\n"
         "    python -m segsweep.report multirun/NAME      tables, curves, statistics of a sweep\n"
     )
-    return {"app_name": door.program[-1], "template": text.replace("$", "$$") if "$" in text else text}
+    return {"app_name": door.program[-1], "template": text.replace("$", "$$")}
 
 
 def _named(thing: Any) -> str:
