@@ -76,6 +76,7 @@ class Spec:
         code: modules that decide numbers, beside what the task's own module imports.
         inputs: arguments of the constructor that decide what `data()` gives; empty: any of them may. A difference of
             data or split is put down to one that is named here, and to nothing else.
+        alike: keys in which runs have to agree for their scores to be compared while they train, beside their data.
         validation: settings that give a validation part, as messages name them: `split.val=0.15`.
         epochs: whether it trains in epochs; False: `train` runs through once without `run.epochs`, and its result has
             the metrics of all parts. `epochs` is then no part of a run's identity, and nothing can be pruned.
@@ -91,6 +92,7 @@ class Spec:
     ignored: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    alike: tuple[str, ...] = ()
     validation: str = ""
     epochs: bool = True
     pace: tuple[str, ...] = ()

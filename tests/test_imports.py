@@ -1,6 +1,7 @@
 """Imports run one way; the modules are read, not run, and a planted violation shows that each rule can fail."""
 
 import ast
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -242,3 +243,33 @@ def test_another_packages_private_modules_are_used_for_a_reason_alone(files):
     assert private(files) == PRIVATE.keys()
     planted = files["core/errors.py"] + "\nfrom optuna._imports import try_import\n"
     assert private({"core/errors.py": planted}) == {("core/errors.py", "optuna._imports")}
+
+
+WORDS = r"dice|ious?|hd95|tumou?rs?|(?:r2)?unets?|lgg|phantoms?|patients?"
+NAMED_SO = "pruner=none|median|halving|hyperband|patient"  # Optuna's PatientPruner
+
+
+def segmentations(files: dict[str, str]) -> list[str]:
+    """Lines of the engine with a name or a word of the task of segmentation."""
+    return [
+        f"{path}: {line.strip()}"
+        for path, source in files.items()
+        if part(path) in ROOMS.keys() - {"segmentation"} | FLOOR
+        for line in source.replace(NAMED_SO, "").splitlines()
+        if re.search(rf"(?<![a-z])({WORDS})(?![a-z])", line, re.IGNORECASE)
+    ]
+
+
+def test_the_engine_knows_no_task():
+    """Names, sentences and styles: what is of one task is in that task's own room."""
+    kinds = (".py", ".js", ".css", ".html")
+    files = {
+        str(file.relative_to(PACKAGE)): file.read_text(encoding="utf-8")
+        for file in PACKAGE.rglob("*.*")
+        if file.suffix in kinds
+    }
+    assert len(files) > 100
+    assert segmentations(files) == []
+    for path, line in (("runs/run.py", 'best = metrics["val/dice"]'), ("report/render.js", "// a patient")):
+        assert segmentations({path: line}) == [f"{path}: {line}"]
+    assert segmentations({"segmentation/losses.py": "class Dice:"}) == []

@@ -139,7 +139,7 @@ class Judge:
         self.about = objective.scores(spec)[self.metric]
         self.sign = self.about.sign
         alike = {"metric": self.metric, "epochs": self.epochs, "data": [data, split]}
-        alike["image_size"] = OmegaConf.select(cfg, "data.image_size")
+        alike["keys"] = {key: _plain(OmegaConf.select(cfg, key)) for key in spec.alike}
         alike["scale"] = {key: _plain(OmegaConf.select(cfg, key)) for key in self.about.scale}
         self.attributes = {"alike": digest(alike), "signature": signature, "name": name}
         self.seen = 0
@@ -201,7 +201,7 @@ class Judge:
         """Whether the run falls behind at this epoch."""
         assert self.study is not None
         value, storage = row[self.metric], self.study._storage
-        if value is None or not math.isfinite(value):  # no validation patient has a defined value: nothing is said
+        if value is None or not math.isfinite(value):  # it is undefined for all of the validation part: nothing is said
             return False
         if row["epoch"] < (storage.get_trial(self.trial).last_step or 0):
             return False  # it passed here in a process that was killed later

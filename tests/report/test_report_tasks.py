@@ -5,7 +5,6 @@ import json
 import math
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +21,6 @@ from segsweep.report.records import read
 from segsweep.report.sections import make
 from segsweep.report.table import table
 from segsweep.task import Metric, Spec
-
-REPORT = Path(__file__).resolve().parents[2] / "segsweep" / "report"
 
 
 def planted(seed=0):
@@ -588,16 +585,3 @@ def test_words_of_any_unit():
     assert [plus(value, form) for value, form in ((1234.5, ",.0f"), (-0.1, ".1%"), (0.0, ".3f"))] == [
         *("+1,234", "-10.0%", "+0.000")
     ]
-
-
-def test_the_report_itself_knows_no_task():
-    """Names and sentences: what is of one task is in that task's own module."""
-    words = r"dice|ious?|hd95|tumou?rs?|(?:r2)?unets?|lgg|phantoms?|patients?"
-    found = [
-        f"{file.name}:{number}: {line.strip()}"
-        for file in sorted(REPORT.rglob("*.*"))
-        if file.suffix in (".py", ".js", ".css")
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
-        if re.search(rf"(?<![a-z])({words})(?![a-z])", line, re.IGNORECASE)
-    ]
-    assert found == []
