@@ -1,17 +1,25 @@
 """The record on disk: names, atomic writes, checkpoints and the lock.
 
 The files are the truth and MLflow is their mirror. `result.json` is written last and means that the run is finished.
+
+What a power cut may not take is `durable`: flushed to the medium before it has its name, and its folder after. That is
+what a run is continued from or answered by; a line of history or a picture is made again.
 """
 
 import csv
 import datetime
+import errno
 import fcntl
 import json
 import logging
 import math
 import os
 import pickle
+import secrets
+import shutil
+import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -28,6 +36,8 @@ DONE = (*WHOLE, "pruned")
 """How a job ends that did what it was asked to."""
 PRUNING = "pruning.log"
 """Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
+ANSWER = ("status", "epochs", "metrics", "training_seconds", "parameters", "objective")
+"""What result.json has at least; without one of them it is taken for absent."""
 
 
 def now() -> str:
@@ -35,26 +45,47 @@ def now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
+def flush(path: Path) -> None:
+    """Bring what a file holds, or which names a folder has, to the medium."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that flushes no folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def unique() -> str:
+    """For a temporary name that no other process takes, in this container, another, or on another machine."""
+    return f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` when the block ends well, and is removed when it does not."""
+def atomic(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A temporary name beside `path` that becomes `path` when the block ends well, and is removed when it does not.
+
+    `durable`: its content is flushed first. Its name is there for good once its folder is flushed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    partial = path.with_name(f".{path.name}.{unique()}.part{path.suffix}")
     try:
         yield partial
+        if durable:
+            flush(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    with atomic(path) as partial:
+def write_text(path: Path, text: str, durable: bool = False) -> None:
+    with atomic(path, durable) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = False) -> None:
     """NaN and infinity become null: strict JSON, readable by every tool."""
-    write_text(path, json.dumps(_finite(value), indent=1) + "\n")
+    write_text(path, json.dumps(_finite(value), indent=1) + "\n", durable)
 
 
 def _finite(value: Any) -> Any:
@@ -86,8 +117,23 @@ def parse_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(_finite(row)) + "\n" for row in rows))
+def result(folder: Path) -> dict[str, Any] | None:
+    """result.json of a finished run; None where there is none or it is not whole, which is said in the log."""
+    return whole(folder / "result.json", ANSWER)
+
+
+def whole(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
+    """The object in a file with all these keys, `metrics` a mapping of its own; else None, which is said in the log."""
+    if not (record := read_json(path)):
+        return None
+    if lacks := [key for key in keys if key not in record or (key == "metrics" and not isinstance(record[key], dict))]:
+        log.warning("%s has no %s: taken as absent", path, ", ".join(lacks))
+        return None
+    return record
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = False) -> None:
+    write_text(path, "".join(json.dumps(_finite(row)) + "\n" for row in rows), durable)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -97,9 +143,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = False) -> None:
     """One row a mapping; NaN becomes an empty cell."""
-    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with atomic(path, durable) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         for row in rows:
@@ -138,7 +184,7 @@ def lock(folder: Path) -> Iterator[None]:
     """Exclusive use of `folder`; waits for its holder, and the system frees it when the holder dies.
 
     Raises Interrupted where this process is asked to stop while it waits."""
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     with (folder / "lock").open("a") as file:
         if not _taken(file):
             log.warning("%s is being trained by another process: waiting for it", folder.name)
@@ -146,6 +192,14 @@ def lock(folder: Path) -> Iterator[None]:
                 if session().wait(0.2):
                     raise Interrupted(0)
         yield
+
+
+def _make(folder: Path) -> None:
+    """A folder, and those above it, that are there after a power cut."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        flush(place.parent)
 
 
 def _taken(file: IO[str]) -> bool:
@@ -174,6 +228,14 @@ def check(weights: Path) -> None:
         raise ValueError(f"{bad} fails its checksum")
 
 
+def tidy(folder: Path, age: float = 3600.0) -> None:
+    """Remove what was left half-written, `age` seconds ago or more: another process may be at work on a newer one."""
+    for file in folder.glob(".*.part*"):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime >= age:
+                file.unlink()
+
+
 class Checkpoints:
     """The checkpoints of one trajectory: `state_0003.pt` after epoch 3 and the best weights until then beside it.
 
@@ -193,31 +255,43 @@ class Checkpoints:
         return sorted(int(path.stem.split("_")[1]) for path in self.folder.glob("state_*.pt"))
 
     def save(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:
-        """`best`: weights to write if this epoch is the best so far, else None to go on with the previous ones."""
+        """`best`: weights to write if this epoch is the best so far, else None to go on with the previous ones.
+
+        Both are on the medium when this returns, so that what came before may go."""
         import torch
 
         epoch = state["epoch"]
         if best is not None:
-            with atomic(self.best(epoch)) as partial:
+            with atomic(self.best(epoch), durable=True) as partial:
                 torch.save(best, partial)
         elif (previous := self._best_before(epoch)) is not None:
             self.best(epoch).unlink(missing_ok=True)
-            os.link(previous, self.best(epoch))
-        with atomic(self.state(epoch)) as partial:
+            try:
+                os.link(previous, self.best(epoch))
+            except OSError:  # a file system without hard links
+                with atomic(self.best(epoch), durable=True) as partial:
+                    shutil.copyfile(previous, partial)
+        with atomic(self.state(epoch), durable=True) as partial:
             torch.save(state, partial)
+        flush(self.folder)
 
     def _best_before(self, epoch: int) -> Path | None:
         earlier = [path for path in sorted(self.folder.glob("best_*.pt")) if path < self.best(epoch)]
         return earlier[-1] if earlier else None
 
-    def load(self, until: int) -> dict[str, Any] | None:
-        """The latest readable state at or before epoch `until`; a damaged one is reported and the one before used."""
+    def load(self, until: int, scored: Callable[[dict[str, Any]], bool] = lambda state: False) -> dict[str, Any] | None:
+        """The latest readable state at or before epoch `until`; a damaged one is reported and the one before used.
+
+        `scored`: whether a state has best weights beside it; one that has lost them is not whole either."""
         import torch
 
         for epoch in reversed([e for e in self.epochs() if e <= until]):
             try:
                 check(self.state(epoch))
-                return torch.load(self.state(epoch), map_location="cpu", weights_only=True)
+                state = torch.load(self.state(epoch), map_location="cpu", weights_only=True)
+                if self.best(epoch).exists() or not scored(state):
+                    return state
+                log.warning("%s is lost, so %s is not whole: using the one before", self.best(epoch), self.state(epoch))
             except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
                 reason = (str(error) or type(error).__name__).split(". ")[0]
                 log.warning("checkpoint %s is damaged (%s): using the one before", self.state(epoch), reason)
@@ -247,5 +321,4 @@ class Checkpoints:
 
     def tidy(self) -> None:
         """Remove what processes that were killed left half-written; for the holder of the folder's lock."""
-        for file in self.folder.glob(".*.part*"):
-            file.unlink(missing_ok=True)
+        tidy(self.folder, 0.0)

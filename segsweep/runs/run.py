@@ -6,6 +6,7 @@ A run is a function of its signature: whoever asks for it, in whatever sweep, ge
 import contextlib
 import dataclasses
 import logging
+import os
 import shutil
 import time
 import traceback
@@ -30,11 +31,18 @@ from segsweep.search import pruning
 from segsweep.task import Data, Result
 from segsweep.tracking.mirrors import FIGURES, WEIGHTS, Mirror, forget
 from segsweep.tracking.recall import FILES, restorer
+from segsweep.tracking.store import STATE
 
 log = logging.getLogger(__name__)
 
 ANEW = "anew.json"
 """In the folder of a run or a trajectory: the sweep that began it anew."""
+NEXT = "anew"
+"""In a finished run's folder: where it is trained anew until it is whole and takes the finished one's place."""
+OWN = {"config.yaml", "run.json", "history.jsonl", *WEIGHTS, "lock", "mlflow.lock", STATE, "trial.json", ANEW}
+"""In a run's folder: what the engine flushes itself, or which is no part of the record."""
+PRUNED = ("epoch", "metrics", "training_seconds", "parameters", "reason")
+"""What pruned.json has at least."""
 
 
 @dataclasses.dataclass
@@ -78,10 +86,10 @@ def run(
                 log.info("", exc_info=True)  # the whole of it is in job.log
             if outcome.failure == "oom" and asked and (smaller := getattr(asked.task, "smaller", None)):
                 outcome.error = f"{smaller(session().retries)}\n{outcome.error}"
-            if outcome.folder:
+            if asked:
                 with contextlib.suppress(OSError):  # a full disk, say: the job's record has the error too
                     artifacts.write_json(
-                        outcome.folder / "failure.json",
+                        asked.place / "failure.json",
                         {"status": "failed", "class": outcome.failure, "error": outcome.error}
                         | {"traceback": traceback.format_exc()},
                     )
@@ -109,17 +117,18 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     cfg, folder, checkpoints = asked.cfg, asked.folder, asked.checkpoints
     judge = _judge(asked)
     stack.enter_context(artifacts.lock(folder))
+    _take_place(folder)  # as a process may have died in doing
     if _answered(asked, judge, outcome, stack):
         return outcome
     stack.enter_context(artifacts.lock(checkpoints.folder))
-    _clear(asked)
+    place = _clear(asked)
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
-    artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(own, resolve=True))
+    artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own, resolve=True), durable=True)
     record = _Described(asked)
     mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
-        artifacts.write_lines(folder / "history.jsonl", history)
+        artifacts.write_lines(place / "history.jsonl", history)
         mirror.update()
 
     here = session()
@@ -129,7 +138,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         epochs=cfg.epochs,
         seed=cfg.seed,
         checkpoints=checkpoints,
-        folder=folder,
+        folder=place,
         device=str(asked.device),
         retries=here.retries,
         samples=asked.data.parts.get("train", 0),
@@ -149,11 +158,11 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         result = asked.task.train(loop)
     except Pruned as end:
         assert judge
-        history = artifacts.read_lines(folder / "history.jsonl")
+        history = artifacts.read_lines(place / "history.jsonl")
         facts = end.record | {"metrics": _metrics(history[-1]), "parameters": record.facts.get("parameters")}
         facts |= _sums(history)
         checkpoints.end(end.epoch)
-        artifacts.write_json(folder / "pruned.json", facts)
+        _close(asked, "pruned.json", facts, history, record)
         judge.end("PRUNED")
         return _answer_pruned(outcome, facts)
     loop.finish()
@@ -161,7 +170,8 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         made = asked.cfg.task._target_
         raise TaskError(f"train() of {made} gave {type(result).__name__}; a task.Result(metrics, units) is needed")
     facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": cfg.epochs - loop.done}
-    artifacts.write_json(folder / "result.json", facts)
+    _close(asked, "result.json", facts, loop.history, record)
+    _take_place(folder)
     checkpoints.end(cfg.epochs)
     if judge:
         judge.end("COMPLETE", loop.history)
@@ -169,7 +179,9 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
 
 
 class _Asked:
-    """What a job asks for, and which run that is; nothing is built or written yet."""
+    """What a job asks for, and which run that is; nothing is built or written yet.
+
+    `folder`: of its record. `place`: where it is made, which is another where a finished record is trained anew."""
 
     def __init__(
         self,
@@ -199,7 +211,7 @@ class _Asked:
         self.modules = whitelist.modules(self.config) | set(spec.code)
         self.code = code(*sorted(self.modules))
         self.ids = signatures(self.config, self.data.digest or "", self.data.split, self.code, spec.repeats)
-        self.folder = runs / "runs" / self.ids["signature"]
+        self.folder = self.place = runs / "runs" / self.ids["signature"]
         self.checkpoints = Checkpoints(runs / "trajectories" / self.ids["trajectory"])
         record = (artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}
         self.by = f"{record['name']} {record['started']}" if record else ""
@@ -223,52 +235,111 @@ def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stac
     """Whether the run's record, here or in MLflow, is the answer: it is finished, or was pruned as it would be now."""
     cfg, folder = asked.cfg, asked.folder
     anew = asked.anew(folder)
-    known = {file: None if anew else artifacts.read_json(folder / file) for file in ("result.json", "pruned.json")}
-    if (
-        cfg.reuse
-        and not known["result.json"]
-        and restorer().restore(folder, cfg.tracking.uri, cfg.tracking.experiment, asked.sweep)
+    result = None if anew else artifacts.result(folder)
+    pruned = None if anew else artifacts.whole(folder / "pruned.json", PRUNED)
+    if damage := _damage(folder) if result else "":
+        log.warning("%s: tested again from its last state, or trained where that is lost", damage)
+        result = None
+    elif (
+        cfg.reuse and not result and restorer().restore(folder, cfg.tracking.uri, cfg.tracking.experiment, asked.sweep)
     ):
-        known["result.json"] = artifacts.read_json(folder / "result.json")
+        result = artifacts.result(folder)
     if cfg.search.trial is not None:
         trial = {"study": cfg.search.study, "number": cfg.search.trial, "state": "RUNNING"}
         artifacts.write_json(folder / "trial.json", trial)
     if judge:
         stack.enter_context(judge)
-    if record := known["result.json"]:
+    if result:
         if judge:
             judge.end("COMPLETE", artifacts.read_lines(folder / "history.jsonl"))
-        _answer(outcome, record, "reused")
-    elif judge and (record := known["pruned.json"]) and pruning.same(record, cfg, asked.task.spec):
-        judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: record["epoch"]])
+        _answer(outcome, result, "reused")
+    elif judge and pruned and pruning.same(pruned, cfg, asked.task.spec):
+        judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: pruned["epoch"]])
         (folder / "failure.json").unlink(missing_ok=True)
-        _answer_pruned(outcome, record)
+        _answer_pruned(outcome, pruned)
     else:
         return False
     stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
     return True
 
 
-def _clear(asked: _Asked) -> None:
-    """Remove what may not pass for this run's, should it end early."""
+def _damage(folder: Path) -> str:
+    """What is wrong with the weights of a finished run, "" where nothing is; that they are elsewhere is not."""
+    for file in (folder / name for name in WEIGHTS):
+        try:
+            artifacts.check(file)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            return f"{file} is damaged ({error})"
+    return ""
+
+
+def _clear(asked: _Asked) -> Path:
+    """Remove what may not pass for this run's, should it end early; gives the folder in which the run is made."""
     folder, ended = asked.folder, ["failure.json", "pruned.json"]
     if asked.anew(asked.checkpoints.folder):
         asked.checkpoints.clear()
         artifacts.write_json(asked.checkpoints.folder / ANEW, {"by": asked.by})
     if asked.anew(folder):
-        forget(folder)
-        ended += [*FILES, *FIGURES, *WEIGHTS]
-        artifacts.write_json(folder / ANEW, {"by": asked.by})
+        if artifacts.result(folder):
+            asked.place = folder / NEXT
+            if asked.anew(asked.place):
+                shutil.rmtree(asked.place, ignore_errors=True)
+        else:
+            forget(folder)
+            ended += [*FILES, *FIGURES, *WEIGHTS]
+        artifacts.write_json(asked.place / ANEW, {"by": asked.by})
     asked.checkpoints.tidy()
+    artifacts.tidy(asked.place)
     for file in ended:
-        (folder / file).unlink(missing_ok=True)
+        (asked.place / file).unlink(missing_ok=True)
+    return asked.place
+
+
+def _take_place(folder: Path) -> None:
+    """Put a run that was trained anew and is whole in the place of the finished record. Cut anywhere it is taken up
+    again: until its result.json has moved, the last of all, the old one is the record."""
+    made = folder / NEXT
+    if not artifacts.result(made):
+        return
+    forget(folder)
+    files = [file for file in made.iterdir() if file.name != "result.json"]
+    if (made / ANEW).exists():  # what only the old one has goes before the first file has moved
+        for name in {*FILES, *FIGURES, *WEIGHTS} - {"result.json", *(file.name for file in files)}:
+            (folder / name).unlink(missing_ok=True)
+        os.replace(made / ANEW, folder / ANEW)
+        artifacts.flush(folder)
+    for file in (file for file in files if file.name != ANEW):
+        if file.is_dir():
+            shutil.rmtree(folder / file.name, ignore_errors=True)
+        os.replace(file, folder / file.name)
+    artifacts.flush(folder)
+    os.replace(made / "result.json", folder / "result.json")
+    artifacts.flush(folder)
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def _close(
+    asked: _Asked, name: str, facts: dict[str, Any], history: list[dict[str, Any]], record: "_Described"
+) -> None:
+    """Write the file that ends a run once all else that its record stands on is on the medium."""
+    place = asked.place
+    artifacts.write_lines(place / "history.jsonl", history, durable=True)
+    record.keep()
+    for file in place.iterdir():  # what the task wrote, whatever it is; pictures are drawn again
+        if file.is_file() and file.name not in OWN | {asked.task.spec.table} and file.suffix not in (".png", ".svg"):
+            artifacts.flush(file)
+    artifacts.flush(place)
+    artifacts.write_json(place / name, facts, durable=True)
+    artifacts.flush(place)
 
 
 class _Described:
     """run.json, which says what the run is, and more of it once its task knows more."""
 
     def __init__(self, asked: _Asked):
-        self.file, choices, data = asked.folder / "run.json", asked.choices, asked.data
+        self.file, choices, data = asked.place / "run.json", asked.choices, asked.data
         self.about: dict[str, Any] = (
             asked.ids
             | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
@@ -290,13 +361,16 @@ class _Described:
         self.facts |= facts
         artifacts.write_json(self.file, self.about)
 
+    def keep(self) -> None:
+        artifacts.write_json(self.file, self.about, durable=True)
+
 
 def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) -> dict[str, Any]:
     """Write the weights and the units' scores; what result.json is to hold."""
-    cfg, folder, checkpoints, spec, history = asked.cfg, asked.folder, asked.checkpoints, asked.task.spec, loop.history
+    cfg, folder, checkpoints, spec, history = asked.cfg, asked.place, asked.checkpoints, asked.task.spec, loop.history
     metrics = (_metrics(history[-1]) if history else {}) | dict(result.metrics)
     if loop.state and "model" in loop.state:
-        with artifacts.atomic(folder / "last.pt") as file:
+        with artifacts.atomic(folder / "last.pt", durable=True) as file:
             torch.save({"epoch": cfg.epochs, "model": loop.state["model"].state_dict()}, file)
         best = checkpoints.best(cfg.epochs)
         try:
@@ -305,11 +379,11 @@ def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) 
             if loop.scores():
                 log.warning("%s: the best weights until epoch %d are lost: no best.pt (%s)", folder, cfg.epochs, error)
         else:
-            with artifacts.atomic(folder / "best.pt") as file:
+            with artifacts.atomic(folder / "best.pt", durable=True) as file:
                 shutil.copyfile(best, file)
     if result.units:
         rows = [{spec.unit: unit, **values} for unit, values in result.units.items()]
-        artifacts.write_csv(folder / spec.table, rows)
+        artifacts.write_csv(folder / spec.table, rows, durable=True)
     sums, metric = _sums(history), spec.metric(spec.select)
     assert metric
     best_of = max if metric.direction == "max" else min

@@ -85,7 +85,7 @@ class Planner:
         ids = signatures(config, data.digest or "", data.split, own, spec.repeats)
         folder = self.runs / "runs" / ids["signature"]
         there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= cfg.epochs]
-        finished = cfg.reuse and (folder / "result.json").exists()
+        finished = cfg.reuse and artifacts.result(folder) is not None
         failed = (folder / "failure.json").exists()
         state = "failed" if failed else "continue" if there and cfg.reuse else "new"
         pruned = artifacts.read_json(folder / "pruned.json") if cfg.reuse else None

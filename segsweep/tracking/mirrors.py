@@ -166,7 +166,7 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
         state["sweeps"] = sweeps_of(found) if found else []
         state["made_by"] = sweep.name if sweep and not found else None
         state["epochs"] = 0 if run_id == made else _epochs(client, run_id)
-    result = artifacts.read_json(folder / "result.json")
+    result = artifacts.result(folder)
     if result and state["status"] != "finished":
         first = _first(client, experiment, folder.name, state["run_id"])
         state |= {"run_id": first, "epochs": _epochs(client, first)}
@@ -227,8 +227,9 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
 def _final_metrics(result: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, float]:
     logged = set(history[-1]) if history else set()
     found = {key: value for key, value in result["metrics"].items() if key not in logged}
-    found |= {key: result[key] for key in TIMES}
-    found |= {"peak_memory_mib": result["peak_memory_bytes"] / 2**20, "objective": result["objective"]}
+    found |= {key: result.get(key) for key in (*TIMES, "objective")}
+    if (peak := result.get("peak_memory_bytes")) is not None:
+        found["peak_memory_mib"] = peak / 2**20
     if "micro_batches" not in logged:
         found["micro_batches"] = result.get("micro_batches")
     return {key: value for key, value in found.items() if value is not None}

@@ -118,7 +118,7 @@ def fetch(weights: Path) -> bool:
 
 def fetch_alone(weights: Path) -> bool:
     state = artifacts.read_json(weights.parent / STATE) or {}
-    if "run_id" not in state or not (weights.parent / "result.json").exists():
+    if "run_id" not in state or not artifacts.result(weights.parent):
         return False
     client = connect(state["uri"])
     if f"weights/{weights.name}" not in {file.path for file in client.list_artifacts(state["run_id"], "weights")}:
