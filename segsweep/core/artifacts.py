@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
+from segsweep.core.errors import SegsweepError
 from segsweep.core.session import Interrupted, session
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ DONE = (*WHOLE, "pruned")
 """How a job ends that did what it was asked to."""
 PRUNING = "pruning.log"
 """Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+"""What a file system answers that has no locks, the last where it locks nothing that is open for reading."""
 ANSWER = ("status", "epochs", "metrics", "training_seconds", "parameters", "objective")
 """What result.json has at least; without one of them it is taken for absent."""
 
@@ -55,6 +59,26 @@ def flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def full(error: OSError, folder: Path) -> str:
+    """Of an error in writing below `folder`, one sentence that names it, and what helps where the disk is full."""
+    said = f"{folder} cannot be written ({error.strerror or error})"
+    return f"{said}; python -m segsweep.clean lists what can go" if error.errno in NO_ROOM else said
+
+
+def save(value: Any, path: Path) -> None:
+    """torch.save, durable. Raises OSError as any other write does, where torch's own writing says RuntimeError."""
+    import torch
+
+    with atomic(path, durable=True) as partial, partial.open("wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            below = error.__context__
+            while below and not isinstance(below, OSError):
+                below = below.__context__
+            raise below or error from None
 
 
 def unique() -> str:
@@ -85,16 +109,17 @@ def write_text(path: Path, text: str, durable: bool = False) -> None:
 
 def write_json(path: Path, value: Any, durable: bool = False) -> None:
     """NaN and infinity become null: strict JSON, readable by every tool."""
-    write_text(path, json.dumps(_finite(value), indent=1) + "\n", durable)
+    write_text(path, json.dumps(finite(value), indent=1) + "\n", durable)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """With null for NaN and infinity, as JSON has it."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 
@@ -133,7 +158,7 @@ def whole(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = False) -> None:
-    write_text(path, "".join(json.dumps(_finite(row)) + "\n" for row in rows), durable)
+    write_text(path, "".join(json.dumps(finite(row)) + "\n" for row in rows), durable)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -166,10 +191,21 @@ def made(file: Path, make: Callable[[Path], None]) -> Iterator[None]:
     """For the block, `file` is there and no other process makes it or is in a block of its own: two that make one
     database at once would lock each other out. `make` is called with `file` where there is none yet."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with (file.parent / f".{file.name}.lock").open("a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with alone(file.parent / f".{file.name}.lock"):
         if not file.exists():
             make(file)
+        yield
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """For the block, no other process or thread is in one of this file; waits. On a file system without locks all are."""
+    with file.open("a") as guard:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield
 
 
@@ -183,10 +219,22 @@ def share(file: Path) -> None:
 def lock(folder: Path) -> Iterator[None]:
     """Exclusive use of `folder`; waits for its holder, and the system frees it when the holder dies.
 
-    Raises Interrupted where this process is asked to stop while it waits."""
-    _make(folder)
-    with (folder / "lock").open("a") as file:
-        if not _taken(file):
+    Raises Interrupted where this process is asked to stop while it waits, SegsweepError where the folder is not to be
+    written. Where a file system has no locks that is said, and nobody waits."""
+    try:
+        _make(folder)
+        file = (folder / "lock").open("a")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise SegsweepError(
+            f"{folder} cannot be written ({error.strerror}): it is read-only or another user's; give a folder of your "
+            "own: paths.runs=FOLDER"
+        ) from error
+    with file:
+        if (taken := _taken(file)) is None:
+            log.warning("%s: its file system has no locks; start no two commands that want one run", folder)
+        elif not taken:
             log.warning("%s is being trained by another process: waiting for it", folder.name)
             while not _taken(file):
                 if session().wait(0.2):
@@ -202,18 +250,32 @@ def _make(folder: Path) -> None:
         flush(place.parent)
 
 
-def _taken(file: IO[str]) -> bool:
-    with suppress(BlockingIOError):
+def _taken(file: IO[str]) -> bool | None:
+    """None where the file system has no locks."""
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return True
 
 
-def held(folder: Path) -> bool:
-    """Whether a living process holds the lock of `folder`."""
-    with suppress(FileNotFoundError), (folder / "lock").open("a") as file:
-        return not _taken(file)
-    return False
+def held(folder: Path) -> bool | None:
+    """Whether a living process holds the lock of `folder`; None where its file system has no locks, or another user's
+    is not to be looked at."""
+    for mode in ("r+", "r"):  # some file systems lock nothing that is open for reading alone
+        try:
+            with (folder / "lock").open(mode) as file:
+                taken = _taken(file)
+                return None if taken is None else not taken
+        except FileNotFoundError:
+            return False
+        except OSError:
+            continue
+    return None
 
 
 def check(weights: Path) -> None:
@@ -258,12 +320,9 @@ class Checkpoints:
         """`best`: weights to write if this epoch is the best so far, else None to go on with the previous ones.
 
         Both are on the medium when this returns, so that what came before may go."""
-        import torch
-
         epoch = state["epoch"]
         if best is not None:
-            with atomic(self.best(epoch), durable=True) as partial:
-                torch.save(best, partial)
+            save(best, self.best(epoch))
         elif (previous := self._best_before(epoch)) is not None:
             self.best(epoch).unlink(missing_ok=True)
             try:
@@ -271,8 +330,7 @@ class Checkpoints:
             except OSError:  # a file system without hard links
                 with atomic(self.best(epoch), durable=True) as partial:
                     shutil.copyfile(previous, partial)
-        with atomic(self.state(epoch), durable=True) as partial:
-            torch.save(state, partial)
+        save(state, self.state(epoch))
         flush(self.folder)
 
     def _best_before(self, epoch: int) -> Path | None:

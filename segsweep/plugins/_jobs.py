@@ -82,7 +82,8 @@ class Job:
             return
         epoch = len(artifacts.read_lines(self.point.folder / "history.jsonl"))
         record = {"status": "failed", "class": failure, "error": error, "traceback": reason, "epoch": epoch}
-        artifacts.write_json(self.point.folder / "failure.json", record)
+        with contextlib.suppress(OSError):  # a full disk: the job's own record has it, and the table
+            artifacts.write_json(self.point.folder / "failure.json", record)
 
     def mirror(self) -> None:
         """Bring MLflow up to date with a run whose worker no longer can say so."""

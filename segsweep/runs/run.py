@@ -81,7 +81,9 @@ def run(
         except Exception as error:  # whatever a job dies of, the sweep goes on
             outcome.status, outcome.failure = "failed", classify(error)
             outcome.error = str(error)
-            if not isinstance(error, SegsweepError):
+            if isinstance(error, OSError) and error.errno in artifacts.NO_ROOM:
+                outcome.error = artifacts.full(error, Path(cfg.paths.runs))
+            elif not isinstance(error, SegsweepError):
                 outcome.error = f"{type(error).__name__}: {error}{_own_frame(error)}"
                 log.info("", exc_info=True)  # the whole of it is in job.log
             if outcome.failure == "oom" and asked and (smaller := getattr(asked.task, "smaller", None)):
@@ -370,8 +372,7 @@ def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) 
     cfg, folder, checkpoints, spec, history = asked.cfg, asked.place, asked.checkpoints, asked.task.spec, loop.history
     metrics = (_metrics(history[-1]) if history else {}) | dict(result.metrics)
     if loop.state and "model" in loop.state:
-        with artifacts.atomic(folder / "last.pt", durable=True) as file:
-            torch.save({"epoch": cfg.epochs, "model": loop.state["model"].state_dict()}, file)
+        artifacts.save({"epoch": cfg.epochs, "model": loop.state["model"].state_dict()}, folder / "last.pt")
         best = checkpoints.best(cfg.epochs)
         try:
             artifacts.check(best)

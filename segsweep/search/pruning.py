@@ -242,11 +242,14 @@ class Judge:
 
         while self(history):  # all is reported, whatever the verdicts
             pass
-        if self.study is not None and OmegaConf.select(self.cfg, "search.trial") is None:
-            place = self.study._storage
-            last = place.get_trial(self.trial).intermediate_values
-            values = [last[max(last)]] if last and state != "FAIL" else None
-            place.set_trial_state_values(self.trial, TrialState[state], values)
+        try:
+            if self.study is not None and OmegaConf.select(self.cfg, "search.trial") is None:
+                place = self.study._storage
+                last = place.get_trial(self.trial).intermediate_values
+                values = [last[max(last)]] if last and state != "FAIL" else None
+                place.set_trial_state_values(self.trial, TrialState[state], values)
+        except Exception as error:  # a storage raises what its back end raises
+            self._lose(error)
         self.study = None
 
     def _lose(self, error: Exception) -> None:

@@ -324,7 +324,8 @@ class Study:
             if owner["folder"] == self.owner["folder"]:
                 return owner["id"] != self.owner["id"]  # an earlier process: this one holds the lock now
             if (Path(owner["folder"]) / "lock").exists():
-                return not artifacts.held(Path(owner["folder"]))
+                if (alive := artifacts.held(Path(owner["folder"]))) is not None:
+                    return not alive
         sign = trial.number, trial.user_attrs.get("beat")
         return time.monotonic() - self._silent.setdefault(sign, time.monotonic()) > GRACE
 

@@ -6,6 +6,7 @@ which the command calls itself.
 
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import shlex
@@ -19,9 +20,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep.core import artifacts
+from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session, thread
 from segsweep.tracking.store import database
 
+log = logging.getLogger(__name__)
+
+ROOM = ".room"
+"""File of a sweep's folder that holds nothing: its room is for the records of what fails when the disk is full."""
 FIRST_JOB_TRAINS = 8.0
 """Seconds after which nobody waits for this process any more."""
 NICE = 5
@@ -47,6 +53,13 @@ class Sweep:
         """Begin its record. `parent`: whether MLflow is to have a run for it, beside those of its jobs."""
         self.folder, self.reported = folder, config.report
         self.storage = OmegaConf.select(config, "search.storage")
+        try:
+            self._begin(folder, config, parent)
+        except (SegsweepError, OSError) as error:
+            print(error if isinstance(error, SegsweepError) else artifacts.full(error, folder), file=sys.stderr)
+            raise SystemExit(1) from None  # Hydra would make a warning of the error, and go on
+
+    def _begin(self, folder: Path, config: DictConfig, parent: bool) -> None:
         self._held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
         # of another sweep, in a folder that was named by hand
         for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{artifacts.PRUNING}*")):
@@ -61,6 +74,7 @@ class Sweep:
             file = database(tracking.uri)
             record["mlflow"] |= {"parent": parent, "new": bool(file and not file.exists())}
         artifacts.write_json(folder / "sweep.json", record)
+        (folder / ROOM).write_bytes(os.urandom(2**16 + 2**12 * min(self.expected or 64, 256)))
         if self.reported and parent:
             self._preparing = threading.Timer(FIRST_JOB_TRAINS, _prepare)
             self._preparing.daemon = True
@@ -81,7 +95,8 @@ class Sweep:
             place["run_id"] = start_parent(place["uri"], place["experiment"], name, command)
         except Exception as error:  # MLflow is a mirror: the sweep runs without it
             place["error"] = (str(error) or type(error).__name__).splitlines()[0]
-        self.note(mlflow=place)
+        with contextlib.suppress(OSError):  # a full disk: the end of the sweep says so
+            self.note(mlflow=place)
 
     def note(self, **facts: Any) -> None:
         """Add to its record, where it has one."""
@@ -106,7 +121,7 @@ class Sweep:
 
             with contextlib.suppress(Exception):  # MLflow is a mirror
                 connect(place["uri"]).delete_run(place["run_id"])
-        for name in ("sweep.json", "lock"):
+        for name in ("sweep.json", "lock", ROOM):
             (folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # somebody's own folder, which is not empty
             folder.rmdir()
@@ -125,6 +140,7 @@ class Sweep:
         from segsweep.report.records import read
         from segsweep.report.table import table
 
+        (folder / ROOM).unlink(missing_ok=True)
         _interrupted(folder)
         ended = artifacts.jobs(folder)
         bad = [job for job in ended if job["status"] not in artifacts.DONE]
@@ -136,10 +152,7 @@ class Sweep:
             self.note(finished=None if stopped else artifacts.now())
             artifacts.write_text(folder / "table.txt", text)
         except OSError as error:
-            print(
-                f"{folder} cannot be written ({error.strerror}): the record of the sweep is not complete",
-                file=sys.stderr,
-            )
+            print(f"{artifacts.full(error, folder)}: the record of the sweep is not complete", file=sys.stderr)
         print(f"Sweep: {folder}   its jobs: {folder}/*/job.json")
         if self.reported and not stopped and len(ended) > max(len(bad), 1):
             print(f"Report: {self._report(folder)}")
@@ -259,10 +272,23 @@ def milestones(overrides: list[str]) -> list[int]:
     return sorted(found)
 
 
+def _keep(file: Path, job: dict[str, Any]) -> None:
+    """Write job.json, on a full disk in the room that the sweep set aside; what cannot be written even so is said in the
+    log, and the sweep goes on."""
+    try:
+        artifacts.write_json(file, job)
+    except OSError:
+        (file.parents[1] / ROOM).unlink(missing_ok=True)
+        try:
+            artifacts.write_json(file, job)
+        except OSError as error:
+            log.error("%s cannot be written: %s", file, error.strerror)
+
+
 def open_job(folder: Path, number: int, overrides: list[str]) -> dict[str, Any]:
     job = {"number": number, "overrides": [without_password(override) for override in overrides]}
     job |= {"status": "running", "started": artifacts.now(), "pid": os.getpid()}
-    artifacts.write_json(folder / "job.json", job)
+    _keep(folder / "job.json", job)
     return job
 
 
@@ -272,7 +298,7 @@ def close_job(folder: Path, job: dict[str, Any], outcome: Any, seconds: float) -
     run = facts.pop("folder")
     job |= facts | {"seconds": seconds, "class": facts.pop("failure")}
     job["run"] = os.path.relpath(run, folder) if run else None
-    artifacts.write_json(folder / "job.json", job)
+    _keep(folder / "job.json", job)
 
 
 def _interrupted(folder: Path) -> None:
@@ -280,7 +306,7 @@ def _interrupted(folder: Path) -> None:
     for path in folder.glob("*/job.json"):
         job = artifacts.read_json(path)
         if job and job["status"] == "running":
-            artifacts.write_json(path, job | {"status": "interrupted"})
+            _keep(path, job | {"status": "interrupted"})
 
 
 def _summary(report: Path) -> str:

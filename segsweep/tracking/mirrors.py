@@ -271,7 +271,7 @@ def close_dead(uri: str, experiment: str, runs: Path) -> None:
     for run in running:
         tags = run.data.tags
         folder = runs / "runs" / tags["signature"] if "signature" in tags else runs / tags.get("sweep", "?")
-        if folder.is_dir() and not artifacts.held(folder):
+        if folder.is_dir() and artifacts.held(folder) is False:
             if (folder / "run.json").exists():  # it may have ended well, and been killed before it could say so
                 push(folder, uri, experiment, None, final=True)
                 continue
@@ -310,7 +310,7 @@ def _parent(sweep: Path | None, uri: str, patience: float = 60) -> str | None:
     not where the sweep was killed before it was made."""
     until, alive = time.monotonic() + patience, True
     while sweep and alive and time.monotonic() < until:
-        alive = artifacts.held(sweep)  # first, so that what it wrote last is read
+        alive = artifacts.held(sweep) is not False  # first, so that what it wrote last is read
         mlflow = (artifacts.read_json(sweep / "sweep.json") or {}).get("mlflow")
         if not mlflow or not mlflow["parent"] or mlflow["error"] or mlflow["uri"] != uri.removesuffix(QUERY):
             return None

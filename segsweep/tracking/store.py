@@ -6,7 +6,6 @@ keeps models there, imports mlflow.
 
 import base64
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -106,8 +105,7 @@ def sweeps_of(run: "Run") -> list[str]:
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """One process and thread at a time copies the run of `folder`, to MLflow or from it."""
-    with (folder / "mlflow.lock").open("a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with artifacts.alone(folder / "mlflow.lock"):
         yield
 
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from segsweep.core.artifacts import unique
 from segsweep.core.errors import DataError
 from segsweep.core.signature import fingerprint, hashes, reached
 from segsweep.segmentation.data.source import Manifest, listed
@@ -231,7 +232,7 @@ def _build(dataset: DataSet, manifest: Manifest, place: Path, workers: int, alon
     if alone:  # what killed processes left
         for left in place.parent.glob(f"{place.name}.tmp-*"):
             shutil.rmtree(left, ignore_errors=True)
-    folder = place.with_name(f"{place.name}.tmp-{os.getpid()}-{time.time_ns()}")
+    folder = place.with_name(f"{place.name}.tmp-{unique()}")
     (folder / "work").mkdir(parents=True)
     try:
         _decode(dataset, manifest, folder, workers)
