@@ -122,7 +122,7 @@ def test_an_epoch_is_flushed_in_three_calls_and_one_that_is_no_best_in_two(tmp_p
 
 
 class Full:
-    """A disk on which the call of this number fails: opening or writing a file, flushing, renaming, linking, a folder."""
+    """A disk on which the call of this number fails: writing, flushing, renaming, linking, making a folder."""
 
     def __init__(self, root: Path, monkeypatch):
         self.root, self.left, self.failed = str(root), -1, ""

@@ -224,7 +224,7 @@ def test_two_processes_that_copy_one_run_make_one(uri, folder):
     code = f"""
 from pathlib import Path
 from segsweep.tracking import mirrors
-print(tracking.push(Path({str(folder)!r}), {uri!r}, "e", None, final=True))
+print(mirrors.push(Path({str(folder)!r}), {uri!r}, "e", None, final=True))
 """
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     ids = {process.communicate(timeout=120)[0] for process in both}
@@ -335,4 +335,4 @@ def test_the_first_copy_lets_the_first_step_go_before_it(tmp_path, monkeypatch):
         time.sleep(0.2)
         assert not copied
     session().copier.flush()
-    assert copied == [True, True, True]
+    assert copied == [True]  # the latest of the three

@@ -199,7 +199,7 @@ def made(file: Path, make: Callable[[Path], None]) -> Iterator[None]:
 
 @contextmanager
 def alone(file: Path) -> Iterator[None]:
-    """For the block, no other process or thread is in one of this file; waits. On a file system without locks all are."""
+    """For the block, no other process or thread is in one of this file; waits. Where no locks are, nobody does."""
     with file.open("a") as guard:
         try:
             fcntl.flock(guard, fcntl.LOCK_EX)

@@ -29,8 +29,8 @@ from segsweep.core.signature import IGNORED, PACKAGE, code, factors, fingerprint
 from segsweep.runs.loop import Loop, seed_all
 from segsweep.search import pruning
 from segsweep.task import Data, Result
-from segsweep.tracking.mirrors import FIGURES, WEIGHTS, Mirror, forget
-from segsweep.tracking.recall import FILES, restorer
+from segsweep.tracking.mirrors import WEIGHTS, Mirror, forget
+from segsweep.tracking.recall import FIGURES, FILES, restorer
 from segsweep.tracking.store import STATE
 
 log = logging.getLogger(__name__)

@@ -140,6 +140,7 @@ class Judge:
         self.seen = 0
         self.pruner = make(cfg.pruner)
         self.study: optuna.Study | None = None
+        self.place: optuna.storages.BaseStorage | None = None
         self.trial = -1
 
     def __enter__(self) -> "Judge":
@@ -153,6 +154,10 @@ class Judge:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.end("FAIL")  # unless it has ended before
+        if self.place:  # a worker has a judge for each of its jobs
+            from segsweep.search.study import give_back
+
+            give_back(self.place)
 
     def _open(self) -> None:
         import optuna
@@ -162,6 +167,7 @@ class Judge:
         number = OmegaConf.select(self.cfg, "search.trial")
         if number is not None:
             place, study = open_storage(self.cfg.search.storage), self.cfg.search.study
+            self.place = place
             self.trial = place.get_trial_id_from_study_id_trial_number(place.get_study_id_from_name(study), number)
         elif self.sweep is not None:
             place, study = open_storage(f"journal:///{self.sweep.absolute() / PRUNING}"), self.metric

@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ ROOM = ".room"
 FIRST_JOB_TRAINS = 8.0
 """Seconds after which nobody waits for this process any more."""
 NICE = 5
+SHORT = 5.0
+"""Seconds that the last word to MLflow has in any case."""
 
 
 class Sweep:
@@ -46,6 +49,7 @@ class Sweep:
         self.storage: str | None = None  # of its study, with the password that its records leave out
         self._opening: threading.Thread | None = None
         self._preparing: threading.Timer | None = None
+        self._imported = threading.Event()
         self._noting = threading.Lock()
         self._held = contextlib.ExitStack()
 
@@ -88,13 +92,17 @@ class Sweep:
     def _open_parent(self, folder: Path, name: str, command: str, place: dict[str, Any]) -> None:
         _behind_the_jobs()
         from segsweep.tracking.mirrors import close_dead, copier, start_parent
+        from segsweep.tracking.store import load
 
         copier().at_once()  # MLflow is imported here in any case
         try:
+            load()
+            self._imported.set()
             close_dead(place["uri"], place["experiment"], folder.parent)
             place["run_id"] = start_parent(place["uri"], place["experiment"], name, command)
         except Exception as error:  # MLflow is a mirror: the sweep runs without it
             place["error"] = (str(error) or type(error).__name__).splitlines()[0]
+            self._imported.set()
         with contextlib.suppress(OSError):  # a full disk: the end of the sweep says so
             self.note(mlflow=place)
 
@@ -114,7 +122,7 @@ class Sweep:
         if any(folder.glob("*/job.json")):
             return False
         if self._opening:
-            self._opening.join()
+            self._opening.join(SHORT)
         place = self._record().get("mlflow") or {}
         if place.get("run_id"):
             from segsweep.tracking.store import connect
@@ -135,8 +143,10 @@ class Sweep:
         if self._preparing:  # two threads that import the same modules in different order would get halves of them
             self._preparing.cancel()
             self._preparing.join()
-        if self._opening is None and (copier := session().copier):
-            copier.flush()  # for the same reason: a run that was short has only begun to import MLflow
+        if self._opening:  # for the same reason
+            self._imported.wait()
+        elif copier := session().copier:  # a run that was short has only begun to import MLflow
+            copier.settle()
         from segsweep.report.records import read
         from segsweep.report.table import table
 
@@ -144,8 +154,6 @@ class Sweep:
         _interrupted(folder)
         ended = artifacts.jobs(folder)
         bad = [job for job in ended if job["status"] not in artifacts.DONE]
-        if self._opening:
-            self._opening.join()
         text = table(read([folder]).jobs)
         print(text)
         try:
@@ -186,30 +194,47 @@ class Sweep:
         return f"{page}{again if best.exists() else ''}"
 
     def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> None:
+        """In `mirrors.END` seconds at most: a server that does not answer holds nobody up."""
+        if not (place := self._record().get("mlflow")):
+            return
         from segsweep.tracking import mirrors
 
-        mirrors.copier().flush()
-        place = self._record().get("mlflow")
-        error = (place or {}).get("error")
-        if place and place["run_id"]:
+        until = time.monotonic() + mirrors.END
+        late = f"it did not answer within {mirrors.END:.0f} s"
+        done = mirrors.copier().flush(mirrors.END)
+        if self._opening and done:
+            self._opening.join(until - time.monotonic())
+            place = self._record().get("mlflow") or place
+        error = place["error"]
+        folders = list({job["folder"]: None for job in artifacts.jobs(folder) if job["folder"]})
+        lacking = [reason for reason in map(mirrors.lacking, folders) if reason]
+        if place["run_id"] and not (error or lacking):
             status = "KILLED" if stopped else "FAILED" if bad else "FINISHED"
-            try:
-                names = ("table.txt", "sweep.json", "report.html", "report.md", "runs.csv", "search.html")
-                files = [folder / name for name in names]
-                files += sorted([*folder.glob("search/*.png"), *folder.glob("search/experiment/*.yaml")])
-                folders = list({job["folder"]: None for job in artifacts.jobs(folder) if job["folder"]})
-                summary = _summary(folder / "report.md")
-                mirrors.end_parent(place["uri"], place["run_id"], status, files, folder / "figures", summary, folders)
-            except Exception as problem:  # the files are the record
-                error = str(problem).splitlines()[0]
-        reasons = [mirrors.lacking(job["folder"]) for job in artifacts.jobs(folder) if job["folder"]]
-        error = error or next((reason for reason in reasons if reason), None)
-        if error is None and place:
+            told: list[str] = []
+            ending = thread(self._end_parent, folder, place, status, folders, told)
+            ending.join(max(until - time.monotonic(), SHORT))
+            error = late if ending.is_alive() else "".join(told)
+        error = error or next(iter(lacking), None) or ("" if done else late)
+        if not error:
             print(f"MLflow: {place['uri']}   to look at it: make ui")
-        if error:
-            print(
-                f"MLflow was out of reach ({error}); nothing is lost: python -m segsweep.sync {folder}", file=sys.stderr
-            )
+            return
+        brings = f"brings {len(lacking)} of {len(folders)} runs" if lacking else "brings what is missing"
+        again = f"nothing is lost: python -m segsweep.sync {folder}   {brings}"
+        print(f"MLflow was out of reach ({error}); {again}", file=sys.stderr)
+
+    def _end_parent(
+        self, folder: Path, place: dict[str, Any], status: str, folders: list[Path], told: list[str]
+    ) -> None:
+        from segsweep.tracking import mirrors
+
+        names = ("table.txt", "sweep.json", "report.html", "report.md", "runs.csv", "search.html")
+        files = [folder / name for name in names]
+        files += sorted([*folder.glob("search/*.png"), *folder.glob("search/experiment/*.yaml")])
+        try:
+            summary = _summary(folder / "report.md")
+            mirrors.end_parent(place["uri"], place["run_id"], status, files, folder / "figures", summary, folders)
+        except Exception as problem:  # the files are the record
+            told.append((str(problem) or type(problem).__name__).splitlines()[0])
 
 
 class SweepCallback(Callback):
@@ -273,8 +298,8 @@ def milestones(overrides: list[str]) -> list[int]:
 
 
 def _keep(file: Path, job: dict[str, Any]) -> None:
-    """Write job.json, on a full disk in the room that the sweep set aside; what cannot be written even so is said in the
-    log, and the sweep goes on."""
+    """Write job.json, on a full disk in the room that the sweep set aside; what cannot be written even so is said in
+    the log, and the sweep goes on."""
     try:
         artifacts.write_json(file, job)
     except OSError:

@@ -9,21 +9,29 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
-from segsweep.core.session import session
+from segsweep.core.session import session, thread
 from segsweep.tracking.store import STATE, alone, connect, database, default, find, lacks, sweeps_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
 RECORD = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json")
 """Without these a run is not answered from MLflow."""
 FILES = (*RECORD, "overlays.npz", "failure.json", "pruned.json")
-SILENCE = 60.0
+FIGURES = ("curves.png", "overlays.png")
+SILENCE = 300.0
 """Seconds for which a store that did not answer is not asked again."""
+PATIENCE = 5.0
+"""Seconds that a job waits for a server to say whether it knows its run; then it is trained."""
 
 
 class Restorer:
@@ -60,8 +68,12 @@ class Restorer:
         if self.ask:
             return self.ask(folder, uri, experiment)
         try:
+            client = connect(uri)
+            run = _in_time(find, client, experiment, folder.name, "FINISHED", wait=None if file else PATIENCE)
+            if run is None:
+                return False
             with alone(folder):
-                return _restore(folder, uri, experiment, wanted)
+                return _restore(client, run, folder, uri, experiment, wanted)
         except Exception as error:  # MLflow raises what its back end raises; the run is trained then
             self.silent[uri] = time.monotonic() + SILENCE
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -76,10 +88,26 @@ def restorer() -> Restorer:
     return here.restorer
 
 
-def _restore(folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]) -> bool:
-    client = connect(uri)
-    if (run := find(client, experiment, folder.name, "FINISHED")) is None:
-        return False
+def _in_time(ask: Callable[..., Any], *given: Any, wait: float | None) -> Any:
+    """What `ask` gives. Raises what it raises, and TimeoutError after `wait` seconds, when nobody listens any more."""
+    answer: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask(*given))
+        except Exception as error:  # of whoever asks
+            answer.set_exception(error)
+
+    thread(work, name="mlflow asked")
+    try:
+        return answer.result(wait)
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"no answer within {wait:.0f} s") from None
+
+
+def _restore(
+    client: "MlflowClient", run: "Run", folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]
+) -> bool:
     from mlflow.artifacts import download_artifacts, list_artifacts
 
     run_id, root, store = run.info.run_id, run.info.artifact_uri, client.tracking_uri
@@ -90,13 +118,16 @@ def _restore(folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]
     for half in folder.glob(".restore-*"):  # of a process that was killed
         shutil.rmtree(half, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
-        for name in there & {*FILES, "figures"} - {"failure.json", "pruned.json"}:
-            download_artifacts(f"{root}/{name}", dst_path=place, tracking_uri=store)
+        # whatever names a server gives, only these are asked for, and written under the names that they have here
+        at = {name: f"{root}/{name}" for name in there & {*FILES} - {"failure.json", "pruned.json"}}
+        if "figures" in there:
+            drawn = {Path(file.path).name for file in list_artifacts(f"{root}/figures", tracking_uri=store)}
+            at |= {name: f"{root}/figures/{name}" for name in drawn & {*FIGURES}}
+        got = {name: inside(download_artifacts(at[name], dst_path=place, tracking_uri=store), place) for name in at}
         if not wanted():
             return False
-        files = [file for file in Path(place).rglob("*") if file.is_file()]
-        for file in sorted(files, key=lambda file: file.name == "result.json"):
-            os.replace(file, folder / file.name)
+        for name in sorted(at, key=lambda name: name == "result.json"):
+            os.replace(got[name], folder / name)
     for ended in ("failure.json", "pruned.json"):
         (folder / ended).unlink(missing_ok=True)
     status = (artifacts.read_json(folder / "result.json") or {}).get("status")
@@ -104,6 +135,14 @@ def _restore(folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]
     state |= {"sweeps": sweeps_of(run), "epochs": len(artifacts.read_lines(folder / "history.jsonl"))}
     artifacts.write_json(folder / STATE, state)
     return True
+
+
+def inside(file: str, place: str) -> Path:
+    """A downloaded file, which has to lie in the folder that it was to go to. Raises ValueError."""
+    path = Path(file)
+    if path.is_symlink() or not path.is_file() or not path.resolve().is_relative_to(Path(place).resolve()):
+        raise ValueError(f"{file} is no file that was asked for")
+    return path
 
 
 def fetch(weights: Path) -> bool:
@@ -124,7 +163,8 @@ def fetch_alone(weights: Path) -> bool:
     if f"weights/{weights.name}" not in {file.path for file in client.list_artifacts(state["run_id"], "weights")}:
         return False
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=weights.parent) as place:
-        os.replace(client.download_artifacts(state["run_id"], f"weights/{weights.name}", place), weights)
+        got = inside(client.download_artifacts(state["run_id"], f"weights/{weights.name}", place), place)
+        os.replace(got, weights)
     return True
 
 

@@ -62,6 +62,12 @@ def connect(uri: str) -> "MlflowClient":
         return client
 
 
+def load() -> None:
+    """Import MLflow, which takes seconds, and what is used of it."""
+    import mlflow.entities
+    import mlflow.tracking  # noqa: F401
+
+
 def default() -> str:
     """Where nothing says which: MLFLOW_TRACKING_URI of the environment, else the one below the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
