@@ -278,6 +278,18 @@ def held(folder: Path) -> bool | None:
     return None
 
 
+@contextmanager
+def free(folder: Path) -> Iterator[bool]:
+    """For the block, whether nobody works on `folder`, whose lock is held then; False too where that cannot be told."""
+    try:
+        file = (folder / "lock").open("a")
+    except OSError:
+        yield False
+        return
+    with file:
+        yield _taken(file) is True
+
+
 def check(weights: Path) -> None:
     """Raise ValueError where a file of torch.save is cut off, or a part of it fails its checksum, which torch.load does
     not look at; OSError where it cannot be read."""
