@@ -12,9 +12,11 @@ import medium
 import pytest
 import torch
 import toy_task
+from omegaconf import OmegaConf
 
 from segsweep.core import artifacts
 from segsweep.runs.loop import Loop
+from segsweep.sweeps.sweep import Sweep
 
 
 @pytest.fixture
@@ -199,6 +201,17 @@ def test_each_write_flush_and_rename_that_fails_for_want_of_room_is_one_line_and
     assert failed.count("write") > 15
     assert failed.count("fsync") == 6 + 3 + 2 + 9
     assert failed.count("replace") == 13
+
+
+def test_a_sweep_whose_folder_cannot_be_made_ends_with_one_line(tmp_path, capsys):
+    """Hydra would warn of an error in a callback, and start the jobs."""
+    (tmp_path / "file").touch()
+    sweep = Sweep()
+    with pytest.raises(SystemExit) as ended:
+        sweep.open(tmp_path / "file" / "sweep", OmegaConf.create({"report": False}), parent=False)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"{tmp_path}/file/sweep cannot be written (Not a directory)\n"
+    assert sweep.abandon()
 
 
 SIZES = (24, 100, 130, 160, 180, 200, 220, 240, 270, 320) if os.environ.get("SEGSWEEP_SOAK") else (24, 130, 180)

@@ -280,6 +280,15 @@ def test_a_search_job_reports_to_its_own_trial(tmp_path):
             assert verdict.record["against"][0]["trial"] == 0
 
 
+def test_a_verdict_that_cannot_be_written_at_the_end_costs_no_run(tmp_path, monkeypatch, caplog):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(optuna.storages.JournalStorage, "set_trial_state_values", full)
+    assert do(tmp_path, *HALVING, GOOD).status == "finished"
+    assert "its study is out of reach, so this run is not pruned: [Errno 28]" in caplog.text
+
+
 def test_the_connections_to_a_storage_do_not_grow_with_the_jobs_of_a_process(tmp_path):
     url = f"sqlite:///{tmp_path}/optuna.db"
     study = optuna.create_study(study_name="s", storage=open_storage(url), direction="maximize")

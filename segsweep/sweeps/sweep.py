@@ -129,9 +129,9 @@ class Sweep:
 
             with contextlib.suppress(Exception):  # MLflow is a mirror
                 connect(place["uri"]).delete_run(place["run_id"])
-        for name in ("sweep.json", "lock", ROOM):
-            (folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody's own folder, which is not empty
+        with contextlib.suppress(OSError):  # somebody's own folder, which is not empty, or one that was never made
+            for name in ("sweep.json", "lock", ROOM):
+                (folder / name).unlink(missing_ok=True)
             folder.rmdir()
         return True
 
