@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,joblib,slurm,ray,dashboard,postgres,export
+EXTRAS := dev,joblib,slurm,ray,dashboard,postgres,export,lightning
 PORT ?= 5000
 
 .PHONY: install sweep test soak check ui lock clean

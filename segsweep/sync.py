@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from segsweep.config.schema import engine
 from segsweep.config.start import start
 from segsweep.core import artifacts
 from segsweep.tracking import mirrors
@@ -37,7 +38,7 @@ def main() -> int:
         asked_by = folder if (folder / "sweep.json").exists() else None
         for run in runs:
             try:
-                settings = OmegaConf.load(run / "config.yaml").tracking
+                settings = engine(DictConfig(OmegaConf.load(run / "config.yaml"))).tracking
             except Exception as error:  # missing, or no YAML, or of another program
                 print(f"{run}/config.yaml is missing or damaged: {str(error).splitlines()[0]}", file=sys.stderr)
                 failed += 1

@@ -74,7 +74,11 @@ class Spec:
         repeats: keys beside `seed` in which the repeats of one configuration differ.
         ignored: keys that decide no number: where data lie, how many processes read them.
         code: modules that decide numbers, beside what the task's own module imports.
-        inputs: arguments of the constructor that decide what `data()` gives; empty: any of them may.
+        inputs: arguments of the constructor that decide what `data()` gives; empty: any of them may. A difference of
+            data or split is put down to one that is named here, and to nothing else.
+        validation: settings that give a validation part, as messages name them: `split.val=0.15`.
+        epochs: whether it trains in epochs; False: `train` runs through once without `run.epochs`, and its result has
+            the metrics of all parts. `epochs` is then no part of a run's identity, and nothing can be pruned.
         pace: factors that decide how long an epoch takes, with * for any ending; empty: all but the repeats may.
         sections: modules with what the report says of this task alone; see `segsweep.report.own`.
     """
@@ -87,6 +91,8 @@ class Spec:
     ignored: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    validation: str = ""
+    epochs: bool = True
     pace: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
 
@@ -119,9 +125,8 @@ class Spec:
 
     def to_json(self) -> dict[str, Any]:
         """For run.json; infinite bounds are null there."""
-        about = {
-            name: getattr(self, name) for name in ("select", "unit", "sample", "repeats", "ignored", "pace", "sections")
-        }
+        kept = ("select", "unit", "sample", "repeats", "ignored", "inputs", "validation", "epochs", "pace", "sections")
+        about = {name: getattr(self, name) for name in kept}
         plain = Metric.__dataclass_fields__
         metrics = {name: {key: getattr(metric, key) for key in plain} for name, metric in self.metrics.items()}
         for entry in metrics.values():
@@ -139,9 +144,10 @@ class Spec:
                 known["bounds"] = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
                 known["scale"] = tuple(known.get("scale") or ())
                 metrics[name] = Metric(**known)
-                if reason := _problem(metrics[name]):
+                if reason := defect(metrics[name]):
                     raise ValueError(f"metric {name}: {reason}")
             known = {key: record[key] for key in cls.__dataclass_fields__ if key in record and key != "metrics"}
+            known.setdefault("inputs", ("data", "split"))  # groups that decided it before tasks said so
             lists = {key: tuple(value) for key, value in known.items() if isinstance(value, list | tuple)}
             spec = cls(metrics=metrics, **(known | lists))
             for key in ("unit", "sample"):  # of which a file's name is made
@@ -154,7 +160,7 @@ class Spec:
             raise ValueError(f"not the description of a task: {type(error).__name__}: {error}") from error
 
 
-def _problem(metric: Metric) -> str | None:
+def defect(metric: Metric) -> str | None:
     """What makes it none, of a record that may be damaged."""
     if metric.direction not in ("max", "min"):
         return f"direction={metric.direction}: allowed are max, min"
@@ -176,7 +182,8 @@ class Data:
         digest: of the contents, whatever they are called and wherever they lie; None: nobody watches them, and a row
             that was reused says so.
         split: digest of who is in which part.
-        parts: number of samples in train, val (0 where there is none: each epoch is then scored on test) and test.
+        parts: number of samples in train, val (0 where there is none: each epoch is then scored on test) and test;
+            empty where nobody counts them, and then epochs are scored on val.
         leaks: whether a unit is in two parts.
         settings: of the configuration, as resolved here: `precision: bf16` for auto.
         facts: for the record.
@@ -192,13 +199,14 @@ class Data:
     @property
     def part(self) -> str:
         """What every epoch is scored on: the validation part where there is one."""
-        return "val" if self.parts.get("val") else "test"
+        return "val" if self.parts.get("val", not self.parts) else "test"
 
 
 class Result(NamedTuple):
     """How a trained network did in its test.
 
-    metrics: test/NAME -> value. units: unit -> NAME -> value, NaN where it is undefined; further columns are kept."""
+    metrics: test/NAME -> value; of a task without epochs train/NAME and val/NAME too. units: unit -> NAME -> value, NaN
+    where it is undefined; further columns are kept."""
 
     metrics: Mapping[str, float]
     units: Mapping[str, Mapping[str, Any]] = {}
@@ -230,8 +238,9 @@ class Epoch(Protocol):
 class Run(Protocol):
     """What the engine hands to a task's `train`. folder: of the record; what is written there is kept and mirrored.
     device: as torch names it. retries: how often this job ran out of memory before. history: a row for each epoch
-    until now, those of an earlier process included."""
+    until now, those of an earlier process included. spec: the task's."""
 
+    spec: Spec
     seed: int
     device: str
     folder: Path
@@ -259,4 +268,4 @@ class Task(Protocol):
         """Trains nothing; raises DataError."""
 
     def train(self, run: Run) -> Result:
-        """Build, loop over `run.epochs(...)`, test."""
+        """Build, loop over `run.epochs(...)` (or fit at one go, where the Spec has epochs=False), test."""

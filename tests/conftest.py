@@ -88,3 +88,46 @@ def uri(made_store, tmp_path):
     for file in made_store.parent.glob("mlflow.db*"):
         shutil.copy(file, tmp_path / "mlruns")
     return f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+
+
+@pytest.fixture
+def through(tmp_path, monkeypatch, capfd):
+    """`through(source, *arguments)`: a module that goes through a door, in this process; its exit code, what it printed
+    and the module. Hydra forgets afterwards what it was told."""
+    import copy
+    import importlib
+    import itertools
+    import logging
+
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # some of which tell Hydra of options, once in a process
+    before = copy.deepcopy(ConfigStore.instance().repo)
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    numbers = itertools.count()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def run(source: str, *arguments: str, call: str = "start"):
+        name = f"door_{tmp_path.name.replace('-', '_')}_{next(numbers)}"
+        (tmp_path / f"{name}.py").write_text(source)
+        importlib.invalidate_caches()
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        capfd.readouterr()
+        code, module = 0, None
+        try:
+            module = importlib.import_module(name)
+            getattr(module, call)()
+        except SystemExit as end:
+            code = end.code or 0
+        return code, "".join(capfd.readouterr()), module
+
+    yield run
+    GlobalHydra.instance().clear()
+    ConfigStore.instance().repo = before
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        root.removeHandler(handler)  # it writes to a stream that is gone
+        handler.close()

@@ -201,7 +201,7 @@ def test_what_a_server_gives_in_place_of_a_file_is_refused(tmp_path, kind):
 
 def test_a_run_id_of_a_server_names_no_folder_elsewhere(tmp_path, monkeypatch):
     from segsweep.core.errors import SegsweepError
-    from segsweep.segmentation import trained as found
+    from segsweep.runs import find as found
 
     monkeypatch.setattr("segsweep.tracking.registry.origin", lambda reference: (None, "../../x"))
     monkeypatch.setattr("segsweep.tracking.registry.download", lambda *given: pytest.fail("was asked for"))

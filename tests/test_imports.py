@@ -63,7 +63,9 @@ def broken(files: dict[str, str]) -> list[str]:
         sums = own == "segmentation" and ARITHMETIC.get(part(path.partition("/")[2]))
         for name in imports(source):
             top, _, rest = name.partition(".")
-            if top == "segsweep":
+            if path == "__init__.py":  # what a script imports: the doors, where somebody goes through one
+                bad = top not in sys.stdlib_module_names and not name.startswith("segsweep.sweeps.doors.")
+            elif top == "segsweep":
                 bad = rest.split(".")[0] in (ROOMS.keys() | doors | FLOOR) - (allowed if own not in FLOOR else FLOOR)
             else:
                 bad = own not in doors and own not in ONLY.get(top, own).split()
@@ -198,3 +200,45 @@ def test_a_planted_circle_is_seen(files, path, line, circle):
 def test_what_is_imported_for_type_checkers_is_no_circle(files):
     line = "\nif TYPE_CHECKING:\n    from segsweep.config import components\n"
     assert circles(files | {"core/errors.py": files["core/errors.py"] + line}) == []
+
+
+PRIVATE = {  # module, private module of another package -> why there is no public way
+    (
+        "config/trust.py",
+        "hydra._internal.config_loader_impl",
+    ): "what trusted folders alone compose, with no job started",
+    ("config/trust.py", "hydra._internal.utils"): "the search path and the arguments as Hydra's own main reads them",
+    ("config/trust.py", "omegaconf._utils"): "where a dotted key is split, brackets and quotes included",
+    (
+        "sweeps/doors.py",
+        "hydra._internal.utils",
+    ): "where the configuration of a program lies, as Hydra's own main finds it",
+    ("sweeps/preflight.py", "hydra._internal.utils"): "the arguments as Hydra's own main reads them",
+    ("core/device.py", "torch._dynamo.callback"): "when torch's compiler begins and ends",
+    (
+        "plugins/cluster.py",
+        "hydra_plugins.hydra_ray_launcher._launcher_util",
+    ): "the launcher itself starts a job and no more",
+    ("plugins/grid.py", "hydra._internal.core_plugins.basic_sweeper"): "the sweeper that this one extends",
+    (
+        "search/space.py",
+        "hydra_plugins.hydra_optuna_sweeper._impl",
+    ): "an interval as the sweeper that is installed reads it",
+    ("segmentation/train.py", "torch.nn.modules.batchnorm"): "the base class of all batch normalisations",
+}
+
+
+def private(files: dict[str, str]) -> set[tuple[str, str]]:
+    return {
+        (path, name.rpartition(".")[0])
+        for path, source in files.items()
+        for name in imports(source)
+        if not name.startswith((".", "segsweep"))
+        and any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+    }
+
+
+def test_another_packages_private_modules_are_used_for_a_reason_alone(files):
+    assert private(files) == PRIVATE.keys()
+    planted = files["core/errors.py"] + "\nfrom optuna._imports import try_import\n"
+    assert private({"core/errors.py": planted}) == {("core/errors.py", "optuna._imports")}

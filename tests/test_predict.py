@@ -15,12 +15,12 @@ from test_run import do
 
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
+from segsweep.runs.find import find as find_run
 from segsweep.segmentation import predict
 from segsweep.segmentation.data import batches
 from segsweep.segmentation.figures import OUTLINES
 from segsweep.segmentation.groups import build
 from segsweep.segmentation.inputs import Patient, find
-from segsweep.segmentation.trained import find as find_run
 from segsweep.segmentation.trained import load
 
 

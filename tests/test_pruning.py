@@ -366,7 +366,7 @@ def test_an_epoch_without_a_value_is_not_held_against_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["pruner=median", "split=holdout"], "compared by their validation part, and this split has none"),
+        (["pruner=median", "split=holdout"], "compared by their validation part, and these data have none"),
         (["pruner=patient", "pruner.patience=-1"], "patience cannot be negative"),
         (["pruner=halving", "pruner.reduction_factor=1"], "reduction_factor"),
         (["pruner=hyperband", "pruner.min_resource=0"], "pruner"),

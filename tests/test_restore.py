@@ -134,6 +134,22 @@ def test_what_mlflow_has_not_whole_is_trained_and_stays_one_run(tmp_path, uri, c
     assert (again.info.run_id, again.info.status) == (known.info.run_id, "FINISHED")
 
 
+def test_a_run_that_an_older_program_copied_is_answered_with_what_is_there(tmp_path, uri):
+    """Its result lists no files."""
+    first = there(tmp_path, "a", uri)
+    (known,) = mlflow_runs(uri)
+    kept = Path(known.info.artifact_uri.removeprefix("file://"))
+    old = json.loads((kept / "result.json").read_text())
+    assert set(old.pop("files")) == {"curves.png", "overlays.npz", "overlays.png", "patients.csv", "split.json"}
+    (kept / "result.json").write_text(json.dumps(old))
+    second = there(tmp_path, "b", uri)
+    assert second.status == "reused"
+    for name in {*RECORD, "curves.png", "overlays.png"} - {"result.json"}:
+        assert (second.folder / name).read_bytes() == (first.folder / name).read_bytes()
+    (kept / "patients.csv").unlink()
+    assert there(tmp_path, "c", uri).status == "finished"
+
+
 def test_a_restored_run_is_copied_whole_to_another_store(tmp_path, uri, made_store):
     first = there(tmp_path, "a", uri)
     there(tmp_path, "b", uri)

@@ -271,7 +271,7 @@ def test_a_finished_record_stays_until_the_run_that_is_trained_anew_is_whole(tmp
         assert do(tmp_path, "reuse=false").status == "failed"
     after = {file.name: file.read_bytes() for file in first.folder.iterdir() if file.is_file()}
     assert after == before
-    assert "in the first epoch" in (first.folder / "anew" / "failure.json").read_text()
+    assert "in the first epoch" in (first.folder / ".anew" / "failure.json").read_text()
     assert do(tmp_path).status == "reused"
     assert do(tmp_path, "reuse=false").status == "finished"
     assert {file.name for file in first.folder.iterdir()} == {*before, "anew.json", "mlflow.json"}

@@ -1,10 +1,12 @@
 """What a task says of itself survives its record."""
 
+import dataclasses
 import json
 import math
 
 import pytest
 
+from segsweep.core.signature import left_out
 from segsweep.segmentation import metrics
 from segsweep.task import Data, Metric, Spec
 
@@ -24,6 +26,19 @@ RMSE = Spec(
 def test_a_description_is_the_same_after_strict_json():
     there = json.loads(json.dumps(RMSE.to_json(), allow_nan=False))
     assert Spec.from_json(there) == RMSE
+
+
+def test_a_record_from_before_tasks_named_their_inputs_has_the_groups_that_decided_the_data():
+    record = RMSE.to_json()
+    del record["inputs"]
+    assert Spec.from_json(record).inputs == ("data", "split")
+    assert Spec.from_json(RMSE.to_json()).inputs == ()
+
+
+def test_the_number_of_epochs_is_no_part_of_a_task_that_has_none():
+    without = left_out("", dataclasses.replace(RMSE, epochs=False, ignored=("workers",)))
+    assert set(without) - set(left_out("", RMSE)) == {"workers", "epochs"}
+    assert "app.epochs" in left_out("app.", dataclasses.replace(RMSE, epochs=False))
 
 
 def test_what_a_later_version_adds_is_no_error_and_what_is_none_is_told():

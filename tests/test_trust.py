@@ -357,7 +357,7 @@ def test_a_folder_that_the_environment_names_may_say_everything(mine, monkeypatc
     monkeypatch.setattr(trust, "Hold", None)  # nothing is composed a second time
     for own in ("my_conf", f"elsewhere{os.pathsep}{mine}", f"{mine}/../my_conf/"):
         monkeypatch.setenv(trust.TRUST, own)
-        assert passes(*asked) == Checked(1, [*asked, *TINY, "paths.cache=cache"])
+        assert passes(*asked) == Checked(1, [*asked, *TINY, "paths.cache=cache"], here=True)
 
 
 def test_without_a_folder_of_others_nothing_is_composed_a_second_time(mine, monkeypatch):

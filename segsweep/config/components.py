@@ -15,30 +15,39 @@ from hydra.utils import execution_whitelist, instantiate
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep.config.schema import Config, range_problem, ranges
-from segsweep.config.whitelist import KINDS, ROOMS, SPECIAL, Kind, locate, own, targets, today
+from segsweep.config.before import today
+from segsweep.config.schema import Config, engine, range_problem, ranges, resolved, under
+from segsweep.config.whitelist import KINDS, ROOMS, SPECIAL, Kind, locate, own, targets
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
+from segsweep.core.session import session
+from segsweep.core.signature import OWN
 from segsweep.task import Range, Spec
 
 
 def task(cfg: DictConfig) -> Any:
     """What a composed configuration asks to be trained; ValueError and TypeError of its constructor keep their message.
 
-    An argument that `task` does not give is the top-level key or group of its name."""
+    An argument that `task` does not give is the top-level key or group of its name; the function of another application
+    is given its configuration as it is."""
+    door = session().door
+    if OWN in cfg:
+        return task_class(cfg)(cfg)
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     given = {key: values[key] for key in _from_the_top(values["task"]) if key in values}
+    if door and values["task"]["_target_"] == door.target:
+        return door.component(**{key: item for key, item in values["task"].items() if key not in SPECIAL}, **given)
     return build(KINDS, "task", values["task"] | {"_partial_": True})(**given)
 
 
 def task_class(cfg: DictConfig) -> Any:
     """Of a configuration that has been checked."""
-    return locate(cfg.task._target_, KINDS["task"])
+    return locate(engine(cfg).task._target_, KINDS["task"])
 
 
 def spec_of(cfg: DictConfig) -> Spec | None:
     """What the task of a configuration says of itself; None where it is none, which `check` tells."""
     try:
-        found = getattr(locate(str(cfg.task._target_), KINDS["task"]), "spec", None)
+        found = getattr(locate(str(engine(cfg).task._target_), KINDS["task"]), "spec", None)
     except (ConfigError, OmegaConfBaseException):
         return None
     return found if isinstance(found, Spec) else None
@@ -52,8 +61,7 @@ def select_of(target: str) -> str:
 
 def inputs(cfg: DictConfig) -> str:
     """What `data()` of a task depends on, as text."""
-    named = task_class(cfg).spec.inputs
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    named, values = task_class(cfg).spec.inputs, resolved(cfg)
     return str({key: (values["task"] | values).get(key) for key in named}) if named else str(values)
 
 
@@ -65,7 +73,7 @@ def _from_the_top(node: Mapping[str, Any]) -> list[str]:
 def _check_task(cfg: DictConfig) -> tuple[list[str], set[str], dict[str, Any]]:
     """The mistakes of a task's settings, the top-level keys that are arguments of it, and the arguments without one."""
     try:
-        node: Any = today(OmegaConf.to_container(cfg.task, resolve=True))
+        node: Any = today(OmegaConf.to_container(engine(cfg).task, resolve=True))
         if not isinstance(node.get("_target_"), str):
             return [f"task: no _target_; choose an option, such as task={ROOMS[0]}"], set(), {}
         targets(KINDS, "task", node)
@@ -74,6 +82,10 @@ def _check_task(cfg: DictConfig) -> tuple[list[str], set[str], dict[str, Any]]:
         if not isinstance(spec, Spec):
             problem = f"task._target_={node['_target_']}: has no `spec`, a task.Spec that says what it measures"
             return [problem], set(), {}
+        if OWN in cfg:  # its settings are its own matter
+            name, epochs = made.__name__, engine(cfg).epochs
+            none = f"{OWN}.epochs={epochs}: {name}(cfg) has no epochs; def {name}(cfg, run) has"
+            return [none] if epochs != 1 and not made.takes_run else [], set(), {}
         signature, hints = inspect.signature(made), get_type_hints(made.__init__, include_extras=True)
     except (ConfigError, OmegaConfBaseException, TypeError, ValueError, NameError) as error:
         text = str(error).splitlines()[0]
@@ -125,8 +137,9 @@ def build(kinds: Mapping[str, Kind], group: str, node: Any, **given: Any) -> Any
 
 def check(cfg: DictConfig) -> list[str]:
     """Every mistake of a composed configuration, one sentence each; reads no data and trains nothing."""
+    node, at = engine(cfg), under(cfg)
     try:
-        missing = [f"{key}: a value is needed, {key}=..." for key in sorted(OmegaConf.missing_keys(cfg))]
+        missing = [f"{at}{key}: a value is needed, {at}{key}=..." for key in sorted(OmegaConf.missing_keys(node))]
     except OmegaConfBaseException as error:
         return [str(error).splitlines()[0]]
     if missing:
@@ -134,22 +147,24 @@ def check(cfg: DictConfig) -> list[str]:
     wrong_task, of_task, given = _check_task(cfg)
     known = {f.name for f in fields(Config)} | of_task
     problems: list[str | None] = [
-        f"{key}: no such key{nearest(key, known)}; an argument of a group's component is added as +group.key=value"
-        for key in map(str, cfg)
+        f"{at}{key}: no such key{nearest(key, known)}; an argument of a group's component is added as +group.key=value"
+        for key in map(str, node)
         if key not in known
     ]
-    problems += [_folder_problem(key, _select(cfg, key)) for key in ("paths.runs", "paths.cache")]
-    problems.append(_uri_problem(_select(cfg, "tracking.uri")))
-    if str(_select(cfg, "device")).startswith("cuda"):
+    problems += [_folder_problem(f"{at}{key}", _select(node, key)) for key in ("paths.runs", "paths.cache")]
+    problems.append(_uri_problem(f"{at}tracking", _select(node, "tracking.uri")))
+    if str(_select(node, "device")).startswith("cuda"):
         import torch
 
         if not torch.cuda.is_available():
-            problems.append(f"device={cfg.device}: torch finds no CUDA device; use device=cpu or device=auto")
+            problems.append(
+                f"{at}device={node.device}: torch finds no CUDA device; use {at}device=cpu or {at}device=auto"
+            )
     for key, rule in ranges().items():
         try:
-            problems.append(range_problem(key, OmegaConf.select(cfg, key, throw_on_missing=True), rule))
+            problems.append(range_problem(f"{at}{key}", OmegaConf.select(node, key, throw_on_missing=True), rule))
         except OmegaConfBaseException as error:
-            problems.append(f"{key}: {str(error).splitlines()[0]}")
+            problems.append(f"{at}{key}: {str(error).splitlines()[0]}")
     found = [problem for problem in problems if problem] + wrong_task
     keys = [*ranges(), *of_task]
     wrong = [f"${{{key}}}" for key in keys if any(problem.startswith(f"{key}=") for problem in found)]
@@ -158,7 +173,7 @@ def check(cfg: DictConfig) -> list[str]:
             del given[name]  # it has a wrong value from there, and would say the same again in its own words
     if given and hasattr(task_class(cfg), "problems"):
         if not any(problem.startswith("epochs") for problem in found):
-            given["epochs"] = cfg.epochs
+            given["epochs"] = node.epochs
         found += task_class(cfg).problems(given)
     return found
 
@@ -208,12 +223,12 @@ def _folder_problem(key: str, text: Any) -> str | None:
     return None if os.access(there, os.W_OK | os.X_OK) else f"{key}={text}: {there} cannot be written to"
 
 
-def _uri_problem(uri: Any) -> str | None:
+def _uri_problem(key: str, uri: Any) -> str | None:
     scheme = str(uri).partition(":")[0].partition("+")[0]
     if uri is None or (":" in str(uri) and scheme in URIS):
         return None
     hint = "; MLflow keeps no records in plain files any more" if scheme == "file" or ":" not in str(uri) else ""
-    return f"tracking.uri={uri}: must begin with {', '.join(f'{s}:' for s in URIS)}{hint}; or tracking=none"
+    return f"{key}.uri={uri}: must begin with {', '.join(f'{s}:' for s in URIS)}{hint}; or {key.replace('.', '/')}=none"
 
 
 def _select(cfg: DictConfig, key: str) -> Any:

@@ -3,12 +3,15 @@
 Types and ranges live here, values live in conf/: a dataclass has no defaults, so a value is never kept in two places.
 """
 
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, BooleanNode, DictConfig, FloatNode, IntegerNode, OmegaConf, StringNode
+from omegaconf.errors import OmegaConfBaseException
 
+from segsweep.core.signature import OWN
 from segsweep.task import Range
 
 
@@ -16,6 +19,61 @@ def conf_dir() -> Path:
     """conf/ inside the installed package, or beside it in a checkout or an editable install."""
     package = Path(__file__).resolve().parents[1]
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def under(cfg: DictConfig) -> str:
+    """How the engine's keys begin as one types them: "segsweep." in another application's configuration, else ""."""
+    return f"{OWN}." if OWN in cfg else ""
+
+
+def engine(cfg: DictConfig) -> DictConfig:
+    """The node that holds the engine's keys: the root, or what another application's configuration has for them."""
+    return cfg.get(OWN, cfg)
+
+
+_PASSING = re.compile(r"\$\{\s*(hydra|now)\s*:")
+_MARK = "<of one job alone>"
+
+
+def resolved(cfg: DictConfig, apart: tuple[str, ...] = (), folder: str = "") -> dict[str, Any]:
+    """A configuration as plain values; of another application without what `hydra:` and `now:` give, which no two jobs
+    have in common, and with what cannot be resolved as it is written, for nobody may ever ask for it.
+
+    apart: keys that are left out there with all that refers to them. folder: of the sweep; what lies in it, by another
+    way than `hydra:`, is as it is written, too."""
+    if OWN not in cfg:
+        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    return _plain(OmegaConf.create(_marked(OmegaConf.to_container(cfg, resolve=False), apart)), folder)
+
+
+def _marked(node: Any, apart: tuple[str, ...], at: str = "") -> Any:
+    if at in apart:
+        return _MARK
+    if isinstance(node, dict):
+        return {key: _marked(item, apart, f"{at}.{key}" if at else str(key)) for key, item in node.items()}
+    if isinstance(node, list):
+        return [_marked(item, apart, f"{at}.{place}") for place, item in enumerate(node)]
+    return _MARK if isinstance(node, str) and _PASSING.search(node) else node
+
+
+def _plain(node: DictConfig, folder: str) -> dict[str, Any]:
+    raw: Any = OmegaConf.to_container(node, resolve=False)
+    found: dict[str, Any] = {}
+    for key in node:
+        try:
+            item = node[key]
+            if isinstance(item, DictConfig):
+                item = _plain(item, folder)
+            elif OmegaConf.is_config(item):
+                item = OmegaConf.to_container(item, resolve=True, enum_to_str=True)
+        except OmegaConfBaseException:
+            item = raw[key]
+        if folder and not isinstance(item, dict) and folder in str(item):
+            item = raw[key]
+        if isinstance(item, dict) or _MARK not in str(item):
+            kept = item is None or isinstance(item, dict | list | bool | int | float)
+            found[str(key)] = item if kept else str(getattr(item, "name", item))
+    return found
 
 
 def value(**rule: Any) -> Any:

@@ -8,12 +8,16 @@ import secrets
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep.config.schema import schema
+from segsweep.core.session import session
+
+if TYPE_CHECKING:
+    from segsweep.sweeps.doors import Door
 
 
 @cache
@@ -46,14 +50,17 @@ class Started:
 
     def __init__(self, task: Callable[[DictConfig], Any]):
         self.task, self.__module__ = task, task.__module__  # by the latter Hydra names what it runs
+        if door := session().door:
+            self.__wrapped__ = door.wrapped  # or by this
 
     def __call__(self, cfg: DictConfig) -> Any:
         return self.task(cfg)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.task,)
+        return _unpickled, (self.task, session().door)
 
 
-def _unpickled(task: Callable[[DictConfig], Any]) -> Started:
+def _unpickled(task: Callable[[DictConfig], Any], door: "Door | None") -> Callable[[DictConfig], Any]:
     start()
-    return Started(task)
+    session().door = door  # whose code is loaded when a job asks for it
+    return task

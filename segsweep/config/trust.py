@@ -9,6 +9,7 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import split_key
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep.config.schema import conf_dir
+from segsweep.config.schema import conf_dir, under
 from segsweep.core.errors import ConfigError, printable
+from segsweep.core.session import session
 
 TRUST = "SEGSWEEP_CONF"
+NOWHERE = "pkg://hydra.conf"
+"""On the search path of what has no folder of its own, since Hydra wants one: where it finds its own anyway."""
 OURS = "segsweep.plugins."
 
 NUMBER = "numbers"
@@ -78,16 +82,36 @@ def foreign(args: Namespace) -> list[tuple[str, str]]:
     return named
 
 
+@dataclass(frozen=True)
+class Root:
+    """What a command line is composed from: places of Hydra's search path, and the primary configuration's name."""
+
+    places: tuple[str, ...]
+    name: str | None
+
+
+def root(args: Namespace) -> Root:
+    """The installed conf/, or the folder of the application or script that came by a door, which are trusted as their
+    code is."""
+    if (door := session().door) is None:
+        return Root((f"file://{conf_dir()}",), "config")
+    place = door.place(args.config_path)
+    return Root((place or NOWHERE,), args.config_name or door.config_name)
+
+
 def trusted() -> set[Path]:
-    """The installed conf/, and the folders that SEGSWEEP_CONF names."""
+    """The installed conf/, the folder of the application that came by a door, and those that SEGSWEEP_CONF names."""
     named = os.environ.get(TRUST, "").split(os.pathsep)
-    return {path.resolve() for path in (conf_dir(), *(Path(text) for text in named if text.strip()))}
+    own = door.place() if (door := session().door) else None
+    paths = [conf_dir(), *(Path(text) for text in named if text.strip()), *([Path(_path(own))] if own else [])]
+    return {path.resolve() for path in paths}
 
 
 def refuse(args: Namespace) -> None:
     """Raise ConfigError for what puts another configuration in the place of this program's."""
+    door = session().door
     for flag in ("config_path", "config_name", "experimental_rerun"):
-        if getattr(args, flag) is not None:
+        if getattr(args, flag) is not None and not (door and door.app and flag != "experimental_rerun"):
             raise ConfigError(
                 f"--{flag.replace('_', '-')}: not taken, as what is checked is the program's own configuration; "
                 "put your options into a folder, such as my_conf/experiment/mine.yaml, and give --config-dir my_conf"
@@ -103,12 +127,13 @@ def question(argv: list[str]) -> None:
         return
     if args.hydra_help:
         raise ConfigError(f"--hydra-help tells of Hydra alone: leave {folders[0][1]} out")
-    loader = _loader(conf_dir(), *([Path(args.config_dir)] if args.config_dir is not None else []))
+    own = root(args)
+    loader = _loader(*own.places, *([f"file://{Path(args.config_dir).absolute()}"] if args.config_dir else []))
     try:
-        cfg = loader.load_configuration("config", args.overrides, RunMode.RUN, skip_missing_defaults=True)
+        cfg = loader.load_configuration(own.name, args.overrides, RunMode.RUN, skip_missing_defaults=True)
     except (HydraException, OmegaConfBaseException, KeyError) as error:
         raise ConfigError(str(error).strip()) from None
-    if problems := Hold(args, loader).problems(cfg, args.overrides):
+    if problems := Hold(args, loader, own).problems(cfg, args.overrides):
         raise ConfigError("\n".join(problems))
 
 
@@ -117,15 +142,16 @@ class Hold:
 
     `loader`: the one that composes from all of its folders."""
 
-    def __init__(self, args: Namespace, loader: ConfigLoader):
+    def __init__(self, args: Namespace, loader: ConfigLoader, root: Root):
+        self.name = root.name
         self.folders, own = foreign(args), trusted()
         self.where = " or ".join(f"{text} ({place})" for text, place in self.folders)
         given = _parsed(args.overrides)
         self.paths = [str(o.input_line) for o in given if _is_searchpath(o)]
         beside = [] if args.config_dir is None else [Path(args.config_dir)]
-        self.own = _loader(conf_dir(), *(folder for folder in beside if folder.resolve() in own))
+        self.own = _loader(*root.places, *(f"file://{f.absolute()}" for f in beside if f.resolve() in own))
         self._offers = cache(self.own.get_group_options)
-        self._is_known = cache(lambda group: bool(loader.get_group_options(group, None, "config", self.paths)))
+        self._is_known = cache(lambda group: bool(loader.get_group_options(group, None, self.name, self.paths)))
         self.values = [_force(o) for o in given if o.is_hydra_override() and not _is_searchpath(o) and not _is_group(o)]
         self.known: dict[tuple[tuple[str, str], ...], dict[_Path, Any]] = {}
 
@@ -143,8 +169,9 @@ class Hold:
         parts = {path[:1] for path, problem in told.items() if problem}  # what is missing there follows from that
         gone = [path for path in own if path not in found and path[:1] not in parts and path[:2] != CHOICES]
         problems = [*told.values(), *(self._problem(cfg, raw, path, _GONE) for path in gone)]
-        if not str(runs := _select(cfg, "paths.runs")).isprintable():  # it is written into scripts
-            problems.append(f"paths.runs={runs!r}: from a file under {self.where}; a folder's name has no such signs")
+        key = f"{under(cfg)}paths.runs"
+        if not str(runs := _select(cfg, key)).isprintable():  # it is written into scripts
+            problems.append(f"{key}={runs!r}: from a file under {self.where}; a folder's name has no such signs")
         return [problem for problem in problems if problem]
 
     def too_many(self, cfg: DictConfig, count: int, most: int) -> list[str]:
@@ -179,7 +206,7 @@ class Hold:
         return self.known[there]
 
     def _compose(self, lines: list[str]) -> DictConfig:
-        return self.own.load_configuration("config", lines, RunMode.RUN, from_shell=False)
+        return self.own.load_configuration(self.name, lines, RunMode.RUN, from_shell=False)
 
     def _filled(self, path: _Path) -> bool:
         """Whether Hydra, or the command line, has set a key whatever the files say."""
@@ -292,8 +319,8 @@ def _walk(raw: Any, key: str) -> Any:
     return raw
 
 
-def _loader(*folders: Path) -> ConfigLoaderImpl:
-    return ConfigLoaderImpl(create_config_search_path_from_sources([f"file://{f.absolute()}" for f in folders]))
+def _loader(*places: str) -> ConfigLoaderImpl:
+    return ConfigLoaderImpl(create_config_search_path_from_sources(places))
 
 
 def _select(cfg: DictConfig, key: str) -> Any:

@@ -16,7 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from segsweep.config.before import renamed
 from segsweep.core.errors import ConfigError, nearest
+from segsweep.core.session import session
 
 ALLOW = "SEGSWEEP_ALLOW"
 
@@ -64,16 +66,16 @@ KINDS = {
 """Of what the engine builds. A task lists its own beside them."""
 HYDRAS = ("segsweep.sweeps.sweep.SweepCallback", "logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
 """What Hydra calls for itself, and a component of a run may not."""
-OLD = {
-    "segsweep.models.": "segsweep.segmentation.models.",
-    "segsweep.data.": "segsweep.segmentation.data.",
-    "segsweep.losses.": "segsweep.segmentation.losses.",
-    "segsweep.segmentation.Segmentation": "segsweep.segmentation.task.Segmentation",
-}
-"""Beginnings of targets, as configurations and records of before name them -> as they are now."""
-FIRST = "segsweep.segmentation.task.Segmentation"
-"""The task of records from before tasks described themselves."""
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
+
+
+@cache
+def every() -> dict[str, Kind]:
+    """Of the engine and of all tasks of this program; those of a room are in its module `kinds`."""
+    found = dict(KINDS)
+    for room in ROOMS:
+        found |= importlib.import_module(f"segsweep.{room}.kinds").KINDS
+    return found
 
 
 @cache
@@ -85,6 +87,8 @@ def own() -> tuple[str, ...]:
 
 
 def is_own(target: str) -> bool:
+    if (door := session().door) and door.trusts(target):
+        return True
     return any(target == entry or (entry.endswith(".*") and target.startswith(entry[:-1])) for entry in own())
 
 
@@ -93,29 +97,14 @@ def hydras() -> list[str]:
     return [*HYDRAS, *own()]
 
 
-def today(node: Any) -> Any:
-    """A copy of a resolved node with the names of before, see OLD, replaced."""
-    if isinstance(node, Mapping):
-        return {key: _today(item) if key == "_target_" else today(item) for key, item in node.items()}
-    return [today(item) for item in node] if isinstance(node, list | tuple) else node
-
-
-def _today(target: Any) -> Any:
-    if isinstance(target, str):
-        for old, new in OLD.items():
-            if target.startswith(old):
-                return new + target.removeprefix(old)
-    return target
-
-
 def locate(target: str, kind: Kind) -> Any:
     """The class that `target` names, or anything of one's own.
 
     Raises ConfigError, before its module is imported, where the name is not listed, and where it is of another kind."""
-    target = _today(target)
+    target = renamed(target)
     if is_own(target):
         try:
-            return _get(target)
+            return door.component if (door := session().door) and target == door.target else _get(target)
         except Exception as error:  # importing somebody's module can raise anything
             raise ConfigError(f"cannot be imported: {error.__cause__ or error}") from error
     if not kind.lists(target):
@@ -202,20 +191,25 @@ def modules(config: Mapping[str, Any]) -> set[str]:
     """Modules of one's own, and of other packages, that the targets of a resolved configuration lie in: the one that
     names it, the one that it was written in, and those of what it inherits from."""
     found: set[str] = set()
-    for target in _own_targets(config):
-        thing = _get(target)
+    door = session().door
+    if door and door.app:  # what names a module is looked at, and nothing imported
+        named = [*_targets(config), door.target]
+        return {name.rsplit(".", cut)[0] for name in named for cut in range(1, name.count(".") + 1)}
+    for target in filter(is_own, _targets(config)):
+        thing = locate(target, KINDS["task"]) if door and target == door.target else _get(target)
         while hasattr(thing, "__wrapped__") or isinstance(thing, functools.partial):
             thing = thing.func if isinstance(thing, functools.partial) else thing.__wrapped__
         kinds = inspect.getmro(thing) if isinstance(thing, type) else (thing,)
-        found |= {target.rpartition(".")[0], *(getattr(each, "__module__", None) or "" for each in kinds)}
+        names = {getattr(each, "__module__", None) or "" for each in kinds}
+        found |= {target.rpartition(".")[0], *(names - {"__main__"})}  # which is the script, by its own name here
     return found
 
 
-def _own_targets(node: Any) -> Iterator[str]:
+def _targets(node: Any) -> Iterator[str]:
     if isinstance(node, Mapping):
-        if isinstance(target := node.get("_target_"), str) and is_own(target):
+        if isinstance(target := node.get("_target_"), str):
             yield target
         node = list(node.values())
     if isinstance(node, list | tuple):
         for item in node:
-            yield from _own_targets(item)
+            yield from _targets(item)

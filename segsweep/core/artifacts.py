@@ -22,7 +22,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
@@ -35,6 +35,13 @@ WHOLE = ("finished", "continued", "reused")
 """How a job ends that has a whole run behind it."""
 DONE = (*WHOLE, "pruned")
 """How a job ends that did what it was asked to."""
+RECORD = ("config.yaml", "run.json", "history.jsonl", "result.json")
+"""Files of every finished run, whatever its task."""
+WEIGHTS = ("last.pt", "best.pt")
+ENGINES = {*RECORD, *WEIGHTS, "failure.json", "pruned.json", "trial.json", "mlflow.json", "anew.json", "accepted.json"}
+"""The engine's own files in a run's folder; beside these and locks all that is there is its task's."""
+NEXT = ".anew"
+"""Folder in a finished run's: where it is trained anew until it is whole and takes the finished one's place."""
 PRUNING = "pruning.log"
 """Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -100,6 +107,23 @@ def atomic(path: Path, durable: bool = False) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def link(file: Path, name: Path) -> None:
+    """Give a file that is never changed in place a second name; a copy where a file system has no hard links."""
+    try:
+        os.link(file, name)
+    except OSError:
+        with atomic(name, durable=True) as partial:
+            shutil.copyfile(file, partial)
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, durable: bool = False) -> None:
@@ -175,6 +199,21 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = Fal
         writer.writeheader()
         for row in rows:
             writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+
+
+def is_tasks(name: str) -> bool:
+    """Whether a path relative to a run's folder can be of a file that its task wrote: within it, not hidden, not the
+    engine's. Records may be anybody's."""
+    path = PurePosixPath(name)
+    if not path.parts or name != str(path) or path.is_absolute() or any(part.startswith(".") for part in path.parts):
+        return False
+    return path.parts[0] not in {*ENGINES, "lock"} and path.suffix != ".lock" and name.isprintable()
+
+
+def of_task(run: Path) -> list[str]:
+    """The files that its task wrote into a run's folder, as relative paths, sorted."""
+    found = (path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file() and not path.is_symlink())
+    return sorted(filter(is_tasks, found))
 
 
 def jobs(sweep: Path) -> list[dict[str, Any]]:
@@ -337,11 +376,7 @@ class Checkpoints:
             save(best, self.best(epoch))
         elif (previous := self._best_before(epoch)) is not None:
             self.best(epoch).unlink(missing_ok=True)
-            try:
-                os.link(previous, self.best(epoch))
-            except OSError:  # a file system without hard links
-                with atomic(self.best(epoch), durable=True) as partial:
-                    shutil.copyfile(previous, partial)
+            link(previous, self.best(epoch))
         save(state, self.state(epoch))
         flush(self.folder)
 
@@ -385,7 +420,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Forget all that was trained."""
-        for pattern in ("*.pt", "end_*"):
+        for pattern in ("*.pt", "end_*", "accepted.json"):
             for file in self.folder.glob(pattern):
                 file.unlink(missing_ok=True)
 

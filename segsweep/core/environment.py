@@ -53,8 +53,9 @@ def versions(*others: str) -> dict[str, str]:
     for package in (*PACKAGES, *others):
         try:
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        except importlib.metadata.PackageNotFoundError:  # scikit-learn is imported as sklearn
+            if isinstance(version := getattr(sys.modules.get(package), "__version__", None), str):
+                found[package] = version
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return found

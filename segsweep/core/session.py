@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segsweep.sweeps.doors import Door
     from segsweep.sweeps.sweep import Sweep
     from segsweep.sweeps.worker import Pool
     from segsweep.tracking.mirrors import Copier
@@ -43,7 +44,7 @@ class Session:
     number of the one that is under way. retries: how often that ran out of memory before. heard: whether a Ctrl-C has
     raised KeyboardInterrupt. foreign: whether the command line names a folder that is not trusted, so that each job's
     composition is looked at. sweep: that this process leads. copier, restorer, pool: to MLflow, from it, and of
-    workers; made where they are first needed."""
+    workers; made where they are first needed. door: by which one's own code came here; None: this program's command."""
 
     sink: Sink = lambda event: None
     job: int = 0
@@ -54,6 +55,7 @@ class Session:
     copier: "Copier | None" = None
     restorer: "Restorer | None" = None
     pool: "Pool | None" = None
+    door: "Door | None" = None
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def emit(self, kind: str, **facts: Any) -> None:

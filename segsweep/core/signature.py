@@ -17,6 +17,10 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from segsweep.task import Spec
+
+OWN = "segsweep"
+"""The node that holds the engine's keys in the configuration of another Hydra application."""
 IGNORED = ("device", "reuse", "report", "checkpoint", "paths", "tracking", "sweep", "search", "pruner")
 """Keys of the engine that do not change a result: a pruned run is the beginning of the whole one. A task adds its own
 (`Spec.ignored`)."""
@@ -49,11 +53,17 @@ def without(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return kept
 
 
+def left_out(at: str, spec: Spec) -> tuple[str, ...]:
+    """The keys that decide no number; `at`: how the engine's begin."""
+    epochs = () if spec.epochs else (f"{at}epochs",)
+    return (*(f"{at}{key}" for key in IGNORED), *spec.ignored, *epochs)
+
+
 def signatures(
-    kept: Mapping[str, Any], data: str, split: str, files: Mapping[str, str], repeats: tuple[str, ...]
+    kept: Mapping[str, Any], like: Mapping[str, Any], data: str, split: str, files: Mapping[str, str], epochs: str
 ) -> dict[str, str]:
-    """`signature`, `group` (less seed and `repeats`) and `trajectory` (less epochs) of what is `kept` of a resolved
-    configuration: all that decides a number.
+    """`signature`, `group` and `trajectory` (less the key `epochs`) of what is `kept` of a resolved configuration: all
+    that decides a number. like: the same less what repeats differ in, by which they are a group.
 
     `files`: what `code` gives. A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`),
     so that runs of different length share a trajectory exactly when their epochs are the same computation.
@@ -62,8 +72,8 @@ def signatures(
     whole = identity | {"data": data, "split": split}
     return {
         "signature": digest(whole),
-        "group": digest(identity | {"data": data, "config": without(kept, ("seed", *repeats))}),
-        "trajectory": digest(whole | {"config": without(kept, ("epochs",))}),
+        "group": digest(identity | {"data": data, "config": like}),
+        "trajectory": digest(whole | {"config": without(kept, (epochs,))}),
     }
 
 
@@ -71,13 +81,20 @@ def factors(config: dict[str, Any], choices: dict[str, Any]) -> dict[str, Any]:
     """What identifies a run, flat and under the keys of the command line: `model`, `model.width`, `optim.lr`, ...; a
     task's before the engine's. `config`: without what decides no number."""
     flat: dict[str, Any] = {}
-    for key, item in sorted(config.items(), key=lambda entry: entry[0] in ("epochs", "seed")):
-        if isinstance(item, dict) and "_target_" in item:
-            flat[key] = choices.get(key) or item.get("_target_")
-            flat |= {f"{key}.{k}": v for k, v in item.items() if not k.startswith("_")}
-        else:
-            flat[key] = item
+    for key, item in sorted(config.items(), key=lambda entry: entry[0] in ("epochs", "seed", OWN)):
+        _flatten(str(key), item, choices, flat)
     return flat
+
+
+def _flatten(key: str, item: Any, choices: Mapping[str, Any], flat: dict[str, Any]) -> None:
+    if not isinstance(item, dict) or not item:
+        flat[key] = item
+        return
+    if option := choices.get(key.replace(".", "/")) or item.get("_target_"):
+        flat[key] = option
+    for name, value in item.items():
+        if not str(name).startswith("_"):
+            _flatten(f"{key}.{name}", value, choices, flat)
 
 
 def fingerprint(files: Mapping[str, str]) -> str:
@@ -97,6 +114,12 @@ def code(*modules: str) -> dict[str, str]:
 
 def hashes(files: Mapping[str, Path]) -> dict[str, str]:
     return {name: digest(_code(file)) for name, file in files.items()}
+
+
+@cache
+def places(*modules: str) -> dict[str, str]:
+    """Module -> file of one's own code that `modules` reach, for the record."""
+    return {name: str(file) for name, file in reached(*modules).items()}
 
 
 def reached(*modules: str) -> dict[str, Path]:

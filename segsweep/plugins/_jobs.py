@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, open_dict
 
 from segsweep.config.compose import bare
+from segsweep.config.schema import engine
 from segsweep.core import artifacts
 from segsweep.sweeps import sweep
 
@@ -92,7 +93,7 @@ class Job:
         if (self.point.folder / "run.json").exists():
             from segsweep.tracking.mirrors import Mirror
 
-            Mirror(self.point.folder, self.config.tracking, self.folder.parent).__exit__()
+            Mirror(self.point.folder, engine(self.config).tracking, self.folder.parent).__exit__()
 
     def without_value(self) -> JobReturn:
         """What Hydra is told of a job that has no objective: NaN, as of one that failed by itself."""

@@ -17,16 +17,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from segsweep.config.components import task_class
 from segsweep.config.compose import Composer
 from segsweep.config.conditions import Term, condition, values
-from segsweep.config.schema import GROUPS
+from segsweep.config.schema import GROUPS, engine, under
 from segsweep.config.whitelist import own
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.session import session
-from segsweep.core.signature import IGNORED, digest, without
+from segsweep.core.signature import IGNORED, OWN, digest, left_out, without
 from segsweep.search import objective
 from segsweep.search.objective import direction
 from segsweep.search.sampler import make_sampler
-from segsweep.search.space import WHEN, contains, read_space
+from segsweep.search.space import contains, read_space
 from segsweep.search.study import Seeded, StorageGone, Study, counted, reaching, shown
 from segsweep.sweeps import sweep
 from segsweep.tracking.store import STATE
@@ -39,6 +39,11 @@ LOOK = 1.0
 """Seconds between two looks at what other processes do."""
 BATCH = 2
 """Trials at once with a launcher that takes batches only, where n_jobs does not say: as the published sweeper."""
+
+
+def _of_the_engine(group: str) -> bool:
+    """A group whose option decides no number, or says so in other keys."""
+    return group.startswith(("hydra/", f"{OWN}/")) or group in ("pruner", "tracking", "search", "experiment")
 
 
 class Foreign(Exception):
@@ -55,12 +60,14 @@ class Search:
         for key, least, most in (("n_jobs", 1, math.inf), ("n_trials", 1, math.inf), ("max_failure_rate", 0, 1)):
             if (value := self.settings[key]) is not None and not least <= value <= most:
                 raise CompactHydraException(f"hydra.sweeper.{key}={value}: must be from {least} to {most}")
-        asked = self.asked = self.config.search
+        self.engine, at = engine(self.config), under(self.config)
+        asked = self.asked = self.engine.search
+        self.at = f"{at}search."
         self.folder = Path(self.config.hydra.sweep.dir)
-        own = ("search.study", "search.storage", "search.trial")
+        own = tuple(f"{self.at}{key}" for key in ("study", "storage", "trial"))
         arguments = [a for a in arguments if a.lstrip("+").partition("=")[0] not in own]
-        self.space = read_space(self.settings["params"], list(asked.when), arguments)
-        self.conditions = [condition(where, WHEN) for where, _, _ in self.space.when]
+        self.space = read_space(self.settings["params"], list(asked.when), arguments, f"{self.at}when")
+        self.conditions = [condition(where, f"{self.at}when") for where, _, _ in self.space.when]
         self.names, self.spec = list(asked.objective), task_class(self.config).spec
         self.over_budget = False
         self.waited: list[int] = []
@@ -70,9 +77,9 @@ class Search:
         sampler = str(choices.get("hydra/sweeper/sampler"))
         self.sampler = Seeded(make_sampler(self.settings["sampler"], self.space, asked.seed, self._known), asked.seed)
         fixed = {key: str(value) for key, value in self._fixed()}
-        goal = {"search.objective": ", ".join(self.names), "search.epoch": str(asked.epoch)}
+        goal = {f"{self.at}objective": ", ".join(self.names), f"{self.at}epoch": str(asked.epoch)}
         # a trial's record says by how much it is over the limits of its day
-        goal |= {f"search.{key}": str(asked[key]) for key in LIMITS if asked[key]}
+        goal |= {f"{self.at}{key}": str(asked[key]) for key in LIMITS if asked[key]}
         identity = self.space.texts() | fixed | goal
         name = self.settings["study_name"] or f"{sampler}-{digest([identity, sampler, asked.seed])[:8]}"
         directions = self._directions()
@@ -104,7 +111,13 @@ class Search:
         config: Any = OmegaConf.to_container(self.config, resolve=False)
         config.pop("hydra")
         choices = self.config.hydra.runtime.choices
-        yield from ((group, choices[group]) for group in GROUPS if group not in keys and group in choices)
+        own = [
+            g for g in choices if isinstance(node := config.get(g), dict) and "_target_" in node and g not in IGNORED
+        ]
+        groups = dict.fromkeys([*GROUPS, *own])
+        if session().door:
+            groups = dict.fromkeys(str(g) for g in choices if not _of_the_engine(str(g)))
+        yield from ((group, choices[group]) for group in groups if group not in keys and group in choices)
 
         def walk(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             for key, value in node.items():
@@ -116,7 +129,7 @@ class Search:
                 elif not str(key).startswith("_"):
                     yield name, value
 
-        ignored = (*IGNORED, *self.spec.ignored)
+        ignored = left_out(under(self.config), self.spec)
         yield from walk(without(config, ignored))
         for key, value in self.space.fixed.items():
             name = key.lstrip("+")
@@ -143,7 +156,7 @@ class Search:
 
     def _take_up_pruned(self) -> None:
         """Without a pruner, trials that one ended are taken to their end."""
-        if OmegaConf.select(self.config, "pruner._target_"):
+        if OmegaConf.select(self.engine, "pruner._target_"):
             return
         if pruned := [t.number for t in self._first() if t.state is TrialState.PRUNED]:
             for number in pruned:
@@ -154,7 +167,7 @@ class Search:
         """Mend what runs and MLflow say of trials that ended in a process that was stopped or killed."""
         with contextlib.suppress(StorageGone):
             ended = {trial.number: trial.state for trial in self.study.revive() if trial.state.is_finished()}
-            for file in Path(self.config.paths.runs).glob("runs/*/trial.json"):
+            for file in Path(self.engine.paths.runs).glob("runs/*/trial.json"):
                 known = artifacts.read_json(file) or {}
                 mine = known.get("study") == self.study.name and known["number"] in ended
                 late = known.get("state") == "RUNNING" or (at_start and not self._copied(file.parent, known))
@@ -165,7 +178,7 @@ class Search:
         """Whether MLflow has the end of a trial's run, as far as it is asked to."""
         state = artifacts.read_json(run / STATE) or {}
         done = state.get("trial") == trial and state.get("status") not in (None, "running")
-        return self.config.tracking.uri is None or done
+        return self.engine.tracking.uri is None or done
 
     def _note(self, run: Path, number: int, state: TrialState) -> None:
         """Say in a run's record what became of its trial."""
@@ -174,7 +187,7 @@ class Search:
         with contextlib.suppress(OSError):  # a full disk: the study has it
             artifacts.write_json(run / "trial.json", {"study": self.study.name, "number": number, "state": state.name})
         if (run / "run.json").exists():
-            Mirror(run, self.config.tracking, self.folder).__exit__()
+            Mirror(run, self.engine.tracking, self.folder).__exit__()
 
     def _keep_busy(self) -> None:
         """A free worker has a new trial at once."""
@@ -285,7 +298,7 @@ class Search:
 
     def _met(self, terms: list[Term], point: list[str]) -> bool:
         keys = {term.key for term in terms}
-        found = values(point, keys, self.compose, WHEN)
+        found = values(point, keys, self.compose, f"{self.at}when")
         return all(term.holds(found[term.key]) for term in terms)
 
     def _point(self, trial: Trial) -> list[str]:
@@ -293,9 +306,9 @@ class Search:
         return [*(f"{key}={value}" for key, value in given.items()), *self.space.deleted]
 
     def _overrides(self, trial: Trial) -> list[str]:
-        named = (("search.study", self.study.name), ("search.storage", self.study.url))
+        named = ((f"{self.at}study", self.study.name), (f"{self.at}storage", self.study.url))
         place = [f"{key}={QuotedString(text, Quote.single).with_quotes()}" for key, text in named]
-        return [*self._point(trial), *place, f"search.trial={trial.number}"]
+        return [*self._point(trial), *place, f"{self.at}trial={trial.number}"]
 
     def _tell(self, trial: Trial, number: int, result: JobReturn) -> None:
         """Tell the study what became of a trial, from the record of its job."""

@@ -23,10 +23,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config.components import spec_of
 from segsweep.config.compose import Composer
+from segsweep.config.schema import engine, under
 from segsweep.core import artifacts
 from segsweep.core.session import session
 from segsweep.plugins._jobs import Job
-from segsweep.sweeps.job import job_name
+from segsweep.sweeps.job import job_name, score_of
 from segsweep.sweeps.worker import in_folder
 
 LOOK = 0.5
@@ -96,9 +97,10 @@ class ClusterLauncher(Launcher):
             found = job.without_value()
         record = artifacts.read_json(job.folder / "job.json") or {}
         facts = {key: record.get(key) for key in ("status", "error", "seconds")} | {"failure": record.get("class")}
+        facts["note"] = record.get("accepted") and f"accepted {record['accepted']}"
         spec = spec_of(self.config)
-        score = spec.told("test", spec.primary, record.get("metrics") or {}) if spec else ""
-        name = job_name(job.overrides, list(self.config.hydra.overrides.task))
+        score = score_of(spec, record.get("metrics") or {})
+        name = job_name(job.overrides, list(self.config.hydra.overrides.task), under(self.config))
         session().emit("end", job=job.number, name=name, score=score, **facts)
         return found
 
@@ -107,7 +109,7 @@ class ClusterLauncher(Launcher):
         from segsweep.sweeps.plan import Planner  # not for every command, which all import the plugins
 
         try:
-            job.compose(self.compose, Planner(Path(self.config.paths.runs)))
+            job.compose(self.compose, Planner(Path(engine(self.config).paths.runs)))
         except (HydraException, OmegaConfBaseException):
             job.point = None
 

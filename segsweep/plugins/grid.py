@@ -14,10 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep.config.compose import Composer
 from segsweep.config.conditions import ABSENT, Term, condition, flat, values
+from segsweep.config.schema import engine, under
 from segsweep.core.errors import nearest
 from segsweep.core.session import session
-
-WHERE = "sweep.exclude"
 
 
 class GridSweeper(BasicSweeper):
@@ -34,8 +33,9 @@ class GridSweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         points = self.split_arguments(overrides, None)[0]
-        texts = list(OmegaConf.select(self.config, "sweep.exclude") or [])
-        kept = self._without(points, {text: condition(text, WHERE) for text in texts})
+        texts = list(OmegaConf.select(engine(self.config), "sweep.exclude") or [])
+        self.where = f"{under(self.config)}sweep.exclude"
+        kept = self._without(points, {text: condition(text, self.where) for text in texts})
         session().emit("total", jobs=len(kept))
         self._record(kept)
         return [self.launcher.launch(kept, initial_job_idx=0)]
@@ -46,7 +46,7 @@ class GridSweeper(BasicSweeper):
         known: set[str] = set()
         kept = []
         for point in points:
-            found = values(point, keys, self._compose, WHERE)
+            found = values(point, keys, self._compose, self.where)
             known |= {key for key in keys if found[key] is not ABSENT}
             met = [text for text, terms in conditions.items() if all(t.holds(found[t.key]) for t in terms)]
             hits |= {text: hits[text] + 1 for text in met}
@@ -55,12 +55,12 @@ class GridSweeper(BasicSweeper):
         if keys - known:
             names = list(flat(self._compose(points[0])))
             raise CompactHydraException(
-                "\n".join(f"sweep.exclude: {k}: no job has such a key{nearest(k, names)}" for k in sorted(keys - known))
+                "\n".join(f"{self.where}: {k}: no job has such a key{nearest(k, names)}" for k in sorted(keys - known))
             )
         if not kept:
-            raise CompactHydraException(f"sweep.exclude takes out all {len(points)} jobs")
+            raise CompactHydraException(f"{self.where} takes out all {len(points)} jobs")
         for text, count in hits.items():
-            session().emit("text", text=f"sweep.exclude: {text} takes out {count or 'none'} of {len(points)} jobs")
+            session().emit("text", text=f"{self.where}: {text} takes out {count or 'none'} of {len(points)} jobs")
         return kept
 
     def _compose(self, point: Sequence[str]) -> DictConfig:
@@ -73,11 +73,10 @@ class GridSweeper(BasicSweeper):
     def _record(self, points: list[list[str]]) -> None:
         """What the sweep's record could not know before: how many jobs, and every number of epochs among them."""
         if lead := session().sweep:
-            said = {tuple(o for o in point if _decides_epochs(o)) for point in points}
-            epochs = {values(some, ["epochs"], self._compose, "epochs")["epochs"] for some in said}
+            assert self.config is not None
+            key = f"{under(self.config)}epochs"
+            said = {
+                tuple(o for o in point if o.lstrip("+").partition("=")[0] in (key, "experiment")) for point in points
+            }
+            epochs = {values(some, [key], self._compose, key)[key] for some in said}
             lead.note(jobs=len(points), milestones=sorted(n for n in epochs if isinstance(n, int)))
-
-
-def _decides_epochs(override: str) -> bool:
-    """Of the groups only experiments say how long a run is."""
-    return override.lstrip("+").partition("=")[0] in ("epochs", "experiment")

@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config.compose import Composer
+from segsweep.config.schema import engine, under
 from segsweep.core.session import session, thread
-from segsweep.core.signature import IGNORED
+from segsweep.core.signature import IGNORED, OWN
 from segsweep.plugins._jobs import Job, oom_kills
 from segsweep.sweeps import sweep, worker
 from segsweep.sweeps.worker import Worker
@@ -87,9 +88,12 @@ class LocalLauncher(Launcher):
         setup_globals()
         configure_log(config.hydra.hydra_logging, config.hydra.verbose, hydra_context.execution_whitelist)
         self.context, self.task, self.config = hydra_context, task_function, config
-        self.planner, self.compose = Planner(Path(config.paths.runs)), Composer(hydra_context.config_loader, config)
+        self.planner, self.compose = (
+            Planner(Path(engine(config).paths.runs)),
+            Composer(hydra_context.config_loader, config),
+        )
         self.began = time.monotonic()
-        visible = _devices(self.devices, config.device)
+        visible = _devices(self.devices, engine(config).device)
         self.slots = [
             device for _ in range(_at_once(self.jobs_per_device, visible, _side_by_side(config))) for device in visible
         ]
@@ -331,11 +335,12 @@ def _side_by_side(config: DictConfig) -> int:
     lead = session().sweep
     bounds = [lead and lead.expected, *(sweeper.get(key) for key in ("n_jobs", "n_trials", "max_batch_size"))]
     jobs = min((bound for bound in bounds if bound), default=AHEAD)
-    own = [str(key) for key in config if key not in (*IGNORED, "hydra")]
-    if "${epochs}" in OmegaConf.to_yaml(OmegaConf.masked_copy(config, own)):
+    own = [str(key) for key in config if key not in (*IGNORED, "hydra", OWN)]
+    epochs = f"{under(config)}epochs"
+    if f"${{{epochs}}}" in OmegaConf.to_yaml(OmegaConf.masked_copy(config, own)):
         return jobs
     # runs that differ in their length alone are one trajectory, whose epochs are trained once, one after another
-    return max(1, jobs // max(1, len(sweep.milestones(list(config.hydra.overrides.task)))))
+    return max(1, jobs // max(1, len(sweep.milestones(list(config.hydra.overrides.task), epochs))))
 
 
 def _at_once(asked: int | str, visible: list[str | None], jobs: int) -> int:

@@ -11,6 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from segsweep.config.compose import Composer, bare
+from segsweep.config.schema import engine, under
 from segsweep.core.errors import SegsweepError
 from segsweep.sweeps.job import job_name
 
@@ -31,7 +32,10 @@ class PlanLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from segsweep.sweeps.plan import Planner, Point, table
 
-        planner, compose = Planner(Path(self.config.paths.runs)), Composer(self.context.config_loader, self.config)
+        planner, compose = (
+            Planner(Path(engine(self.config).paths.runs)),
+            Composer(self.context.config_loader, self.config),
+        )
         points: list[Point | SegsweepError] = []
         for overrides in job_overrides:
             try:
@@ -44,16 +48,21 @@ class PlanLauncher(Launcher):
                 points.append(SegsweepError(f"{type(error).__name__}: {error}"))
         self._ask_mlflow([point for point in points if isinstance(point, Point)])
         asked = list(self.config.hydra.overrides.task)
-        print(table([job_name(list(overrides), asked) for overrides in job_overrides], points, planner))
+        print(
+            table(
+                [job_name(list(overrides), asked, under(self.config)) for overrides in job_overrides], points, planner
+            )
+        )
         return [_nothing(overrides) for overrides in job_overrides]
 
     def _ask_mlflow(self, points: list["Point"]) -> None:
         """What another machine has finished is not trained here."""
         from segsweep.tracking.recall import finished
 
-        place = self.config.tracking
+        own = engine(self.config)
+        place = own.tracking
         unknown = {point.signature for point in points if point.state != "finished"}
-        there = finished(place.uri, place.experiment, unknown) if self.config.reuse and unknown else set()
+        there = finished(place.uri, place.experiment, unknown) if own.reuse and unknown else set()
         for point in points:
             if point.signature in there:
                 point.state, point.epoch, point.note = "finished", point.epochs, "in MLflow"

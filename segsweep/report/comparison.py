@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from segsweep.core.signature import OWN
 from segsweep.report import statistics
 from segsweep.report.records import Record, Run
 from segsweep.task import Metric, Spec
@@ -30,7 +31,16 @@ class Configuration:
 
     @cached_property
     def factors(self) -> dict[str, Any]:
-        return {k: v for k, v in self.runs[0].factors.items() if k not in ("seed", *self.runs[0].spec.repeats)}
+        apart = ("seed", f"{OWN}.seed", *self.runs[0].spec.repeats)
+        return {k: v for k, v in self.runs[0].factors.items() if k not in apart}
+
+    @cached_property
+    def inputs(self) -> set[str]:
+        """Those of the factors that decide what is trained and tested on, as the task says. What it only resolves with
+        the data at hand, such as the arithmetic of a device, decides nothing of them."""
+        run = self.runs[0]
+        named = {*run.spec.inputs} - {*(run.info.get("resolved") or ("precision",))}
+        return {name for name in self.factors if name.removeprefix("task.").split(".")[0] in named}
 
     @property
     def seeds(self) -> list[Any]:
@@ -46,6 +56,10 @@ class Configuration:
     @property
     def leaks(self) -> bool:
         return any(run.leaks for run in self.runs)
+
+    @property
+    def lent(self) -> bool:
+        return any(run.lent for run in self.runs)
 
     def metric(self, name: str) -> float:
         """Mean over the runs of a final metric of result.json; NaN where none has it."""
@@ -144,8 +158,8 @@ def compare(record: Record) -> Comparison:
     rows = [Configuration(list(runs.values())) for runs in groups.values()]
     arenas: dict[Any, int] = {}
     for row in rows:
-        split = {k: v for k, v in row.factors.items() if k.split(".")[0] == "split"}
-        alike = digest(row.runs[0], "data"), row.leaks, key(split), scale(row.factors, spec.metrics[spec.primary])
+        of_data = {k: row.factors[k] for k in row.inputs if k.split(".")[0] != "data"}  # whose digest says more
+        alike = digest(row.runs[0], "data"), row.leaks, key(of_data), scale(row.factors, spec.metrics[spec.primary])
         row.arena = arenas.setdefault(alike, len(arenas))
     for row, label in zip(rows, labels(rows), strict=True):
         row.label = label

@@ -1,8 +1,8 @@
 """What one factor does, from all pairs of configurations that differ in it alone; and the pairs that can say nothing.
 
 A key that only one option of a group has (`optim.momentum` under SGD) is part of that option, not a second difference.
-A key that both have (`optim.lr`) is a factor of its own. Differing data or split files behind equal settings count as a
-difference too.
+A key that both have (`optim.lr`) is a factor of its own. Differing data or split files count as a difference too, but
+where a setting that decides them (`Spec.inputs` of the task) differs.
 """
 
 import json
@@ -201,9 +201,13 @@ def differences(rows: list[Configuration]) -> tuple[list[str], np.ndarray]:
         if "." in name and group in names:
             differs[..., f] &= ~(one_sided[..., f] & differs[..., names.index(group)])
 
-    def any_of(*groups: str) -> np.ndarray:
-        return differs[..., [n.split(".")[0] in groups for n in names]].any(-1)
+    def any_of(some: set[str]) -> np.ndarray:
+        return differs[..., [n in some for n in names]].any(-1)
 
+    inputs = set().union(*(row.inputs for row in rows))
+    of_data = {name for name in inputs if name.split(".")[0] == "data"}  # a task with this group says which data there
+    nested = {kind.split(".")[0] for kind in rows[0].runs[0].spec.repeats if "." in kind}
+    of_repeats = {name for name in names if name.split(".")[0] in nested}
     seeds = _shared(rows, lambda run: run.seed)
     folds = _shared(rows, lambda run: (run.seed, run.repeat))
     kinds = rows[0].runs[0].spec.repeats
@@ -211,12 +215,12 @@ def differences(rows: list[Configuration]) -> tuple[list[str], np.ndarray]:
     for repeat in {(run.seed, run.repeat) for row in rows for run in row.runs}:
         splits |= _unequal([digest(r, "split") if (r := _at(row, repeat)) else "" for row in rows])
     pseudo = [
-        _unequal([digest(row.runs[0], "data") for row in rows]) & ~any_of("data"),
-        splits & ~any_of("data", "split"),
-        _unequal([str(row.leaks) for row in rows]) & ~any_of("split"),
+        _unequal([digest(row.runs[0], "data") for row in rows]) & ~any_of(of_data or inputs),
+        splits & ~any_of(inputs),
+        _unequal([str(row.leaks) for row in rows]) & ~any_of(inputs - of_data or inputs),
         _programs([row.runs[0] for row in rows]),
         ~seeds,
-        *([seeds & ~folds & ~any_of(*(name.split(".")[0] for name in kinds if "." in name))] if kinds else []),
+        *([seeds & ~folds & ~any_of(of_repeats)] if kinds else []),
     ]
     return [*names, *PSEUDO, "seed", *([" or ".join(kinds)] if kinds else [])], np.concatenate(
         [differs, np.stack(pseudo, -1)], -1
@@ -224,12 +228,20 @@ def differences(rows: list[Configuration]) -> tuple[list[str], np.ndarray]:
 
 
 def _programs(runs: list[Run]) -> np.ndarray:
-    """(n, n) whether two runs were computed by different code: this program's, a module that both have, or torch."""
-    texts = [[str(r.info.get("code") or "") for r in runs]]
-    texts.append([str((r.info.get("versions") or {}).get("torch") or "") for r in runs])
-    files = [r.info.get("files") or {} for r in runs]
-    texts += [[f.get(name, "") for f in files] for name in set().union(*files)]
-    return np.any([_unequal(values) for values in texts], axis=0)
+    """(n, n) whether two runs were computed by different code: this program's, a module that both have, or torch. A run
+    that was accepted for other code is of that code, too."""
+    made = [(i, run, run.info.get("files") or {}, str(run.info.get("code") or "")) for i, run in enumerate(runs)]
+    for i, run, files, _ in made[:]:
+        for entry in run.accepted:
+            changed = {name: new or "" for name, (_, new) in entry["files"].items()}
+            made.append((i, run, files | changed, str(entry["code"])))
+    texts = [[code for *_, code in made]]
+    texts.append([str((run.info.get("versions") or {}).get("torch") or "") for _, run, _, _ in made])
+    texts += [[files.get(name, "") for _, _, files, _ in made] for name in set().union(*(f for _, _, f, _ in made))]
+    owners = np.array([i for i, *_ in made])
+    differ = np.ones((len(runs), len(runs)), bool)
+    np.logical_and.at(differ, (owners[:, None], owners[None]), np.any([_unequal(values) for values in texts], axis=0))
+    return differ
 
 
 def _shared(rows: list[Configuration], of: Callable[[Any], Any]) -> np.ndarray:
@@ -264,7 +276,7 @@ def _confounded(
     closest: dict[tuple[str, str, str], tuple[int, int, int]] = {}
     for f, factor in enumerate(names):
         if factor in without or factor.split(".")[0] == "data":
-            continue
+            continue  # scores on other data do not compare
         order = [_order(level(row, factor)) for row in rows]
         keys = [key(level(row, factor)) for row in rows]
         for i, j in np.argwhere(np.triu(differs[..., f] & (count > 1), 1)).tolist():
@@ -290,8 +302,10 @@ def _confounded(
 def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
     """The command of `a` with `factor` as in `b`: against `a`, the new run differs in that factor alone."""
     words = shlex.split(a.runs[0].command)
-    start = 3 if words[1:2] == ["-m"] else 1  # `python -m segsweep` or `segsweep`
-    head, overrides = words[:start], [word for word in words[start:] if "=" in word]
+    start = 3 if words[1:2] == ["-m"] else 2 if words[0] == "python" else 1  # `python -m NAME`, a script, a command
+    folder = words.index("--config-dir") if "--config-dir" in words else len(words)
+    overrides = [word for i, word in enumerate(words) if i >= start and "=" in word and i != folder + 1]
+    head = [*words[:start], *words[folder : folder + 2]]
     changed = {factor: exact(b.factors[factor])}
     lost = set()
     if "." not in factor:  # another option brings its own defaults: what both have stays, what only the old has goes
@@ -305,11 +319,11 @@ def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
             if name.startswith(factor + ".") and name in b.factors and name not in a.factors
         }
     seeds = sorted({*a.seeds} & {*b.seeds}, key=str) or a.seeds
-    first = dict(zip(a.runs[0].spec.repeats, a.runs[0].repeat, strict=True)) | {"seed": a.runs[0].seed}
-    for name, values in {"seed": seeds, **a.repeats}.items():
+    first = dict(zip(a.runs[0].spec.repeats, a.runs[0].repeat, strict=True)) | {a.runs[0].seed_key: a.runs[0].seed}
+    for name, values in {a.runs[0].seed_key: seeds, **a.repeats}.items():
         if len(values) > 1 or (values and values[0] != first[name]):
             changed[name] = ",".join(exact(value) for value in values)
-            head = [*words[:start], *["-m"] * (len(values) > 1 or "-m" in head[start:])]
+            head[start:] = ["-m"] * (len(values) > 1 or "-m" in head[start:]) + words[folder : folder + 2]
     kept = [word for word in overrides if word.split("=")[0].lstrip("+~") not in {*changed, *lost}]
     return shlex.join([*head, *kept, *(f"{name}={value}" for name, value in changed.items())])
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from segsweep.core import artifacts
+from segsweep.core import accepted, artifacts
 from segsweep.report import render
 from segsweep.report.comparison import Comparison, compare
 from segsweep.report.findings import Findings
@@ -49,6 +49,7 @@ def table_of_runs(record: Record, comparison: Comparison) -> str:
             line |= {"signature": run.signature, "group": run.group, "folder": str(run.folder)}
             line |= run.factors | run.metrics | {"split.leaks": run.leaks, "command": run.command}
             line |= {"device": run.info.get("device"), "commit": run.info.get("commit")}
+            line |= {"accepted": accepted.told(run.accepted[-1])} if run.accepted else {}
         line |= {"error": job.error, "error_class": job.error_class}
         lines.append(line)
     text = io.StringIO()

@@ -10,7 +10,7 @@ import numpy as np
 
 from segsweep.report import own
 from segsweep.report.comparison import Comparison, Configuration, digest, show, varied
-from segsweep.report.content import Section, many, plus
+from segsweep.report.content import Section, joined, many, plus
 from segsweep.report.contrasts import Analysis, Contrast, analyse
 from segsweep.report.learning import (
     Convergence,
@@ -174,8 +174,10 @@ class Findings:
         )
 
     def title(self, row: int) -> str:
-        """How a row is called everywhere: its number, its label, and a warning where its split leaks."""
-        return f"{row + 1}. {self.rows[row].label}{' (leaks)' if self.rows[row].leaks else ''}"
+        """How a row is called everywhere: its number, its label, and a warning where its split leaks or a run of it was
+        accepted for edited code."""
+        marks = [name for name, has in (("leaks", "leaks"), ("accepted", "lent")) if getattr(self.rows[row], has)]
+        return f"{row + 1}. {self.rows[row].label}{f' ({joined(marks)})' if marks else ''}"
 
     def data(self, row: int) -> str:
         run = self.rows[row].runs[0]

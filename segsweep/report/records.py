@@ -7,7 +7,7 @@ failures needs its report most.
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,23 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from segsweep.config import whitelist
+from segsweep.config.before import spec_of
+from segsweep.core import accepted
 from segsweep.core.artifacts import parse_json
 from segsweep.core.errors import SegsweepError
+from segsweep.core.signature import OWN
 from segsweep.task import Spec
-
-
-def spec_of(info: Mapping[str, Any]) -> Spec:
-    """What run.json says of its task. Raises ValueError where that is damaged."""
-    if info.get("task") is None:  # from before tasks described themselves, when all were of one
-        return Spec.from_json(whitelist.locate(whitelist.FIRST, whitelist.KINDS["task"]).spec.to_json())
-    return Spec.from_json(info["task"])
 
 
 @dataclass
 class Run:
     """One run folder. `status`: finished, pruned, failed or unfinished; `info` is run.json, `result` is result.json, or
-    pruned.json of a run that was pruned."""
+    pruned.json of a run that was pruned; `accepted`: by whom it was let stand for edited code (`accepted.entries`);
+    `pooled`: the group of that code, where it is among these runs."""
 
     folder: Path
     signature: str
@@ -42,6 +38,8 @@ class Run:
     error_class: str = ""
     history: dict[str, np.ndarray] = field(default_factory=dict)  # column -> (epochs,)
     units: dict[str, dict[str, float]] = field(default_factory=dict)  # unit -> column -> value, NaN = undefined
+    accepted: list[dict[str, Any]] = field(default_factory=list)
+    pooled: str = ""
 
     @cached_property
     def spec(self) -> Spec:
@@ -49,7 +47,7 @@ class Run:
 
     @property
     def group(self) -> str:
-        return str(self.info.get("group") or self.signature)
+        return self.pooled or str(self.info.get("group") or self.signature)
 
     @property
     def factors(self) -> dict[str, Any]:
@@ -63,8 +61,13 @@ class Run:
         }
 
     @property
+    def seed_key(self) -> str:
+        """`seed`, which another application may have of its own, or the engine's in such an application."""
+        return f"{OWN}.seed" if "seed" not in self.factors and f"{OWN}.seed" in self.factors else "seed"
+
+    @property
     def seed(self) -> Any:
-        return self.factors.get("seed", 0)
+        return self.factors.get(self.seed_key, 0)
 
     @property
     def repeat(self) -> tuple[Any, ...]:
@@ -72,12 +75,32 @@ class Run:
         return tuple(self.factors.get(key) for key in self.spec.repeats)
 
     @property
+    def lent(self) -> bool:
+        """Whether it rests on somebody's word that an edit of the code changes nothing."""
+        return bool(self.accepted or self.info.get("accepted"))
+
+    @property
     def command(self) -> str:
         return str(self.info.get("command") or "not recorded")
 
     @property
+    def unwatched(self) -> bool:
+        """Whether nobody looks if the data are still what they were."""
+        data = self.info.get("data") or {}
+        return "digest" in data and data["digest"] is None
+
+    @property
+    def split(self) -> dict[str, Any]:
+        return self.info.get("split") or {}
+
+    @property
+    def counted(self) -> bool:
+        """Whether anybody said how much is in which part."""
+        return "leaks" not in self.split or bool({"train", "val", "test"} & self.split.keys())
+
+    @property
     def leaks(self) -> bool:
-        return bool((self.info.get("split") or {}).get("leaks"))
+        return bool(self.split.get("leaks"))
 
     @property
     def evaluated_on(self) -> str:
@@ -178,6 +201,9 @@ def _settle(record: Record) -> None:
         if not run.info and run.status == "finished":
             run.units = _units(run, record.problems)
     record.runs = kept
+    groups = {run.group for run in kept}
+    for run in kept:
+        run.pooled = next((e["group"] for e in reversed(run.accepted) if e["group"] in groups), "")
 
 
 def _kind(run: Run) -> tuple[str, ...] | None:
@@ -279,6 +305,7 @@ def _read_run(folder: Path, problems: list[str]) -> Run:
         result = _json(folder / "pruned.json", problems, needed=False)
     status = str(result.get("status") or "finished") if result else "failed" if failure else "unfinished"
     run = Run(folder, str(info.get("signature") or folder.name), status, info, result or {})
+    run.accepted = accepted.entries(folder)
     if failure:
         run.error, run.error_class = str(failure.get("error") or "no message"), str(failure.get("class") or "error")
     elif status == "pruned":

@@ -13,10 +13,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from segsweep.config.before import spec_of
 from segsweep.report import own
 from segsweep.report.comparison import key, show
 from segsweep.report.content import inside
-from segsweep.report.records import Job, spec_of
+from segsweep.report.records import Job
 from segsweep.task import Spec
 
 STYLES = {"failed": "red", "pruned": "yellow", "interrupted": "yellow", "never started": "yellow", "finished": "green"}
@@ -71,6 +72,10 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
     console.width = room
     if shared and len(jobs) > 1:
         console.print(f"All: {shared}")
+    if blind := [job for job in jobs if job.status == "reused" and job.run and job.run.unwatched]:
+        whose = f"job{'s' * (len(blind) > 1)} {', '.join(str(job.number) for job in blind)}"
+        text = f"{whose}: answered from the record; the data are not watched (data= says what they are)"
+        console.print(Text(text), soft_wrap=True)
     modules, _ = own.modules(spec)
     for job in jobs:
         if job.error:

@@ -1,52 +1,139 @@
 """A configuration as the shortest thing that makes it again: a file for `experiment=`, and a command line.
 
-What the run folder holds is the whole resolved configuration; what is written is how it differs from the defaults.
+What the run folder holds is the whole resolved configuration; what is written is how it differs from the defaults. An
+option of one's own, which is no file of conf/, is written beside it as it was, so that nothing else is needed.
 """
 
 import contextlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep.config.schema import GROUPS, conf_dir
+from segsweep.config.schema import GROUPS, Config, conf_dir
 from segsweep.config.start import start
 from segsweep.config.trust import plainly
+from segsweep.config.whitelist import SPECIAL, every, is_own
 from segsweep.core import artifacts
 from segsweep.core.errors import printable
-from segsweep.core.signature import IGNORED
+from segsweep.core.signature import IGNORED, OWN
 
+PROGRAM = ("python", "-m", "segsweep")
 PLACES = ("data.root", "split.file")
 """Keys that belong to a machine: asked for on the command line, left out of a file."""
 _ABSENT = object()
 _KEY = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", re.ASCII)
 """Of a component no `_target_` and the like: its group's option says what it is."""
+_NAME = re.compile(r"[\w-]+")
 
 
 @dataclass
 class Winner:
     """The option of each group that is not the default; the values that differ from those of these options; the keys
-    that were left out, as a file may not have them: records and studies may be anybody's."""
+    that were left out, as a file may not have them: records and studies may be anybody's. own: group -> what the option
+    of one's own has, for a file; a task's is all that is not the engine's."""
 
     choices: dict[str, str]
     values: dict[str, Any]
     left: list[str]
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    program: tuple[str, ...] = PROGRAM
+    plus: str = ""
+    """Before `experiment=`: an application has no such group among its own."""
+
+    def command(self, *before: str) -> str:
+        """The command line that trains it; `before`: arguments that come first."""
+        return command(self.choices, self.values, *before, program=self.program)
+
+    def again(self, name: str, folder: Path) -> str:
+        """The command line that trains it by its file, `experiment/NAME.yaml` in the folder."""
+        places = {key: value for key, value in self.values.items() if key in PLACES}
+        named = {f"{self.plus}experiment": name, **places}
+        return command({}, named, "--config-dir", str(folder), program=self.program)
 
 
-def of_run(folder: Path) -> Winner:
-    """From a run's record."""
+def of_run(folder: Path, drawn: Collection[str] = ()) -> Winner:
+    """From a run's record. `drawn`: keys whose values are told though an option of one's own has them."""
+    info = artifacts.read_json(folder / "run.json") or {}
+    decided, chosen = info.get("factors") or {}, info.get("choices") or {}
+    if f"{OWN}.task" in decided or ("task" in decided and "task" not in chosen):  # which is no option of conf/
+        return _elsewhere(shlex.split(str(info.get("command") or "")), info)
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    chosen = (artifacts.read_json(folder / "run.json") or {}).get("choices") or {}
+    choices = {g: str(chosen[g]) for g in GROUPS if chosen.get(g)}
+    engines = {f.name for f in fields(Config)} - {"task"}
+    own = {g: config[g] for g, option in choices.items() if _is_own(g, option, config.get(g))}
+    if "task" in own:
+        own = {"task": {key: value for key, value in config.items() if key not in engines}}
+    own = {group: node for group, node in own.items() if all(map(_may_stand, _leaves(node)))}
+    choices = {"task": choices["task"]} if "task" in own else choices
+    inside = {*own, *own.get("task", {})}
     leaves = {key: value for key, value in _leaves(config) if not key.rpartition(".")[2].startswith("_")}
-    return _winner({g: chosen[g] for g in GROUPS if chosen.get(g)}, leaves)
+    told = {key: leaves.pop(key) for key in list(leaves) if key.partition(".")[0] in inside}
+    found = _winner({group: option for group, option in choices.items() if group not in own}, leaves)
+    named = {key.lstrip("+") for key in drawn}
+    values = {key: value for key, value in told.items() if key in named} | found.values
+    return replace(found, choices={group: choices[group] for group in own} | found.choices, values=values, own=own)
+
+
+def _is_own(group: str, option: str, node: Any) -> bool:
+    """Whether a record has an option that is no file of conf/, of a component that may be called here."""
+    named = isinstance(node, Mapping) and isinstance(node.get("_target_"), str)
+    return named and bool(_NAME.fullmatch(option)) and not _is_option(group, option)
+
+
+def _may_stand(leaf: tuple[str, Any]) -> bool:
+    """Whether a leaf of an option of one's own may be written into a file: plain, and what it calls is allowed."""
+    key, value = leaf
+    *around, last = key.split(".")
+    if last == "_target_":
+        return isinstance(value, str) and (is_own(value) or any(kind.lists(value) for kind in every().values()))
+    return (
+        all(map(_KEY.fullmatch, around))
+        and bool(_KEY.fullmatch(last) or last in SPECIAL)
+        and (value == {} or _is_plain(value))
+    )
+
+
+def option(group: str, node: Mapping[str, Any]) -> str:
+    """The text of `GROUP/OPTION.yaml`."""
+    head = "# As it was in the run; in whole, it needs no other file.\n"
+    return ("# @package _global_\n" if group == "task" else "") + head + yaml.safe_dump(dict(node), sort_keys=False)
+
+
+def _elsewhere(words: list[str], info: Mapping[str, Any]) -> Winner:
+    """Of a script or another application: what was typed, as far as the run's record knows these keys."""
+    count = next((n for n, word in enumerate(words) if "=" in word), len(words))
+    chosen, factors = info.get("choices") or {}, info.get("factors") or {}
+    plus = "+" if any(str(key).startswith(f"{OWN}.") for key in factors) else ""
+    choices: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    left: list[str] = []
+    for word in words[count:]:
+        try:
+            override = OverridesParser.create().parse_override(word)
+            key, value = override.key_or_group, override.value()
+        except HydraException:
+            continue
+        engine = key.startswith((f"{OWN}.", f"{OWN}/")) or not plus or (key == "search" and override.is_add())
+        if engine and re.split(r"[./]", re.sub(rf"^{OWN}[./]", "", key))[0] in IGNORED:
+            continue
+        if key in chosen and isinstance(value, str) and re.fullmatch(r"[\w-]+", value):
+            choices[key] = value
+        elif key in factors and _KEY.fullmatch(key) and _is_plain(value):
+            values[key] = value
+        else:
+            left.append(printable(word))
+    return Winner(choices, values, left, program=tuple(words[:count]), plus=plus)
 
 
 def of_trial(params: Mapping[str, Any], asked: Mapping[str, str]) -> Winner:
@@ -74,7 +161,7 @@ def _winner(choices: dict[str, str], values: dict[str, Any]) -> Winner:
 
 
 def _is_option(group: str, name: str) -> bool:
-    return bool(re.fullmatch(r"[\w-]+", name)) and (conf_dir() / group / f"{name}.yaml").is_file()
+    return bool(_NAME.fullmatch(name)) and (conf_dir() / group / f"{name}.yaml").is_file()
 
 
 def _is_key(key: str, names: set[str]) -> bool:
@@ -139,10 +226,12 @@ def experiment(head: list[str], choices: Mapping[str, str], values: Mapping[str,
     return "\n".join(lines) + "\n" + (yaml.safe_dump(nested, sort_keys=False) if nested else "")
 
 
-def command(choices: Mapping[str, str], values: Mapping[str, Any], *before: str) -> str:
+def command(
+    choices: Mapping[str, str], values: Mapping[str, Any], *before: str, program: tuple[str, ...] = PROGRAM
+) -> str:
     """The command line that trains it; `before`: arguments that come first."""
     words = [f"{key}={_text(value)}" for key, value in {**choices, **values}.items()]
-    return shlex.join(["python", "-m", "segsweep", *before, *words])
+    return shlex.join([*program, *before, *words])
 
 
 def _compose(choices: Mapping[str, str]) -> tuple[dict[str, str], DictConfig]:

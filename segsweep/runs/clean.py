@@ -5,7 +5,6 @@ weights are not.
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from segsweep.core import artifacts
-from segsweep.runs.run import NEXT
-from segsweep.tracking.mirrors import WEIGHTS
+from segsweep.core.artifacts import NEXT, WEIGHTS
 
 KINDS = {
     "checkpoints": "of runs that have finished and have their weights",
@@ -43,10 +41,7 @@ class Item:
         """False where somebody works on it, and it is left alone. Raises OSError."""
         with self.alone() as free:
             for path in self.files if free else []:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                artifacts.remove(path)
         return free
 
 

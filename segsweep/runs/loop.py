@@ -89,6 +89,8 @@ class Loop:
         """The epochs that are left, one row of history each; see `task.Run`.
 
         Raises TaskError where the task misuses it, and whatever `judge` and `interrupted` make."""
+        if not self.spec.epochs:
+            raise TaskError("run.epochs(...) was called by a task that says it has none; leave Spec(epochs=False) out")
         if self.state is not None:
             raise TaskError("run.epochs(...) was called a second time; a run has one loop over its epochs")
         for name, thing in state.items():

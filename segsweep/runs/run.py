@@ -8,46 +8,45 @@ import dataclasses
 import logging
 import os
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep.config import components, whitelist
-from segsweep.core import artifacts, environment
+from segsweep.config import components
+from segsweep.config.schema import engine, resolved, under
+from segsweep.core import accepted, artifacts, environment
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.device import out_of_memory, pick_device
 from segsweep.core.errors import ConfigError, NotFiniteError, SegsweepError, TaskError
 from segsweep.core.session import Interrupted, Pruned, session
-from segsweep.core.signature import IGNORED, PACKAGE, code, factors, fingerprint, is_own, signatures, without
+from segsweep.core.signature import OWN, PACKAGE, code, fingerprint, is_own, without
+from segsweep.runs.identity import identity
 from segsweep.runs.loop import Loop, seed_all
 from segsweep.search import pruning
-from segsweep.task import Data, Result
-from segsweep.tracking.mirrors import WEIGHTS, Mirror, forget
-from segsweep.tracking.recall import FIGURES, FILES, restorer
-from segsweep.tracking.store import STATE
+from segsweep.task import Data, Result, Spec
+from segsweep.tracking.mirrors import Mirror, forget
+from segsweep.tracking.recall import restorer
 
 log = logging.getLogger(__name__)
 
 ANEW = "anew.json"
 """In the folder of a run or a trajectory: the sweep that began it anew."""
-NEXT = "anew"
-"""In a finished run's folder: where it is trained anew until it is whole and takes the finished one's place."""
-OWN = {"config.yaml", "run.json", "history.jsonl", *WEIGHTS, "lock", "mlflow.lock", STATE, "trial.json", ANEW}
-"""In a run's folder: what the engine flushes itself, or which is no part of the record."""
 PRUNED = ("epoch", "metrics", "training_seconds", "parameters", "reason")
 """What pruned.json has at least."""
 
 
 @dataclasses.dataclass
 class Outcome:
-    """How a job ended. `status`: finished, continued, reused, pruned, failed or interrupted."""
+    """How a job ended. `status`: finished, continued, reused, pruned, failed or interrupted. `accepted`: where the
+    record of other code is the answer, by whom and why."""
 
     status: str
     signature: str | None = None
@@ -59,6 +58,7 @@ class Outcome:
     failure: str | None = None
     error: str | None = None
     epoch: int | None = None
+    accepted: str | None = None
 
 
 def run(
@@ -80,12 +80,11 @@ def run(
             outcome.status, outcome.epoch, outcome.error = "interrupted", stop.epoch, str(stop)
         except Exception as error:  # whatever a job dies of, the sweep goes on
             outcome.status, outcome.failure = "failed", classify(error)
-            outcome.error = str(error)
+            outcome.error = told(error)
             if isinstance(error, OSError) and error.errno in artifacts.NO_ROOM:
-                outcome.error = artifacts.full(error, Path(cfg.paths.runs))
+                outcome.error = artifacts.full(error, Path(engine(cfg).paths.runs))
             elif not isinstance(error, SegsweepError):
-                outcome.error = f"{type(error).__name__}: {error}{_own_frame(error)}"
-                log.info("", exc_info=True)  # the whole of it is in job.log
+                _keep_traceback()
             if outcome.failure == "oom" and asked and (smaller := getattr(asked.task, "smaller", None)):
                 outcome.error = f"{smaller(session().retries)}\n{outcome.error}"
             if asked:
@@ -98,14 +97,25 @@ def run(
         return outcome
 
 
-def _own_frame(error: BaseException) -> str:
-    """The last line of one's own code that an error went through, as a person looks for it; "" where there is none."""
+def told(error: BaseException) -> str:
+    """An error in words: with the last line of one's own code that it went through, where it is not the engine's."""
+    if isinstance(error, SegsweepError):
+        return str(error)
     frames = []
     for frame in traceback.extract_tb(error.__traceback__):
         file = Path(frame.filename).resolve()
         if file.is_file() and is_own(file) and not file.is_relative_to(PACKAGE):
             frames.append(frame)
-    return f" ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    where = f" ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _keep_traceback() -> None:
+    """The whole of it is for the job's log file; an application may show on the screen what it logs."""
+    record = log.makeRecord(log.name, logging.INFO, __file__, 0, "the job failed", (), sys.exc_info())
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def classify(error: BaseException) -> str:
@@ -116,16 +126,20 @@ def classify(error: BaseException) -> str:
 
 
 def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
-    cfg, folder, checkpoints = asked.cfg, asked.folder, asked.checkpoints
+    cfg, folder, checkpoints = asked.engine, asked.folder, asked.checkpoints
     judge = _judge(asked)
     stack.enter_context(artifacts.lock(folder))
     _take_place(folder)  # as a process may have died in doing
+    if asked.accepted and not _stands(asked):
+        asked.stand_alone()
+        outcome.signature, outcome.folder = asked.ids["signature"], asked.folder
+        return _run(asked, outcome, stack)
     if _answered(asked, judge, outcome, stack):
         return outcome
     stack.enter_context(artifacts.lock(checkpoints.folder))
     place = _clear(asked)
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "search"])  # who asks is no part of the run
-    artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own, resolve=True), durable=True)
+    own = OmegaConf.create(without(asked.whole, (f"{asked.at}search",)))  # who asks is no part of the run
+    artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own), durable=True)
     record = _Described(asked)
     mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
 
@@ -137,7 +151,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     loop = Loop(
         asked.task.spec,
         asked.data.part,
-        epochs=cfg.epochs,
+        epochs=asked.epochs,
         seed=cfg.seed,
         checkpoints=checkpoints,
         folder=place,
@@ -156,6 +170,8 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         describe=record.add,
     )
     seed_all(cfg.seed)
+    here.emit("note", text="training")
+    began = time.perf_counter()
     try:
         result = asked.task.train(loop)
     except Pruned as end:
@@ -167,17 +183,29 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         _close(asked, "pruned.json", facts, history, record)
         judge.end("PRUNED")
         return _answer_pruned(outcome, facts)
+    spent = time.perf_counter() - began
     loop.finish()
     if not (isinstance(result, Result) and isinstance(result.metrics, Mapping) and isinstance(result.units, Mapping)):
-        made = asked.cfg.task._target_
+        made = cfg.task._target_
         raise TaskError(f"train() of {made} gave {type(result).__name__}; a task.Result(metrics, units) is needed")
-    facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": cfg.epochs - loop.done}
+    may_loop = hasattr(asked.task, "function")  # of a script or an application, which may loop or not
+    if asked.task.spec.epochs and loop.state is None and not may_loop:
+        raise TaskError(
+            "train() did not loop over run.epochs(...); a task that trains at one go says so: Spec(epochs=False)"
+        )
+    _check(result, asked.task.spec, str(cfg.task._target_))
+    record.facts["seconds"] = spent
+    facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": asked.epochs - loop.done}
     _close(asked, "result.json", facts, loop.history, record)
     _take_place(folder)
-    checkpoints.end(cfg.epochs)
+    checkpoints.end(asked.epochs)
     if judge:
         judge.end("COMPLETE", loop.history)
-    return _answer(outcome, facts, "finished" if not loop.done else "continued" if loop.done < cfg.epochs else "reused")
+    return _answer(outcome, facts, _status(loop))
+
+
+def _status(loop: Loop) -> str:
+    return "finished" if not loop.done else "continued" if loop.done < loop.total else "reused"
 
 
 class _Asked:
@@ -198,44 +226,53 @@ class _Asked:
         said = components.spec_of(cfg)
         if problems := [*components.check(cfg), *(pruning.problems(cfg, said) if said else [])]:
             raise ConfigError("\n".join(problems))
-        self.cfg, self.choices, self.name, self.command = cfg, choices, name, command
+        self.cfg, self.engine, self.at = cfg, engine(cfg), under(cfg)
+        self.choices, self.name, self.command = choices, name, command
         self.sweep, self.milestones = sweep, milestones
-        self.device = pick_device(cfg.device)
+        self.device = pick_device(self.engine.device)
         environment.reset_peak_memory(self.device)
-        runs = Path(cfg.paths.runs)
+        runs = Path(self.engine.paths.runs)
 
         session().emit("note", text="reading the data set")
         self.task = components.task(cfg)
         self.data: Data = self.task.data()
-        spec = self.task.spec
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-        self.config = without(config | self.data.settings, (*IGNORED, *spec.ignored))
-        self.modules = whitelist.modules(self.config) | set(spec.code)
-        self.code = code(*sorted(self.modules))
-        self.ids = signatures(self.config, self.data.digest or "", self.data.split, self.code, spec.repeats)
-        self.folder = self.place = runs / "runs" / self.ids["signature"]
-        self.checkpoints = Checkpoints(runs / "trajectories" / self.ids["trajectory"])
+        self.whole = resolved(cfg)
+        self.epochs = self.engine.epochs if self.task.spec.epochs else 1
+        self.identity = identity(cfg, self.task.spec, self.data, sweep)
+        self.runs = runs
+        self.accepted = accepted.standing(runs, self.identity.ids["signature"]) if self.engine.reuse else None
+        self._be(self.accepted["ids"] if self.accepted else self.identity.ids)
         record = (artifacts.read_json(sweep / "sweep.json") or {}) if sweep else {}
         self.by = f"{record['name']} {record['started']}" if record else ""
+
+    def _be(self, ids: dict[str, str]) -> None:
+        self.ids = ids
+        self.folder = self.place = self.runs / "runs" / ids["signature"]
+        self.checkpoints = Checkpoints(self.runs / "trajectories" / ids["trajectory"])
+
+    def stand_alone(self) -> None:
+        """Be the run that today's code makes, whatever was accepted in its place."""
+        self.accepted = None
+        self._be(self.identity.ids)
 
     def anew(self, folder: Path) -> bool:
         """Whether what `folder` holds is not to be used: with reuse=false, but for what this very sweep has trained. So
         its jobs share epochs, and a job that is tried again goes on."""
-        return not self.cfg.reuse and not (self.by and artifacts.read_json(folder / ANEW) == {"by": self.by})
+        return not self.engine.reuse and not (self.by and artifacts.read_json(folder / ANEW) == {"by": self.by})
 
 
 def _judge(asked: _Asked) -> pruning.Judge | None:
-    if not OmegaConf.select(asked.cfg, "pruner._target_"):
+    if not OmegaConf.select(asked.engine, "pruner._target_"):
         return None
-    pruning.refuse(asked.cfg, asked.task.spec, asked.data.parts.get("val", 0))
+    pruning.refuse(asked.cfg, asked.task.spec, int(asked.data.part == "val"))
     about = {"signature": asked.ids["signature"], "data": asked.data.digest or "", "split": asked.data.split}
-    pruner = asked.choices.get("pruner", "none")
+    pruner = asked.choices.get(f"{OWN}/pruner" if asked.at else "pruner", "none")
     return pruning.Judge(asked.cfg, asked.task.spec, pruner=pruner, name=asked.name, sweep=asked.sweep, **about)
 
 
 def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stack: ExitStack) -> bool:
     """Whether the run's record, here or in MLflow, is the answer: it is finished, or was pruned as it would be now."""
-    cfg, folder = asked.cfg, asked.folder
+    cfg, folder = asked.engine, asked.folder
     anew = asked.anew(folder)
     result = None if anew else artifacts.result(folder)
     pruned = None if anew else artifacts.whole(folder / "pruned.json", PRUNED)
@@ -255,7 +292,8 @@ def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stac
         if judge:
             judge.end("COMPLETE", artifacts.read_lines(folder / "history.jsonl"))
         _answer(outcome, result, "reused")
-    elif judge and pruned and pruning.same(pruned, cfg, asked.task.spec):
+        outcome.accepted = accepted.told(asked.accepted) if asked.accepted else None
+    elif judge and pruned and pruning.same(pruned, asked.cfg, asked.task.spec):
         judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: pruned["epoch"]])
         (folder / "failure.json").unlink(missing_ok=True)
         _answer_pruned(outcome, pruned)
@@ -265,9 +303,17 @@ def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stac
     return True
 
 
+def _stands(asked: _Asked) -> bool:
+    """Whether the accepted record is still the answer. One that was trained anew while this waited is not, and one with
+    damaged weights is not mended by other code: the run of that is tested from the same states, where they are left."""
+    if damage := _damage(asked.folder):
+        log.warning("%s: the record is not let stand for today's code", damage)
+    return not damage and accepted.standing(asked.runs, asked.identity.ids["signature"]) is not None
+
+
 def _damage(folder: Path) -> str:
     """What is wrong with the weights of a finished run, "" where nothing is; that they are elsewhere is not."""
-    for file in (folder / name for name in WEIGHTS):
+    for file in (folder / name for name in artifacts.WEIGHTS):
         try:
             artifacts.check(file)
         except FileNotFoundError:
@@ -285,12 +331,12 @@ def _clear(asked: _Asked) -> Path:
         artifacts.write_json(asked.checkpoints.folder / ANEW, {"by": asked.by})
     if asked.anew(folder):
         if artifacts.result(folder):
-            asked.place = folder / NEXT
+            asked.place = folder / artifacts.NEXT
             if asked.anew(asked.place):
                 shutil.rmtree(asked.place, ignore_errors=True)
         else:
             forget(folder)
-            ended += [*FILES, *FIGURES, *WEIGHTS]
+            ended += [*artifacts.RECORD, *artifacts.WEIGHTS, *artifacts.of_task(folder), accepted.FILE]
         artifacts.write_json(asked.place / ANEW, {"by": asked.by})
     asked.checkpoints.tidy()
     artifacts.tidy(asked.place)
@@ -302,19 +348,21 @@ def _clear(asked: _Asked) -> Path:
 def _take_place(folder: Path) -> None:
     """Put a run that was trained anew and is whole in the place of the finished record. Cut anywhere it is taken up
     again: until its result.json has moved, the last of all, the old one is the record."""
-    made = folder / NEXT
+    made = folder / artifacts.NEXT
     if not artifacts.result(made):
         return
     forget(folder)
     files = [file for file in made.iterdir() if file.name != "result.json"]
     if (made / ANEW).exists():  # what only the old one has goes before the first file has moved
-        for name in {*FILES, *FIGURES, *WEIGHTS} - {"result.json", *(file.name for file in files)}:
-            (folder / name).unlink(missing_ok=True)
+        old = {*artifacts.RECORD, *artifacts.WEIGHTS, accepted.FILE}
+        old |= {name.partition("/")[0] for name in artifacts.of_task(folder)}
+        for name in old - {"result.json", *(file.name for file in files)}:
+            artifacts.remove(folder / name)
         os.replace(made / ANEW, folder / ANEW)
         artifacts.flush(folder)
     for file in (file for file in files if file.name != ANEW):
         if file.is_dir():
-            shutil.rmtree(folder / file.name, ignore_errors=True)
+            artifacts.remove(folder / file.name)
         os.replace(file, folder / file.name)
     artifacts.flush(folder)
     os.replace(made / "result.json", folder / "result.json")
@@ -329,10 +377,12 @@ def _close(
     place = asked.place
     artifacts.write_lines(place / "history.jsonl", history, durable=True)
     record.keep()
-    for file in place.iterdir():  # what the task wrote, whatever it is; pictures are drawn again
-        if file.is_file() and file.name not in OWN | {asked.task.spec.table} and file.suffix not in (".png", ".svg"):
-            artifacts.flush(file)
-    artifacts.flush(place)
+    files = [PurePosixPath(name) for name in artifacts.of_task(place)]
+    for file in files:  # pictures are drawn again
+        if str(file) != asked.task.spec.table and file.suffix not in (".png", ".jpg", ".svg"):
+            artifacts.flush(place / file)
+    for inner in sorted({PurePosixPath(), *(up for file in files for up in file.parents)}, reverse=True):
+        artifacts.flush(place / inner)
     artifacts.write_json(place / name, facts, durable=True)
     artifacts.flush(place)
 
@@ -345,12 +395,14 @@ class _Described:
         self.about: dict[str, Any] = (
             asked.ids
             | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
-            | {"code": fingerprint(code()), "files": asked.code, "evaluated_on": data.part}
-            | {"factors": factors(asked.config, choices), "task": asked.task.spec.to_json()}
-            | {"data": {"name": choices.get("data"), "digest": data.digest} | dict(data.facts)}
+            | {"code": fingerprint(code()), "files": asked.identity.files, "evaluated_on": data.part}
+            | {"places": asked.identity.places, "accepted": accepted.begun(asked.checkpoints, asked.epochs)}
+            | {"factors": asked.identity.factors(choices, asked.task.spec, asked.at), "task": asked.task.spec.to_json()}
+            | {"data": {"name": choices.get("data") or choices.get("task"), "digest": data.digest} | dict(data.facts)}
             | {"split": {"kind": choices.get("split"), "digest": data.split, "leaks": data.leaks} | dict(data.parts)}
+            | {"resolved": list(data.settings)}
             | dict(data.settings)
-            | environment.facts(asked.device, asked.modules)
+            | environment.facts(asked.device, asked.identity.roots)
         )
         self.facts: dict[str, Any] = {}
         artifacts.write_json(self.file, self.about)
@@ -367,18 +419,41 @@ class _Described:
         artifacts.write_json(self.file, self.about, durable=True)
 
 
+def _check(result: Result, spec: Spec, made: str) -> None:
+    """Raise TaskError where a test's numbers are not what the task said that it measures."""
+    for key, value in result.metrics.items():
+        if spec.metric(key) is None:
+            raise TaskError(
+                f"{made}: Result has {key}, which is none of its metrics: test/{', test/'.join(spec.metrics)}"
+            )
+        if not isinstance(value, int | float):
+            raise TaskError(f"{made}: Result has {type(value).__name__} for {key}; a number is needed")
+    if spec.scores and not result.units:
+        raise TaskError(f"{made}: Result has no {spec.unit}; a value of {', '.join(spec.scores)} is needed for each")
+    for unit, values in result.units.items():
+        if lacks := [name for name in spec.scores if name not in values]:
+            raise TaskError(f"{made}: Result has no {lacks[0]} for {spec.unit} {unit}; NaN where it is undefined")
+
+
 def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) -> dict[str, Any]:
-    """Write the weights and the units' scores; what result.json is to hold."""
-    cfg, folder, checkpoints, spec, history = asked.cfg, asked.place, asked.checkpoints, asked.task.spec, loop.history
+    """Write the weights and the units' scores; what result.json is to hold. known: facts, the seconds of `train` among
+    them, which are those of training where there were no epochs."""
+    folder, checkpoints, spec, history = asked.place, asked.checkpoints, asked.task.spec, loop.history
     metrics = (_metrics(history[-1]) if history else {}) | dict(result.metrics)
+    scores = loop.scores()
+    if not history:  # trained at one go
+        if loop.part == "val" and spec.select not in metrics:
+            raise TaskError(f"train() gave no {spec.select}, by which this task chooses (Spec.select)")
+        scores = [metrics[spec.select]] if loop.part == "val" else []
     if loop.state and "model" in loop.state:
-        artifacts.save({"epoch": cfg.epochs, "model": loop.state["model"].state_dict()}, folder / "last.pt")
-        best = checkpoints.best(cfg.epochs)
+        artifacts.save({"epoch": asked.epochs, "model": loop.state["model"].state_dict()}, folder / "last.pt")
+        best = checkpoints.best(asked.epochs)
         try:
             artifacts.check(best)
         except (OSError, ValueError) as error:
             if loop.scores():
-                log.warning("%s: the best weights until epoch %d are lost: no best.pt (%s)", folder, cfg.epochs, error)
+                lost = "%s: the best weights until epoch %d are lost: no best.pt (%s)"
+                log.warning(lost, folder, asked.epochs, error)
         else:
             with artifacts.atomic(folder / "best.pt", durable=True) as file:
                 shutil.copyfile(best, file)
@@ -386,20 +461,22 @@ def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) 
         rows = [{spec.unit: unit, **values} for unit, values in result.units.items()]
         artifacts.write_csv(folder / spec.table, rows, durable=True)
     sums, metric = _sums(history), spec.metric(spec.select)
+    sums |= {} if history else {"training_seconds": known["seconds"]}
     assert metric
     best_of = max if metric.direction == "max" else min
     on_test = metrics.get(f"test/{spec.select.partition('/')[2]}")
     return {
         "status": "finished",
-        "epochs": cfg.epochs,
+        "epochs": asked.epochs,
         "metrics": metrics,
         "evaluation_seconds": sum(row.get("eval_seconds", 0.0) for row in history),
         "total_seconds": time.perf_counter() - asked.began,
-        "images_per_second": loop.samples * len(history) / max(sums["training_seconds"], 1e-9),
+        "images_per_second": loop.samples * asked.epochs / max(sums["training_seconds"], 1e-9),
         "peak_memory_bytes": environment.peak_memory(asked.device),
         "parameters": known.get("parameters"),
         "gflops": known.get("gflops"),
-        "objective": best_of(loop.scores(), default=None) if loop.part == "val" else on_test,
+        "objective": best_of(scores, default=None) if loop.part == "val" else on_test,
+        "files": artifacts.of_task(folder),
     } | sums
 
 

@@ -13,7 +13,7 @@ from segsweep.task import Metric, Spec
 
 COSTS = {
     "training_seconds": Metric(title="Training", direction="min", format=".1f", meaning="seconds of training steps"),
-    "gflops": Metric(title="GFLOP", direction="min", format=".3g", meaning="GFLOP of one image forward"),
+    "gflops": Metric(title="GFLOP", direction="min", format=".3g", meaning="GFLOP of one sample forward"),
     "parameters": Metric(title="Parameters", direction="min", format=",.0f", meaning="trainable parameters"),
 }
 
@@ -32,8 +32,8 @@ def direction(name: str, spec: Spec) -> str:
     return {"max": "maximize", "min": "minimize"}[objectives(spec)[name].direction]
 
 
-def problems(search: Any, epochs: int, spec: Spec) -> list[str]:
-    """Every mistake of `search.objective` and `search.epoch`, one sentence each."""
+def problems(search: Any, epochs: int, spec: Spec, at: str = "") -> list[str]:
+    """Every mistake of `search.objective` and `search.epoch`, one sentence each. at: how the engine's keys begin."""
     found, allowed = [], objectives(spec)
     names = list(search.objective)
     for name in names:
@@ -41,16 +41,18 @@ def problems(search: Any, epochs: int, spec: Spec) -> list[str]:
             test = name.startswith("test/")
             why = "nothing is chosen on the test part" if test else "no such objective"
             hint = nearest(name.replace("test/", "val/"), allowed)
-            found.append(f"search.objective={name}: {why}{hint}; allowed are {', '.join(allowed)}")
+            found.append(f"{at}search.objective={name}: {why}{hint}; allowed are {', '.join(allowed)}")
     if not names or names[0] in COSTS or len(set(names)) < len(names):
         found.append(
-            f"search.objective=[{','.join(names)}]: a score such as {spec.select} comes first, and none comes twice"
+            f"{at}search.objective=[{','.join(names)}]: a score such as {spec.select} comes first, and none comes twice"
         )
     epoch = search.epoch
     if epoch not in ("best", "last") and (not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 1):
-        found.append(f"search.epoch={epoch}: allowed are best, last, or the number of an epoch")
+        found.append(f"{at}search.epoch={epoch}: allowed are best, last, or the number of an epoch")
+    elif isinstance(epoch, int) and not spec.epochs:
+        found.append(f"{at}search.epoch={epoch}: this task trains at one go and has no epochs; leave it out")
     elif isinstance(epoch, int) and epoch > epochs:
-        found.append(f"search.epoch={epoch}: a run has epochs={epochs}")
+        found.append(f"{at}search.epoch={epoch}: a run has epochs={epochs}")
     return found
 
 
@@ -58,13 +60,14 @@ def values(run: Path, names: list[str], epoch: str | int, spec: Spec) -> list[fl
     """The objectives of a finished run folder, all of the same epoch: `best` by the first of them, `last`, or a number.
 
     Raises SegsweepError where the record has no such number, as for a score that is undefined in every epoch."""
-    row = _row(artifacts.read_lines(run / "history.jsonl"), names[0], epoch, spec)
-    found = (artifacts.read_json(run / "result.json") or {}) | row
+    history, result = artifacts.read_lines(run / "history.jsonl"), artifacts.read_json(run / "result.json") or {}
+    row = _row(history, names[0], epoch, spec)
+    found = result | ({} if history else result.get("metrics") or {}) | row  # where there are no epochs, the one number
     numbers = [found.get(name) for name in names]
     for name, number in zip(names, numbers, strict=True):
         if not isinstance(number, int | float) or not math.isfinite(number):
-            where = f"epoch {row['epoch']}" if row else "any epoch"
-            raise SegsweepError(f"{run}: {name} is not a number in {where}, so the search learns nothing of it")
+            where = f" in epoch {row['epoch']}" if row else " in any epoch" * spec.epochs
+            raise SegsweepError(f"{run}: {name} is not a number{where}, so the search learns nothing of it")
     return [float(number) for number in numbers if number is not None]
 
 
@@ -77,10 +80,15 @@ def _row(history: list[dict[str, Any]], name: str, epoch: str | int, spec: Spec)
     return next((row for row in defined if row["epoch"] == number), {})
 
 
-def check_part(validation: int, names: list[str]) -> None:
-    """`validation`: samples in that part. Raises ConfigError where there is none to search on."""
-    if not validation:
+def validation(spec: Spec) -> str:
+    """What to do where there is no validation part."""
+    return f"give them one, as with {spec.validation}" if spec.validation else "give them one in the task's data()"
+
+
+def check_part(samples: int, names: list[str], spec: Spec) -> None:
+    """`samples`: in the validation part. Raises ConfigError where there is none to search on."""
+    if not samples:
         raise ConfigError(
-            f"search.objective={names[0]}: this split has no validation part, and nothing is chosen on the test part; "
-            "use split=patient, or give split.val a share above 0"
+            f"search.objective={names[0]}: these data have no validation part, and nothing is chosen on the test part; "
+            f"{validation(spec)}"
         )

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config import components
+from segsweep.config.schema import engine, under
 from segsweep.config.whitelist import KINDS
 from segsweep.core.artifacts import PRUNING, now
 from segsweep.core.errors import ConfigError
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 def settings(cfg: DictConfig, spec: Spec) -> dict[str, Any]:
     """What a decision to prune is made by."""
-    return {"metric": metric(cfg, spec), "pruner": OmegaConf.to_container(cfg.pruner, resolve=True)}
+    return {"metric": metric(cfg, spec), "pruner": OmegaConf.to_container(engine(cfg).pruner, resolve=True)}
 
 
 def same(record: Mapping[str, Any], cfg: DictConfig, spec: Spec) -> bool:
@@ -47,7 +48,7 @@ def metric(cfg: DictConfig, spec: Spec) -> str:
 
 
 def objectives(cfg: DictConfig, spec: Spec) -> list[str]:
-    found = OmegaConf.select(cfg, "search.objective") or spec.select
+    found = OmegaConf.select(engine(cfg), "search.objective") or spec.select
     return [found] if isinstance(found, str) else [str(name) for name in found]
 
 
@@ -55,7 +56,7 @@ def problems(cfg: DictConfig, spec: Spec) -> list[str]:
     """Every mistake of the pruner's group, one sentence each: beside `components.check`, and as that does. None where
     there is no pruner."""
     try:
-        if not OmegaConf.select(cfg, "pruner._target_") or OmegaConf.missing_keys(cfg):
+        if not OmegaConf.select(engine(cfg), "pruner._target_") or OmegaConf.missing_keys(engine(cfg)):
             return []
     except OmegaConfBaseException:  # which `components.check` tells
         return []
@@ -70,16 +71,19 @@ def problems(cfg: DictConfig, spec: Spec) -> list[str]:
 
 def problem(cfg: DictConfig, spec: Spec, validation: int) -> str | None:
     """Why these runs cannot be pruned, in one sentence. `validation`: number of samples in the validation part."""
+    at = under(cfg)
+    if not spec.epochs:
+        return f"{at}pruner: this task trains at one go, and has no epoch after which it could end; use pruner=none"
     name, measured = metric(cfg, spec), objective.scores(spec)
     if len(objectives(cfg, spec)) > 1:
-        return "pruner: a search with two objectives has no order that a run could fall behind in; use pruner=none"
+        return f"{at}pruner: a search with two objectives has no order that a run could fall behind in; use pruner=none"
     if name not in measured:
         allowed = ", ".join(sorted(measured))
-        return f"pruner: compares after each epoch, and {name} is not measured then; allowed are {allowed}"
+        return f"{at}pruner: compares after each epoch, and {name} is not measured then; allowed are {allowed}"
     if not validation:
         return (
-            "pruner: runs are compared by their validation part, and this split has none (never by the test part); "
-            "give split.val a share, as in split=patient split.val=0.15, or use pruner=none"
+            "pruner: runs are compared by their validation part, and these data have none (never by the test part); "
+            f"{objective.validation(spec)}, or use pruner=none"
         )
     return None
 
@@ -129,7 +133,8 @@ class Judge:
         split: str,
         sweep: Path | None,
     ):
-        self.name, self.signature, self.sweep, self.cfg, self.epochs = pruner, signature, sweep, cfg, int(cfg.epochs)
+        self.name, self.signature, self.sweep, self.cfg = pruner, signature, sweep, engine(cfg)
+        self.epochs = int(self.cfg.epochs)
         self.settings, self.metric = settings(cfg, spec), metric(cfg, spec)
         self.about = objective.scores(spec)[self.metric]
         self.sign = self.about.sign
@@ -138,7 +143,7 @@ class Judge:
         alike["scale"] = {key: _plain(OmegaConf.select(cfg, key)) for key in self.about.scale}
         self.attributes = {"alike": digest(alike), "signature": signature, "name": name}
         self.seen = 0
-        self.pruner = make(cfg.pruner)
+        self.pruner = make(self.cfg.pruner)
         self.study: optuna.Study | None = None
         self.place: optuna.storages.BaseStorage | None = None
         self.trial = -1

@@ -12,8 +12,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from segsweep.config.conditions import condition
 
-WHEN = "search.when"
-
 
 @dataclass
 class Space:
@@ -40,8 +38,9 @@ class Space:
         return {k: str(d) for k, d in self.searched.items()} | {f"{k} when {c}": str(d) for c, k, d in self.when}
 
 
-def read_space(params: Any, when: Sequence[str], arguments: Sequence[str]) -> Space:
-    """params: of hydra.sweeper, which the command line's `arguments` replace key by key. Raises HydraException."""
+def read_space(params: Any, when: Sequence[str], arguments: Sequence[str], at: str = "search.when") -> Space:
+    """params: of hydra.sweeper, which the command line's `arguments` replace key by key. at: the key of `when`. Raises
+    HydraException."""
     parser = OverridesParser.create()
     lines = [*(f"{key}={value}" for key, value in (params or {}).items()), *arguments]
     space = Space({}, {}, [], [])
@@ -67,15 +66,14 @@ def read_space(params: Any, when: Sequence[str], arguments: Sequence[str]) -> Sp
             colon = ""
         if not colon or not isinstance(found, BaseDistribution):
             raise CompactHydraException(
-                f"{WHEN}: {text!r}: write CONDITION: KEY=VALUES, as in 'optim=sgd: optim.momentum=interval(0.0, 0.99)'"
+                f"{at}: {text!r}: write CONDITION: KEY=VALUES, as in 'optim=sgd: optim.momentum=interval(0.0, 0.99)'"
             )
-        condition(where, WHEN)
+        condition(where, at)
         if override.key_or_group not in given:
             space.when.append((where.strip(), override.get_key_element(), found))
     if not space.searched and not space.when:
         raise CompactHydraException(
-            "There is nothing to search: give values or an interval, as in seed=0,1,2 "
-            "'optim.lr=tag(log, interval(1e-4, 1e-1))'"
+            "There is nothing to search: give values or an interval, as in KEY=1,2 'KEY=tag(log, interval(1e-4, 1e-1))'"
         )
     return space
 

@@ -19,9 +19,10 @@ from torch import nn
 from segsweep.config.start import start
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
+from segsweep.runs.find import REFERENCE, find
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
-from segsweep.segmentation.trained import REFERENCE, Trained, find, load
+from segsweep.segmentation.trained import Trained, load
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit (at least 1), that an export may have."""

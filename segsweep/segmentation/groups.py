@@ -10,23 +10,10 @@ import torch
 from torch.optim import lr_scheduler
 
 from segsweep.config import components
-from segsweep.config.whitelist import Kind, today
+from segsweep.config.before import today
 from segsweep.core.environment import spare_dynamo
+from segsweep.segmentation.kinds import KINDS
 
-KINDS: dict[str, Kind] = {
-    "model": Kind(
-        ("segsweep.segmentation.models.unet", "segsweep.segmentation.models.r2unet", "torch.nn"), "torch.nn.Module"
-    ),
-    "loss": Kind(("segsweep.segmentation.losses", "torch.nn"), "torch.nn.Module"),
-    "optim": Kind(("torch.optim",), "torch.optim.Optimizer"),
-    "scheduler": Kind(("torch.optim.lr_scheduler",), "torch.optim.lr_scheduler.LRScheduler"),
-    "data": Kind(
-        ("segsweep.segmentation.data.phantom", "segsweep.segmentation.data.lgg", "segsweep.segmentation.data.folder"),
-        methods=("scan", "decode"),
-    ),
-    "split": Kind(("segsweep.segmentation.data.split",), methods=("__call__",)),
-    "augment": Kind(("segsweep.segmentation.data.augment",), methods=("__call__",)),
-}
 ADDED: dict[str, tuple[str, ...]] = {"model": ("in_channels",), "optim": ("params",), "scheduler": ("optimizer",)}
 """Arguments that a run passes itself."""
 OPTIONS = {"model": "unet", "loss": "bce_dice", "optim": "adam", "scheduler": "constant", "data": "phantom"}

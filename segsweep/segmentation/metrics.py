@@ -135,6 +135,7 @@ SPEC = Spec(
     pace=("model*", "augment", "batch_size", "data", "data.image_size", "precision"),
     inputs=("data", "split", "precision", "device", "cache"),
     code=tuple(f"segsweep.segmentation.{name}" for name in CODE),
+    validation="split=patient split.val=0.15",
     sections=("segsweep.segmentation.sections",),
 )
 """What the record says of this task."""

@@ -25,6 +25,8 @@ from segsweep.config.start import start
 from segsweep.core import artifacts, environment
 from segsweep.core.device import out_of_memory, pick_device
 from segsweep.core.errors import SegsweepError
+from segsweep.runs.find import REFERENCE
+from segsweep.runs.find import find as find_run
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.images import read as read_pixels
@@ -32,8 +34,7 @@ from segsweep.segmentation.evaluate import evaluate, patient_table
 from segsweep.segmentation.figures import OUTLINES
 from segsweep.segmentation.inputs import MASK, Patient, find, read
 from segsweep.segmentation.metrics import METRICS, summarise
-from segsweep.segmentation.trained import REFERENCE, Trained, load
-from segsweep.segmentation.trained import find as find_run
+from segsweep.segmentation.trained import Trained, load
 
 HELD = 1 << 30
 """Bytes of decoded pixels held at a time; a batch goes over patients as in training, but not over this border."""

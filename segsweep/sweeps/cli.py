@@ -6,6 +6,7 @@ Imports neither torch nor mlflow nor optuna, so that `--help` and `--cfg job` an
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 from typing import Any
 
@@ -70,7 +71,7 @@ def _main() -> int:
     session().foreign = checked.foreign
     lead = session().sweep = sweep.Sweep(checked.jobs, asked)
     stopped, code = False, 0
-    with Display(checked.jobs) as display:
+    with Display(checked.jobs, plain=checked.here and session().door is not None) as display:
         session().sink = display.handle
         signal.signal(signal.SIGINT, _on_signal)
         signal.signal(signal.SIGTERM, _on_signal)
@@ -94,8 +95,16 @@ def _in_workers(argv: list[str]) -> bool:
 
 
 def _hydra() -> Any:
-    from segsweep.config.whitelist import hydras
+    from segsweep.config.whitelist import HYDRAS, hydras
 
+    if door := session().door:
+        given = door.whitelist if door.app else hydras()
+        allowed = [*given, *HYDRAS] if isinstance(given, list | tuple) else given
+        place, name = (door.config_path if door.app else None) or trust.NOWHERE, door.config_name
+        base = {} if door.version_base is None else {"version_base": door.version_base}
+        with warnings.catch_warnings():  # that this program's own callback is none of the application's whitelist
+            warnings.filterwarnings("ignore", f"hydra.utils.instantiate.* resolved _target_='{HYDRAS[0]}'")
+            return hydra.main(config_path=place, config_name=name, execution_whitelist=allowed, **base)(Started(job))()
     return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(Started(job))()
 
 

@@ -13,9 +13,10 @@ from segsweep.core.artifacts import DONE
 
 
 class Display:
-    """One line for the sweep and one for each running job. `total`: number of jobs, None where nobody knows it."""
+    """One line for the sweep and one for each running job. `total`: number of jobs, None where nobody knows it. plain:
+    no bars even on a terminal, which a job of this process has for itself then, and its debugger."""
 
-    def __init__(self, total: int | None, slots: int = 1, console: Console | None = None):
+    def __init__(self, total: int | None, slots: int = 1, console: Console | None = None, plain: bool = False):
         self.console = console or Console(stderr=True)
         self.total, self.slots = total, slots
         self.began = time.monotonic()
@@ -26,7 +27,7 @@ class Display:
         self.scores: dict[int, str] = {}
         self.tasks: dict[int, TaskID] = {}
         self.live: Progress | None = None
-        if self.console.is_terminal:
+        if self.console.is_terminal and not plain:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}"))
             self.live = Progress(*columns, console=self.console, transient=True)
             self.sweep = self.live.add_task("sweep", total=total, facts="")
@@ -107,6 +108,8 @@ class Display:
         facts = f"{status} in {seconds:.1f} s"
         if status in DONE and event.get("score"):
             facts += f", {event['score']}"
+        if event.get("note"):
+            facts += f", {event['note']}"
         if event.get("error"):
             facts += f": {event['error'].splitlines()[0]}"
         self._say(f"{self._label(job)} {self.names.get(job) or event.get('name', '')}: {facts}{self._outlook()}")

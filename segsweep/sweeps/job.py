@@ -1,18 +1,23 @@
 """One job of a sweep, as Hydra calls it in whatever process a launcher has it run: the run, its record, its value."""
 
 import logging
+import os
 import re
+import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from segsweep.config.schema import engine, under
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
 from segsweep.sweeps import sweep
+from segsweep.task import Spec
 
 
 def job(cfg: DictConfig) -> Any:
@@ -26,19 +31,22 @@ def job(cfg: DictConfig) -> Any:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     sweep.hide_passwords(folder / ".hydra")
+    if settings.job.chdir and session().door:  # for the application's own code: what the engine is told is of here
+        os.chdir(settings.runtime.cwd)
     record = artifacts.read_json(folder.parent / "sweep.json") or {}
+    at = under(cfg)
     overrides = list(settings.overrides.task)
     number = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num
-    name = job_name(overrides, record.get("overrides", []))
+    name = job_name(overrides, record.get("overrides", []), at)
     entry = sweep.open_job(folder, number, overrides)
     session().job = number
     session().emit("start", name=name)
     began = time.perf_counter()
     outcome = run(
         cfg,
-        choices={group: option for group, option in settings.runtime.choices.items() if "/" not in group},
+        choices={g: o for g, o in settings.runtime.choices.items() if "/" not in g or (at and g[:6] != "hydra/")},
         name=name,
-        command=f"python -m segsweep {' '.join(o for o in overrides if not o.startswith('search.'))}".strip(),
+        command=_command([*own_folder(settings), *(o for o in overrides if not o.startswith(f"{at}search."))]),
         sweep=folder.parent,
         milestones=set(record.get("milestones", [])),
     )
@@ -47,12 +55,25 @@ def job(cfg: DictConfig) -> Any:
     if here.copier and here.sweep is None:  # in a launcher's process, which may be ended at any time from here
         here.copier.flush()
     facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
+    facts["note"] = outcome.accepted and f"accepted {outcome.accepted}"
     spec = components.spec_of(cfg)
-    score = spec.told("test", spec.primary, outcome.metrics) if spec else ""
+    score = score_of(spec, outcome.metrics)
     session().emit("end", **facts, score=score)
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
     return _value(cfg, outcome)
+
+
+def own_folder(settings: Any) -> list[str]:
+    """The arguments that give the folder of options of one's own again, if the command line names one."""
+    found = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
+    near = [os.path.relpath(path) for path in found]
+    return ["--config-dir", found[0] if near[0].startswith("..") else near[0]] if found else []
+
+
+def _command(arguments: list[str]) -> str:
+    """What trains a job alone."""
+    return f"{sweep.program()} {shlex.join(arguments)}".strip()
 
 
 def _value(cfg: DictConfig, outcome: Any) -> Any:
@@ -60,20 +81,29 @@ def _value(cfg: DictConfig, outcome: Any) -> Any:
     from segsweep.config.components import task_class
     from segsweep.search import objective
 
-    names = list(cfg.search.objective)
+    search = engine(cfg).search
+    names = list(search.objective)
     none: Any = float("nan") if len(names) == 1 else [float("nan")] * len(names)
     if outcome.status not in artifacts.WHOLE:
         return none
     try:
-        found = objective.values(outcome.folder, names, cfg.search.epoch, task_class(cfg).spec)
+        found = objective.values(outcome.folder, names, search.epoch, task_class(cfg).spec)
     except SegsweepError:  # no validation part: nothing to search on
         return none
     return found[0] if len(names) == 1 else found
 
 
-def job_name(overrides: list[str], asked: list[str]) -> str:
-    """What varies in a sweep, numbers to four digits; all overrides where nothing does."""
+def score_of(spec: Spec | None, metrics: Mapping[str, Any]) -> str:
+    """A run's score in a line: of its test, or where there was none of the validation."""
+    told = (spec.told(part, spec.primary, metrics) for part in ("test", "val")) if spec else ()
+    return next(filter(None, told), "")
+
+
+def job_name(overrides: list[str], asked: list[str], at: str = "") -> str:
+    """What varies in a sweep, numbers to four digits; all overrides where nothing does. at: how the engine's keys
+    begin."""
     fixed = set(asked)
     shown = [o for o in overrides if o not in fixed] or overrides
-    kept = (o for o in shown if not o.startswith(("paths.", "tracking", "data.root", "device", "search.", "report=")))
+    apart = tuple(f"{at}{key}" for key in ("paths.", "tracking", "device", "search.", "report="))
+    kept = (o for o in shown if not o.startswith((*apart, "data.root")))
     return re.sub(r"\d+\.\d{5,}(e-?\d+)?\b", lambda n: f"{float(n[0]):.4g}", " ".join(kept)) or "default"

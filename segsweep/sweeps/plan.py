@@ -14,11 +14,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep.config import components, whitelist
-from segsweep.core import artifacts
+from segsweep.config import components
+from segsweep.config.schema import engine, under
+from segsweep.core import accepted, artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError
-from segsweep.core.signature import IGNORED, code, factors, signatures, without
+from segsweep.core.session import session
+from segsweep.core.signature import OWN
+from segsweep.runs.identity import identity, repeats
 from segsweep.task import Data, Spec, Task
 
 RECORDS = 500
@@ -78,35 +81,38 @@ class Planner:
 
         task, data = self._look(cfg)
         spec = task.spec
-        whole: Any = OmegaConf.to_container(cfg, resolve=True)
-        device = pick_device(cfg.device)
-        config = without(whole | data.settings, (*IGNORED, *spec.ignored))
-        own = code(*sorted(whitelist.modules(config) | set(spec.code)))
-        ids = signatures(config, data.digest or "", data.split, own, spec.repeats)
+        asked, at = engine(cfg), under(cfg)
+        device = pick_device(asked.device)
+        lead = session().sweep
+        found = identity(cfg, spec, data, lead.folder if lead else None)
+        stands = accepted.standing(self.runs, found.ids["signature"]) if asked.reuse else None
+        ids = stands["ids"] if stands else found.ids
         folder = self.runs / "runs" / ids["signature"]
-        there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= cfg.epochs]
-        finished = cfg.reuse and artifacts.result(folder) is not None
+        length = asked.epochs if spec.epochs else 1
+        there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= length]
+        finished = asked.reuse and artifacts.result(folder) is not None
         failed = (folder / "failure.json").exists()
-        state = "failed" if failed else "continue" if there and cfg.reuse else "new"
-        pruned = artifacts.read_json(folder / "pruned.json") if cfg.reuse else None
-        pruner = bool(OmegaConf.select(cfg, "pruner._target_"))
+        state = "failed" if failed else "continue" if there and asked.reuse else "new"
+        pruned = artifacts.read_json(folder / "pruned.json") if asked.reuse else None
+        pruner = bool(OmegaConf.select(asked, "pruner._target_"))
         if pruned and pruner:
             from segsweep.search.pruning import same
 
             state = "pruned" if same(pruned, cfg, spec) else state
         state = "finished" if finished else state
-        alike = _alike(factors(config, choices), spec, device_name(device))
+        alike = _alike(found.factors(choices, spec, at), spec, device_name(device))
         self._sizes.setdefault(alike, lambda: _size(cfg))
         return Point(
             signature=ids["signature"],
             trajectory=ids["trajectory"],
             folder=folder,
             state=state,
-            epoch=cfg.epochs if finished else max(there, default=0) if cfg.reuse else 0,
-            epochs=cfg.epochs,
+            epoch=length if finished else max(there, default=0) if asked.reuse else 0,
+            epochs=length,
             alike=alike,
-            train=data.parts.get("train", 0),
-            held_out=data.parts.get(data.part, 0),
+            train=data.parts.get("train", 1),
+            held_out=data.parts.get(data.part, 1),
+            note="accepted " + accepted.told(stands) if stands else "",
             pruned=pruned["epoch"] if pruned else None,
             pruner=pruner,
         )
@@ -159,8 +165,8 @@ def _size(cfg: DictConfig) -> dict[str, Any]:
 
 def _alike(found: dict[str, Any], spec: Spec, device: str) -> tuple[Any, ...]:
     """Jobs of the same key take about the same time a sample. `found`: a run's factors."""
-    repeats = ("seed", "epochs", *spec.repeats)
-    decide = [k for k in found if (any(fnmatch(k, p) for p in spec.pace) if spec.pace else k not in repeats)]
+    apart = ("epochs", f"{OWN}.epochs", *repeats(spec, ""), f"{OWN}.seed")
+    decide = [k for k in found if (any(fnmatch(k, p) for p in spec.pace) if spec.pace else k not in apart)]
     device = device.split(",")[0]  # less the number of threads, which the launcher decides
     return *((key, str(found[key])) for key in sorted(decide)), device
 
@@ -176,8 +182,8 @@ def _read(runs: Path) -> dict[tuple[Any, ...], Measured]:
             key = _alike(run["factors"], Spec.from_json(run["task"]), run["device"])
             beside = result["total_seconds"] - result["training_seconds"] - result["evaluation_seconds"]
             times = Measured(
-                train=result["training_seconds"] / epochs / split["train"],
-                held_out=result["evaluation_seconds"] / epochs / (split["val"] or split["test"]),
+                train=result["training_seconds"] / epochs / split.get("train", 1),
+                held_out=result["evaluation_seconds"] / epochs / (split.get("val") or split.get("test", 1)),
                 beside=max(beside, 0.0),
                 memory=result["peak_memory_bytes"],
             )

@@ -18,7 +18,7 @@ from hydra import compose
 from hydra._internal.utils import get_args
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from hydra.initialize import initialize_config_search_path
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -26,8 +26,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config import components, trust
 from segsweep.config.conditions import condition
-from segsweep.config.schema import conf_dir
+from segsweep.config.schema import engine, under
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
+from segsweep.core.session import session
+from segsweep.core.signature import IGNORED, OWN
 from segsweep.search import objective, pruning
 
 COMBINATIONS = 64
@@ -37,11 +39,12 @@ COMBINATIONS = 64
 @dataclass(frozen=True)
 class Checked:
     """jobs: their number, None where a search decides; argv: the command line as Hydra takes it; foreign: whether it
-    names a folder that is not trusted."""
+    names a folder that is not trusted; here: whether jobs run in this process."""
 
     jobs: int | None
     argv: list[str]
     foreign: bool = False
+    here: bool = False
 
 
 def preflight(argv: list[str]) -> Checked:
@@ -51,12 +54,12 @@ def preflight(argv: list[str]) -> Checked:
     (`experiment=glob(*) data.root=...`): such an override is made a sweep of one value, which is left to the jobs."""
     args = get_args(argv)
     trust.refuse(args)
-    folders = [conf_dir(), *([Path(args.config_dir).absolute()] if args.config_dir is not None else [])]
-    if not folders[-1].is_dir():
+    if args.config_dir is not None and not Path(args.config_dir).is_dir():
         raise ConfigError(f"--config-dir {args.config_dir}: no such folder")
-    with initialize_config_search_path([f"file://{folder}" for folder in folders]):
+    root = trust.root(args)
+    with initialize_config_search_path([*root.places, *_beside_it(args)]):
         loader = GlobalHydra.instance().config_loader()
-        hold = trust.Hold(args, loader) if trust.foreign(args) else None
+        hold = trust.Hold(args, loader, root) if trust.foreign(args) else None
         lines: list[str] = args.overrides
         while True:
             try:
@@ -70,28 +73,62 @@ def preflight(argv: list[str]) -> Checked:
             for override in chosen:
                 problems += _wrong_options(override, groups[override.key_or_group])
             _stop(problems)
-            bases = list(_compositions(chosen, values))
+            bases = list(_compositions(root.name, chosen, values))
             if hold:
-                _stop(_foreign(hold, chosen, values, bases))
+                _stop(_foreign(root.name, hold, chosen, values, bases))
             if not (beside := _beside(bases[0], overrides)):
                 swept = {id(o) for o in chosen if o.is_sweep_override()}
-                master = next(iter(_compositions([o for o in chosen if id(o) not in swept], values)))
+                master = next(iter(_compositions(root.name, [o for o in chosen if id(o) not in swept], values)))
                 break
             lines = beside + lines
         search = args.multirun and searching(bases[0])
         tasks = [o for o in values if not o.key_or_group.startswith("hydra.")]
         problems += _wrong(bases, tasks)
         if search:
-            problems += _wrong_search(loader, lines, overrides, bases)
+            problems += _wrong_search(root.name, loader, lines, overrides, bases)
         _stop(problems)
-    _check_data(bases, tasks, list(bases[0].search.objective) if search else [])
+    _check_data(bases, tasks, list(engine(bases[0]).search.objective) if search else [])
+    here = not args.multirun or "BasicLauncher" in str(OmegaConf.select(bases[0], "hydra.launcher._target_"))
+    argv = [*argv, *_numbered(bases[0])]
     if not args.multirun:
-        return Checked(1, argv, bool(hold))
+        return Checked(1, argv, bool(hold), here)
     late = {o.input_line for o in tasks if not o.is_sweep_override() and not _has(master, o.key_or_group)}
     late -= {o.input_line for o in tasks if o.is_add() or o.is_force_add() or o.is_delete()}
     argv = [_late(argument) if argument in late else argument for argument in argv]
     several = [o for o in overrides if o.is_sweep_override()]
-    return Checked(None if search else math.prod(len(_values(o)) for o in several), argv, bool(hold))
+    return Checked(None if search else math.prod(len(_values(o)) for o in several), argv, bool(hold), here)
+
+
+def _beside_it(args: Any) -> list[str]:
+    return [] if args.config_dir is None else [f"file://{Path(args.config_dir).absolute()}"]
+
+
+def _numbered(cfg: DictConfig) -> list[str]:
+    """Another application may name its folders as it likes, but jobs have a number, each a folder of its own in that of
+    its sweep, whose record lies there."""
+    if session().door is None:
+        return []
+    raw: Any = OmegaConf.to_container(cfg.hydra, resolve=False)
+    given = {"hydra.sweep.subdir": "${hydra.job.num}"} if raw["sweep"]["subdir"] != "${hydra.job.num}" else {}
+    if not raw["run"]["dir"].endswith("/0"):
+        given["hydra.run.dir"] = f"{raw['run']['dir']}/0"
+    return [f"{key}={QuotedString(text, Quote.single).with_quotes()}" for key, text in given.items()]
+
+
+def composed(argv: list[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration of a single run without Hydra's part, and the option chosen in each group. Raises ConfigError
+    where Hydra cannot make one; what it is worth `preflight` tells."""
+    try:
+        args = get_args(argv)
+    except SystemExit:  # argparse, of a command line that was recorded
+        raise ConfigError(f"{' '.join(argv)}: not a command line of this program") from None
+    root = trust.root(args)
+    with initialize_config_search_path([*root.places, *_beside_it(args)]):
+        cfg = _composed(root.name, args.overrides)
+    choices = {group: option for group, option in cfg.hydra.runtime.choices.items() if "/" not in group}
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, choices
 
 
 def searching(cfg: DictConfig) -> bool:
@@ -109,18 +146,24 @@ def _wrong(bases: list[DictConfig], tasks: list[Override]) -> list[str]:
     return problems
 
 
-def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], bases: list[DictConfig]) -> list[str]:
+def _wrong_search(
+    name: str | None, loader: Any, lines: list[str], overrides: list[Override], bases: list[DictConfig]
+) -> list[str]:
     """Of a search's space, its conditional part included, and its objective."""
     cfg = bases[0].copy()
+    at = under(cfg)
     spaces = [o for o in overrides if o.is_sweep_override()]
-    own = [o for o in overrides if o.key_or_group.startswith("search.") or o.key_or_group == "epochs"]
+    own = [o for o in overrides if o.key_or_group.startswith(f"{at}search.") or o.key_or_group == f"{at}epochs"]
     problems = [
         f"{o.input_line}: a search does not search its own settings; give one value"
         for o in own
-        if o in spaces and o.key_or_group != "epochs"
+        if o in spaces and o.key_or_group != f"{at}epochs"
     ]
     if not any(re.search(r"(search|sampler)=grid$", line) for line in lines):
-        luck = {"seed": "the luckiest seed", "split.fold": "the easiest fold", "pruner": "who was not pruned"}
+        spec = components.spec_of(cfg)
+        luck = {key: f"the easiest {key.rpartition('.')[2]}" for key in (spec.repeats if spec else ())}
+        luck |= {"seed": "the luckiest seed", f"{at}seed": "the luckiest seed"}
+        luck |= {f"{at}pruner".replace(".", "/"): "who was not pruned"}
         problems += [
             f"{o.input_line}: a search would choose {luck[o.key_or_group]}; give one value, and repeat the winner"
             for o in spaces
@@ -130,19 +173,17 @@ def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], base
         with contextlib.suppress(OmegaConfBaseException, TypeError, ValueError):  # of another type, which was told
             _apply(cfg, override, min(map(int, _values(override))) if override in spaces else override.value())
     spec = components.spec_of(cfg)
-    problems += objective.problems(cfg.search, cfg.epochs, spec) if spec else []
-    if not spaces and not cfg.search.when:
-        problems.append(
-            "There is nothing to search: give values or an interval, as in seed=0,1,2 "
-            "'optim.lr=tag(log, interval(1e-4, 1e-1))'"
-        )
-    for text in cfg.search.when:
+    search = engine(cfg).search
+    problems += objective.problems(search, engine(cfg).epochs, spec, at) if spec else []
+    if not spaces and not search.when:
+        problems.append(f"There is nothing to search: give values or an interval, as in {_searchable(cfg)}")
+    for text in search.when:
         where, _, line = text.partition(":")
         try:
-            terms = condition(where, "search.when")
+            terms = condition(where, f"{at}search.when")
             override = OverridesParser.create(config_loader=loader).parse_override(line.strip())
         except HydraException as error:
-            problems.append(str(error).strip() if "no condition" in str(error) else f"search.when: {text}: {error}")
+            problems.append(str(error).strip() if "no condition" in str(error) else f"{at}search.when: {text}: {error}")
             continue
         given = {term.key: f"{term.key}={term.value}" for term in terms if term.sign in ("=", "==")}
         apart = {*given, override.key_or_group}
@@ -153,8 +194,17 @@ def _wrong_search(loader: Any, lines: list[str], overrides: list[Override], base
         problems += [p for o in chosen for p in _wrong_options(o, loader.get_group_options(o.key_or_group))]
         if not problems:
             own = [o for o in values if not o.key_or_group.startswith("hydra.")]
-            problems += _wrong(list(_compositions(chosen, values)), [*own, override])
+            problems += _wrong(list(_compositions(name, chosen, values)), [*own, override])
     return problems
+
+
+def _searchable(cfg: DictConfig) -> str:
+    """An example with a setting of the task at hand: its learning rate, or else the first number."""
+    chosen = {key: OmegaConf.select(cfg, key) for key in _keys(cfg) if key.partition(".")[0] not in ("hydra", *IGNORED)}
+    numbers = [key for key, value in chosen.items() if isinstance(value, float)]
+    rates = [key for key in numbers if key.rpartition(".")[2] == "lr"]
+    key = next(iter([*rates, *numbers]), "KEY")
+    return f"'{key}=tag(log, interval(1e-4, 1e-1))'" if key in rates else f"'{key}=interval(0.1, 0.9)' or {key}=0.1,0.2"
 
 
 def _late(argument: str) -> str:
@@ -224,9 +274,9 @@ def _values(override: Override) -> list[Any]:
     return []
 
 
-def _compositions(chosen: list[Override], values: list[Override]) -> Iterable[DictConfig]:
+def _compositions(name: str | None, chosen: list[Override], values: list[Override]) -> Iterable[DictConfig]:
     """The configuration of every combination of swept groups, without the overrides of single values."""
-    return map(_composed, itertools.islice(_points(chosen, values), COMBINATIONS))
+    return (_composed(name, lines) for lines in itertools.islice(_points(chosen, values), COMBINATIONS))
 
 
 def _points(chosen: list[Override], values: list[Override]) -> Iterator[list[str]]:
@@ -242,9 +292,9 @@ def _lines(override: Override) -> list[str]:
     return [_line(override, value) for value in _values(override)]
 
 
-def _composed(lines: list[str]) -> DictConfig:
+def _composed(name: str | None, lines: list[str]) -> DictConfig:
     try:
-        return compose("config", overrides=lines, return_hydra_config=True)
+        return compose(name, overrides=lines, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error).strip()) from None
     except KeyError as error:
@@ -252,7 +302,7 @@ def _composed(lines: list[str]) -> DictConfig:
 
 
 def _foreign(
-    hold: trust.Hold, chosen: list[Override], values: list[Override], bases: list[DictConfig]
+    name: str | None, hold: trust.Hold, chosen: list[Override], values: list[Override], bases: list[DictConfig]
 ) -> Iterator[str]:
     """What folders that are not trusted say to Hydra: in the compositions that are there, in further ones until each
     option of each group was in one, and in that of the sweep itself, which has nothing of what is swept."""
@@ -266,7 +316,7 @@ def _foreign(
     rest += _points([o for o in chosen if not o.is_sweep_override()], values)
     for lines in rest:
         if lines not in points:
-            yield from hold.problems(_composed(lines), lines)
+            yield from hold.problems(_composed(name, lines), lines)
 
 
 def _line(override: Override, value: Any) -> str:
@@ -275,6 +325,9 @@ def _line(override: Override, value: Any) -> str:
 
 def _wrong_key(override: Override, bases: list[DictConfig]) -> list[str]:
     key = override.key_or_group
+    if override.is_add() and key == "search" and under(bases[0]) and isinstance(override.value(), str):
+        instead = f"segsweep's is +{OWN}/search={override.value()}"
+        return [f"{override.input_line}: this application has a `search` of its own; {instead}"]
     if override.is_add() or override.is_force_add():
         return []
     without = [cfg for cfg in bases if not _has(cfg, key)]
@@ -316,7 +369,7 @@ def _keys(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
 def _wrong_values(override: Override, bases: list[DictConfig]) -> list[str]:
     if override.is_delete():
         return []
-    if override.is_interval_sweep() and (problem := _wrong_interval(override, searching(bases[0]))):
+    if override.is_interval_sweep() and (problem := _wrong_interval(override, bases[0])):
         return [problem]
     problems = []
     for cfg, value in itertools.product(bases[:1], _values(override)):
@@ -327,13 +380,13 @@ def _wrong_values(override: Override, bases: list[DictConfig]) -> list[str]:
     return problems
 
 
-def _wrong_interval(override: Override, search: bool) -> str | None:
+def _wrong_interval(override: Override, base: DictConfig) -> str | None:
     line, found = override.input_line, override.value()
     assert isinstance(found, IntervalSweep)
     low, high = float(found.start or 0), float(found.end or 0)
-    if not search:
-        key = override.key_or_group
-        return f"{line}: an interval is for a search, such as +search=tpe; a grid takes values, {key}=1,2"
+    if not searching(base):
+        key, at = override.key_or_group, under(base).replace(".", "/")
+        return f"{line}: an interval is for a search, such as +{at}search=tpe; a grid takes values, {key}=1,2"
     if not low < high:
         return f"{line}: the interval is empty; the lower end comes first, as in interval({min(low, high):g}, 1)"
     if unknown := sorted(found.tags - {"log"}):
@@ -376,10 +429,11 @@ def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str
     for cfg in _variants(bases, tasks):
         try:
             if (key := components.inputs(cfg)) not in seen:
-                seen[key] = components.task(cfg).data().parts.get("val", 0)
-                if scores:
-                    objective.check_part(seen[key], scores)
-            if OmegaConf.select(cfg, "pruner._target_"):
-                pruning.refuse(cfg, components.task_class(cfg).spec, seen[key])
+                seen[key] = int(components.task(cfg).data().part == "val")
+            spec = components.task_class(cfg).spec
+            if scores:
+                objective.check_part(seen[key], scores, spec)
+            if OmegaConf.select(engine(cfg), "pruner._target_"):
+                pruning.refuse(cfg, spec, seen[key])
         except SegsweepError as error:
             raise ConfigError(str(error)) from None

@@ -19,11 +19,14 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from segsweep.config.schema import engine, resolved, under
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session, thread
-from segsweep.tracking.store import database
+from segsweep.task import Spec
+from segsweep.tracking.store import Columns, columns, database
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Sweep:
         self.expected, self.asked = expected, asked
         self.folder: Path | None = None
         self.reported = True
+        self.spec: Spec | None = None  # of the task that the command line chooses
         self.storage: str | None = None  # of its study, with the password that its records leave out
         self._opening: threading.Thread | None = None
         self._preparing: threading.Timer | None = None
@@ -55,8 +59,11 @@ class Sweep:
 
     def open(self, folder: Path, config: DictConfig, parent: bool) -> None:
         """Begin its record. `parent`: whether MLflow is to have a run for it, beside those of its jobs."""
-        self.folder, self.reported = folder, config.report
-        self.storage = OmegaConf.select(config, "search.storage")
+        from segsweep.config import components  # not for what only answers
+
+        own = engine(config)
+        self.folder, self.reported, self.spec = folder, own.report, components.spec_of(config)
+        self.storage = OmegaConf.select(own, "search.storage")
         try:
             self._begin(folder, config, parent)
         except (SegsweepError, OSError) as error:
@@ -68,10 +75,14 @@ class Sweep:
         # of another sweep, in a folder that was named by hand
         for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{artifacts.PRUNING}*")):
             earlier.unlink()
-        tracking, overrides = config.tracking, list(config.hydra.overrides.task)
+        tracking, overrides = engine(config).tracking, list(config.hydra.overrides.task)
         record: dict[str, Any] = {"name": folder.name, "command": without_password(self.asked), "finished": None}
         record["overrides"] = [without_password(override) for override in overrides]
-        record |= {"started": artifacts.now(), "jobs": self.expected, "milestones": milestones(overrides)}
+        record |= {
+            "started": artifacts.now(),
+            "jobs": self.expected,
+            "milestones": milestones(overrides, f"{under(config)}epochs"),
+        }
         record["mlflow"] = None
         if tracking.uri:
             record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": None, "error": None}
@@ -85,12 +96,11 @@ class Sweep:
             self._preparing.start()
         if tracking.uri and parent:
             # the first job need not wait for a new database
-            self._opening = thread(
-                self._open_parent, folder, record["name"], record["command"], record["mlflow"], name="mlflow parent"
-            )
+            self._opening = thread(self._open_parent, folder, record, _columns(config, self.spec), name="mlflow parent")
 
-    def _open_parent(self, folder: Path, name: str, command: str, place: dict[str, Any]) -> None:
+    def _open_parent(self, folder: Path, record: dict[str, Any], shown: Columns | None) -> None:
         _behind_the_jobs()
+        place = record["mlflow"]
         from segsweep.tracking.mirrors import close_dead, copier, start_parent
         from segsweep.tracking.store import load
 
@@ -99,7 +109,8 @@ class Sweep:
             load()
             self._imported.set()
             close_dead(place["uri"], place["experiment"], folder.parent)
-            place["run_id"] = start_parent(place["uri"], place["experiment"], name, command)
+            about = record["name"], record["command"]
+            place["run_id"] = start_parent(place["uri"], place["experiment"], *about, shown)
         except Exception as error:  # MLflow is a mirror: the sweep runs without it
             place["error"] = (str(error) or type(error).__name__).splitlines()[0]
             self._imported.set()
@@ -154,7 +165,8 @@ class Sweep:
         _interrupted(folder)
         ended = artifacts.jobs(folder)
         bad = [job for job in ended if job["status"] not in artifacts.DONE]
-        text = table(read([folder]).jobs)
+        record = read([folder])
+        text = table(record.jobs, spec=record.spec if any(run.info for run in record.runs) else self.spec)
         print(text)
         try:
             self.note(finished=None if stopped else artifacts.now())
@@ -190,7 +202,8 @@ class Sweep:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             return f"not written ({reason}); again: python -m segsweep.report.search {folder}"
         best = folder / "search" / "experiment" / "best.yaml"
-        again = f"   the best: python -m segsweep --config-dir {folder / 'search'} experiment=best"
+        plus = "+" if (door := session().door) and door.app else ""
+        again = f"   the best: {program()} --config-dir {folder / 'search'} {plus}experiment=best"
         return f"{page}{again if best.exists() else ''}"
 
     def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> None:
@@ -269,6 +282,21 @@ def _behind_the_jobs() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
+def _columns(config: DictConfig, spec: Spec | None) -> Columns | None:
+    """Of the task of a sweep's own composition, in which what is swept has its default."""
+    from segsweep.core.signature import factors, left_out, without
+
+    if spec is None:
+        return None
+    chosen: dict[str, Any] = {str(k): v for k, v in config.hydra.runtime.choices.items() if "/" not in str(k)}
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        plain = resolved(own)
+    except OmegaConfBaseException:  # of a value that only the jobs have
+        return None
+    return columns(spec, factors(without(plain, left_out(under(own), spec)), chosen), chosen)
+
+
 def hide_passwords(folder: Path) -> None:
     """Out of what Hydra itself writes of a job."""
     for file in folder.glob("*.yaml"):
@@ -284,14 +312,20 @@ def without_password(text: str) -> str:
 
 def command() -> str:
     """The command line that started this process, as one would type it."""
-    return shlex.join(["python", "-m", "segsweep", *sys.argv[1:]])
+    return f"{program()} {shlex.join(sys.argv[1:])}".strip()
 
 
-def milestones(overrides: list[str]) -> list[int]:
-    """Every value of `epochs` that a command line asks for: the states to keep on the way to the longest."""
+def program() -> str:
+    """The command less its arguments."""
+    return shlex.join(door.program if (door := session().door) else ("python", "-m", "segsweep"))
+
+
+def milestones(overrides: list[str], key: str = "epochs") -> list[int]:
+    """Every value of `epochs` that a command line asks for, by the `key` it has there: the states to keep on the way to
+    the longest."""
     found: set[int] = set()
     for override in OverridesParser.create().parse_overrides(overrides):
-        if override.key_or_group == "epochs":
+        if override.key_or_group == key:
             values = override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]
             found |= {int(str(v)) for v in values if str(v).isdigit()}
     return sorted(found)

@@ -149,14 +149,17 @@ def main() -> None:
     whitelist.own()  # before a job's configuration may change the environment
     send("ready")
     context: dict[str, Any] = {}
+    lines = _Lines()
     while True:
         kind, *content = pickle.loads(inbox.get())
         if kind == "setup":
             context = _set_up(**content[0])
-            sys.stdout = sys.stderr = _Lines()
+            sys.stdout = sys.stderr = lines
         elif kind == "job":
             number, config, here.retries = content
-            send("done", number, _run(config, **context))
+            done = _run(config, **context)
+            lines.end()
+            send("done", number, done)
             _free()
 
 
@@ -204,8 +207,14 @@ class _Lines(io.TextIOBase):
     def write(self, text: str) -> int:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
-            session().emit("text", text=line)
+            session().emit("text", text=line.rpartition("\r")[2])
+        self.rest = self.rest.rpartition("\r")[2]  # of a bar that is drawn over and over, what is seen of it
         return len(text)
+
+    def end(self) -> None:
+        """Of a job: what it printed last, without a new line."""
+        if self.rest:
+            self.write("\n")
 
 
 def _set_up(task: Any, callbacks: Any, whitelist: Any, visible: str | None, threads: int | None) -> dict[str, Any]:

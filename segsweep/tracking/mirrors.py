@@ -15,17 +15,31 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segsweep.core import artifacts
+from segsweep.core import accepted, artifacts
+from segsweep.core.artifacts import WEIGHTS
 from segsweep.core.session import session, thread
-from segsweep.tracking.recall import FIGURES, FILES, SILENCE, fetch_alone
-from segsweep.tracking.store import QUERY, STATE, alone, connect, experiment_id, find, load, sweeps_of
+from segsweep.task import PARTS
+from segsweep.tracking.recall import SILENCE, fetch_alone
+from segsweep.tracking.store import (
+    QUERY,
+    STATE,
+    Columns,
+    alone,
+    columns_of,
+    connect,
+    experiment_id,
+    find,
+    kept_as,
+    load,
+    sweeps_of,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = ("last.pt", "best.pt")
+FILES = (*artifacts.RECORD, "failure.json", "pruned.json")
 TIMES = ("training_seconds", "evaluation_seconds", "total_seconds", "images_per_second", "parameters", "gflops")
 
 LINKS = 50
@@ -238,6 +252,11 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
         for tag, key in (("study", "study"), ("trial", "number"), ("trial.state", "state")):
             client.set_tag(run_id, tag, str(trial.get(key)))
         state["trial"] = trial
+    acceptances = accepted.entries(folder)
+    if acceptances and state.get("accepted") != len(acceptances):  # after its end, too
+        client.log_artifact(run_id, str(folder / accepted.FILE))
+        client.set_tag(run_id, "accepted", accepted.told(acceptances[-1])[:4000])
+        state["accepted"] = len(acceptances)
     history = artifacts.read_lines(folder / "history.jsonl")
     now = int(time.time() * 1000)
     new = history[state["epochs"] :]
@@ -271,10 +290,9 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
         if status == "running":
             client.update_run(run_id, status="RUNNING")
         else:
-            for names, place in ((FILES, None), (FIGURES, "figures"), (WEIGHTS, "weights")):
-                for file in (folder / name for name in names):
-                    if file.exists():
-                        client.log_artifact(run_id, str(file), place)
+            for name in (*FILES, *WEIGHTS, *artifacts.of_task(folder)):
+                if (folder / name).exists():
+                    client.log_artifact(run_id, str(folder / name), kept_as(name).rpartition("/")[0] or None)
             closed = {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
             client.set_terminated(run_id, closed)
         state["status"] = status
@@ -307,7 +325,7 @@ def _first(client: "MlflowClient", experiment: str, signature: str, mine: str) -
 
 def _epochs(client: "MlflowClient", run_id: str) -> int:
     """How many epochs of a run are logged."""
-    return max((metric.step for metric in client.get_metric_history(run_id, "train/loss")), default=0)
+    return max((metric.step for metric in client.get_metric_history(run_id, "seconds")), default=0)  # all have it
 
 
 def _there(client: "MlflowClient", run_id: str) -> bool:
@@ -349,16 +367,15 @@ def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder
         tags["mlflow.source.git.commit"] = run["commit"]
     if parent := _parent(sweep, uri=client.tracking_uri):
         tags["mlflow.parentRunId"] = parent
-    made = client.create_run(experiment_id(client, experiment), tags=tags, run_name=run["name"])
+    place = experiment_id(client, experiment, columns_of(run))
+    made = client.create_run(place, tags=tags, run_name=run["name"])
     client.log_batch(made.info.run_id, params=[Param(k, str(v)) for k, v in run["factors"].items()])
     data = run["data"]
-    dataset = Dataset(
-        data["name"],
-        data["digest"][:32],
-        "local",
-        json.dumps({"patients": data["patients"], "slices": data["slices"]}),
-        profile=json.dumps({key: run["split"][key] for key in ("train", "val", "test")}),
-    )
+    plain = (int, float, str, bool, list, tuple)
+    facts = {k: v for k, v in data.items() if k not in ("name", "digest") and (v is None or isinstance(v, plain))}
+    parts = {key: run["split"].get(key) for key in PARTS}
+    name, digest = data["name"] or "data", (data["digest"] or "not watched")[:32]
+    dataset = Dataset(name, digest, "local", json.dumps(facts), profile=json.dumps(parts))
     client.log_inputs(made.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
     return made.info.run_id
 
@@ -383,12 +400,12 @@ def _color(signature: str) -> str:
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 
-def start_parent(uri: str, experiment: str, name: str, command: str) -> str:
-    """The parent run of a sweep, under which MLflow's UI groups its jobs."""
+def start_parent(uri: str, experiment: str, name: str, command: str, columns: Columns | None = None) -> str:
+    """The parent run of a sweep, under which MLflow's UI groups its jobs. `columns`: of its task, for the views."""
     client = connect(uri)
     tags = {"mlflow.source.name": "segsweep", "mlflow.source.type": "LOCAL", "mlflow.user": _user(), "sweep": name}
     tags |= {"mlflow.note.content": f"`{command}`"}
-    return client.create_run(experiment_id(client, experiment), tags=tags, run_name=name).info.run_id
+    return client.create_run(experiment_id(client, experiment, columns), tags=tags, run_name=name).info.run_id
 
 
 def end_parent(

@@ -3,6 +3,7 @@
 `tracking.py` is the way there, this the way back.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -13,10 +14,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segsweep.core import artifacts
+from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session, thread
-from segsweep.tracking.store import STATE, alone, connect, database, default, find, lacks, sweeps_of
+from segsweep.task import Spec
+from segsweep.tracking.store import FIGURES, STATE, alone, connect, database, default, find, kept_as, lacks, sweeps_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECORD = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json")
-"""Without these a run is not answered from MLflow."""
-FILES = (*RECORD, "overlays.npz", "failure.json", "pruned.json")
-FIGURES = ("curves.png", "overlays.png")
 SILENCE = 300.0
 """Seconds for which a store that did not answer is not asked again."""
 PATIENCE = 5.0
@@ -108,25 +106,37 @@ def _in_time(ask: Callable[..., Any], *given: Any, wait: float | None) -> Any:
 def _restore(
     client: "MlflowClient", run: "Run", folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]
 ) -> bool:
-    from mlflow.artifacts import download_artifacts, list_artifacts
+    from mlflow.artifacts import download_artifacts
 
     run_id, root, store = run.info.run_id, run.info.artifact_uri, client.tracking_uri
-    there = {Path(file.path).name for file in list_artifacts(root, tracking_uri=store)}
-    if lost := [name for name in RECORD if name not in there]:
-        log.warning("MLflow's run %s of %s lacks %s: it is trained again", run_id, folder.name, ", ".join(lost))
-        return False
     for half in folder.glob(".restore-*"):  # of a process that was killed
         shutil.rmtree(half, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
-        # whatever names a server gives, only these are asked for, and written under the names that they have here
-        at = {name: f"{root}/{name}" for name in there & {*FILES} - {"failure.json", "pruned.json"}}
-        if "figures" in there:
-            drawn = {Path(file.path).name for file in list_artifacts(f"{root}/figures", tracking_uri=store)}
-            at |= {name: f"{root}/figures/{name}" for name in drawn & {*FIGURES}}
-        got = {name: inside(download_artifacts(at[name], dst_path=place, tracking_uri=store), place) for name in at}
+        there, got = _Kept(root, store), dict[str, Path]()
+
+        def bring(name: str) -> None:
+            # whatever names a server gives, it is written under the one that it has here
+            beside = (Path(place) / name).parent
+            beside.mkdir(parents=True, exist_ok=True)
+            given = download_artifacts(f"{root}/{kept_as(name)}", dst_path=str(beside), tracking_uri=store)
+            got[name] = inside(given, place)
+
+        lost = [name for name in artifacts.RECORD if name not in there]
+        if not lost:
+            for name in artifacts.RECORD:
+                bring(name)
+            files = _files(got["run.json"], got["result.json"], there)
+            lost = [name for name in files if kept_as(name) not in there]
+        if lost:
+            log.warning("MLflow's run %s of %s lacks %s: it is trained again", run_id, folder.name, ", ".join(lost))
+            return False
+        files = [*files, *(name for name in (accepted.FILE,) if name in there)]
+        for name in files:
+            bring(name)
         if not wanted():
             return False
-        for name in sorted(at, key=lambda name: name == "result.json"):
+        for name in (*files, *artifacts.RECORD):  # result.json last
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(got[name], folder / name)
     for ended in ("failure.json", "pruned.json"):
         (folder / ended).unlink(missing_ok=True)
@@ -143,6 +153,37 @@ def inside(file: str, place: str) -> Path:
     if path.is_symlink() or not path.is_file() or not path.resolve().is_relative_to(Path(place).resolve()):
         raise ValueError(f"{file} is no file that was asked for")
     return path
+
+
+class _Kept:
+    """What MLflow keeps below `root`, folder by folder as it is asked for: `name in kept`."""
+
+    def __init__(self, root: str, store: str):
+        self.root, self.store = root, store
+        self.known: dict[str, set[str]] = {}
+
+    def names(self, folder: str = "") -> set[str]:
+        from mlflow.artifacts import list_artifacts
+
+        if folder not in self.known:
+            found = list_artifacts(f"{self.root}/{folder}".rstrip("/"), tracking_uri=self.store)
+            self.known[folder] = {Path(file.path).name for file in found if not file.is_dir}
+        return self.known[folder]
+
+    def __contains__(self, name: str) -> bool:
+        folder, _, last = name.rpartition("/")
+        return last in self.names(folder)
+
+
+def _files(run: Path, result: Path, there: _Kept) -> list[str]:
+    """The files that a run's task wrote, as its result says; where that is of an older program, those that are kept."""
+    if isinstance(listed := (artifacts.read_json(result) or {}).get("files"), list):
+        return [name for name in listed if isinstance(name, str) and artifacts.is_tasks(name)]
+    found = {name for name in (*there.names(), *there.names(FIGURES)) if kept_as(name) in there}
+    with contextlib.suppress(ValueError):
+        spec = Spec.from_json((artifacts.read_json(run) or {}).get("task") or {})
+        found |= {spec.table} if spec.scores else set()
+    return sorted(filter(artifacts.is_tasks, found))
 
 
 def fetch(weights: Path) -> bool:

@@ -14,9 +14,9 @@ import numpy as np
 
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
-from segsweep.tracking.mirrors import WEIGHTS, push
+from segsweep.tracking.mirrors import push
 from segsweep.tracking.recall import inside
-from segsweep.tracking.store import connect, default
+from segsweep.tracking.store import connect, default, kept_as
 
 REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime")
 """All that loading and predicting needs; pinned to the versions that the export was checked with."""
@@ -95,9 +95,9 @@ def download(run_id: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         client = connect(default())
-        kept = {Path(file.path).name for file in client.list_artifacts(run_id, "weights")} & {*WEIGHTS}
+        kept = {file.path for place in (None, "weights") for file in client.list_artifacts(run_id, place)}
         with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
-            for path in ("config.yaml", "run.json", "split.json", *(f"weights/{name}" for name in sorted(kept))):
+            for path in sorted(kept & {"config.yaml", "run.json", "split.json", *map(kept_as, artifacts.WEIGHTS)}):
                 given = {"run_id": run_id, "artifact_path": path, "dst_path": place}
                 os.replace(
                     inside(download_artifacts(**given, tracking_uri=client.tracking_uri), place),

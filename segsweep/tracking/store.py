@@ -13,26 +13,25 @@ import shutil
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from segsweep.core import artifacts
+from segsweep.task import Spec
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 VIEW, FACTORS = "segsweep", "segsweep-factors"
-"""Names and keys of the saved views that MLflow's UI offers: the runs of all sweeps, best first, with these columns;
-and the same grouped by network, loss and optimizer, so that a line of the table and a bar of the charts is a mean over
-the runs that share them."""
-COLUMNS = (
-    *(f"params.`{name}`" for name in ("model", "loss", "optim", "optim.lr", "epochs", "batch_size", "seed")),
-    *(f"metrics.`{name}`" for name in ("test/dice", "test/hd95", "test/missed", "test/accuracy", "test/loss")),
-    *(f"metrics.`{name}`" for name in ("train/loss", "train/accuracy", "training_seconds", "parameters")),
-    "tags.`status`",
-)
+"""Names and keys of the saved views that MLflow's UI offers: the runs of all sweeps, best first, with the columns of
+their task; and the same grouped by its options, so that a line of the table and a bar of the charts is a mean over the
+runs that share them. A second task in one experiment has views of its own, `segsweep-TASK`."""
+OF_TASK = "segsweep.task"
+"""Tag of an experiment: the task that VIEW is of."""
+FIGURES = "figures"
+"""Folder of a run's pictures among its artifacts."""
 STATE = "mlflow.json"
 """In a run folder: what of it MLflow has."""
 QUERY = "?timeout=60"
@@ -146,30 +145,84 @@ def _make(file: Path) -> None:
             connection.commit()
 
 
-def experiment_id(client: "MlflowClient", name: str) -> str:
+def kept_as(name: str) -> str:
+    """Where MLflow keeps a file of a run's folder: weights and pictures in folders of their own, the rest as it is."""
+    if name in artifacts.WEIGHTS:
+        return f"weights/{name}"
+    return f"{FIGURES}/{name}" if "/" not in name and name.endswith((".png", ".jpg", ".svg")) else name
+
+
+class Columns(NamedTuple):
+    """What the views show of a task's runs: settings, and of these the groups of options; metrics; the best first."""
+
+    task: str
+    settings: list[str]
+    groups: list[str]
+    metrics: list[str]
+    order: str
+    ascending: bool
+
+
+def columns(spec: Spec, factors: Mapping[str, Any], choices: Mapping[str, Any]) -> Columns:
+    """factors, choices: as in run.json, of any run of the task."""
+    groups = [name for name in factors if name in choices]
+    own = [name for name in factors if name.startswith("task.")]
+    usual = [name for name in factors if name.rpartition(".")[2] in ("lr", "batch_size", "epochs", "seed")]
+    shown = [name for name, metric in spec.metrics.items() if metric.column != ""]
+    shown.sort(key=lambda name: (name != spec.primary, not spec.metrics[name].by_unit))
+    order = f"test/{spec.primary}" if spec.scores else spec.select
+    metrics = [order, *(f"test/{name}" for name in shown)]
+    metrics += [f"train/{name}" for name in shown if not spec.metrics[name].by_unit]
+    ascending = spec.metrics[spec.primary].direction == "min"
+    settings = list(dict.fromkeys([*groups, *own, *usual]))
+    alike = [name for name in groups if name != "task"] or [n for n in settings if n not in ("seed", *spec.repeats)]
+    return Columns(str(choices.get("task") or "task"), settings, alike, list(dict.fromkeys(metrics)), order, ascending)
+
+
+def columns_of(run: Mapping[str, Any]) -> Columns | None:
+    """`run`: run.json. None where it says nothing of its task, as those of an older program do not."""
+    with contextlib.suppress(ValueError):
+        return columns(Spec.from_json(run.get("task") or {}), run["factors"], run.get("choices") or {})
+    return None
+
+
+def experiment_id(client: "MlflowClient", name: str, shown: Columns | None = None) -> str:
+    """Of an experiment that is made where there is none, with views of what is `shown`."""
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    file = database(client.tracking_uri)
-    place = (file.parent.resolve() / "artifacts" / name).as_uri() if file else None
-    tags = {"mlflow.experimentKind": "custom_model_development"}
-    tags |= {f"mlflow.sharedViewState.{view}": saved_view(view) for view in (VIEW, FACTORS)}
-    try:
-        return client.create_experiment(name, artifact_location=place, tags=tags)
-    except Exception:  # another process was quicker
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return found.experiment_id
+    if found is None:
+        file = database(client.tracking_uri)
+        place = (file.parent.resolve() / "artifacts" / name).as_uri() if file else None
+        tags = {"mlflow.experimentKind": "custom_model_development"} | (_views(shown) if shown else {})
+        try:
+            return client.create_experiment(name, artifact_location=place, tags=tags)
+        except Exception:  # another process was quicker
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if shown and found.tags.get(OF_TASK) != shown.task:
+        first = f"mlflow.sharedViewState.{VIEW}" not in found.tags
+        for key, value in _views(shown, "" if first else f"-{shown.task}").items():
+            if key not in found.tags:
+                client.set_experiment_tag(found.experiment_id, key, value)
+    return found.experiment_id
 
 
-def saved_view(name: str) -> str:
+def _views(shown: Columns, end: str = "") -> dict[str, str]:
+    """Tags of an experiment; `end` of the views' names, for a task that is not its first."""
+    tags = {f"mlflow.sharedViewState.{view}{end}": saved_view(f"{view}{end}", shown) for view in (VIEW, FACTORS)}
+    return tags | ({} if end else {OF_TASK: shown.task})
+
+
+def saved_view(name: str, shown: Columns) -> str:
     """VIEW or FACTORS, as MLflow's own "Save as new view" writes a view into a tag of the experiment."""
-    keys = [{"mode": "param", "groupByData": factor} for factor in ("model", "loss", "optim")]
-    group = {"aggregateFunction": "average", "groupByKeys": keys} if name == FACTORS else None
-    state = {"searchFilter": "tags.signature LIKE '%'", "orderByKey": "metrics.`test/dice`", "orderByAsc": False}
+    keys = [{"mode": "param", "groupByData": factor} for factor in shown.groups]
+    group = {"aggregateFunction": "average", "groupByKeys": keys} if name.startswith(FACTORS) else None
+    order = {"orderByKey": f"metrics.`{shown.order}`", "orderByAsc": shown.ascending}
+    named = [*(f"params.`{key}`" for key in shown.settings), *(f"metrics.`{key}`" for key in shown.metrics)]
+    named += ["metrics.`training_seconds`", "metrics.`parameters`", "tags.`status`"]
+    state = {"searchFilter": "tags.signature LIKE '%'"} | order
     state |= {"startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs"}
-    state |= {"selectedColumns": list(COLUMNS), "columnOrder": [], "columnWidths": {}, "groupBy": group}
+    state |= {"selectedColumns": named, "columnOrder": [], "columnWidths": {}, "groupBy": group}
     state |= {"runsHiddenMode": "FIRST_10_RUNS", "useGroupedValuesInCharts": True, "hideEmptyCharts": True}
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     made = int(time.time() * 1000)

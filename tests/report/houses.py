@@ -48,6 +48,7 @@ class House:
     part: str = "test"
     leaks: bool = False
     data: str = "d" * 16
+    split: str = "s" * 16
 
     @property
     def all(self) -> dict[str, Any]:
@@ -74,14 +75,14 @@ def info(house: House) -> dict[str, Any]:
     same = {k: v for k, v in factors.items() if k not in ("seed", *house.spec.repeats)}
     command = " ".join(f"{k}={v}" for k, v in factors.items() if BASE.get(k) != v)
     return {
-        "signature": _hash([factors, house.data, house.spec.unit]),
+        "signature": _hash([factors, house.data, house.split, house.spec.unit]),
         "group": _hash([same, house.data]),
         "command": f"python -m segsweep task=prices {command}".strip(),
         "created": "2026-01-01T00:00:00",
         "factors": factors,
         "task": json.loads(json.dumps(house.spec.to_json(), allow_nan=False)),
         "data": {"name": "prices", "digest": house.data, "houses": 120, "rooms": 700},
-        "split": {"kind": None, "digest": "s" * 16, "leaks": house.leaks, "train": 500, "val": 100, "test": 100},
+        "split": {"kind": None, "digest": house.split, "leaks": house.leaks, "train": 500, "val": 100, "test": 100},
         "code": "c" * 16,
         "versions": {"segsweep": "0.1.0", "torch": "2.13.0"},
         "device": "cpu: synthetic",

@@ -453,9 +453,10 @@ def test_reading_records_needs_neither_torch_nor_mlflow(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from segsweep.report.files import write as build
+from segsweep.report.records import read
 assert not {{"scipy", "matplotlib"}} & set(sys.modules)
-build([{str(sweep)!r}], Path({str(tmp_path / "out")!r}))
+from segsweep.report.files import write
+write([{str(sweep)!r}], Path({str(tmp_path / "out")!r}))
 assert not {{"torch", "mlflow", "optuna", "hydra"}} & set(sys.modules), sys.modules.keys()
 """
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=120)

@@ -491,6 +491,47 @@ def test_what_fails_of_it_is_told_and_the_report_is_made(tmp_path, mine, allow):
     assert "Seen 2 rows of houses" in page
 
 
+def halves(spec, change):
+    """Two settings on the same houses, whose trainings had other parts of the data: a digest of their own each."""
+    rng = np.random.default_rng(3)
+    level = levels(rng)
+    runs = [House({"seed": s}, errors(rng, level=level), spec) for s in range(3)]
+    return runs + [House({"seed": s} | change, errors(rng, 60, level=level), spec, split="t" * 16) for s in range(3)]
+
+
+@pytest.mark.parametrize("factor", ["task.share", "share"])
+def test_a_setting_that_decides_the_split_explains_that_it_differs(factor):
+    """Of a task that names the setting as an input; one that does not cannot tell it from a file that was changed."""
+    named = replace(HOUSES, inputs=("share",))
+    found = Findings(compare(in_memory(halves(named, {factor: 0.5}))))
+    assert [(c.factor, c.verdict) for c in found.analysis.contrasts] == [(factor, "shown")]
+    assert not found.analysis.confounded
+    for spec, change in ((replace(HOUSES, inputs=()), {factor: 0.5}), (named, {"lr": 0.5})):
+        found = Findings(compare(in_memory(halves(spec, change))))
+        assert not found.analysis.contrasts
+        (pair,) = found.analysis.confounded
+        assert "content of the split" in pair.differs
+
+
+def test_what_a_task_only_resolves_with_its_data_explains_no_difference_of_them():
+    spec = replace(HOUSES, inputs=("share", "precision"))
+    record = in_memory(halves(spec, {"precision": "bf16"}))
+    for run in record.runs:
+        run.info["resolved"] = ["precision"]
+    assert not Findings(compare(record)).analysis.contrasts
+
+
+def test_the_run_that_would_settle_it_is_asked_for_with_the_folder_of_ones_own_options():
+    changed = ({}, {"lr": 1.0, "trees": 200})
+    record = in_memory([House({"seed": s} | more, {"h1": 1.0}) for s in range(2) for more in changed])
+    for run in record.runs:
+        typed = run.info["command"].removeprefix("python -m segsweep")
+        run.info["command"] = f"python -m segsweep --config-dir /my/a=b {typed}"
+    (pair, *_) = analyse(compare(record)).confounded
+    assert pair.command.startswith("python -m segsweep -m --config-dir /my/a=b task=prices")
+    assert {"seed=0,1", "lr=0.1" if "lr=1.0" not in pair.command else "lr=1.0"} <= set(pair.command.split())
+
+
 def test_leaking_rows_are_no_contrast_of_a_setting():
     rng = np.random.default_rng(0)
     runs = [House({}, errors(rng)), House({"trees": 300}, errors(rng, -100), leaks=True)]

@@ -50,7 +50,7 @@ WHEN = "search.when=['optim=sgd: optim.momentun=interval(0,0.9)']"
         (["+search=tpe", "search.epoch=middle"], "search.epoch=middle: allowed are best, last"),
         (["+search=tpe", "search.trials=0"], "search.trials=0: must be at least 1"),
         (["+search=tpe", "search.max_seconds=0"], "search.max_seconds=0"),
-        (["+search=tpe", "split=holdout"], "this split has no validation part"),
+        (["+search=tpe", "split=holdout"], "give them one, as with split=patient split.val=0.15"),
         (["+search=tpe", "optim.lrr=interval(0.01,0.1)"], "did you mean optim.lr?"),
         (["+search=tpe", "search.when=['optim=sgd optim.momentum=0.9']"], "search.when"),
         (["+search=tpe", "search.when=['optim: optim.momentum=0.5,0.9']"], "is no condition"),

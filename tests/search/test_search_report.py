@@ -220,6 +220,44 @@ def test_added_keys_lists_and_texts_come_back_on_the_command_line(tmp_path):
     }
 
 
+OWN = {"_target_": "torch.nn.Conv2d", "out_channels": 1, "kernel_size": 3}
+SGD = {"_target_": "torch.optim.SGD", "lr": 0.5}
+
+
+def of_record(folder: Path, model: dict) -> winner.Winner:
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": model, "optim": SGD, "epochs": 3}))
+    artifacts.write_json(folder / "run.json", {"choices": {"model": "mine", "optim": "sgd"}})
+    return winner.of_run(folder, ["model.kernel_size"])
+
+
+def test_an_option_of_ones_own_is_written_as_it_was(tmp_path):
+    found = of_record(tmp_path, OWN)
+    assert (found.own, found.left) == ({"model": OWN}, [])
+    assert found.choices == {"model": "mine", "optim": "sgd"}
+    assert found.values == {"model.kernel_size": 3, "optim.lr": 0.5, "epochs": 3}
+    assert yaml.safe_load(winner.option("model", OWN)) == OWN
+    assert winner.option("task", {"task": OWN}).startswith("# @package _global_")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        OWN | {"_target_": "os.system"},
+        OWN | {"more": {"_target_": "os.system"}},
+        OWN | {"more": [{"_target_": "os.system"}]},
+        OWN | {"bias": "${oc.env:HOME}"},
+        OWN | {"a\nb": 1},
+        OWN | {"_args_": [1]},
+        {"kernel_size": 3},
+    ],
+)
+def test_a_record_from_elsewhere_brings_no_option_that_may_call_or_read_what_it_likes(tmp_path, model):
+    found = of_record(tmp_path, model)
+    assert found.own == {}
+    assert "model=mine" in found.left
+    assert found.choices == {"optim": "sgd"}
+
+
 @pytest.mark.parametrize(
     ("name", "place", "message"),
     [

@@ -38,7 +38,7 @@ def write(found: Found, out: Path, title: str | None = None) -> Path:
     best = winners(found, out / "search")
     sections = [section for make in SECTIONS if (section := make(found))]
     if best:
-        sections.insert(1, chosen(found, best, out / "search"))
+        sections.insert(1, chosen(found, best))
     for name, png in render.pictures(sections).items():
         with artifacts.atomic(out / "search" / name) as partial:
             partial.write_bytes(png)
@@ -47,17 +47,23 @@ def write(found: Found, out: Path, title: str | None = None) -> Path:
     return out / "search.html"
 
 
-def winners(found: Found, folder: Path) -> list[tuple[FrozenTrial, Path, str, str]]:
-    """Write each best configuration as `experiment/NAME.yaml`: the trial, its file, its command line, and a sentence on
-    what was left out, if anything was."""
+def winners(found: Found, folder: Path) -> list[tuple[FrozenTrial, list[str], Path, str]]:
+    """Write each best configuration as `experiment/NAME.yaml`: the trial, its command lines (by the file, and without
+    it), its file, and a sentence on what was left out, if anything was."""
     made = []
+    options: dict[Path, str] = {}
     for rank, trial in enumerate(found.best[:MOST_FRONT]):
         name = "best" if rank == 0 else f"front_{rank + 1}"
         file = folder / "experiment" / f"{name}.yaml"
         run = found.run(trial)
-        best = winner.of_run(run) if run else winner.of_trial(trial.params, found.asked)
-        places = {key: value for key, value in best.values.items() if key in winner.PLACES}
-        line = winner.command(best.choices, best.values)
+        best = winner.of_run(run, trial.params) if run else winner.of_trial(trial.params, found.asked)
+        for group, node in best.own.items():
+            text, place = winner.option(group, node), folder / group / f"{best.choices[group]}.yaml"
+            if options.setdefault(place, text) != text:  # of another point of the front
+                best.choices[group] += f"_{rank + 1}"
+                place = place.with_name(f"{best.choices[group]}.yaml")
+            artifacts.write_text(place, text)
+        again, line = best.again(name, folder), best.command(*(["--config-dir", str(folder)] if best.own else []))
         left = (
             f"Left out, being no option, key or plain value of this program: {joined(best.left)}." if best.left else ""
         )
@@ -65,7 +71,7 @@ def winners(found: Found, folder: Path) -> list[tuple[FrozenTrial, Path, str, st
         head = [
             f"{'Best' if len(found.best) == 1 else 'One of the best'} of the search {found.study.study_name}: "
             f"trial {trial.number}, {scores(found, trial)}.",
-            f"  {winner.command({}, {'experiment': name, **places}, '--config-dir', str(folder))}",
+            f"  {again}",
             "The same as a command line:",
             f"  {line}",
             *([left] if left else []),
@@ -76,17 +82,16 @@ def winners(found: Found, folder: Path) -> list[tuple[FrozenTrial, Path, str, st
             ),
         ]
         artifacts.write_text(file, winner.experiment(head, best.choices, best.values))
-        made.append((trial, file, line, left))
+        made.append((trial, [again, line], file, left))
     return made
 
 
-def chosen(found: Found, best: Sequence[tuple[FrozenTrial, Path, str, str]], folder: Path) -> Section:
+def chosen(found: Found, best: Sequence[tuple[FrozenTrial, list[str], Path, str]]) -> Section:
     """What to do next."""
     blocks: list[Block] = []
-    for trial, file, line, left in best:
-        again = f"python -m segsweep --config-dir {folder} experiment={file.stem}"
+    for trial, lines, file, left in best:
         blocks += [f"Trial {trial.number}, {scores(found, trial)}, as `{file}`, and as a command line:"]
-        blocks += [Code(f"{again}\n{line}"), *([left] if left else [])]
+        blocks += [Code("\n".join(lines)), *([left] if left else [])]
     if len(best) == 1:
         blocks.append(
             "Its score is the best of many on the validation part, and so a little too good; what it is worth says its"

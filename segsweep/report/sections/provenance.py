@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from segsweep.core import accepted
 from segsweep.report.comparison import digest
 from segsweep.report.content import Block, Cell, Section, Table, a, joined, many
 from segsweep.report.findings import Findings
@@ -32,7 +33,8 @@ def provenance(found: Findings) -> Section | None:
         " All runs share " + ", ".join(f"{k}: {v}" for k, v in same.items()) + "." if same else ""
     )
     caption += f" The first {MOST} of {len(runs)}; runs.csv has them all." if len(runs) > MOST else ""
-    blocks: list[Block] = [_leaks(found), Table(caption, ["row", *different, "command"], rows, folded=len(rows) > 30)]
+    table = Table(caption, ["row", *different, "command"], rows, folded=len(rows) > 30)
+    blocks: list[Block] = [_leaks(found), *_accepted(found), table]
     return Section("provenance", "Where it comes from", blocks)
 
 
@@ -43,22 +45,45 @@ def _facts(run: Run) -> dict[str, str]:
     spec = run.spec
     samples, kind = many(spec.sample), split.get("kind", "?") or ""
     counts = [f"{data.get(name, '?')} {name}" for name in dict.fromkeys([many(spec.unit), samples])]
+    watched = "not watched" if run.unwatched else f"manifest {digest(run, 'data')[:12] or '?'}"
     parts = "/".join(str(split.get(part, "?")) for part in ("train", "val", "test"))
+    about = f"{kind} {digest(run, 'split')[:12] or '?'}, {samples} train/val/test {parts}".strip()
+    leaks = f"yes{f': by {spec.sample}' * (spec.sample != spec.unit)}" if run.leaks else "no"
+    if not run.counted:
+        counts, about, leaks = [], "not said", "not known"
     return {
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or "not recorded",
         "device": str(info.get("device") or "not recorded"),
         "precision": str(info.get("precision") or "not recorded"),
         "commit": str(info.get("commit") or "none"),
-        "data": ", ".join([str(data.get("name") or "?"), f"manifest {digest(run, 'data')[:12] or '?'}", *counts]),
-        "split": f"{kind} {digest(run, 'split')[:12] or '?'}, {samples} train/val/test {parts}".strip(),
-        "leaks": f"yes{f': by {spec.sample}' * (spec.sample != spec.unit)}" if run.leaks else "no",
+        "data": ", ".join([str(data.get("name") or "?"), watched, *counts]),
+        "split": about,
+        "leaks": leaks,
         "evaluated on": run.evaluated_on,
     }
+
+
+def _accepted(found: Findings) -> list[str]:
+    """What rests on somebody's word: one sentence an acceptance, with all runs that it is of."""
+    rows: dict[str, dict[str, None]] = {}
+    for i, run in ((i, run) for i, row in enumerate(found.rows) for run in row.runs):
+        title = f"{i + 1}. {found.rows[i].label}"
+        for entry in run.accepted:
+            text = f"stands for edited code ({joined(sorted(entry['files']))}), accepted {accepted.told(entry)}"
+            rows.setdefault(text, {})[title] = None
+        if begun := run.info.get("accepted"):
+            text = (
+                f"began with epochs 1 to {begun['epochs']} of run `{begun['run']}`, which was accepted for edited code"
+            )
+            rows.setdefault(text, {})[title] = None
+    return [f"**Accepted:** {joined(list(titles))}: {text}." for text, titles in rows.items()]
 
 
 def _leaks(found: Findings) -> str:
     leaking = [found.title(i) for i, row in enumerate(found.rows) if row.leaks]
     unit, sample = found.spec.unit, found.spec.sample
+    if not leaking and not all(run.counted for row in found.rows for run in row.runs):
+        return "Whether a split leaks is not known: nobody said what is in which part."
     if not leaking:
         return f"No split leaks: no {unit} is in two parts."
     usual = f"In their splits {a(sample)} of {a(unit)} may be in training and another in test."

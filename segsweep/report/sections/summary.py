@@ -29,9 +29,10 @@ def _scope(found: Findings) -> str:
     units = plural(tested[0], noun) if len(tested) == 1 else f"{tested[0]} to {plural(tested[-1], noun)}"
     each = "each " if runs > 1 else ""
     on = "on" if found.comparison.alone else f"{each}tested on {units} of"
+    names = {found.data(i).removesuffix(" data").split()[0] for i in range(len(found.rows))}
+    names = {"data without a name" if name == "unknown" else name for name in names}
     text = (
-        f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, {on}"
-        f" {joined(sorted({found.data(i).split()[0] for i in range(len(found.rows))}))}."
+        f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, {on} {joined(sorted(names))}."
     )
     lacking = sum(job.status not in WHOLE for job in found.record.jobs)
     verb = "is" if lacking == 1 else "are"
@@ -89,7 +90,9 @@ def _among(found: Findings, row: int) -> str:
     factors = found.rows[row].factors
     several = len({found.data(i) for i in range(len(found.rows))}) > 1
     told = [f"data {found.data(row)}"] if several else []
-    told += [f"{name}={show(factors[name])}" for name in ("split", *found.analysis.scales) if name in factors]
+    inputs = [name for name in found.varied[0] if name in found.rows[row].inputs and name.startswith("task.")]
+    named = ("split", *inputs, *found.analysis.scales)
+    told += [f"{name}={show(factors[name])}" for name in named if name in factors]
     return f" among the rows with {joined(told)}" if told else " among the rows that were tested alike"
 
 

@@ -1,0 +1,104 @@
+"""Records that stand for today's code: an edit that changes no number need not train anew.
+
+`accepted.json` in a run's folder says who accepted it when, why, and which files had changed; it is what counts. A file
+`accepted/SIGNATURE.json` beside `runs/` only leads from the signature that the code of that day makes to the run.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segsweep.core import artifacts
+from segsweep.core.artifacts import Checkpoints
+from segsweep.core.errors import SegsweepError, printable
+
+FILE = "accepted.json"
+"""In a run's folder; in a trajectory's, which of its states (by epoch) were taken over, and from which accepted run."""
+LIST = "accepted"
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    """How often a run was accepted, the latest last: signature, group, trajectory and code (what they are since), by,
+    when, reason, files (module -> old and new hash, None where it was or is not there), places, versions, commit."""
+    found = (artifacts.read_json(folder / FILE) or {}).get(LIST)
+    return [entry for entry in found if _whole(entry)] if isinstance(found, list) else []
+
+
+def _whole(entry: Any) -> bool:
+    """Of a record that may be damaged."""
+    files = entry.get("files") if isinstance(entry, dict) else None
+    named = isinstance(files, dict) and all(isinstance(pair, list) and len(pair) == 2 for pair in files.values())
+    return named and all(isinstance(entry.get(key), str) for key in ("signature", "group", "trajectory", "code"))
+
+
+def told(entry: Mapping[str, Any]) -> str:
+    """By whom, when and why, in a line."""
+    return printable(f"by {entry.get('by')} on {str(entry.get('when'))[:10]}: {entry.get('reason')}")
+
+
+def standing(runs: Path, signature: str) -> dict[str, Any] | None:
+    """The entry by which a finished record answers for `signature`, with that record's `ids`; None where there is none,
+    or where a run of this signature has a result of its own. `runs`: `paths.runs`."""
+    pointer = artifacts.read_json(_pointer(runs, signature))
+    if not pointer or artifacts.result(runs / "runs" / signature):
+        return None
+    folder = runs / "runs" / Path(str(pointer.get("run"))).name
+    info = artifacts.read_json(folder / "run.json") or {}
+    entry = next((e for e in entries(folder) if e["signature"] == signature), None)
+    if not entry or not artifacts.result(folder):
+        return None
+    return entry | {"ids": {key: info[key] for key in ("signature", "group", "trajectory")}}
+
+
+def begun(checkpoints: Checkpoints, epochs: int) -> dict[str, Any] | None:
+    """What a run of so many epochs takes up from an accepted one: run, its signature, and epochs, how many."""
+    known = artifacts.read_json(checkpoints.folder / FILE) or {}
+    last = max((int(epoch) for epoch in known if int(epoch) <= epochs), default=None)
+    return None if last is None else {"run": known[str(last)], "epochs": last}
+
+
+def accept(folder: Path, entry: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Let the finished run in `folder` stand for what `entry` says; the entry that counts, which is an earlier one if
+    there is one for the same code, and a sentence on the epochs. Raises SegsweepError.
+
+    Nothing of the record is changed: a file is added to it, last. Its checkpoints are linked into the trajectory of
+    today, unless that has some of its own, so that a longer run goes on from them."""
+    runs, signature = folder.parent.parent, entry["signature"]
+    with artifacts.lock(folder):
+        if not (result := artifacts.result(folder)):
+            raise SegsweepError(f"{folder.name}: not finished; a record that stands for others has a result")
+        known = entries(folder)
+        artifacts.write_json(_pointer(runs, signature), {"run": folder.name, "created": artifacts.now()}, durable=True)
+        if earlier := next((e for e in known if e["signature"] == signature), None):
+            entry = earlier
+        else:
+            artifacts.write_json(folder / FILE, {LIST: [*known, entry]}, durable=True)
+            artifacts.flush(folder)
+    info = artifacts.read_json(folder / "run.json") or {}
+    old, new = (runs / "trajectories" / about["trajectory"] for about in (info, entry))
+    return entry, _link(Checkpoints(old), Checkpoints(new), folder.name, int(result["epochs"]))
+
+
+def _pointer(runs: Path, signature: str) -> Path:
+    return runs / LIST / f"{signature}.json"
+
+
+def _link(old: Checkpoints, new: Checkpoints, run: str, epochs: int) -> str:
+    """Make the states until `epochs` those of another trajectory, too: they are never changed in place."""
+    there = [epoch for epoch in old.epochs() if epoch <= epochs]
+    if not there:
+        return "its checkpoints are not here, so a longer run begins anew"
+    if artifacts.held(new.folder):
+        return "a job trains with today's code just now, so a longer run goes on from its epochs"
+    with artifacts.lock(new.folder):
+        known = artifacts.read_json(new.folder / FILE) or {}
+        if set(map(str, new.epochs())) - known.keys():
+            return "a longer run goes on from the epochs that today's code has already"
+        # the mark first: a state without it would pass for today's own
+        artifacts.write_json(new.folder / FILE, {str(epoch): run for epoch in there} | known, durable=True)
+        artifacts.flush(new.folder)
+        for file in (file for epoch in there for file in (old.best(epoch), old.state(epoch))):
+            if file.exists() and not (new.folder / file.name).exists():
+                artifacts.link(file, new.folder / file.name)
+        new.end(max(there))
+    return f"a longer run goes on from epoch {max(there)}"

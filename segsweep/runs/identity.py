@@ -1,0 +1,98 @@
+"""Which run a configuration is, today, and which one a record is: what `signature` hashes, side by side."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from segsweep.config import whitelist
+from segsweep.config.before import spec_of
+from segsweep.config.schema import resolved, under
+from segsweep.core import artifacts
+from segsweep.core.errors import SegsweepError
+from segsweep.core.signature import code, factors, left_out, places, signatures, without
+from segsweep.task import Data, Spec
+
+
+@dataclass(frozen=True)
+class Identity:
+    """config: what decides numbers of a resolved configuration, nested. like: the same less what follows the seed and
+    the other repeats. data, split: digests. files: module -> hash of its code. epochs: the key of their number. roots:
+    modules of one's own that all of its code is reached from. settled: values of `config` that the data decided.
+    places: module -> its file."""
+
+    config: dict[str, Any]
+    like: dict[str, Any]
+    data: str
+    split: str
+    files: dict[str, str]
+    epochs: str = "epochs"
+    roots: tuple[str, ...] = ()
+    settled: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def ids(self) -> dict[str, str]:
+        """signature, group and trajectory."""
+        return signatures(self.config, self.like, self.data, self.split, self.files, self.epochs)
+
+    def factors(self, choices: dict[str, Any], spec: Spec, at: str) -> dict[str, Any]:
+        """As `signature.factors`, where what follows a repeat is told by that alone."""
+        whole, like = factors(self.config, choices), factors(self.like, choices)
+        return {key: value for key, value in whole.items() if key in like or key in repeats(spec, at)}
+
+
+def repeats(spec: Spec, at: str) -> tuple[str, ...]:
+    """The keys in which repeats of one configuration differ; `at`: how the engine's keys begin."""
+    return tuple(dict.fromkeys(("seed", f"{at}seed", *spec.repeats)))
+
+
+def identity(cfg: DictConfig, spec: Spec, data: Data, folder: Path | None = None) -> Identity:
+    """Of a composed configuration and what its task says of its data, with the code of today. folder: of the sweep, if
+    any."""
+    at = under(cfg)
+    apart, settings = left_out(at, spec), dict(data.settings)
+    place = str(folder.absolute()) if folder else ""
+    config = without(resolved(cfg, (), place) | settings, apart)
+    like = without(resolved(cfg, repeats(spec, at), place) | settings, apart) if at else config
+    like = without(like, repeats(spec, at))
+    roots = tuple(sorted(whitelist.modules(config) | set(spec.code)))
+    digests = (data.digest or "", data.split)
+    return Identity(config, like, *digests, code(*roots), f"{at}epochs", roots, settings, places(*roots))
+
+
+def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
+    """Of a run folder, with its whole configuration and its run.json. Raises SegsweepError where the record is damaged,
+    or made by a version of this program that named runs by other rules."""
+    info = artifacts.read_json(folder / "run.json") or {}
+    try:
+        spec = spec_of(info)
+        cfg = OmegaConf.load(folder / "config.yaml")
+        whole: Any = OmegaConf.to_container(cfg, resolve=True)
+        at = under(cfg)  # type: ignore[arg-type]
+        config = without(whole, left_out(at, spec))
+        plain = {key for key, value in config.items() if not (isinstance(value, dict) and "_target_" in value)}
+        settled = {key: info["factors"][key] for key in plain if info["factors"][key] != config[key]}
+        data, split = (info[part]["digest"] or "" for part in ("data", "split"))
+        config |= settled
+        like = without(config, repeats(spec, at))
+        found = Identity(config, like, data, split, dict(info["files"]), f"{at}epochs")
+        same = found.ids["signature"] == info["signature"]
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {str(error).splitlines()[0]}") from error
+    except (KeyError, TypeError, ValueError, AttributeError):
+        same = False
+    if not info:
+        raise SegsweepError(f"{folder / 'run.json'}: missing or damaged; expected the record of a run")
+    if not same:
+        made = (info.get("versions") or {}).get("segsweep", "of unknown version")
+        raise SegsweepError(
+            f"{folder}: its signature does not follow from its record, which is damaged or was made by a segsweep "
+            f"({made}) that named runs by other rules; what it is cannot be compared"
+        )
+    assert isinstance(cfg, DictConfig)
+    return replace(found, settled=settled, places=dict(info.get("places") or {})), cfg, info

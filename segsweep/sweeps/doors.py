@@ -1,0 +1,682 @@
+"""`segsweep.main`: one's own script, or an existing Hydra application, with all that the engine does.
+
+    segsweep.main(Digits)                                        a task class of a script
+    segsweep.main(train, metric="loss", direction="min")         a function train(run, *, lr: float = 0.1)
+    @segsweep.main(config_path="conf", config_name="config", metric="loss", direction="min")
+    def main(cfg): ...                                           in place of @hydra.main; or def main(cfg, run)
+
+What a script takes are keys at the root, beside the engine's. An application's conf/ stays what it is, and the engine's
+keys lie under `segsweep.` there. They come in by the way of Hydra's own first configuration, which every composition
+begins with: so whatever an application says itself, its launcher and sweeper too, is said later and wins.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from hydra._internal.utils import compute_search_path_dir, detect_calling_file_or_module_from_task_function
+from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from segsweep.config.schema import Config, conf_dir, schema
+from segsweep.config.start import start
+from segsweep.config.trust import NOWHERE
+from segsweep.core.errors import ConfigError, DataError, NotFiniteError, SegsweepError, TaskError
+from segsweep.core.session import session
+from segsweep.core.signature import OWN
+from segsweep.task import PARTS, WORD, Data, Metric, Result, Spec
+
+_SHARED = ("epochs", "seed", "device")
+"""Keys of the engine that a script may take as arguments, too; another default of theirs is then the engine's."""
+_MARK = "_segsweep"
+_USAGE = (
+    "segsweep.main takes a task class, segsweep.main(Digits); a function with its metric, segsweep.main(train, "
+    'metric="loss", direction="min"); or stands over the main(cfg) of a Hydra application, '
+    '@segsweep.main(config_path="conf", config_name="config", metric="loss", direction="min")'
+)
+
+
+def main(
+    task: Any = None,
+    /,
+    *,
+    config_path: str | None = None,
+    config_name: str | None = None,
+    metric: str | Mapping[str, str | Metric] | None = None,
+    direction: str | None = None,
+    data: Any = None,
+    ignored: tuple[str, ...] | list[str] = (),
+    repeats: tuple[str, ...] | list[str] = (),
+    version_base: str | None = None,
+    execution_whitelist: Any = None,
+) -> Any:
+    """Start what the command line asks for; without `task` a decorator of a function over a configuration.
+
+    Args:
+        config_path, config_name, version_base, execution_whitelist: as for `hydra.main`.
+        metric, direction: of the number that a function returns, "min" or "max"; or a mapping of metrics, each with its
+            direction or a `task.Metric`, the first of which is what is chosen by.
+        data: what is trained on, so that an edit trains anew: a file, a folder, several of them, a digest as text, or a
+            function of the configuration (of a script's arguments) that gives one of these.
+        ignored: keys that decide no number. repeats: keys beside the seed in which repeats of one configuration differ.
+
+    A wrong use is told in a sentence, and so is a failure; the exit code is then not 0. Where another process of the
+    engine loads the script, nothing is started."""
+    asked = Asked(metric, direction, data, tuple(ignored), tuple(repeats))
+    at_hydra = {"config_path": config_path, "config_name": config_name, "version_base": version_base}
+    if task is not None:
+        return _start(lambda: _script(task, asked, [key for key, found in at_hydra.items() if found is not None]))
+    try:
+        asked.spec()
+    except SegsweepError as error:
+        _refuse(error)
+
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def started(*given: Any) -> Any:
+            if given:  # as hydra.main does
+                return function(*given)
+            return _start(lambda: _application(started, at_hydra, execution_whitelist))
+
+        try:
+            _takes_run(function)
+        except SegsweepError as error:
+            _refuse(error)
+        setattr(started, _MARK, asked)
+        return started
+
+    return decorate
+
+
+def _refuse(error: SegsweepError) -> None:
+    """A sentence and exit code 1 where it is the program that was started; else as an exception."""
+    if sys._getframe(2).f_globals.get("__name__") == "__main__":
+        print(error, file=sys.stderr)
+        raise SystemExit(1)
+    raise error
+
+
+def _start(made: Callable[[], "Door"]) -> None:
+    here = session()
+    if here.door is not None or sys._getframe(2).f_globals.get("__name__") == "__mp_main__":
+        return  # a launcher's process, or one of the user's own, that only loads the script
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    argv = list(sys.argv)
+    try:
+        here.door = made()
+        start()
+        here.door.register()
+        from segsweep.sweeps import cli
+
+        code = cli.main()
+    except SegsweepError as error:
+        print(error, file=sys.stderr)
+        code = 1
+    finally:
+        here.door, sys.argv[:] = None, argv
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code:
+        raise SystemExit(code)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `main` was told of a function."""
+
+    metric: Any = None
+    direction: str | None = None
+    data: Any = None
+    ignored: tuple[str, ...] = ()
+    repeats: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        return self == Asked()
+
+    def spec(self, ignored: tuple[str, ...] = ()) -> Spec:
+        """Raises ConfigError."""
+        words = {"min": "min", "minimize": "min", "max": "max", "maximize": "max"}
+        if self.metric is None or (isinstance(self.metric, str) and self.direction is None):
+            raise ConfigError(f"segsweep.main: metric= and direction= are needed, as nobody else knows which. {_USAGE}")
+        if not isinstance(self.metric, str) and self.direction is not None:
+            raise ConfigError(
+                "segsweep.main: direction= is for one metric; of several each has its own in metric={...}"
+            )
+        several = {self.metric: self.direction} if isinstance(self.metric, str) else self.metric
+        if not isinstance(several, Mapping) or not several:
+            raise ConfigError(
+                f"segsweep.main(metric={self.metric!r}): a name is needed, or names with their directions"
+            )
+        metrics = {}
+        for name, found in several.items():
+            if not isinstance(name, str) or not WORD.fullmatch(name):
+                raise ConfigError(f"segsweep.main(metric=...): {name!r} is no name of letters, digits, _ and -")
+            if not isinstance(found, Metric) and found not in words:
+                raise ConfigError(f"segsweep.main: {name} has direction {found!r}; allowed are min and max")
+            if not isinstance(found, Metric):
+                found = Metric(title=name[:1].upper() + name[1:], direction=words[found], format=".4g")  # type: ignore[arg-type]
+            metrics[name] = found
+        return Spec(
+            metrics=metrics,
+            select=f"val/{next(iter(metrics))}",
+            ignored=(*self.ignored, *ignored),
+            repeats=self.repeats,
+        )
+
+
+@dataclass(eq=False)
+class Door:
+    """How code that is not this program's came to the engine, and how other processes come to it.
+
+    target: its name, MODULE.NAME. file: to load the module from; None: by its name. folder: in which its own modules
+    lie. program: the command, less its arguments. asked: of a function that was given to `main`."""
+
+    target: str
+    file: str | None
+    folder: str | None
+    program: tuple[str, ...]
+    app: bool = False
+    asked: Asked | None = None
+    config_path: str | None = None
+    config_name: str | None = None
+    version_base: str | None = None
+    whitelist: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def trusts(self, target: str) -> bool:
+        """What the user started is the user's."""
+        return target == self.target
+
+    @functools.cached_property
+    def component(self) -> Any:
+        """The class that is trained by; raises ConfigError."""
+        module, _, name = self.target.rpartition(".")
+        try:
+            found = getattr(_load(module, self.file, self.folder), name)
+        except Exception as error:  # somebody's module can raise anything
+            raise ConfigError(
+                f"{self.file or module} cannot be loaded in another process: {type(error).__name__}: {error}"
+            ) from error
+        if self.app:
+            return _adapted(found.__wrapped__, getattr(found, _MARK), _App)
+        return _adapted(found, self.asked, _Script) if self.asked else found
+
+    @property
+    def wrapped(self) -> Any:
+        """By which Hydra names the job and finds conf/; of the process that was started."""
+        found = getattr(sys.modules[self.target.rpartition(".")[0]], self.target.rpartition(".")[2])
+        return inspect.unwrap(found)
+
+    def place(self, config_path: str | None = None) -> str | None:
+        """Of the application's own configuration, on Hydra's search path."""
+        path = config_path or self.config_path
+        if not self.app or path is None:
+            return None
+        found = compute_search_path_dir(*detect_calling_file_or_module_from_task_function(self.wrapped), path)
+        return found if found is None or "://" in found else f"file://{found}"
+
+    def register(self) -> None:
+        """Make known to Hydra the engine's options and keys, and a script's arguments."""
+        made, at = self.component, f"{OWN}." if self.app else ""
+        _check_class(made, self.target)
+        keys: dict[str, Any] = {"task": {"_target_": self.target}}
+        if self.app and not made.takes_run:
+            keys["epochs"] = 1
+        help_option = "default"
+        if not self.app:
+            arguments = _arguments(made, self.target)
+            keys["task"] |= {"epochs": "${epochs}"} if "epochs" in arguments else {}
+            keys |= {key: found for key, found in arguments.items() if key in _SHARED and found != "???"}
+            node = {"defaults": ["_self_", {"experiment": None}]} | arguments
+            ConfigStore.instance().store(name=str(self.config_name), node=node, replace=True)
+            _keep(group="hydra/help", name=OWN, node=_help(self, made, arguments))
+            help_option = OWN
+        _store_engine(at, keys, help_option)
+        asks = [argument for argument in sys.argv[1:] if argument.startswith("+search=")]
+        if self.app and not asks:
+            return
+        if not self.app or not self._has_search():
+            _store_searches("search")
+
+    def _has_search(self) -> bool:
+        """Whether the application has a group or a key of that name, which then is meant by `+search=`."""
+        from hydra import compose
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.errors import HydraException
+        from hydra.initialize import initialize_config_search_path
+
+        place = self.place()
+        try:
+            with initialize_config_search_path([place or NOWHERE]):
+                options = GlobalHydra.instance().config_loader().get_group_options("search")
+                return bool(options) or "search" in compose(self.config_name)
+        except HydraException:  # which the checks tell, or --config-name
+            return False
+
+
+def _script(task: Any, asked: Asked, at_hydra: list[str]) -> Door:
+    """at_hydra: what was said that is of an application alone. Raises ConfigError."""
+    if at_hydra:
+        raise ConfigError(f"segsweep.main({_named(task)}, {at_hydra[0]}=...): not of a script. {_USAGE}")
+    if isinstance(task, type):
+        if not asked.empty:
+            raise ConfigError(
+                f"segsweep.main({_named(task)}, ...): a task class says itself what it measures and on what"
+            )
+        return _door(task, config_name=_stem())
+    if not inspect.isfunction(task):
+        raise ConfigError(f"segsweep.main({task!r}): found {type(task).__name__}. {_USAGE}")
+    asked.spec()
+    if inspect.isfunction(asked.data):
+        where, _, name = _door(asked.data).target.rpartition(".")
+        asked = Asked(asked.metric, asked.direction, _ByName(where, name), asked.ignored, asked.repeats)
+    return _door(task, asked=asked, config_name=_stem())
+
+
+def _application(function: Any, at_hydra: dict[str, Any], whitelist: Any) -> Door:
+    return _door(function, app=True, whitelist=whitelist, **at_hydra)
+
+
+def _door(thing: Any, **facts: Any) -> Door:
+    """Where a class or function is, as every process finds it."""
+    (spec, file), name = _main(), str(thing.__name__)
+    if "<" in thing.__qualname__ or "." in thing.__qualname__:
+        raise ConfigError(
+            f"segsweep.main: {thing.__qualname__} is inside something else; jobs run in other processes, which find "
+            "it at the top of a file alone"
+        )
+    module, by_file, folder = thing.__module__, None, None
+    if module == "__main__" and file is None:
+        raise ConfigError(
+            "segsweep.main: this is no file, and other processes cannot load it; put it into one: python my_script.py"
+        )
+    if module == "__main__":
+        module, by_file = (spec.name, None) if spec else (_stem(), file)
+        there = getattr(sys.modules.get(module), "__file__", None) or file
+        if module in sys.stdlib_module_names or Path(str(there)).resolve() != Path(str(file)).resolve():
+            raise ConfigError(
+                f"{file}: another module is called {module}, which would be loaded in its place; rename it"
+            )
+        sys.modules[module] = sys.modules["__main__"]
+    if file is not None:
+        folder = str(Path(file).parent) if spec is None else os.getcwd()  # as Python itself has it first on its path
+    if getattr(sys.modules[module], name, None) is not thing:
+        raise ConfigError(f"segsweep.main: {module} has another {name}; put segsweep.main over all decorators")
+    if spec is not None:
+        program: tuple[str, ...] = ("python", "-m", spec.name.removesuffix(".__main__"))
+    else:
+        program = ("python", sys.argv[0]) if sys.argv[0].endswith(".py") else (Path(sys.argv[0]).name,)
+    return Door(f"{module}.{name}", by_file, folder, program, **facts)
+
+
+def _main() -> tuple[Any, str | None]:
+    """How the program was started: the specification of `python -m`, and its file."""
+    started = sys.modules["__main__"]
+    file = getattr(started, "__file__", None)
+    return getattr(started, "__spec__", None), str(Path(file).absolute()) if file else None
+
+
+def _stem() -> str:
+    file = _main()[1]
+    return Path(file).stem.replace(".", "_") if file else "script"
+
+
+def _load(module: str, file: str | None, folder: str | None) -> ModuleType:
+    """The module of a script, loaded here under the name that it has in every process but its own."""
+    if module in sys.modules:
+        return sys.modules[module]
+    if folder and folder not in sys.path:  # before other people's packages, and after Python's own
+        places = (at for at, path in enumerate(sys.path) if {"site-packages", "dist-packages"} & set(Path(path).parts))
+        sys.path.insert(next(places, len(sys.path)), folder)
+    if file is None:
+        return importlib.import_module(module)
+    spec = importlib.util.spec_from_file_location(module, file)
+    assert spec is not None
+    assert spec.loader is not None
+    made = sys.modules[module] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(made)
+    except BaseException:
+        del sys.modules[module]
+        raise
+    return made
+
+
+@dataclass(frozen=True)
+class _ByName:
+    """A function of a script in another process."""
+
+    module: str
+    name: str
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        return getattr(sys.modules[self.module], self.name)(*given, **named)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(getattr(sys.modules[self.module], self.name))
+
+
+# What a function is as a task
+
+
+class _Function:
+    """`_call` it, and make of what it returns a `Result`."""
+
+    spec: ClassVar[Spec]
+    function: ClassVar[Any]
+    asked: ClassVar[Asked]
+    takes_run: ClassVar[bool] = True
+
+    def _call(self, run: Any) -> Any:
+        raise NotImplementedError
+
+    def _watched(self) -> Any:
+        raise NotImplementedError
+
+    def data(self) -> Data:
+        try:
+            return Data(digest=_digest(self._watched() if callable(self.asked.data) else self.asked.data))
+        except SegsweepError:
+            raise
+        except Exception as error:  # of somebody's function
+            raise DataError(f"data= of {_named(self.function)}: {type(error).__name__}: {error}") from error
+
+    def train(self, run: Any) -> Result:
+        found = self._call(run)
+        return _result(found, self.spec, _named(self.function), run)
+
+
+class _Script(_Function):
+    def __init__(self, **values: Any):
+        self.values = values
+
+    def _call(self, run: Any) -> Any:
+        return self.function(run, **self.values)
+
+    def _watched(self) -> Any:
+        return self.asked.data(**{key: self.values[key] for key in inspect.signature(self.asked.data).parameters})
+
+
+class _App(_Function):
+    def __init__(self, cfg: DictConfig):
+        self.cfg = cfg.copy()
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != OWN])
+        if f"${{{OWN}." not in OmegaConf.to_yaml(own):  # else the application means to know
+            with open_dict(self.cfg):
+                del self.cfg[OWN]
+
+    def _call(self, run: Any) -> Any:
+        with _in_its_folder():
+            return self.function(self.cfg, run) if self.takes_run else self.function(self.cfg)
+
+    def _watched(self) -> Any:
+        return self.asked.data(self.cfg)
+
+
+def _adapted(function: Any, asked: Asked, kind: type[_Function]) -> type[_Function]:
+    """The function as a task class, with its arguments and their annotations. Raises ConfigError."""
+    facts: dict[str, Any] = {"function": staticmethod(function), "asked": asked, "__module__": function.__module__}
+    if kind is _App:
+        facts["takes_run"] = _takes_run(function)
+        return type(
+            function.__name__, (kind,), facts | {"spec": asked.spec(() if facts["takes_run"] else (f"{OWN}.epochs",))}
+        )
+    everything = list(inspect.signature(function).parameters.values())
+    others = everything[1:]
+    bad = [p.name for p in others if p.kind not in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if [p.name for p in everything[:1]] != ["run"] or bad:
+        wrong = f"it takes *{bad[0]}" if bad else "its first argument is not run"
+        raise ConfigError(
+            f"segsweep.main({_named(function)}): {wrong}; a training function is train(run, *, lr: float = 0.1, ...)"
+        )
+
+    def __init__(self: Any, **values: Any) -> None:
+        _Script.__init__(self, **values)
+
+    __init__.__wrapped__ = function  # type: ignore[attr-defined]
+    __init__.__annotations__ = {k: v for k, v in function.__annotations__.items() if k not in ("run", "return")}
+    facts |= {
+        "__init__": __init__,
+        "__signature__": inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in others]),
+        "spec": asked.spec(),
+    }
+    return type(function.__name__, (kind,), facts)
+
+
+def _takes_run(function: Any) -> bool:
+    """Whether it is main(cfg, run), and not main(cfg). Raises ConfigError where it is neither."""
+    if not inspect.isfunction(inspect.unwrap(function)):
+        raise ConfigError(f"@segsweep.main: over a {type(function).__name__}. {_USAGE}")
+    parameters = list(inspect.signature(function).parameters.values())
+    needed = [p for p in parameters if p.default is p.empty]
+    plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed)
+    if not plain or len(needed) not in (1, 2) or (len(needed) == 2 and needed[1].name != "run"):
+        raise ConfigError(
+            f"@segsweep.main: {function.__name__}({', '.join(map(str, parameters))}) takes other arguments "
+            "than (cfg) or (cfg, run)"
+        )
+    return len(needed) == 2
+
+
+@contextlib.contextmanager
+def _in_its_folder() -> Iterator[None]:
+    """`hydra.job.chdir` is for the application; the engine stays where it was started."""
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if hydra is None or not hydra.job.chdir:
+        yield
+        return
+    with contextlib.chdir(hydra.runtime.output_dir):
+        yield
+
+
+def _result(found: Any, spec: Spec, name: str, run: Any) -> Result:
+    """Of what a function returned; raises TaskError and NotFiniteError."""
+    looped = run.state is not None
+    if isinstance(found, Result):
+        return found
+    chosen = spec.select.partition("/")[2]
+    if found is None and looped:
+        return Result({})
+    number = _number(found)
+    several = {chosen: found} if number is not None else found
+    if not isinstance(several, Mapping):
+        wanted = f"a number ({chosen}), a mapping of metrics or a segsweep.task.Result"
+        raise TaskError(f"{name} returned {'nothing' if found is None else type(found).__name__}; {wanted} is needed")
+    metrics: dict[str, float] = {}
+    beside: dict[str, Any] = {}
+    for key, value in several.items():
+        full = str(key) if str(key).partition("/")[0] in PARTS and "/" in str(key) else f"val/{key}"
+        number = _number(value)
+        if spec.metric(full) is None:
+            beside[str(key)] = number if number is not None else str(value)
+        elif number is None:
+            raise TaskError(f"{name} returned {type(value).__name__} for {key}; a number is needed")
+        elif math.isfinite(number):
+            metrics[full] = number
+        else:
+            raise NotFiniteError(f"{name} returned {number} for {key}")
+    if spec.select not in metrics and not looped:
+        raise TaskError(f"{name} returned {', '.join(map(str, several)) or 'nothing'}, and no {chosen}, its metric")
+    if beside:  # kept, and compared by nobody, as nobody said which way is better
+        run.describe(returned=beside)
+    return Result(metrics)
+
+
+def _number(value: Any) -> float | None:
+    item = getattr(value, "item", None)
+    with contextlib.suppress(RuntimeError, ValueError, TypeError):  # a tensor of several
+        value = item() if callable(item) else value
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+# What data are
+
+
+def _digest(found: Any) -> str | None:
+    """Of files and folders, by what is in them and not by where they lie; of a text, which is a digest itself unless a
+    file is called so."""
+    if found is None:
+        return None
+    if isinstance(found, str) and not (re.search(r"[./\\]", found) or Path(found).exists()):
+        return found
+    if isinstance(found, str | os.PathLike):
+        found = [found]
+    if not isinstance(found, list | tuple) or not all(isinstance(each, str | os.PathLike) for each in found):
+        raise DataError(f"data={found!r}: paths are needed, or a digest as text")
+    whole = hashlib.sha256()
+    for each in map(Path, found):
+        files = sorted(f for f in each.rglob("*") if f.is_file()) if each.is_dir() else [each]
+        for file in files:
+            try:
+                about = file.stat()
+                content = _content(str(file.absolute()), about.st_size, about.st_mtime_ns)
+            except OSError as error:
+                raise DataError(f"data={file}: {error.strerror}") from None
+            whole.update(f"{file.relative_to(each) if each.is_dir() else ''} {content}\n".encode())
+    return whole.hexdigest()[:32]
+
+
+@functools.cache
+def _content(file: str, size: int, changed: int) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+# What Hydra is told
+
+
+def _check_class(made: Any, target: str) -> None:
+    lacks = [name for name in ("data", "train") if not callable(getattr(made, name, None))]
+    if lacks or not isinstance(getattr(made, "spec", None), Spec):
+        wrong = f"no {lacks[0]}()" if lacks else "no `spec`, a segsweep.task.Spec that says what it measures"
+        raise ConfigError(f"segsweep.main: {target} has {wrong}. {_USAGE}")
+
+
+def _arguments(made: Any, target: str) -> dict[str, Any]:
+    """A script's arguments as keys with their defaults. Raises ConfigError."""
+    found = {}
+    for p in inspect.signature(made).parameters.values():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
+            raise ConfigError(f"segsweep.main: {target} takes {p}; its settings need names")
+        if p.name in {f.name for f in fields(Config)} - set(_SHARED) or p.name in ("hydra", "experiment", OWN):
+            raise ConfigError(
+                f"segsweep.main: {target} takes {p.name}, which is a key of the engine; call it otherwise"
+            )
+        default = "???" if p.default is p.empty else list(p.default) if isinstance(p.default, tuple) else p.default
+        try:
+            found[p.name] = OmegaConf.to_container(OmegaConf.create({"x": default}))["x"]  # type: ignore[call-overload, index]
+        except Exception:
+            raise ConfigError(
+                f"segsweep.main: {target}({p.name}={default!r}): a default is a number, a text, null, or a list or "
+                "mapping of such, which a command line can give"
+            ) from None
+    return found
+
+
+def _store_engine(at: str, keys: dict[str, Any], help_option: str) -> None:
+    """The engine's keys and groups: at the root, or in their node."""
+    package, group = ("_global_." + at.rstrip(".")).rstrip("."), at.replace(".", "/")
+    whole = _read(conf_dir() / "config.yaml", at)
+    own: Any = OmegaConf.to_container(whole, resolve=False)
+    hydra, _ = own.pop("hydra"), own.pop("defaults")
+    _keep(group=OWN, name="engine", node=OmegaConf.merge(schema(), own, keys))
+    for name in ("pruner", "tracking"):
+        _keep_all(conf_dir() / name, f"{group}{name}", at)
+    for name in ("launcher", "sweeper", "hydra_logging", "job_logging"):
+        _keep_all(conf_dir() / "hydra" / name, f"hydra/{name}", at)
+    if at:
+        _store_searches(f"{group}search")
+    usual = {"launcher": "local", "sweeper": "grid", "hydra_logging": "quiet", "help": help_option}
+    usual |= {} if at else {"job_logging": "quiet"}  # what an application writes to its log is to be seen as before
+    told = ConfigStore.instance().load("hydra/config.yaml")  # by an application, too
+    node: Any = OmegaConf.structured(HydraConf()) if told.provider == OWN else told.node.copy()
+    plain, defaults = HydraConf().defaults, OmegaConf.to_container(node.defaults)
+    assert isinstance(defaults, list)
+    defaults = [
+        {k: usual.get(k, v) for k, v in d.items()} if isinstance(d, dict) and d in plain else d for d in defaults
+    ]
+    defaults += [f"/{OWN}/engine@{package}"]
+    defaults += [
+        {f"/{group}{name}@_global_.{at}{name}": option} for name, option in (("pruner", "none"), ("tracking", "mlflow"))
+    ]
+    node.defaults, node.callbacks[OWN] = defaults, hydra["callbacks"]["sweep"]
+    for part, key in (("run", "dir"), ("sweep", "dir"), ("sweep", "subdir")):
+        if OmegaConf.is_missing(node[part], key):
+            node[part][key] = hydra[part][key]
+    _keep(group="hydra", name="config", node=node)
+
+
+def _store_searches(group: str) -> None:
+    """The presets of a search, less what they say of a task: the space is the command line's."""
+    for file in (conf_dir() / "search").glob("*.yaml"):
+        found = OmegaConf.load(file)
+        defaults = [d for d in found.defaults if isinstance(d, DictConfig) and "hydra" in str(d)]
+        sampler = OmegaConf.select(found, "hydra.sweeper.sampler") or {}
+        node = {"defaults": ["_self_", *map(dict, defaults)], "hydra": {"sweeper": {"sampler": sampler}}}
+        _keep(group=group, name=file.stem, node=node, package="_global_")
+
+
+def _keep_all(folder: Path, group: str, at: str) -> None:
+    for file in folder.glob("*.yaml"):
+        _keep(group=group, name=file.stem, node=_read(file, at))
+
+
+def _keep(**facts: Any) -> None:
+    ConfigStore.instance().store(provider=OWN, replace=True, **facts)
+
+
+def _read(file: Path, at: str) -> DictConfig:
+    """A file of conf/, whose references to the engine's keys are to those below `at`."""
+    keys = "|".join(f.name for f in fields(Config))
+    text = re.sub(rf"\$\{{(?=(?:{keys})\b)", f"${{{at}", file.read_text(encoding="utf-8"))
+    found = OmegaConf.create(text)
+    assert isinstance(found, DictConfig)
+    return found
+
+
+def _help(door: Door, made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    program = " ".join(door.program)
+    about = (inspect.getdoc(getattr(made, "function", made)) or "").split("\n\n")[0]
+    keys = "\n".join(f"    {key}={'(needed)' if found == '???' else found}" for key, found in arguments.items())
+    own = "  Its settings (key=value)\n" + keys if keys else "  It has no settings of its own."
+    text = (
+        f"{door.target}: {about}\n\n"
+        f"  {program}                                    one run\n"
+        f"  {program} -m KEY=1,2 seed=0,1,2 epochs=5      a sweep: every combination is one job\n"
+        f"  {program} -m +search=tpe 'KEY=interval(0, 1)' search.trials=20\n"
+        f"  {program} -m ... hydra/launcher=plan         what it would cost; --cfg job: every value\n\n"
+        f"{own}\n\n"
+        "  The engine's\n"
+        "    epochs  seed  device=auto|cpu|cuda|cuda:N  reuse=true|false  report=true|false\n"
+        "    pruner=none|median|halving|hyperband|patient  tracking=mlflow|none  paths.runs  search.trials  ...\n\n"
+        "  Afterwards\n"
+        "    python -m segsweep.report multirun/NAME      tables, curves, statistics of a sweep\n"
+    )
+    return {"app_name": door.program[-1], "template": text.replace("$", "$$")}
+
+
+def _named(thing: Any) -> str:
+    return (
+        f"{getattr(thing, '__name__', thing)}()"
+        if inspect.isfunction(thing)
+        else str(getattr(thing, "__name__", thing))
+    )

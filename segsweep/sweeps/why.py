@@ -1,0 +1,314 @@
+"""`python -m segsweep.why RUN [RUN]`: in which values, files and versions two runs differ, or why one would be trained
+again today. `--accept RUN --reason TEXT` lets a record stand for today's code.
+"""
+
+import argparse
+import contextlib
+import getpass
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from segsweep.config.start import start
+from segsweep.core import accepted, artifacts
+from segsweep.core.errors import SegsweepError, printable
+from segsweep.core.signature import digest
+from segsweep.runs.identity import Identity, identity, recorded
+from segsweep.task import Data
+
+RUN = "a run folder, a job's folder of a sweep, a run's signature or its unique beginning, best:SWEEP, an MLflow run id"
+INDEPENDENT = "differs, but does not decide which run it is"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """kind: value, file, data or split. old, new: as text; None where one side has no such thing."""
+
+    kind: str
+    name: str
+    old: str | None
+    new: str | None
+    where: str = ""
+
+    def row(self, second: str) -> tuple[str, str, str]:
+        """As cells of a table. second: what the other side is called in it."""
+        name = f"{self.name} ({self.where})" if self.where else self.name
+        if self.old is None or self.new is None:
+            side = second if self.old is None else "the first"
+            value = "" if self.kind == "file" else f": {self.new if self.old is None else self.old}"
+            return self.kind, name, f"only in {side}{value}"
+        return self.kind, name, "changed" if self.kind == "file" else f"{self.old} -> {self.new}"
+
+
+def differences(old: Identity, new: Identity) -> list[Difference]:
+    """All in which two signatures differ, values first; empty where they are one."""
+    first, second = (dict(_flat(side.config)) for side in (old, new))
+    found = []
+    for name in dict.fromkeys([*first, *second]):
+        a, b = (_text(side[name]) if name in side else None for side in (first, second))
+        if a is None or b is None or digest(first[name]) != digest(second[name]):
+            found.append(Difference("value", printable(name), a, b))
+    found += _files(old, new)
+    for kind, what in (("data", "content of the data"), ("split", "who is in which part")):
+        if getattr(old, kind) != getattr(new, kind):
+            a, b = (printable(getattr(side, kind))[:16] or "not watched" for side in (old, new))
+            found.append(Difference(kind, what, a, b))
+    return found
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    return printable(value if isinstance(value, str) else json.dumps(value, default=str))
+
+
+def _files(old: Identity, new: Identity) -> Iterator[Difference]:
+    """Modules whose code differs. In a signature the last part of a module's name counts: `src.net` is `net`."""
+    first, second = (
+        {name: (name.rpartition(".")[2], content) for name, content in side.files.items()} for side in (old, new)
+    )
+    gone = {name for name in first if first[name] not in second.values()}
+    came = {name for name in second if second[name] not in first.values()}
+    for name in sorted(gone | came):
+        where = printable(new.places.get(name) or old.places.get(name) or "")
+        a = first[name][1] if name in gone else None
+        b = second[name][1] if name in came else None
+        yield Difference("file", printable(name), a, b, where)
+
+
+def today(then: Identity, cfg: DictConfig) -> tuple[Identity, str]:
+    """Which run a configuration is with the code and the data of today; and what could not be looked at, "" if nothing.
+
+    then: where the data cannot be looked at, they are taken to be what they were. Raises SegsweepError."""
+    from segsweep.config import components
+    from segsweep.runs.run import told
+
+    try:
+        task = components.task(cfg)
+        try:
+            data, lacks = task.data(), ""
+        except Exception as error:  # somebody's own code; the rest is told all the same
+            lacks = f"The data cannot be looked at now ({told(error).splitlines()[0]}): taken to be what they were."
+            data = Data(digest=then.data, split=then.split, settings=then.settled)
+        return identity(cfg, task.spec, data), lacks
+    except SegsweepError:
+        raise
+    except Exception as error:  # as above
+        raise SegsweepError(f"its task cannot be made today: {told(error)}") from error
+
+
+def composition(reference: str, info: Mapping[str, Any], config_dir: str | None) -> DictConfig:
+    """What the command of a run composes today. Raises SegsweepError where that cannot be known."""
+    from segsweep.sweeps.preflight import composed
+
+    job = artifacts.read_json(Path(reference) / "job.json") or {}
+    try:
+        words = shlex.split(str(info.get("command") or ""))
+    except ValueError as error:
+        raise SegsweepError(f"its command was not recorded as one types it: {error}") from None
+    if words[:3] != ["python", "-m", "segsweep"]:
+        raise SegsweepError("its command is not recorded")
+    argv = words[3:]
+    if job.get("overrides"):
+        argv = [word for word in argv if word.startswith("--config-dir")] + [str(line) for line in job["overrides"]]
+    if config_dir:
+        argv = [f"--config-dir={config_dir}", *(word for word in argv if not word.startswith("--config-dir"))]
+    return composed(argv)[0]
+
+
+def compare(first: Path, second: Path) -> None:
+    """Print in what two recorded runs differ."""
+    (a, _, about), (b, _, other) = recorded(first), recorded(second)
+    found = differences(a, b)
+    print(f"{first.name} -> {second.name}")
+    _show(found, "the second")
+    _versions(about.get("versions") or {}, other.get("versions") or {})
+    same = "They are the same run: nothing differs that decides a number."
+    print(f"They are two runs: {_counted(found)}." if found else same)
+    for folder in (first, second):
+        _accepted(folder)
+
+
+def explain(reference: str, folder: Path, config_dir: str | None) -> None:
+    """Print why a recorded run would be trained again today, or that it would not."""
+    from segsweep.core import environment
+
+    then, cfg, info = recorded(folder)
+    print(f"{folder.name} -> the same command today")
+    try:
+        cfg = composition(reference, info, config_dir)
+    except SegsweepError as error:
+        reason = str(error).splitlines()[0]
+        print(f"Its command cannot be composed now ({reason}): taken is its recorded configuration.")
+    now, lacks = today(then, cfg)
+    found = differences(then, now)
+    _show(found, "today's")
+    print(lacks, end="\n" * bool(lacks))
+    _versions(info.get("versions") or {}, environment.versions(*_packages(now)))
+    _accepted(folder)
+    entry = accepted.standing(folder.parent.parent, now.ids["signature"])
+    there = folder.parent / now.ids["signature"]
+    if not found:
+        pruned = (folder / "pruned.json").exists()
+        end = "it was pruned; pruner=none takes it to its end" if pruned else "not finished, it goes on"
+        end = "its record answers" if artifacts.result(folder) else end
+        print(f"The same run: {end}.")
+    elif entry and entry["ids"]["signature"] == folder.name:
+        print("The record answers all the same, as it was accepted.")
+    elif artifacts.result(there):
+        print(f"Today's run is {there.name}, which is finished too: {_counted(found)}.")
+    else:
+        again = f"It would be trained again, as {there.name}: {_counted(found)}."
+        edit = {difference.kind for difference in found} == {"file"}
+        hint = f" If the edit changes no number: python -m segsweep.why --accept {reference} --reason TEXT"
+        print(again + hint * edit)
+
+
+def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str | None) -> None:
+    """Let the run in `folder` stand for today's code. Raises SegsweepError where it must not."""
+    from segsweep.core import environment
+    from segsweep.core.signature import code, fingerprint
+
+    then, cfg, info = recorded(folder)
+    name, runs = folder.name, folder.parent.parent
+    if folder.parent.name != "runs" or name != info["signature"]:
+        raise SegsweepError(f"{folder}: not among the runs of this machine, so that no command would be led to it")
+    if artifacts.held(folder):
+        raise SegsweepError(f"{name}: a job works on it just now; accept it when that has ended")
+    if not artifacts.result(folder):
+        raise SegsweepError(f"{name}: not finished; only a finished record can stand for others")
+    with contextlib.suppress(SegsweepError):  # of another folder, say; then its own configuration has to do
+        cfg = composition(reference, info, config_dir)
+    now, lacks = today(then, cfg)
+    if lacks:
+        raise SegsweepError(f"{name}: {lacks} A record is accepted for the same data alone")
+    found = differences(then, now)
+    if not found:
+        raise SegsweepError(f"{name}: nothing differs today; its record answers as it is")
+    if others := [" ".join(d.row("today's")) for d in found if d.kind != "file"]:
+        raise SegsweepError(f"{name}: more than code differs, so it is another run: {'; '.join(others)}")
+    there = runs / "runs" / now.ids["signature"]
+    if ended := "result.json" if artifacts.result(there) else "pruned.json" * (there / "pruned.json").exists():
+        raise SegsweepError(f"{name}: today's code has a run of its own, {there.name} ({ended}), which answers")
+    if artifacts.held(there):
+        raise SegsweepError(f"{name}: a job trains {there.name}, which is this run with today's code, just now")
+    entry: dict[str, Any] = now.ids | {"by": by, "when": artifacts.now(), "reason": reason, "code": fingerprint(code())}
+    entry |= {"files": {d.name: [d.old, d.new] for d in found}, "places": now.places}
+    entry |= {"versions": environment.versions(*_packages(now)), "commit": environment.commit()}
+    counts, epochs = accepted.accept(folder, entry)
+    _show(found, "today's")
+    word = "Accepted" if counts is entry else "Accepted already"
+    print(f"{word}: {name} stands for today's code, {there.name}, {accepted.told(counts)}; {epochs}.")
+    _mirror(folder)
+
+
+def _mirror(folder: Path) -> None:
+    """MLflow has a copy of the record: bring it up to date."""
+    from segsweep.tracking.store import STATE
+
+    state = artifacts.read_json(folder / STATE) or {}
+    if not state.get("run_id"):
+        return
+    from segsweep.tracking.mirrors import push
+
+    try:
+        push(folder, state["uri"], state["experiment"], None, final=True)
+    except Exception as error:  # MLflow raises what its back end raises
+        print(
+            f"MLflow does not know yet ({str(error).splitlines()[0]}): python -m segsweep.sync {folder}",
+            file=sys.stderr,
+        )
+
+
+def _packages(now: Identity) -> list[str]:
+    """What `environment.facts` asks the versions of, beside its own."""
+    return sorted({root.partition(".")[0] for root in now.roots} - sys.stdlib_module_names)
+
+
+def _show(found: list[Difference], second: str) -> None:
+    rows = [difference.row(second) for difference in found]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
+    for kind, name, change in rows:
+        print(f"  {kind:<{widths[0]}}  {name:<{widths[1]}}  {change}")
+
+
+def _versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    for name in [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]:
+        a, b = (printable(side.get(name) or "none") for side in (old, new))
+        print(f"  version of {name}: {a} -> {b} ({INDEPENDENT})")
+
+
+def _counted(found: list[Difference]) -> str:
+    counts = {kind: sum(d.kind == kind for d in found) for kind in ("value", "file", "data", "split")}
+    words = [
+        f"{n} {kind}{'s' * (n > 1)}" if kind in ("value", "file") else f"the {kind}" for kind, n in counts.items() if n
+    ]
+    return f"{' and '.join(words)} differ{'s' * (len(found) == 1)}"
+
+
+def _accepted(folder: Path) -> None:
+    for entry in accepted.entries(folder):
+        files = ", ".join(sorted(entry["files"]))
+        print(f"{folder.name} was accepted for {entry['signature']} {accepted.told(entry)} ({files})")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0 answered or accepted, 1 with a plain message where not."""
+    start()
+    parser = argparse.ArgumentParser(
+        prog="python -m segsweep.why",
+        description="Why two runs are not the same: which values, files, data and versions differ. With one RUN: why "
+        "the same command would train it again today, or that it would not. Trains nothing.",
+        epilog="The code of one's own is looked at as in training: SEGSWEEP_ALLOW and the working directory as there.",
+    )
+    parser.add_argument("run", metavar="RUN", help=RUN)
+    parser.add_argument("other", metavar="RUN", nargs="?", help="another one; default: the same command today")
+    parser.add_argument(
+        "--accept", action="store_true", help="let the one RUN, which is finished, stand for today's code from now on; "
+        "refused where anything but code differs. Nothing of the record is changed, accepted.json is added to it"
+    )  # fmt: skip
+    parser.add_argument(
+        "--reason", metavar="TEXT", help="with --accept: why the edit changes no number; it is recorded"
+    )
+    parser.add_argument("--by", metavar="NAME", help="with --accept: who accepts (default: the user of this system)")
+    parser.add_argument("--config-dir", metavar="DIR", help="where the run's options are, if not where they were")
+    parser.add_argument("--runs", type=Path, default=Path("multirun"), help="folder of runs/ and the sweeps")
+    options = parser.parse_args(arguments)
+    if options.accept and (options.other or not (options.reason or "").strip()):
+        parser.error("--accept takes one RUN and --reason TEXT, which says why the edit changes no number")
+    if not options.accept and (options.reason or options.by):
+        parser.error("--reason and --by belong to --accept")
+    from segsweep.runs.find import find
+
+    try:
+        folders = [find(text, options.runs)[0] for text in (options.run, options.other) if text is not None]
+        if options.accept:
+            by = printable(options.by or _user())
+            accept(options.run, folders[0].resolve(), by, printable(options.reason), options.config_dir)
+        elif options.other is None:
+            explain(options.run, folders[0].resolve(), options.config_dir)
+        else:
+            compare(*folders)
+    except (SegsweepError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"

@@ -1,0 +1,337 @@
+"""An existing Hydra application with one line changed: what it had stays, what the engine has is there, under its own
+key."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "hydra_app"
+APP = """
+import os
+import segsweep
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+OmegaConf.register_resolver("my_folder", lambda: HydraConfig.get().runtime.output_dir, replace=True)
+seen = []
+@segsweep.main(config_path="conf", config_name="config", metric="loss", direction="min", ignored=["workers"])
+def start(cfg):
+    seen.append(cfg)
+    return cfg.lr * 2
+"""
+CONFIG = """
+defaults:
+  - net: small
+  - _self_
+lr: 0.1
+seed: 5
+epochs: 70
+workers: 3
+task: classify
+pruner: shears
+search: {radius: 2}
+optional: ???
+out: ${hydra:runtime.output_dir}/x
+today: ${now:%Y-%m-%d_%H-%M-%S-%f}
+notes: ${out}/notes
+mine: ${my_folder:}/mine
+"""
+BASIC = "  - override hydra/launcher: basic\n"
+QUIET = ("segsweep/tracking=none", "segsweep.report=false")
+HERE = ("hydra/launcher=basic", *QUIET)
+
+
+@pytest.fixture
+def conf(tmp_path) -> Path:
+    """The application's own conf/, with keys that are called as the engine's are."""
+    (tmp_path / "conf" / "net").mkdir(parents=True)
+    (tmp_path / "conf" / "config.yaml").write_text(CONFIG)
+    (tmp_path / "conf" / "net" / "small.yaml").write_text("width: 4\ninit: ${seed}\n")
+    (tmp_path / "conf" / "net" / "large.yaml").write_text("width: 8\ninit: ${seed}\n")
+    return tmp_path / "conf"
+
+
+@pytest.fixture
+def app(conf) -> str:
+    """An application over it; as it is a module here, Hydra would look for a relative conf/ in its package."""
+    return APP.replace('"conf"', repr(str(conf)))
+
+
+def runs(folder: Path) -> list[dict]:
+    files = sorted(folder.glob("multirun/runs/*/result.json"))
+    return [json.loads(f.read_text()) | json.loads((f.parent / "run.json").read_text()) for f in files]
+
+
+def test_what_an_application_says_itself_stays_and_its_keys_collide_with_none(through, conf, app, tmp_path):
+    code, said, module = through(app, "-m", "net=small,large", "seed=5,6", "search.radius=3", "epochs=71", *HERE)
+    assert code == 0, said
+    assert [(cfg.net.width, cfg.seed, cfg.search.radius, cfg.epochs) for cfg in module.seen] == [
+        *((4, 5, 3, 71), (4, 6, 3, 71), (8, 5, 3, 71), (8, 6, 3, 71))
+    ]
+    assert all("segsweep" not in cfg and cfg.task == "classify" and cfg.pruner == "shears" for cfg in module.seen)
+    found = runs(tmp_path)
+    assert len(found) == 4
+    keys = set(found[0]["factors"])
+    assert {"net", "net.width", "lr", "seed", "epochs", "search.radius", "task", "segsweep.seed"} <= keys
+    assert not keys & {"out", "today", "notes", "workers", "segsweep.epochs", "net.init"}  # the last follows the seed
+    assert len({run["group"] for run in found}) == 2  # its own seed is a repeat
+    assert found[0]["metrics"] == {"val/loss": 0.2}
+
+
+def test_a_second_command_is_answered_whatever_the_time_and_the_folder_and_ignored_keys(through, conf, app, tmp_path):
+    _, _, module = through(app, *QUIET)
+    assert (len(module.seen), len(runs(tmp_path))) == (1, 1)
+    for more, called in (((), 0), (("workers=4",), 0), (("lr=0.2",), 1)):
+        sys.argv[1:] = [*QUIET, *more]
+        module.seen.clear()
+        module.start()
+        assert len(module.seen) == called, more
+
+
+@pytest.mark.parametrize(
+    ("own", "arguments", "launcher", "sweeper"),
+    [
+        ("", [], "LocalLauncher", "GridSweeper"),
+        (
+            "  - override hydra/launcher: basic\n  - override hydra/sweeper: basic\n",
+            [],
+            "BasicLauncher",
+            "BasicSweeper",
+        ),
+        ("  - override hydra/launcher: basic\n", ["hydra/launcher=plan"], "PlanLauncher", "GridSweeper"),
+        ("  - override hydra/launcher: basic\n", ["+segsweep/search=tpe"], "BasicLauncher", "SearchSweeper"),
+        ("", ["--config-name", "other"], "BasicLauncher", "GridSweeper"),
+    ],
+)
+def test_its_own_launcher_and_sweeper_win_and_the_command_line_over_them(
+    through, conf, app, own, arguments, launcher, sweeper
+):
+    (conf / "config.yaml").write_text(CONFIG.replace("  - _self_\n", f"  - _self_\n{own}"))
+    (conf / "other.yaml").write_text(CONFIG.replace("- _self_\n", "- _self_\n  - override hydra/launcher: basic\n"))
+    _, said, _ = through(app, "--cfg", "hydra", *arguments)
+    hydra = OmegaConf.create(said).hydra
+    assert hydra.launcher._target_.endswith(launcher)
+    assert hydra.sweeper._target_.endswith(sweeper)
+
+
+def test_a_search_by_either_name_where_the_application_has_none_of_its_own(through, conf, app, tmp_path):
+    (conf / "config.yaml").write_text(CONFIG.replace("search: {radius: 2}\n", ""))
+    line = ("-m", "+search=tpe", "lr=interval(0.1, 0.5)", "segsweep.search.trials=3", *HERE)
+    code, said, module = through(app, *line)
+    assert code == 0, said
+    assert len(module.seen) == 3
+    assert "best val/loss" in said
+    best = OmegaConf.load(next(tmp_path.glob("multirun/2*/search/experiment/best.yaml")))
+    assert best == {"lr": pytest.approx(min(cfg.lr for cfg in module.seen))}
+    folder = next(tmp_path.glob("multirun/2*/search"))
+    sys.argv[1:] = ["--config-dir", str(folder), "+experiment=best", *QUIET]
+    module.seen.clear()
+    module.start()  # answered
+    assert module.seen == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["lrr=1"], "lrr: no such key; did you mean lr?"),
+        (["net=tiny"], "net=tiny: no such option; allowed are large, small"),
+        (["segsweep.epoch=1"], "segsweep.epoch: no such key; did you mean segsweep.epochs?"),
+        (["segsweep.seed=-1"], "segsweep.seed=-1: must be at least 0"),
+        (["segsweep.epochs=4"], "segsweep.epochs=4: start(cfg) has no epochs; def start(cfg, run) has"),
+        (["-m", "+search=tpe"], "has a `search` of its own; segsweep's is +segsweep/search=tpe"),
+        (["-m", "lr=interval(0, 1)"], "such as +segsweep/search=tpe"),
+        (["-m", "+segsweep/search=tpe", "lr=1,2", "segsweep.search.objective=[val/los]"], "did you mean val/loss?"),
+        (["-m", "+segsweep/search=tpe", "seed=1,2"], "a search would choose the luckiest seed"),
+        (["--config-name", "nowhere"], "nowhere"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_before_anything_is_called(through, conf, app, tmp_path, arguments, says):
+    code, said, module = through(app, *arguments)
+    assert code == 1
+    assert says in said
+    assert "Traceback" not in said
+    assert not module.seen
+    assert not (tmp_path / "multirun").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("start(cfg)", "start(cfg, other)", "start(cfg, other) takes other arguments than (cfg) or (cfg, run)"),
+        ("start(cfg)", "start()", "start() takes other arguments"),
+        ('direction="min", ', "", "metric= and direction= are needed"),
+        ('metric="loss"', 'metric={"loss": "min"}', "direction= is for one metric"),
+    ],
+)
+def test_a_wrong_decorator_is_one_sentence_and_exit_code_1(tmp_path, conf, old, new, says):
+    (tmp_path / "app.py").write_text(APP.replace(old, new) + "start()")
+    done = subprocess.run([sys.executable, "app.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_folders_are_numbered_whatever_it_calls_them_and_chdir_is_its_own(through, conf, app, tmp_path):
+    (conf / "config.yaml").write_text(
+        CONFIG + "hydra:\n  run: {dir: 'outputs/${now:%H-%M-%S}'}\n  job: {chdir: true}\n"
+        "  sweep: {dir: sweeps, subdir: '${hydra.job.override_dirname}'}\n"
+    )
+    source = app.replace("    seen", "    open('here', 'w').close()\n    seen") + "    # end\n"
+    code, said, module = through(source, "-m", "lr=1,2", *HERE)
+    assert code == 0, said
+    assert [(tmp_path / "sweeps" / str(n) / "here").exists() for n in range(2)] == [True, True]
+    assert (tmp_path / "sweeps" / "sweep.json").exists()
+    assert len(runs(tmp_path)) == 2
+    sys.argv[1:] = ["lr=3", *QUIET]
+    module.start()
+    assert next(tmp_path.glob("outputs/*/0/here"))
+
+
+def test_data_are_watched_by_a_function_of_the_configuration(through, conf, app, tmp_path):
+    (tmp_path / "a.csv").write_text("1")
+    source = app.replace("ignored=", "data=lambda cfg: [f'{cfg.task}.csv', 'a.csv'], ignored=")
+    code, said, _ = through(source, *QUIET)
+    assert (code, "data=classify.csv: No such file or directory" in said) == (1, True), said
+    (tmp_path / "classify.csv").write_text("1")
+    _, _, module = through(source, *QUIET)
+    for text, called in (("1", 0), ("22", 1)):
+        (tmp_path / "a.csv").write_text(text)
+        module.seen.clear()
+        module.start()
+        assert len(module.seen) == called
+
+
+def test_what_an_application_tells_hydra_in_its_store_stays(through, app):
+    source = app.replace(
+        "seen = []",
+        """from hydra.conf import HydraConf, SweepDir
+from hydra.core.config_store import ConfigStore
+told = HydraConf(sweep=SweepDir(dir="mine"))
+told.defaults[1] = {"launcher": "plan"}  # basic is what Hydra says itself
+ConfigStore.instance().store(group="hydra", name="config", node=told, replace=True)
+seen = []""",
+    )
+    _, said, _ = through(source, "--cfg", "hydra")
+    hydra = OmegaConf.create(said).hydra
+    assert hydra.launcher._target_.endswith("PlanLauncher")
+    assert hydra.sweeper._target_.endswith("GridSweeper")
+    assert OmegaConf.to_container(hydra.sweep) == {"dir": "mine", "subdir": "${hydra.job.num}"}
+
+
+def test_a_typed_configuration_of_the_store_and_a_whitelist_of_its_own(through, tmp_path):
+    source = """
+from dataclasses import dataclass
+from typing import Any
+from hydra.core.config_store import ConfigStore
+from hydra.utils import instantiate
+import segsweep
+@dataclass
+class Config:
+    lr: float = 0.5
+    made: Any = None
+ConfigStore.instance().store(name="typed", node=Config, replace=True)
+@segsweep.main(config_path=None, config_name="typed", metric="loss", direction="min",
+               execution_whitelist=["fractions.Fraction"])
+def start(cfg):
+    return float(instantiate(cfg.made)) + cfg.lr
+"""
+    code, said, _ = through(source, "made={_target_: fractions.Fraction, numerator: 1, denominator: 4}", *QUIET)
+    assert code == 0, said
+    assert [run["metrics"] for run in runs(tmp_path)] == [{"val/loss": 0.75}]
+    assert "made=" not in through(source, "lr=fast")[1]
+    code, said, _ = through(source, "made={_target_: os.getcwd}", *QUIET)
+    assert code == 1
+    assert "os.getcwd" in said
+
+
+def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-W", "ignore", *arguments]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_example_is_swept_answered_again_and_reported_without_a_word_of_a_test(tmp_path):
+    folder = Path(shutil.copytree(EXAMPLE, tmp_path / "app"))
+    line = ("train.py", "-m", "model=net,forest", "seed=0,1,2", "segsweep/tracking=none")
+    done = sweep(folder, *line)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "train: fitting RandomForestClassifier" in done.stderr  # its own log, from a worker
+    assert all((job / "error.txt").exists() for job in folder.glob("multirun/2*/[0-9]"))
+    page = next(folder.glob("multirun/2*/report.md")).read_text()
+    assert "Compared over seeds alone" in page
+    assert "not watched" in page
+    assert not re.search(r"test error|dice|patient|slice|mask", page, re.IGNORECASE), page
+    assert "`python train.py model=forest seed=0" in page
+    again = sweep(folder, *line)
+    assert again.stdout.count(" reused ") == 6, again.stdout
+    assert "fitting" not in again.stderr
+    assert "jobs 0, 1, 2, 3, 4, 5: answered from the record; the data are not watched" in again.stdout
+    (folder / "model.py").write_text((folder / "model.py").read_text().replace("split(32)", "split(64)"))
+    plan = sweep(folder, *line, "hydra/launcher=plan")
+    assert "6 jobs: 3 new, 3 finished" in plan.stdout, plan.stdout  # the code of the network is no part of the forest
+
+
+BROKEN = """
+import os
+import segsweep
+@segsweep.main(config_path="conf", config_name="config", metric="loss", direction="min")
+def main(cfg):
+    print("seed", cfg.seed, end="")
+    if cfg.seed == 1:
+        return {}["nothing"]
+    if cfg.seed == 2 and not os.path.exists("killed"):
+        open("killed", "w").close()
+        os.kill(os.getpid(), 9)
+    return cfg.seed
+main()  # without the guard: in a worker it starts nothing
+"""
+
+
+@pytest.mark.slow
+def test_a_failing_job_and_a_killed_worker_cost_themselves_alone(tmp_path, conf):
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "__init__.py").touch()
+    (tmp_path / "pkg" / "train.py").write_text(BROKEN.replace('"conf"', '"../conf"'))
+    done = sweep(tmp_path, "-m", "pkg.train", "-m", "seed=0,1,2,3", *QUIET)
+    assert done.returncode == 1
+    assert re.search(r"job 1 failed: error: KeyError: 'nothing' \(.*train\.py:8, in main\)", done.stdout), done.stdout
+    assert "SIGKILL; trying again" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.count("seed 3") == 1  # printed by a worker, without a new line
+    assert sorted(run["metrics"]["val/loss"] for run in runs(tmp_path)) == [0, 2, 3]
+    logs = [log.read_text() for log in tmp_path.glob("multirun/2*/1/*.log")]
+    assert any("in main" in log and "Traceback" in log for log in logs)
+
+
+@pytest.mark.slow
+def test_an_application_with_epochs_that_was_killed_goes_on_to_the_same_bits(tmp_path):
+    folders = [Path(shutil.copytree(EXAMPLE, tmp_path / name)) for name in ("killed", "whole")]
+    grid = ("epochs.py", "-m", "model.lr=0.003,0.01", "segsweep.epochs=1,4", *QUIET)
+    how = {"cwd": folders[0], "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    killed = subprocess.Popen([sys.executable, *grid], **how)
+    while not any(folders[0].glob("multirun/trajectories/*/state_0002.pt")) and killed.poll() is None:
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    done = [sweep(folder, *grid) for folder in folders]
+    assert [d.returncode for d in done] == [0, 0], done[0].stdout + done[0].stderr
+    found = [
+        {
+            file.parent.name: [
+                {k: v for k, v in json.loads(line).items() if "/" in k} for line in file.read_text().splitlines()
+            ]
+            for file in folder.glob("multirun/runs/*/history.jsonl")
+        }
+        for folder in folders
+    ]
+    assert len(found[0]) == 4
+    assert found[0] == found[1]
+    assert sum(run["trained_epochs"] for run in runs(folders[1])) == 8  # of 10: one epoch of each is shared

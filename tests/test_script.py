@@ -1,0 +1,247 @@
+"""One's own script: `segsweep.main(Digits)`, or a function with its metric. Its arguments are keys at the root."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "script"
+FUNCTION = """
+import segsweep
+seen = []
+def train(run, *, lr: float = 0.1, width: int = 8, model: str = "mlp"):
+    seen.append((lr, width, run.seed))
+    return lr * width + run.seed
+def start():
+    segsweep.main(train, metric="loss", direction="min")
+"""
+CLASS = "import segsweep\nclass A: ...\ndef start():\n    segsweep.main(A)"
+HERE = ("hydra/launcher=basic", "tracking=none", "report=false")
+
+
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, stdin=None)
+
+
+def runs(folder: Path) -> list[dict]:
+    files = sorted(folder.glob("multirun/runs/*/result.json"))
+    return [json.loads(f.read_text()) | json.loads((f.parent / "run.json").read_text()) for f in files]
+
+
+def test_arguments_of_a_function_are_keys_at_the_root_and_a_second_time_nothing_is_called(through, tmp_path):
+    code, said, module = through(FUNCTION, "-m", "lr=0.1,0.2", "seed=0,1", *HERE)
+    assert code == 0, said
+    assert module.seen == [(0.1, 8, 0), (0.1, 8, 1), (0.2, 8, 0), (0.2, 8, 1)]
+    found = {(run["factors"]["lr"], run["factors"]["seed"]): run["objective"] for run in runs(tmp_path)}
+    assert found == pytest.approx({(0.1, 0): 0.8, (0.1, 1): 1.8, (0.2, 0): 1.6, (0.2, 1): 2.6})
+    assert {run["metrics"]["val/loss"] for run in runs(tmp_path)} == set(found.values())  # and none of a test
+    assert not any(key.startswith("test/") for run in runs(tmp_path) for key in run["metrics"])
+    groups = {run["group"]: run["factors"]["lr"] for run in runs(tmp_path)}
+    assert sorted(groups.values()) == [0.1, 0.2]  # seeds are repeats
+    again = through(FUNCTION, "-m", "lr=0.1,0.2", "seed=0,1", *HERE)
+    assert again[0] == 0
+    assert len(list(tmp_path.glob("multirun/runs/*"))) == 4 + 4  # another module: what it is called is part of it
+
+
+def test_what_is_reused_says_that_its_data_are_not_watched_and_data_are_part_of_a_run(through, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").write_text("1")
+    watched = FUNCTION.replace('direction="min"', 'direction="min", data="data"')
+    for source in (FUNCTION, watched):
+        _, _, module = through(source, *HERE[1:])
+        for edited, trained in ((False, 0), (True, 1)):
+            module.seen.clear()
+            if edited:
+                (tmp_path / "data" / "a.csv").write_text("2" + source)
+            try:
+                module.start()
+            except SystemExit as end:
+                pytest.fail(str(end))
+            assert len(module.seen) == (trained if source is watched else 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "says"),
+    [
+        (FUNCTION, ["lrr=1"], "lrr: no such key; did you mean lr?"),
+        (FUNCTION, ["width=2.5"], "width=2.5: must be a whole number"),
+        (FUNCTION, ["lr=fast"], "lr=fast: must be a number"),
+        (FUNCTION, ["batch_size=4"], "batch_size: no such key"),
+        (FUNCTION, ["-m", "lr=interval(0, 1)"], "an interval is for a search, such as +search=tpe"),
+        (FUNCTION, ["-m", "+search=tpe", "seed=0,1"], "a search would choose the luckiest seed"),
+        (FUNCTION, ["-m", "+search=tpe", "lr=0.1,0.2", "search.objective=[test/loss]"], "nothing is chosen on"),
+        (FUNCTION, ["--config-name", "other"], "--config-name: not taken"),
+        (FUNCTION.replace("lr: float = 0.1", "lr: float"), [], "lr: a value is needed, lr=..."),
+        (FUNCTION.replace("lr: float = 0.1", "search: int = 1"), [], "takes search, which is a key of the engine"),
+        (FUNCTION.replace("lr: float = 0.1", "lr: float = object()"), [], "a default is a number, a text, null"),
+        (FUNCTION.replace("train(run, *,", "train(data, *,"), [], "its first argument is not run"),
+        (FUNCTION.replace('"mlp"):', '"mlp", **more):'), [], "it takes *more"),
+        (FUNCTION.replace(', direction="min"', ""), [], "metric= and direction= are needed"),
+        (FUNCTION.replace('"min"', '"down"'), [], "loss has direction 'down'; allowed are min and max"),
+        (FUNCTION.replace('"min"', '"min", config_path="conf"'), [], "config_path=...): not of a script"),
+        (FUNCTION.replace("(train, ", "(lambda run: 1, "), [], "is inside something else"),
+        (CLASS, [], "has no data()"),
+        (CLASS.replace("(A)", "(A, metric='a')"), [], "a task class says itself"),
+        ("import segsweep\ndef start():\n    segsweep.main(3)", [], "found int"),
+    ],
+)  # fmt: skip
+def test_a_wrong_use_is_one_sentence_and_nothing_is_trained(through, tmp_path, source, arguments, says):
+    code, said, _ = through(source, *arguments)
+    assert code == 1
+    assert says in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1, said
+    assert not (tmp_path / "multirun").exists()
+
+
+@pytest.mark.parametrize(
+    ("returns", "says"),
+    [
+        ("'text'", "train() returned str; a number (loss), a mapping of metrics or a segsweep.task.Result is needed"),
+        ("None", "train() returned nothing; a number (loss)"),
+        ("float('nan')", "train() returned nan for loss"),
+        ("{'accuracy': 1}", "train() returned accuracy, and no loss, its metric"),
+        ("{'loss': 'low'}", "train() returned str for loss; a number is needed"),
+        ("True", "train() returned bool"),
+        ("Result({'test/lost': 1.0})", "Result has test/lost, which is none of its metrics"),
+        ("Result({'val/loss': 1.0}, {'a': {}})", "Result has no loss for unit a"),
+        ("Result({'val/loss': 1.0})", "Result has no unit; a value of loss is needed for each"),
+        ("[][1]", "IndexError: list index out of range ("),
+    ],
+)
+def test_a_wrong_return_is_one_sentence_and_a_failed_job(through, returns, says):
+    source = FUNCTION.replace("return lr * width + run.seed", f"return {returns}")
+    if "unit" in says:
+        source = source.replace('"loss", direction="min"', '{"loss": Metric(title="L", direction="min", by_unit=True)}')
+    source = "from segsweep.task import Metric\nfrom segsweep.task import Result\n" + source
+    code, said, _ = through(source, *HERE[1:])
+    assert code == 1
+    assert re.search(rf"failed: {'nan' if 'nan' in says else 'error'}: (door\S+: )?{re.escape(says)}", said), said
+    assert "Traceback" not in said
+
+
+def test_a_mapping_is_kept_and_what_has_no_direction_is_compared_by_nobody(through, tmp_path):
+    source = FUNCTION.replace("return lr * width + run.seed", "return {'loss': 1, 'accuracy': 0.5, 'speed': 3}")
+    source = source.replace('"loss", direction="min"', '{"loss": "min", "accuracy": "max"}')
+    assert through(source, *HERE[1:])[0] == 0
+    (run,) = runs(tmp_path)
+    assert run["metrics"] == {"val/loss": 1, "val/accuracy": 0.5}
+    assert run["task"]["metrics"]["accuracy"]["direction"] == "max"
+    assert run["returned"] == {"speed": 3}
+
+
+def test_an_argument_called_epochs_is_the_engines_and_parts_runs_of_different_length(through, tmp_path):
+    source = (
+        FUNCTION.replace("lr: float = 0.1", "epochs: int = 3")
+        .replace("lr * width", "epochs")
+        .replace("(lr, ", "(epochs, ")
+    )
+    code, said, module = through(source, "-m", "epochs=3,5", *HERE)
+    assert code == 0, said
+    assert [seen[0] for seen in module.seen] == [3, 5]
+    assert len({run["trajectory"] for run in runs(tmp_path)}) == 2
+    plain = through(FUNCTION, "-m", "epochs=3,5", *HERE)
+    assert plain[0] == 0
+    assert len({run["trajectory"] for run in runs(tmp_path) if "lr" in run["factors"]}) == 1
+
+
+def test_the_help_and_the_whole_configuration_of_a_script(through):
+    _, said, _ = through(FUNCTION.replace("    seen.append", '    """Fits."""\n    seen.append'), "--help")
+    assert re.search(r"\.train: Fits\.", said)
+    assert "    lr=0.1\n    width=8\n    model=mlp\n" in said
+    assert not re.search(r"unet|dice|slice|optim", said)
+    _, said, _ = through(FUNCTION, "--cfg", "job")
+    composed = OmegaConf.create(said)
+    assert (composed.lr, composed.model, composed.epochs) == (0.1, "mlp", 6)
+    assert "data" not in composed
+    assert OmegaConf.create(through(FUNCTION, "--cfg", "hydra")[1]).hydra.searchpath == []
+
+
+def test_a_task_class_says_all_itself_and_needs_no_leave(through, tmp_path, monkeypatch):
+    source = (Path(__file__).parents[1] / "examples" / "digits" / "digits.py").read_text()
+    monkeypatch.delenv("SEGSWEEP_ALLOW", raising=False)
+    source += "\ndef start():\n    import segsweep\n    segsweep.main(Digits)\n"
+    code, said, _ = through(source, "-m", "hidden=8", "epochs=1,2", *HERE)
+    assert code == 0, said
+    assert {run["trained_epochs"] for run in runs(tmp_path)} == {1}
+    assert "hidden=-1: must be at least 1" in through(source, "hidden=-1")[1]
+    assert "not allowed to be called" in through(source, "+task.model={_target_: os.getcwd}")[1]
+
+
+def test_importing_segsweep_and_naming_its_door_imports_nothing_heavy():
+    code = "import segsweep, sys; segsweep.main; print({'torch', 'mlflow', 'optuna'} & set(sys.modules))"
+    assert python(Path.cwd(), "-c", code).stdout.strip() == "set()"
+    assert python(Path.cwd(), "-c", "import segsweep, sys; print('hydra' in sys.modules)").stdout.strip() == "False"
+
+
+def test_what_is_no_file_and_a_name_of_pythons_own_are_told(tmp_path):
+    call = "import segsweep\ndef train(run): return 1\nsegsweep.main(train, metric='a', direction='min')\n"
+    done = python(tmp_path, "-c", call)
+    assert (done.returncode, "put it into one: python my_script.py" in done.stderr) == (1, True), done.stderr
+    (tmp_path / "tomllib.py").write_text(call)
+    done = python(tmp_path, "tomllib.py")
+    assert (done.returncode, "another module is called tomllib" in done.stderr) == (1, True), done.stderr
+    (tmp_path / "bare.py").write_text("import segsweep\n@segsweep.main\ndef main(cfg): return 1\n")
+    done = python(tmp_path, "bare.py")
+    assert (done.returncode, "metric= and direction= are needed" in done.stderr) == (1, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_debugger_stops_in_this_process(tmp_path):
+    source = (
+        FUNCTION.replace("    seen.append", "    breakpoint()\n    seen.append") + "if __name__ == '__main__': start()"
+    )
+    (tmp_path / "script.py").write_text(source)
+    line = [sys.executable, "script.py", "-m", "lr=1", *HERE]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, input="p 'lr is', lr\nc\n")
+    assert done.returncode == 0, done.stderr
+    assert "(Pdb) ('lr is', 1)" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_example_that_was_killed_goes_on_to_the_same_bits_and_is_answered_and_reported(tmp_path):
+    """In workers, which load the script by its path, and a module beside it."""
+    folders = [Path(shutil.copytree(SCRIPT, tmp_path / name)) for name in ("killed", "whole")]
+    for folder in folders:
+        script = folder / "digits.py"
+        (folder / "beside.py").write_text("def said(text): print('beside says', text, end='')\n")
+        script.write_text(
+            script.read_text().replace("    model =", "    from beside import said; said(lr)\n    model =")
+        )
+    grid = ("digits.py", "-m", "lr=0.01,0.03", "epochs=1,4", "hidden=16", "tracking=none")
+    how = {"cwd": folders[0], "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    killed = subprocess.Popen([sys.executable, *grid], **how)
+    while not any(folders[0].glob("multirun/trajectories/*/state_0002.pt")) and killed.poll() is None:
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    done, whole = (python(folder, *grid) for folder in folders)
+    assert done.returncode == whole.returncode == 0, done.stdout + done.stderr + whole.stderr
+    assert "beside says 0.01" in whole.stderr  # prints reach the screen, without a new line too
+    histories = [
+        {
+            file.parent.name: [
+                {k: v for k, v in json.loads(line).items() if "/" in k} for line in file.read_text().splitlines()
+            ]
+            for file in folder.glob("multirun/runs/*/history.jsonl")
+        }
+        for folder in folders
+    ]
+    assert len(histories[0]) == 4
+    assert histories[0] == histories[1]
+    again = python(folders[0], *grid)
+    assert again.stdout.count(" reused ") == 4, again.stdout
+    assert "the data are not watched" in again.stdout
+    page = next(folders[1].glob("multirun/2*/report.md")).read_text()
+    assert "Compared over seeds alone" in page
+    assert "`python digits.py lr=0.01 epochs=1 hidden=16 tracking=none" in page
+    assert not re.search(r"dice|patient|slice|tumou?r|mask|pixel|test accuracy", page, re.IGNORECASE)
