@@ -154,6 +154,22 @@ def search_worth(result: dict[str, Any]) -> str:
     return "\n\n".join([*text, f"{what}{result['slots']} slots."]) + taken(result)
 
 
+def durability(result: dict[str, Any]) -> str:
+    flushes, seconds, jobs = result["flushes"], result["seconds"], result["jobs"]
+    an_epoch, beside, one = (flushes[key] for key in ("an_epoch", "a_job_beside", "seconds"))
+    row = [f"{jobs} jobs, {result['job'][-1]}", f"{an_epoch:.3g}", f"{beside:.3g}", f"{1000 * one:.2g}"]
+    row += [
+        f"{1000 * result['flushing'] / jobs:.0f}",
+        f"{seconds['without']:.1f}",
+        f"{seconds['with']:.1f}",
+        times(result),
+    ]
+    head = (
+        "sweep | flushes an epoch | a job beside | one, ms | a job, ms | without, s | with, s | times as long (rounds)"
+    )
+    return table(head, [row]) + taken(result)
+
+
 def search_idle(result: dict[str, Any]) -> str:
     names = {"search": "`hydra/sweeper=search`", "optuna": "`hydra/sweeper=optuna`"}
     rows = [
@@ -293,6 +309,7 @@ TABLES = {
     "search_worth": search_worth,
     "search_worth_short": search_worth,
     "search_idle": search_idle,
+    "durability": durability,
 }
 
 

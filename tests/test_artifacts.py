@@ -1,15 +1,20 @@
 """The record on disk: whole or absent, never half."""
 
+import errno
+import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from segsweep.core import artifacts
 from segsweep.core.artifacts import Checkpoints
+from segsweep.core.errors import SegsweepError
 
 
 def state(epoch: int) -> dict:
@@ -141,3 +146,75 @@ with artifacts.lock(Path({str(tmp_path)!r})):
         pass
     assert not artifacts.held(tmp_path)
     assert not artifacts.held(tmp_path / "never")
+
+
+def test_two_writers_of_one_file_do_not_meet_though_their_processes_have_one_number(tmp_path, monkeypatch):
+    """In two containers, or on two machines that share a folder."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with artifacts.atomic(tmp_path / "x.json") as one:
+        monkeypatch.setattr(socket, "gethostname", lambda: "other")
+        with artifacts.atomic(tmp_path / "x.json") as other:
+            one.write_text("one")
+            other.write_text("other")
+        assert (tmp_path / "x.json").read_text() == "other"
+    assert (tmp_path / "x.json").read_text() == "one"
+    assert ".other-7-" in other.name
+    assert artifacts.unique() != artifacts.unique()
+
+
+def test_what_was_left_half_written_goes_and_what_another_process_is_writing_stays(tmp_path):
+    for name in (".old.json.a-1-f.part.json", ".new.json.b-1-f.part.json"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / ".old.json.a-1-f.part.json", (0, 0))
+    artifacts.tidy(tmp_path)
+    assert os.listdir(tmp_path) == [".new.json.b-1-f.part.json"]
+    Checkpoints(tmp_path).tidy()
+    assert not os.listdir(tmp_path)
+
+
+def test_best_weights_are_copied_where_a_file_system_has_no_hard_links(tmp_path, monkeypatch):
+    def link(*given):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    checkpoints = Checkpoints(tmp_path)
+    for epoch in (1, 2):
+        checkpoints.save(state(epoch), {"epoch": epoch} if epoch == 1 else None)
+    assert torch.load(checkpoints.best(2))["epoch"] == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog, number):
+    def flock(*given):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with artifacts.lock(tmp_path / "run"):
+        assert artifacts.held(tmp_path / "run") is None  # nobody can tell, so nobody is taken for dead
+    assert "run: its file system has no locks" in caplog.text
+    made = []
+    with artifacts.made(tmp_path / "store", made.append):
+        assert made == [tmp_path / "store"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_is_another_users_or_read_only_is_one_sentence(tmp_path, monkeypatch, number):
+    (tmp_path / "lock").touch()
+    real = Path.open
+
+    def refuse(path, mode="r", *given, **more):
+        if mode != "r":
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, mode, *given, **more)
+
+    with artifacts.lock(tmp_path), monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(SegsweepError, match=r"cannot be written \(.*\): it is read-only or another user's"):
+            artifacts.lock(tmp_path).__enter__()
+        assert artifacts.held(tmp_path) is True  # to look is allowed
+    assert artifacts.held(tmp_path) is False
+
+
+def test_whether_somebody_works_on_a_folder_makes_no_lock_in_it(tmp_path):
+    assert artifacts.held(tmp_path) is False
+    assert not os.listdir(tmp_path)

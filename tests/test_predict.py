@@ -306,6 +306,10 @@ def spoil_checkpoint(kind: str, run: Path) -> None:
     file = run / "last.pt"
     if kind == "truncated":
         file.write_bytes(file.read_bytes()[:1000])
+    elif kind == "one bit":
+        content = bytearray(file.read_bytes())
+        content[content.index(torch.load(file)["model"]["head.weight"].numpy().tobytes())] ^= 1
+        file.write_bytes(content)
     elif kind == "code":
         torch.save({"epoch": 1, "model": Path("x")}, file)
     elif kind == "other keys":
@@ -324,6 +328,7 @@ def spoil_checkpoint(kind: str, run: Path) -> None:
     ("kind", "named", "said"),
     [
         ("truncated", "last.pt", "damaged, or not a checkpoint"),
+        ("one bit", "last.pt", "fails its checksum. The run's own command (in run.json) mends"),
         ("code", "last.pt", "damaged, or not a checkpoint"),
         ("other keys", "last.pt", "expected the keys epoch and model"),
         ("other network", "last.pt", "head.bias"),

@@ -280,6 +280,32 @@ def test_a_search_job_reports_to_its_own_trial(tmp_path):
             assert verdict.record["against"][0]["trial"] == 0
 
 
+def test_a_verdict_that_cannot_be_written_at_the_end_costs_no_run(tmp_path, monkeypatch, caplog):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(optuna.storages.JournalStorage, "set_trial_state_values", full)
+    assert do(tmp_path, *HALVING, GOOD).status == "finished"
+    assert "its study is out of reach, so this run is not pruned: [Errno 28]" in caplog.text
+
+
+def test_the_connections_to_a_storage_do_not_grow_with_the_jobs_of_a_process(tmp_path):
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    study = optuna.create_study(study_name="s", storage=open_storage(url), direction="maximize")
+    kept, opened = [], []
+    for number in range(3):
+        study.ask()
+        cfg, _ = composed(tmp_path, *HALVING, "search.study=s", f"search.storage={url}", f"search.trial={number}")
+        kept.append(pruning.Judge(cfg, SPEC, pruner="p", signature="s", name="n", data="d", split="s", sweep=None))
+        with kept[-1] as judge:
+            judge([{"epoch": 1, "val/dice": 0.5}])
+        opened.append(
+            sum(os.path.realpath(f).startswith(f"{tmp_path}/optuna") for f in Path("/proc/self/fd").iterdir())
+        )
+    assert study.trials[2].intermediate_values == {1: 0.5}
+    assert opened[0] == opened[2]
+
+
 def test_an_outage_of_the_storage_costs_the_pruning_and_not_the_run(tmp_path, caplog):
     do(tmp_path, *HALVING, GOOD)
     (tmp_path / "runs" / "sweep" / PRUNING).unlink()

@@ -259,9 +259,28 @@ def test_clipping_bounds_the_step(tmp_path):
     assert moved(do(tmp_path, *sgd)) > 5 * bound
 
 
-def test_a_run_that_is_trained_anew_keeps_nothing_of_the_old_one(tmp_path, monkeypatch):
+def test_a_finished_record_stays_until_the_run_that_is_trained_anew_is_whole(tmp_path, monkeypatch):
+    first = do(tmp_path)
+    before = {file.name: file.read_bytes() for file in first.folder.iterdir()}
+
+    def crash(*args, **settings):
+        raise RuntimeError("in the first epoch")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("segsweep.segmentation.task.fit", crash)
+        assert do(tmp_path, "reuse=false").status == "failed"
+    after = {file.name: file.read_bytes() for file in first.folder.iterdir() if file.is_file()}
+    assert after == before
+    assert "in the first epoch" in (first.folder / ".anew" / "failure.json").read_text()
+    assert do(tmp_path).status == "reused"
+    assert do(tmp_path, "reuse=false").status == "finished"
+    assert {file.name for file in first.folder.iterdir()} == {*before, "anew.json", "mlflow.json"}
+    assert (first.folder / "result.json").read_bytes() != before["result.json"]
+
+
+def test_a_run_that_is_trained_anew_keeps_nothing_of_one_that_had_not_finished(tmp_path, monkeypatch):
     folder = do(tmp_path).folder
-    assert (folder / "last.pt").exists()
+    (folder / "result.json").unlink()
 
     def crash(*args, **settings):
         raise RuntimeError("in the first epoch")
@@ -270,3 +289,33 @@ def test_a_run_that_is_trained_anew_keeps_nothing_of_the_old_one(tmp_path, monke
     assert do(tmp_path, "reuse=false").status == "failed"
     names = {file.name for file in folder.iterdir()}
     assert names <= {"run.json", "config.yaml", "split.json", "failure.json", "lock", "mlflow.json", "anew.json"}
+
+
+@pytest.mark.parametrize("damage", [b"", b"half", None])
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_a_finished_run_with_damaged_weights_is_tested_again(tmp_path, caplog, name, damage):
+    first = do(tmp_path)
+    kept, file = weights(first, name), first.folder / name
+    content = file.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 255
+    file.write_bytes(flipped if damage is None else damage)
+    again = do(tmp_path)
+    assert again.metrics == first.metrics
+    assert same(weights(again, name), kept)
+    assert f"{file} is damaged" in caplog.text
+    assert "tested again from its last state" in caplog.text
+    caplog.clear()
+    assert do(tmp_path).status == "reused"
+    assert "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", '{"status": "finished"}', '{"metrics": 3}', "null", ""])
+def test_a_result_without_its_keys_is_taken_for_absent(tmp_path, record):
+    first = do(tmp_path)
+    whole = json.loads((first.folder / "result.json").read_text())
+    record = json.dumps(whole | {"metrics": 3}) if record == '{"metrics": 3}' else record
+    (first.folder / "result.json").write_text(record)
+    again = do(tmp_path)
+    assert (again.error, again.metrics) == (None, first.metrics)
+    assert json.loads((first.folder / "result.json").read_text())["metrics"] == whole["metrics"]

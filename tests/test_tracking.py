@@ -335,4 +335,4 @@ def test_the_first_copy_lets_the_first_step_go_before_it(tmp_path, monkeypatch):
         time.sleep(0.2)
         assert not copied
     session().copier.flush()
-    assert copied == [True, True, True]
+    assert copied == [True]  # the latest of the three

@@ -4,7 +4,6 @@
 `accepted/SIGNATURE.json` beside `runs/` only leads from the signature that the code of that day makes to the run.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,12 @@ def standing(runs: Path, signature: str) -> dict[str, Any] | None:
     """The entry by which a finished record answers for `signature`, with that record's `ids`; None where there is none,
     or where a run of this signature has a result of its own. `runs`: `paths.runs`."""
     pointer = artifacts.read_json(_pointer(runs, signature))
-    if not pointer or (runs / "runs" / signature / "result.json").exists():
+    if not pointer or artifacts.result(runs / "runs" / signature):
         return None
     folder = runs / "runs" / Path(str(pointer.get("run"))).name
     info = artifacts.read_json(folder / "run.json") or {}
     entry = next((e for e in entries(folder) if e["signature"] == signature), None)
-    if not entry or not artifacts.read_json(folder / "result.json"):
+    if not entry or not artifacts.result(folder):
         return None
     return entry | {"ids": {key: info[key] for key in ("signature", "group", "trajectory")}}
 
@@ -66,18 +65,18 @@ def accept(folder: Path, entry: dict[str, Any]) -> tuple[dict[str, Any], str]:
     today, unless that has some of its own, so that a longer run goes on from them."""
     runs, signature = folder.parent.parent, entry["signature"]
     with artifacts.lock(folder):
-        if not artifacts.read_json(folder / "result.json"):
+        if not (result := artifacts.result(folder)):
             raise SegsweepError(f"{folder.name}: not finished; a record that stands for others has a result")
         known = entries(folder)
-        artifacts.write_json(_pointer(runs, signature), {"run": folder.name, "created": artifacts.now()})
+        artifacts.write_json(_pointer(runs, signature), {"run": folder.name, "created": artifacts.now()}, durable=True)
         if earlier := next((e for e in known if e["signature"] == signature), None):
             entry = earlier
         else:
-            artifacts.write_json(folder / FILE, {LIST: [*known, entry]})
+            artifacts.write_json(folder / FILE, {LIST: [*known, entry]}, durable=True)
+            artifacts.flush(folder)
     info = artifacts.read_json(folder / "run.json") or {}
-    epochs = int((artifacts.read_json(folder / "result.json") or {})["epochs"])
     old, new = (runs / "trajectories" / about["trajectory"] for about in (info, entry))
-    return entry, _link(Checkpoints(old), Checkpoints(new), folder.name, epochs)
+    return entry, _link(Checkpoints(old), Checkpoints(new), folder.name, int(result["epochs"]))
 
 
 def _pointer(runs: Path, signature: str) -> Path:
@@ -96,9 +95,10 @@ def _link(old: Checkpoints, new: Checkpoints, run: str, epochs: int) -> str:
         if set(map(str, new.epochs())) - known.keys():
             return "a longer run goes on from the epochs that today's code has already"
         # the mark first: a state without it would pass for today's own
-        artifacts.write_json(new.folder / FILE, {str(epoch): run for epoch in there} | known)
+        artifacts.write_json(new.folder / FILE, {str(epoch): run for epoch in there} | known, durable=True)
+        artifacts.flush(new.folder)
         for file in (file for epoch in there for file in (old.best(epoch), old.state(epoch))):
             if file.exists() and not (new.folder / file.name).exists():
-                os.link(file, new.folder / file.name)
+                artifacts.link(file, new.folder / file.name)
         new.end(max(there))
     return f"a longer run goes on from epoch {max(there)}"

@@ -1,23 +1,32 @@
 """The record on disk: names, atomic writes, checkpoints and the lock.
 
 The files are the truth and MLflow is their mirror. `result.json` is written last and means that the run is finished.
+
+What a power cut may not take is `durable`: flushed to the medium before it has its name, and its folder after. That is
+what a run is continued from or answered by; a line of history or a picture is made again.
 """
 
 import csv
 import datetime
+import errno
 import fcntl
 import json
 import logging
 import math
 import os
 import pickle
+import secrets
+import shutil
+import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
+from segsweep.core.errors import SegsweepError
 from segsweep.core.session import Interrupted, session
 
 log = logging.getLogger(__name__)
@@ -31,8 +40,15 @@ RECORD = ("config.yaml", "run.json", "history.jsonl", "result.json")
 WEIGHTS = ("last.pt", "best.pt")
 ENGINES = {*RECORD, *WEIGHTS, "failure.json", "pruned.json", "trial.json", "mlflow.json", "anew.json", "accepted.json"}
 """The engine's own files in a run's folder; beside these and locks all that is there is its task's."""
+NEXT = ".anew"
+"""Folder in a finished run's: where it is trained anew until it is whole and takes the finished one's place."""
 PRUNING = "pruning.log"
 """Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+"""What a file system answers that has no locks, the last where it locks nothing that is open for reading."""
+ANSWER = ("status", "epochs", "metrics", "training_seconds", "parameters", "objective")
+"""What result.json has at least; without one of them it is taken for absent."""
 
 
 def now() -> str:
@@ -40,30 +56,88 @@ def now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
+def flush(path: Path) -> None:
+    """Bring what a file holds, or which names a folder has, to the medium."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that flushes no folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def full(error: OSError, folder: Path) -> str:
+    """Of an error in writing below `folder`, one sentence that names it, and what helps where the disk is full."""
+    said = f"{folder} cannot be written ({error.strerror or error})"
+    return f"{said}; python -m segsweep.clean lists what can go" if error.errno in NO_ROOM else said
+
+
+def save(value: Any, path: Path) -> None:
+    """torch.save, durable. Raises OSError as any other write does, where torch's own writing says RuntimeError."""
+    import torch
+
+    with atomic(path, durable=True) as partial, partial.open("wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            below = error.__context__
+            while below and not isinstance(below, OSError):
+                below = below.__context__
+            raise below or error from None
+
+
+def unique() -> str:
+    """For a temporary name that no other process takes, in this container, another, or on another machine."""
+    return f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` when the block ends well, and is removed when it does not."""
+def atomic(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A temporary name beside `path` that becomes `path` when the block ends well, and is removed when it does not.
+
+    `durable`: its content is flushed first. Its name is there for good once its folder is flushed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    partial = path.with_name(f".{path.name}.{unique()}.part{path.suffix}")
     try:
         yield partial
+        if durable:
+            flush(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    with atomic(path) as partial:
+def link(file: Path, name: Path) -> None:
+    """Give a file that is never changed in place a second name; a copy where a file system has no hard links."""
+    try:
+        os.link(file, name)
+    except OSError:
+        with atomic(name, durable=True) as partial:
+            shutil.copyfile(file, partial)
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, durable: bool = False) -> None:
+    with atomic(path, durable) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = False) -> None:
     """NaN and infinity become null: strict JSON, readable by every tool."""
-    write_text(path, json.dumps(finite(value), indent=1) + "\n")
+    write_text(path, json.dumps(finite(value), indent=1) + "\n", durable)
 
 
 def finite(value: Any) -> Any:
-    """With None for NaN and infinity, as a file has it."""
+    """With null for NaN and infinity, as JSON has it."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -92,8 +166,23 @@ def parse_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(finite(row)) + "\n" for row in rows))
+def result(folder: Path) -> dict[str, Any] | None:
+    """result.json of a finished run; None where there is none or it is not whole, which is said in the log."""
+    return whole(folder / "result.json", ANSWER)
+
+
+def whole(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
+    """The object in a file with all these keys, `metrics` a mapping of its own; else None, which is said in the log."""
+    if not (record := read_json(path)):
+        return None
+    if lacks := [key for key in keys if key not in record or (key == "metrics" and not isinstance(record[key], dict))]:
+        log.warning("%s has no %s: taken as absent", path, ", ".join(lacks))
+        return None
+    return record
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = False) -> None:
+    write_text(path, "".join(json.dumps(finite(row)) + "\n" for row in rows), durable)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -103,9 +192,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = False) -> None:
     """One row a mapping; NaN becomes an empty cell."""
-    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with atomic(path, durable) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         for row in rows:
@@ -116,8 +205,9 @@ def is_tasks(name: str) -> bool:
     """Whether a path relative to a run's folder can be of a file that its task wrote: within it, not hidden, not the
     engine's. Records may be anybody's."""
     path = PurePosixPath(name)
-    inside = bool(path.parts) and not path.is_absolute() and not any(part.startswith(".") for part in path.parts)
-    return inside and name not in ENGINES and path.suffix != ".lock" and name != "lock" and name.isprintable()
+    if not path.parts or name != str(path) or path.is_absolute() or any(part.startswith(".") for part in path.parts):
+        return False
+    return path.parts[0] not in {*ENGINES, "lock"} and path.suffix != ".lock" and name.isprintable()
 
 
 def of_task(run: Path) -> list[str]:
@@ -140,10 +230,21 @@ def made(file: Path, make: Callable[[Path], None]) -> Iterator[None]:
     """For the block, `file` is there and no other process makes it or is in a block of its own: two that make one
     database at once would lock each other out. `make` is called with `file` where there is none yet."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with (file.parent / f".{file.name}.lock").open("a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with alone(file.parent / f".{file.name}.lock"):
         if not file.exists():
             make(file)
+        yield
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """For the block, no other process or thread is in one of this file; waits. Where no locks are, nobody does."""
+    with file.open("a") as guard:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield
 
 
@@ -157,10 +258,22 @@ def share(file: Path) -> None:
 def lock(folder: Path) -> Iterator[None]:
     """Exclusive use of `folder`; waits for its holder, and the system frees it when the holder dies.
 
-    Raises Interrupted where this process is asked to stop while it waits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
-        if not _taken(file):
+    Raises Interrupted where this process is asked to stop while it waits, SegsweepError where the folder is not to be
+    written. Where a file system has no locks that is said, and nobody waits."""
+    try:
+        _make(folder)
+        file = (folder / "lock").open("a")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise SegsweepError(
+            f"{folder} cannot be written ({error.strerror}): it is read-only or another user's; give a folder of your "
+            "own: paths.runs=FOLDER"
+        ) from error
+    with file:
+        if (taken := _taken(file)) is None:
+            log.warning("%s: its file system has no locks; start no two commands that want one run", folder)
+        elif not taken:
             log.warning("%s is being trained by another process: waiting for it", folder.name)
             while not _taken(file):
                 if session().wait(0.2):
@@ -168,18 +281,52 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _taken(file: IO[str]) -> bool:
-    with suppress(BlockingIOError):
+def _make(folder: Path) -> None:
+    """A folder, and those above it, that are there after a power cut."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        flush(place.parent)
+
+
+def _taken(file: IO[str]) -> bool | None:
+    """None where the file system has no locks."""
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return True
 
 
-def held(folder: Path) -> bool:
-    """Whether a living process holds the lock of `folder`."""
-    with suppress(FileNotFoundError), (folder / "lock").open("a") as file:
-        return not _taken(file)
-    return False
+def held(folder: Path) -> bool | None:
+    """Whether a living process holds the lock of `folder`; None where its file system has no locks, or another user's
+    is not to be looked at."""
+    for mode in ("r+", "r"):  # some file systems lock nothing that is open for reading alone
+        try:
+            with (folder / "lock").open(mode) as file:
+                taken = _taken(file)
+                return None if taken is None else not taken
+        except FileNotFoundError:
+            return False
+        except OSError:
+            continue
+    return None
+
+
+@contextmanager
+def free(folder: Path) -> Iterator[bool]:
+    """For the block, whether nobody works on `folder`, whose lock is held then; False too where that cannot be told."""
+    try:
+        file = (folder / "lock").open("a")
+    except OSError:
+        yield False
+        return
+    with file:
+        yield _taken(file) is True
 
 
 def check(weights: Path) -> None:
@@ -192,6 +339,14 @@ def check(weights: Path) -> None:
         raise ValueError(str(error)) from error
     if bad:
         raise ValueError(f"{bad} fails its checksum")
+
+
+def tidy(folder: Path, age: float = 3600.0) -> None:
+    """Remove what was left half-written, `age` seconds ago or more: another process may be at work on a newer one."""
+    for file in folder.glob(".*.part*"):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime >= age:
+                file.unlink()
 
 
 class Checkpoints:
@@ -213,31 +368,35 @@ class Checkpoints:
         return sorted(int(path.stem.split("_")[1]) for path in self.folder.glob("state_*.pt"))
 
     def save(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:
-        """`best`: weights to write if this epoch is the best so far, else None to go on with the previous ones."""
-        import torch
+        """`best`: weights to write if this epoch is the best so far, else None to go on with the previous ones.
 
+        Both are on the medium when this returns, so that what came before may go."""
         epoch = state["epoch"]
         if best is not None:
-            with atomic(self.best(epoch)) as partial:
-                torch.save(best, partial)
+            save(best, self.best(epoch))
         elif (previous := self._best_before(epoch)) is not None:
             self.best(epoch).unlink(missing_ok=True)
-            os.link(previous, self.best(epoch))
-        with atomic(self.state(epoch)) as partial:
-            torch.save(state, partial)
+            link(previous, self.best(epoch))
+        save(state, self.state(epoch))
+        flush(self.folder)
 
     def _best_before(self, epoch: int) -> Path | None:
         earlier = [path for path in sorted(self.folder.glob("best_*.pt")) if path < self.best(epoch)]
         return earlier[-1] if earlier else None
 
-    def load(self, until: int) -> dict[str, Any] | None:
-        """The latest readable state at or before epoch `until`; a damaged one is reported and the one before used."""
+    def load(self, until: int, scored: Callable[[dict[str, Any]], bool] = lambda state: False) -> dict[str, Any] | None:
+        """The latest readable state at or before epoch `until`; a damaged one is reported and the one before used.
+
+        `scored`: whether a state has best weights beside it; one that has lost them is not whole either."""
         import torch
 
         for epoch in reversed([e for e in self.epochs() if e <= until]):
             try:
                 check(self.state(epoch))
-                return torch.load(self.state(epoch), map_location="cpu", weights_only=True)
+                state = torch.load(self.state(epoch), map_location="cpu", weights_only=True)
+                if self.best(epoch).exists() or not scored(state):
+                    return state
+                log.warning("%s is lost, so %s is not whole: using the one before", self.best(epoch), self.state(epoch))
             except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
                 reason = (str(error) or type(error).__name__).split(". ")[0]
                 log.warning("checkpoint %s is damaged (%s): using the one before", self.state(epoch), reason)
@@ -267,5 +426,4 @@ class Checkpoints:
 
     def tidy(self) -> None:
         """Remove what processes that were killed left half-written; for the holder of the folder's lock."""
-        for file in self.folder.glob(".*.part*"):
-            file.unlink(missing_ok=True)
+        tidy(self.folder, 0.0)

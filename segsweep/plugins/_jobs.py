@@ -79,11 +79,12 @@ class Job:
         """Write the failure down, in the run folder too, unless another process works there by now."""
         self.failure, error = failure, reason.splitlines()[0]
         self.close("failed", failure, error)
-        if self.point is None or artifacts.held(self.point.folder) or (self.point.folder / "result.json").exists():
+        if self.point is None or artifacts.held(self.point.folder) or artifacts.result(self.point.folder):
             return
         epoch = len(artifacts.read_lines(self.point.folder / "history.jsonl"))
         record = {"status": "failed", "class": failure, "error": error, "traceback": reason, "epoch": epoch}
-        artifacts.write_json(self.point.folder / "failure.json", record)
+        with contextlib.suppress(OSError):  # a full disk: the job's own record has it, and the table
+            artifacts.write_json(self.point.folder / "failure.json", record)
 
     def mirror(self) -> None:
         """Bring MLflow up to date with a run whose worker no longer can say so."""

@@ -171,7 +171,7 @@ class Search:
                 known = artifacts.read_json(file) or {}
                 mine = known.get("study") == self.study.name and known["number"] in ended
                 late = known.get("state") == "RUNNING" or (at_start and not self._copied(file.parent, known))
-                if mine and late and not artifacts.held(file.parent):
+                if mine and late and artifacts.held(file.parent) is False:
                     self._note(file.parent, known["number"], ended[known["number"]])
 
     def _copied(self, run: Path, trial: dict[str, Any]) -> bool:
@@ -184,7 +184,8 @@ class Search:
         """Say in a run's record what became of its trial."""
         from segsweep.tracking.mirrors import Mirror
 
-        artifacts.write_json(run / "trial.json", {"study": self.study.name, "number": number, "state": state.name})
+        with contextlib.suppress(OSError):  # a full disk: the study has it
+            artifacts.write_json(run / "trial.json", {"study": self.study.name, "number": number, "state": state.name})
         if (run / "run.json").exists():
             Mirror(run, self.engine.tracking, self.folder).__exit__()
 

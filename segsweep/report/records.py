@@ -297,6 +297,9 @@ def _shared(runs: dict[str, Run], folder: Path, problems: list[str]) -> Run:
 def _read_run(folder: Path, problems: list[str]) -> Run:
     info = _json(folder / "run.json", problems) or {}
     result = _json(folder / "result.json", problems, needed=False)
+    if result is not None and not isinstance(result.get("metrics"), dict):
+        problems.append(f"{_short(folder / 'result.json')} has no metrics: taken as absent")
+        result = None
     failure = _json(folder / "failure.json", problems, needed=False) if result is None else None
     if result is None and failure is None:
         result = _json(folder / "pruned.json", problems, needed=False)

@@ -1,6 +1,7 @@
 """A run, found by whatever names it: its folder, its signature, a sweep that it is the best of, or MLflow."""
 
 import atexit
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,6 +14,8 @@ REFERENCE = (
     "a run folder; a run's signature or its unique beginning; best:SWEEP (the run of a sweep with the best "
     "validation score); an MLflow run id; a registered model, models:/NAME/VERSION"
 )
+RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{0,255}")
+"""What MLflow itself allows."""
 
 
 def find(reference: str, root: Path) -> tuple[Path, str]:
@@ -108,10 +111,10 @@ def _download(run_id: str) -> Path:
 
     place = tempfile.mkdtemp(prefix="segsweep-")
     atexit.register(shutil.rmtree, place, ignore_errors=True)
+    if not RUN_ID.fullmatch(run_id):  # it names a folder here, and may be a server's word
+        raise SegsweepError(f"{run_id!r}: not the id of an MLflow run")
     folder = Path(place) / run_id
     registry.download(run_id, folder)
-    for file in (folder / "weights").glob("*.pt"):
-        file.rename(folder / file.name)
     if not (folder / "run.json").exists():
         raise SegsweepError(f"{run_id}: MLflow keeps no run.json of this run; expected a run that segsweep recorded")
     return folder

@@ -120,7 +120,7 @@ class Loop:
 
     def _take_up(self, state: dict[str, Stateful]) -> None:
         """What was trained before, and the judgement of it: with nothing left to train there is nothing to end."""
-        found = self.checkpoints.load(until=self.total)
+        found = self.checkpoints.load(self.total, self._scored)
         if found is not None:
             if missing := state.keys() - found.keys():
                 raise TaskError(
@@ -190,10 +190,13 @@ class Loop:
         earlier = [r[key] for r in self.history if not math.isnan(_number(r.get(key)))]
         return not math.isnan(score) and all(metric.sign * (score - e) > 0 for e in earlier)
 
-    def scores(self) -> list[float]:
-        """The values that `select` had, epoch by epoch, where it had one."""
-        values = [_number(row.get(self.spec.select)) for row in self.history]
+    def scores(self, history: list[dict[str, Any]] | None = None) -> list[float]:
+        """The values that `select` had, epoch by epoch, where it had one; of another history than the loop's own."""
+        values = [_number(row.get(self.spec.select)) for row in (self.history if history is None else history)]
         return [value for value in values if not math.isnan(value)]
+
+    def _scored(self, state: dict[str, Any]) -> bool:
+        return "model" in state and bool(self.scores(state["history"]))
 
     def finish(self) -> None:
         """Raise TaskError where the loop was left before its end."""

@@ -6,6 +6,7 @@ A run is a function of its signature: whoever asks for it, in whatever sweep, ge
 import contextlib
 import dataclasses
 import logging
+import os
 import shutil
 import sys
 import time
@@ -13,7 +14,7 @@ import traceback
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 ANEW = "anew.json"
 """In the folder of a run or a trajectory: the sweep that began it anew."""
+PRUNED = ("epoch", "metrics", "training_seconds", "parameters", "reason")
+"""What pruned.json has at least."""
 
 
 @dataclasses.dataclass
@@ -78,14 +81,16 @@ def run(
         except Exception as error:  # whatever a job dies of, the sweep goes on
             outcome.status, outcome.failure = "failed", classify(error)
             outcome.error = told(error)
-            if not isinstance(error, SegsweepError):
+            if isinstance(error, OSError) and error.errno in artifacts.NO_ROOM:
+                outcome.error = artifacts.full(error, Path(engine(cfg).paths.runs))
+            elif not isinstance(error, SegsweepError):
                 _keep_traceback()
             if outcome.failure == "oom" and asked and (smaller := getattr(asked.task, "smaller", None)):
                 outcome.error = f"{smaller(session().retries)}\n{outcome.error}"
-            if outcome.folder:
+            if asked:
                 with contextlib.suppress(OSError):  # a full disk, say: the job's record has the error too
                     artifacts.write_json(
-                        outcome.folder / "failure.json",
+                        asked.place / "failure.json",
                         {"status": "failed", "class": outcome.failure, "error": outcome.error}
                         | {"traceback": traceback.format_exc()},
                     )
@@ -124,21 +129,22 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     cfg, folder, checkpoints = asked.engine, asked.folder, asked.checkpoints
     judge = _judge(asked)
     stack.enter_context(artifacts.lock(folder))
-    if asked.accepted and not accepted.standing(asked.runs, asked.identity.ids["signature"]):
-        asked.stand_alone()  # the record was trained anew while this waited
+    _take_place(folder)  # as a process may have died in doing
+    if asked.accepted and not _stands(asked):
+        asked.stand_alone()
         outcome.signature, outcome.folder = asked.ids["signature"], asked.folder
         return _run(asked, outcome, stack)
     if _answered(asked, judge, outcome, stack):
         return outcome
     stack.enter_context(artifacts.lock(checkpoints.folder))
-    _clear(asked)
+    place = _clear(asked)
     own = OmegaConf.create(without(asked.whole, (f"{asked.at}search",)))  # who asks is no part of the run
-    artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(own))
+    artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own), durable=True)
     record = _Described(asked)
     mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
-        artifacts.write_lines(folder / "history.jsonl", history)
+        artifacts.write_lines(place / "history.jsonl", history)
         mirror.update()
 
     here = session()
@@ -148,7 +154,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         epochs=asked.epochs,
         seed=cfg.seed,
         checkpoints=checkpoints,
-        folder=folder,
+        folder=place,
         device=str(asked.device),
         retries=here.retries,
         samples=asked.data.parts.get("train", 0),
@@ -170,11 +176,11 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         result = asked.task.train(loop)
     except Pruned as end:
         assert judge
-        history = artifacts.read_lines(folder / "history.jsonl")
+        history = artifacts.read_lines(place / "history.jsonl")
         facts = end.record | {"metrics": _metrics(history[-1]), "parameters": record.facts.get("parameters")}
         facts |= _sums(history)
         checkpoints.end(end.epoch)
-        artifacts.write_json(folder / "pruned.json", facts)
+        _close(asked, "pruned.json", facts, history, record)
         judge.end("PRUNED")
         return _answer_pruned(outcome, facts)
     spent = time.perf_counter() - began
@@ -190,7 +196,8 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     _check(result, asked.task.spec, str(cfg.task._target_))
     record.facts["seconds"] = spent
     facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": asked.epochs - loop.done}
-    artifacts.write_json(folder / "result.json", facts)
+    _close(asked, "result.json", facts, loop.history, record)
+    _take_place(folder)
     checkpoints.end(asked.epochs)
     if judge:
         judge.end("COMPLETE", loop.history)
@@ -202,7 +209,9 @@ def _status(loop: Loop) -> str:
 
 
 class _Asked:
-    """What a job asks for, and which run that is; nothing is built or written yet."""
+    """What a job asks for, and which run that is; nothing is built or written yet.
+
+    `folder`: of its record. `place`: where it is made, which is another where a finished record is trained anew."""
 
     def __init__(
         self,
@@ -238,7 +247,7 @@ class _Asked:
 
     def _be(self, ids: dict[str, str]) -> None:
         self.ids = ids
-        self.folder = self.runs / "runs" / ids["signature"]
+        self.folder = self.place = self.runs / "runs" / ids["signature"]
         self.checkpoints = Checkpoints(self.runs / "trajectories" / ids["trajectory"])
 
     def stand_alone(self) -> None:
@@ -265,53 +274,124 @@ def _answered(asked: _Asked, judge: pruning.Judge | None, outcome: Outcome, stac
     """Whether the run's record, here or in MLflow, is the answer: it is finished, or was pruned as it would be now."""
     cfg, folder = asked.engine, asked.folder
     anew = asked.anew(folder)
-    known = {file: None if anew else artifacts.read_json(folder / file) for file in ("result.json", "pruned.json")}
-    if (
-        cfg.reuse
-        and not known["result.json"]
-        and restorer().restore(folder, cfg.tracking.uri, cfg.tracking.experiment, asked.sweep)
+    result = None if anew else artifacts.result(folder)
+    pruned = None if anew else artifacts.whole(folder / "pruned.json", PRUNED)
+    if damage := _damage(folder) if result else "":
+        log.warning("%s: tested again from its last state, or trained where that is lost", damage)
+        result = None
+    elif (
+        cfg.reuse and not result and restorer().restore(folder, cfg.tracking.uri, cfg.tracking.experiment, asked.sweep)
     ):
-        known["result.json"] = artifacts.read_json(folder / "result.json")
+        result = artifacts.result(folder)
     if cfg.search.trial is not None:
         trial = {"study": cfg.search.study, "number": cfg.search.trial, "state": "RUNNING"}
         artifacts.write_json(folder / "trial.json", trial)
     if judge:
         stack.enter_context(judge)
-    if record := known["result.json"]:
+    if result:
         if judge:
             judge.end("COMPLETE", artifacts.read_lines(folder / "history.jsonl"))
-        _answer(outcome, record, "reused")
+        _answer(outcome, result, "reused")
         outcome.accepted = accepted.told(asked.accepted) if asked.accepted else None
-    elif judge and (record := known["pruned.json"]) and pruning.same(record, asked.cfg, asked.task.spec):
-        judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: record["epoch"]])
+    elif judge and pruned and pruning.same(pruned, asked.cfg, asked.task.spec):
+        judge.end("PRUNED", artifacts.read_lines(folder / "history.jsonl")[: pruned["epoch"]])
         (folder / "failure.json").unlink(missing_ok=True)
-        _answer_pruned(outcome, record)
+        _answer_pruned(outcome, pruned)
     else:
         return False
     stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
     return True
 
 
-def _clear(asked: _Asked) -> None:
-    """Remove what may not pass for this run's, should it end early."""
+def _stands(asked: _Asked) -> bool:
+    """Whether the accepted record is still the answer. One that was trained anew while this waited is not, and one with
+    damaged weights is not mended by other code: the run of that is tested from the same states, where they are left."""
+    if damage := _damage(asked.folder):
+        log.warning("%s: the record is not let stand for today's code", damage)
+    return not damage and accepted.standing(asked.runs, asked.identity.ids["signature"]) is not None
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with the weights of a finished run, "" where nothing is; that they are elsewhere is not."""
+    for file in (folder / name for name in artifacts.WEIGHTS):
+        try:
+            artifacts.check(file)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            return f"{file} is damaged ({error})"
+    return ""
+
+
+def _clear(asked: _Asked) -> Path:
+    """Remove what may not pass for this run's, should it end early; gives the folder in which the run is made."""
     folder, ended = asked.folder, ["failure.json", "pruned.json"]
     if asked.anew(asked.checkpoints.folder):
         asked.checkpoints.clear()
         artifacts.write_json(asked.checkpoints.folder / ANEW, {"by": asked.by})
     if asked.anew(folder):
-        forget(folder)
-        ended += [*artifacts.RECORD, *artifacts.WEIGHTS, *artifacts.of_task(folder), accepted.FILE]
-        artifacts.write_json(folder / ANEW, {"by": asked.by})
+        if artifacts.result(folder):
+            asked.place = folder / artifacts.NEXT
+            if asked.anew(asked.place):
+                shutil.rmtree(asked.place, ignore_errors=True)
+        else:
+            forget(folder)
+            ended += [*artifacts.RECORD, *artifacts.WEIGHTS, *artifacts.of_task(folder), accepted.FILE]
+        artifacts.write_json(asked.place / ANEW, {"by": asked.by})
     asked.checkpoints.tidy()
+    artifacts.tidy(asked.place)
     for file in ended:
-        (folder / file).unlink(missing_ok=True)
+        (asked.place / file).unlink(missing_ok=True)
+    return asked.place
+
+
+def _take_place(folder: Path) -> None:
+    """Put a run that was trained anew and is whole in the place of the finished record. Cut anywhere it is taken up
+    again: until its result.json has moved, the last of all, the old one is the record."""
+    made = folder / artifacts.NEXT
+    if not artifacts.result(made):
+        return
+    forget(folder)
+    files = [file for file in made.iterdir() if file.name != "result.json"]
+    if (made / ANEW).exists():  # what only the old one has goes before the first file has moved
+        old = {*artifacts.RECORD, *artifacts.WEIGHTS, accepted.FILE}
+        old |= {name.partition("/")[0] for name in artifacts.of_task(folder)}
+        for name in old - {"result.json", *(file.name for file in files)}:
+            artifacts.remove(folder / name)
+        os.replace(made / ANEW, folder / ANEW)
+        artifacts.flush(folder)
+    for file in (file for file in files if file.name != ANEW):
+        if file.is_dir():
+            artifacts.remove(folder / file.name)
+        os.replace(file, folder / file.name)
+    artifacts.flush(folder)
+    os.replace(made / "result.json", folder / "result.json")
+    artifacts.flush(folder)
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def _close(
+    asked: _Asked, name: str, facts: dict[str, Any], history: list[dict[str, Any]], record: "_Described"
+) -> None:
+    """Write the file that ends a run once all else that its record stands on is on the medium."""
+    place = asked.place
+    artifacts.write_lines(place / "history.jsonl", history, durable=True)
+    record.keep()
+    files = [PurePosixPath(name) for name in artifacts.of_task(place)]
+    for file in files:  # pictures are drawn again
+        if str(file) != asked.task.spec.table and file.suffix not in (".png", ".jpg", ".svg"):
+            artifacts.flush(place / file)
+    for inner in sorted({PurePosixPath(), *(up for file in files for up in file.parents)}, reverse=True):
+        artifacts.flush(place / inner)
+    artifacts.write_json(place / name, facts, durable=True)
+    artifacts.flush(place)
 
 
 class _Described:
     """run.json, which says what the run is, and more of it once its task knows more."""
 
     def __init__(self, asked: _Asked):
-        self.file, choices, data = asked.folder / "run.json", asked.choices, asked.data
+        self.file, choices, data = asked.place / "run.json", asked.choices, asked.data
         self.about: dict[str, Any] = (
             asked.ids
             | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
@@ -335,6 +415,9 @@ class _Described:
         self.facts |= facts
         artifacts.write_json(self.file, self.about)
 
+    def keep(self) -> None:
+        artifacts.write_json(self.file, self.about, durable=True)
+
 
 def _check(result: Result, spec: Spec, made: str) -> None:
     """Raise TaskError where a test's numbers are not what the task said that it measures."""
@@ -355,35 +438,28 @@ def _check(result: Result, spec: Spec, made: str) -> None:
 def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) -> dict[str, Any]:
     """Write the weights and the units' scores; what result.json is to hold. known: facts, the seconds of `train` among
     them, which are those of training where there were no epochs."""
-    cfg, folder, checkpoints, spec, history = (
-        asked.engine,
-        asked.folder,
-        asked.checkpoints,
-        asked.task.spec,
-        loop.history,
-    )
+    folder, checkpoints, spec, history = asked.place, asked.checkpoints, asked.task.spec, loop.history
     metrics = (_metrics(history[-1]) if history else {}) | dict(result.metrics)
     scores = loop.scores()
     if not history:  # trained at one go
         if loop.part == "val" and spec.select not in metrics:
             raise TaskError(f"train() gave no {spec.select}, by which this task chooses (Spec.select)")
         scores = [metrics[spec.select]] if loop.part == "val" else []
-        artifacts.write_lines(folder / "history.jsonl", [])
     if loop.state and "model" in loop.state:
-        with artifacts.atomic(folder / "last.pt") as file:
-            torch.save({"epoch": cfg.epochs, "model": loop.state["model"].state_dict()}, file)
-        best = checkpoints.best(cfg.epochs)
+        artifacts.save({"epoch": asked.epochs, "model": loop.state["model"].state_dict()}, folder / "last.pt")
+        best = checkpoints.best(asked.epochs)
         try:
             artifacts.check(best)
         except (OSError, ValueError) as error:
             if loop.scores():
-                log.warning("%s: the best weights until epoch %d are lost: no best.pt (%s)", folder, cfg.epochs, error)
+                lost = "%s: the best weights until epoch %d are lost: no best.pt (%s)"
+                log.warning(lost, folder, asked.epochs, error)
         else:
-            with artifacts.atomic(folder / "best.pt") as file:
+            with artifacts.atomic(folder / "best.pt", durable=True) as file:
                 shutil.copyfile(best, file)
     if result.units:
         rows = [{spec.unit: unit, **values} for unit, values in result.units.items()]
-        artifacts.write_csv(folder / spec.table, rows)
+        artifacts.write_csv(folder / spec.table, rows, durable=True)
     sums, metric = _sums(history), spec.metric(spec.select)
     sums |= {} if history else {"training_seconds": known["seconds"]}
     assert metric

@@ -145,6 +145,7 @@ class Judge:
         self.seen = 0
         self.pruner = make(self.cfg.pruner)
         self.study: optuna.Study | None = None
+        self.place: optuna.storages.BaseStorage | None = None
         self.trial = -1
 
     def __enter__(self) -> "Judge":
@@ -158,6 +159,10 @@ class Judge:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.end("FAIL")  # unless it has ended before
+        if self.place:  # a worker has a judge for each of its jobs
+            from segsweep.search.study import give_back
+
+            give_back(self.place)
 
     def _open(self) -> None:
         import optuna
@@ -167,6 +172,7 @@ class Judge:
         number = OmegaConf.select(self.cfg, "search.trial")
         if number is not None:
             place, study = open_storage(self.cfg.search.storage), self.cfg.search.study
+            self.place = place
             self.trial = place.get_trial_id_from_study_id_trial_number(place.get_study_id_from_name(study), number)
         elif self.sweep is not None:
             place, study = open_storage(f"journal:///{self.sweep.absolute() / PRUNING}"), self.metric
@@ -247,11 +253,14 @@ class Judge:
 
         while self(history):  # all is reported, whatever the verdicts
             pass
-        if self.study is not None and OmegaConf.select(self.cfg, "search.trial") is None:
-            place = self.study._storage
-            last = place.get_trial(self.trial).intermediate_values
-            values = [last[max(last)]] if last and state != "FAIL" else None
-            place.set_trial_state_values(self.trial, TrialState[state], values)
+        try:
+            if self.study is not None and OmegaConf.select(self.cfg, "search.trial") is None:
+                place = self.study._storage
+                last = place.get_trial(self.trial).intermediate_values
+                values = [last[max(last)]] if last and state != "FAIL" else None
+                place.set_trial_state_values(self.trial, TrialState[state], values)
+        except Exception as error:  # a storage raises what its back end raises
+            self._lose(error)
         self.study = None
 
     def _lose(self, error: Exception) -> None:

@@ -97,6 +97,12 @@ def open_storage(url: str) -> BaseStorage:
         raise ConfigError(f"search.storage={shown(url)}: cannot be opened: {reason(error)}{hint}") from error
 
 
+def give_back(storage: BaseStorage) -> None:
+    """Close what a storage holds open; used again it opens anew."""
+    if engine := getattr(storage, "engine", None):  # of a database; a journal's file is open while it is read
+        engine.dispose()
+
+
 def _whole(journal: Path) -> None:
     """Raises OSError where the last line has no end: what is written next would be lost with it."""
     for _ in range(10):  # another process may be writing it now
@@ -323,8 +329,9 @@ class Study:
         if owner.get("host") == self.owner["host"]:
             if owner["folder"] == self.owner["folder"]:
                 return owner["id"] != self.owner["id"]  # an earlier process: this one holds the lock now
-            if (Path(owner["folder"]) / "lock").exists():
-                return not artifacts.held(Path(owner["folder"]))
+            place = Path(owner["folder"])
+            if (place / "lock").exists() and (alive := artifacts.held(place)) is not None:
+                return not alive
         sign = trial.number, trial.user_attrs.get("beat")
         return time.monotonic() - self._silent.setdefault(sign, time.monotonic()) > GRACE
 

@@ -74,7 +74,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
         others = [name for name in ("last", "best") if (folder / f"{name}.pt").exists()]
         pruned = artifacts.read_json(folder / "pruned.json")
         ended = "is finished, and its weights are neither here nor in MLflow"
-        if not (folder / "result.json").exists():
+        if not artifacts.result(folder):
             ended = f"was pruned {pruned['reason']}; pruner=none takes it to its end" if pruned else "has not finished"
         hint = f"; there is --weights {others[0]}" if others else f": the run {ended}"
         raise SegsweepError(f"{file}: no such checkpoint{hint}")
@@ -90,10 +90,12 @@ def load(folder: Path, weights: str = "last") -> Trained:
     except Exception as error:  # a configuration of another version, or a component that is not installed here
         raise SegsweepError(f"{folder}: its network cannot be built: {error}{other}") from error
     try:
+        artifacts.check(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise SegsweepError(f"{file}: damaged, or not a checkpoint of segsweep: {reason}{other}") from error
+        mend = "The run's own command (in run.json) mends the weights of a finished run"
+        raise SegsweepError(f"{file}: damaged, or not a checkpoint of segsweep: {reason}. {mend}{other}") from error
     if not isinstance(state, dict) or not {"epoch", "model"} <= state.keys():
         raise SegsweepError(f"{file}: not a checkpoint of segsweep: expected the keys epoch and model{other}")
     try:

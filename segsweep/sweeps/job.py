@@ -1,5 +1,6 @@
 """One job of a sweep, as Hydra calls it in whatever process a launcher has it run: the run, its record, its value."""
 
+import logging
 import os
 import re
 import shlex
@@ -24,6 +25,9 @@ def job(cfg: DictConfig) -> Any:
     from segsweep.config import components
     from segsweep.runs.run import run
 
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):  # of job.log, which a full disk ends and nothing else
+            handler.handleError = lambda record: None  # type: ignore[method-assign]
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     sweep.hide_passwords(folder / ".hydra")

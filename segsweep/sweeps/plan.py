@@ -90,7 +90,7 @@ class Planner:
         folder = self.runs / "runs" / ids["signature"]
         length = asked.epochs if spec.epochs else 1
         there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= length]
-        finished = asked.reuse and (folder / "result.json").exists()
+        finished = asked.reuse and artifacts.result(folder) is not None
         failed = (folder / "failure.json").exists()
         state = "failed" if failed else "continue" if there and asked.reuse else "new"
         pruned = artifacts.read_json(folder / "pruned.json") if asked.reuse else None

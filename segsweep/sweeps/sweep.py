@@ -6,11 +6,13 @@ which the command calls itself.
 
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import shlex
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config.schema import engine, resolved, under
 from segsweep.core import artifacts
+from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session, thread
 from segsweep.task import Spec
 from segsweep.tracking.store import Columns, columns, database
 
+log = logging.getLogger(__name__)
+
+ROOM = ".room"
+"""File of a sweep's folder that holds nothing: its room is for the records of what fails when the disk is full."""
 FIRST_JOB_TRAINS = 8.0
 """Seconds after which nobody waits for this process any more."""
 NICE = 5
+SHORT = 5.0
+"""Seconds that the last word to MLflow has in any case."""
 
 
 class Sweep:
@@ -44,6 +53,7 @@ class Sweep:
         self.storage: str | None = None  # of its study, with the password that its records leave out
         self._opening: threading.Thread | None = None
         self._preparing: threading.Timer | None = None
+        self._imported = threading.Event()
         self._noting = threading.Lock()
         self._held = contextlib.ExitStack()
 
@@ -54,11 +64,18 @@ class Sweep:
         own = engine(config)
         self.folder, self.reported, self.spec = folder, own.report, components.spec_of(config)
         self.storage = OmegaConf.select(own, "search.storage")
+        try:
+            self._begin(folder, config, parent)
+        except (SegsweepError, OSError) as error:
+            print(error if isinstance(error, SegsweepError) else artifacts.full(error, folder), file=sys.stderr)
+            raise SystemExit(1) from None  # Hydra would make a warning of the error, and go on
+
+    def _begin(self, folder: Path, config: DictConfig, parent: bool) -> None:
         self._held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
         # of another sweep, in a folder that was named by hand
         for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{artifacts.PRUNING}*")):
             earlier.unlink()
-        tracking, overrides = own.tracking, list(config.hydra.overrides.task)
+        tracking, overrides = engine(config).tracking, list(config.hydra.overrides.task)
         record: dict[str, Any] = {"name": folder.name, "command": without_password(self.asked), "finished": None}
         record["overrides"] = [without_password(override) for override in overrides]
         record |= {
@@ -72,6 +89,7 @@ class Sweep:
             file = database(tracking.uri)
             record["mlflow"] |= {"parent": parent, "new": bool(file and not file.exists())}
         artifacts.write_json(folder / "sweep.json", record)
+        (folder / ROOM).write_bytes(os.urandom(2**16 + 2**12 * min(self.expected or 64, 256)))
         if self.reported and parent:
             self._preparing = threading.Timer(FIRST_JOB_TRAINS, _prepare)
             self._preparing.daemon = True
@@ -84,15 +102,20 @@ class Sweep:
         _behind_the_jobs()
         place = record["mlflow"]
         from segsweep.tracking.mirrors import close_dead, copier, start_parent
+        from segsweep.tracking.store import load
 
         copier().at_once()  # MLflow is imported here in any case
         try:
+            load()
+            self._imported.set()
             close_dead(place["uri"], place["experiment"], folder.parent)
             about = record["name"], record["command"]
             place["run_id"] = start_parent(place["uri"], place["experiment"], *about, shown)
         except Exception as error:  # MLflow is a mirror: the sweep runs without it
             place["error"] = (str(error) or type(error).__name__).splitlines()[0]
-        self.note(mlflow=place)
+            self._imported.set()
+        with contextlib.suppress(OSError):  # a full disk: the end of the sweep says so
+            self.note(mlflow=place)
 
     def note(self, **facts: Any) -> None:
         """Add to its record, where it has one."""
@@ -110,16 +133,16 @@ class Sweep:
         if any(folder.glob("*/job.json")):
             return False
         if self._opening:
-            self._opening.join()
+            self._opening.join(SHORT)
         place = self._record().get("mlflow") or {}
         if place.get("run_id"):
             from segsweep.tracking.store import connect
 
             with contextlib.suppress(Exception):  # MLflow is a mirror
                 connect(place["uri"]).delete_run(place["run_id"])
-        for name in ("sweep.json", "lock"):
-            (folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody's own folder, which is not empty
+        with contextlib.suppress(OSError):  # somebody's own folder, which is not empty, or one that was never made
+            for name in ("sweep.json", "lock", ROOM):
+                (folder / name).unlink(missing_ok=True)
             folder.rmdir()
         return True
 
@@ -131,16 +154,17 @@ class Sweep:
         if self._preparing:  # two threads that import the same modules in different order would get halves of them
             self._preparing.cancel()
             self._preparing.join()
-        if self._opening is None and (copier := session().copier):
-            copier.flush()  # for the same reason: a run that was short has only begun to import MLflow
+        if self._opening:  # for the same reason
+            self._imported.wait()
+        elif copier := session().copier:  # a run that was short has only begun to import MLflow
+            copier.settle()
         from segsweep.report.records import read
         from segsweep.report.table import table
 
+        (folder / ROOM).unlink(missing_ok=True)
         _interrupted(folder)
         ended = artifacts.jobs(folder)
         bad = [job for job in ended if job["status"] not in artifacts.DONE]
-        if self._opening:
-            self._opening.join()
         record = read([folder])
         text = table(record.jobs, spec=record.spec if any(run.info for run in record.runs) else self.spec)
         print(text)
@@ -148,10 +172,7 @@ class Sweep:
             self.note(finished=None if stopped else artifacts.now())
             artifacts.write_text(folder / "table.txt", text)
         except OSError as error:
-            print(
-                f"{folder} cannot be written ({error.strerror}): the record of the sweep is not complete",
-                file=sys.stderr,
-            )
+            print(f"{artifacts.full(error, folder)}: the record of the sweep is not complete", file=sys.stderr)
         print(f"Sweep: {folder}   its jobs: {folder}/*/job.json")
         if self.reported and not stopped and len(ended) > max(len(bad), 1):
             print(f"Report: {self._report(folder)}")
@@ -186,30 +207,47 @@ class Sweep:
         return f"{page}{again if best.exists() else ''}"
 
     def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> None:
+        """In `mirrors.END` seconds at most: a server that does not answer holds nobody up."""
+        if not (place := self._record().get("mlflow")):
+            return
         from segsweep.tracking import mirrors
 
-        mirrors.copier().flush()
-        place = self._record().get("mlflow")
-        error = (place or {}).get("error")
-        if place and place["run_id"]:
+        until = time.monotonic() + mirrors.END
+        late = f"it did not answer within {mirrors.END:.0f} s"
+        done = mirrors.copier().flush(mirrors.END)
+        if self._opening and done:
+            self._opening.join(until - time.monotonic())
+            place = self._record().get("mlflow") or place
+        error = place["error"]
+        folders = list({job["folder"]: None for job in artifacts.jobs(folder) if job["folder"]})
+        lacking = [reason for reason in map(mirrors.lacking, folders) if reason]
+        if place["run_id"] and not (error or lacking):
             status = "KILLED" if stopped else "FAILED" if bad else "FINISHED"
-            try:
-                names = ("table.txt", "sweep.json", "report.html", "report.md", "runs.csv", "search.html")
-                files = [folder / name for name in names]
-                files += sorted([*folder.glob("search/*.png"), *folder.glob("search/experiment/*.yaml")])
-                folders = list({job["folder"]: None for job in artifacts.jobs(folder) if job["folder"]})
-                summary = _summary(folder / "report.md")
-                mirrors.end_parent(place["uri"], place["run_id"], status, files, folder / "figures", summary, folders)
-            except Exception as problem:  # the files are the record
-                error = str(problem).splitlines()[0]
-        reasons = [mirrors.lacking(job["folder"]) for job in artifacts.jobs(folder) if job["folder"]]
-        error = error or next((reason for reason in reasons if reason), None)
-        if error is None and place:
+            told: list[str] = []
+            ending = thread(self._end_parent, folder, place, status, folders, told)
+            ending.join(max(until - time.monotonic(), SHORT))
+            error = late if ending.is_alive() else "".join(told)
+        error = error or next(iter(lacking), None) or ("" if done else late)
+        if not error:
             print(f"MLflow: {place['uri']}   to look at it: make ui")
-        if error:
-            print(
-                f"MLflow was out of reach ({error}); nothing is lost: python -m segsweep.sync {folder}", file=sys.stderr
-            )
+            return
+        brings = f"brings {len(lacking)} of {len(folders)} runs" if lacking else "brings what is missing"
+        again = f"nothing is lost: python -m segsweep.sync {folder}   {brings}"
+        print(f"MLflow was out of reach ({error}); {again}", file=sys.stderr)
+
+    def _end_parent(
+        self, folder: Path, place: dict[str, Any], status: str, folders: list[Path], told: list[str]
+    ) -> None:
+        from segsweep.tracking import mirrors
+
+        names = ("table.txt", "sweep.json", "report.html", "report.md", "runs.csv", "search.html")
+        files = [folder / name for name in names]
+        files += sorted([*folder.glob("search/*.png"), *folder.glob("search/experiment/*.yaml")])
+        try:
+            summary = _summary(folder / "report.md")
+            mirrors.end_parent(place["uri"], place["run_id"], status, files, folder / "figures", summary, folders)
+        except Exception as problem:  # the files are the record
+            told.append((str(problem) or type(problem).__name__).splitlines()[0])
 
 
 class SweepCallback(Callback):
@@ -293,10 +331,23 @@ def milestones(overrides: list[str], key: str = "epochs") -> list[int]:
     return sorted(found)
 
 
+def _keep(file: Path, job: dict[str, Any]) -> None:
+    """Write job.json, on a full disk in the room that the sweep set aside; what cannot be written even so is said in
+    the log, and the sweep goes on."""
+    try:
+        artifacts.write_json(file, job)
+    except OSError:
+        (file.parents[1] / ROOM).unlink(missing_ok=True)
+        try:
+            artifacts.write_json(file, job)
+        except OSError as error:
+            log.error("%s cannot be written: %s", file, error.strerror)
+
+
 def open_job(folder: Path, number: int, overrides: list[str]) -> dict[str, Any]:
     job = {"number": number, "overrides": [without_password(override) for override in overrides]}
     job |= {"status": "running", "started": artifacts.now(), "pid": os.getpid()}
-    artifacts.write_json(folder / "job.json", job)
+    _keep(folder / "job.json", job)
     return job
 
 
@@ -306,7 +357,7 @@ def close_job(folder: Path, job: dict[str, Any], outcome: Any, seconds: float) -
     run = facts.pop("folder")
     job |= facts | {"seconds": seconds, "class": facts.pop("failure")}
     job["run"] = os.path.relpath(run, folder) if run else None
-    artifacts.write_json(folder / "job.json", job)
+    _keep(folder / "job.json", job)
 
 
 def _interrupted(folder: Path) -> None:
@@ -314,7 +365,7 @@ def _interrupted(folder: Path) -> None:
     for path in folder.glob("*/job.json"):
         job = artifacts.read_json(path)
         if job and job["status"] == "running":
-            artifacts.write_json(path, job | {"status": "interrupted"})
+            _keep(path, job | {"status": "interrupted"})
 
 
 def _summary(report: Path) -> str:

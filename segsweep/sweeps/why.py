@@ -161,12 +161,13 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     entry = accepted.standing(folder.parent.parent, now.ids["signature"])
     there = folder.parent / now.ids["signature"]
     if not found:
-        ends = {"result.json": "its record answers", "pruned.json": "it was pruned; pruner=none takes it to its end"}
-        end = next((text for file, text in ends.items() if (folder / file).exists()), "not finished, it goes on")
+        pruned = (folder / "pruned.json").exists()
+        end = "it was pruned; pruner=none takes it to its end" if pruned else "not finished, it goes on"
+        end = "its record answers" if artifacts.result(folder) else end
         print(f"The same run: {end}.")
     elif entry and entry["ids"]["signature"] == folder.name:
         print("The record answers all the same, as it was accepted.")
-    elif (there / "result.json").exists():
+    elif artifacts.result(there):
         print(f"Today's run is {there.name}, which is finished too: {_counted(found)}.")
     else:
         again = f"It would be trained again, as {there.name}: {_counted(found)}."
@@ -186,7 +187,7 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
         raise SegsweepError(f"{folder}: not among the runs of this machine, so that no command would be led to it")
     if artifacts.held(folder):
         raise SegsweepError(f"{name}: a job works on it just now; accept it when that has ended")
-    if not artifacts.read_json(folder / "result.json"):
+    if not artifacts.result(folder):
         raise SegsweepError(f"{name}: not finished; only a finished record can stand for others")
     with contextlib.suppress(SegsweepError):  # of another folder, say; then its own configuration has to do
         cfg = composition(reference, info, config_dir)
@@ -199,7 +200,7 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
     if others := [" ".join(d.row("today's")) for d in found if d.kind != "file"]:
         raise SegsweepError(f"{name}: more than code differs, so it is another run: {'; '.join(others)}")
     there = runs / "runs" / now.ids["signature"]
-    if ended := next((file for file in ("result.json", "pruned.json") if (there / file).exists()), None):
+    if ended := "result.json" if artifacts.result(there) else "pruned.json" * (there / "pruned.json").exists():
         raise SegsweepError(f"{name}: today's code has a run of its own, {there.name} ({ended}), which answers")
     if artifacts.held(there):
         raise SegsweepError(f"{name}: a job trains {there.name}, which is this run with today's code, just now")

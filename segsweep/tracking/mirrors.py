@@ -9,7 +9,6 @@ import contextlib
 import getpass
 import json
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from segsweep.core import accepted, artifacts
 from segsweep.core.artifacts import WEIGHTS
 from segsweep.core.session import session, thread
 from segsweep.task import PARTS
-from segsweep.tracking.recall import fetch_alone
+from segsweep.tracking.recall import SILENCE, fetch_alone
 from segsweep.tracking.store import (
     QUERY,
     STATE,
@@ -31,6 +30,7 @@ from segsweep.tracking.store import (
     experiment_id,
     find,
     kept_as,
+    load,
     sweeps_of,
 )
 
@@ -47,6 +47,10 @@ LINKS = 50
 SWEEPS = 200
 """Most sweeps that a run's tag names, the latest: MLflow's tags are bounded."""
 
+PAUSE = 5.0
+"""Seconds between two copies of one run that goes on."""
+END = 60.0
+"""Seconds that the end of a command waits for MLflow at most."""
 LATER = 3.0
 """Seconds that the first copy waits for: MLflow's import takes that long, and would hold up the first training step."""
 
@@ -73,57 +77,113 @@ class Mirror:
 
 
 class Copier:
-    """Copies what it is given, in order, in a thread of its own that the first of it starts.
+    """Copies what it is given in a thread of its own that the first of it starts: of one run the latest, PAUSE seconds
+    after the copy before; its end at once.
 
-    elsewhere: does the copying instead; in a launcher's worker, whose parent copies for all: MLflow is imported and
-    connected to once a sweep."""
+    A store that did not answer is left alone for SILENCE seconds, and what it lacks is kept for later. elsewhere: does
+    the copying instead; in a launcher's worker, whose parent copies for all: MLflow is imported and connected to once a
+    sweep."""
 
-    def __init__(self, elsewhere: Callable[[Mirror], None] | None = None, later: float = LATER):
-        self.elsewhere, self.later = elsewhere, later
-        self._queue: queue.Queue[Mirror | None] = queue.Queue()
+    def __init__(self, elsewhere: Callable[[Mirror], None] | None = None, later: float = LATER, pause: float = PAUSE):
+        self.elsewhere, self.later, self.pause = elsewhere, later, pause
+        self._due: dict[Path, Mirror] = {}
+        self._after: dict[Path | str, float] = {}  # when a run, or a store, may be copied, or asked, again
+        self._busy: Path | None = None
+        self._flushing = self._closed = False
+        self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._now = threading.Event()
+        self._imported = threading.Event()
 
     def put(self, mirror: Mirror) -> None:
         if self.elsewhere:
             self.elsewhere(mirror)
             return
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = thread(self._work, name="mlflow")
-        self._queue.put(mirror)
+        with self._changed:
+            self._due[mirror.folder] = mirror
+            if self._thread is None or not self._thread.is_alive():
+                self._after[""] = time.monotonic() + self.later
+                self._thread = thread(self._work, name="mlflow")
+            self._changed.notify_all()
 
     def at_once(self) -> None:
         """The first copy waits no longer."""
-        self._now.set()
+        with self._changed:
+            self.later = self._after[""] = 0.0
+            self._changed.notify_all()
 
-    def flush(self) -> None:
-        """Wait until everything is copied, or known to be out of reach."""
+    def settle(self) -> None:
+        """Wait until MLflow is not being imported: two threads that import the same modules in different order would
+        get halves of them."""
+        if self._thread:
+            self.at_once()
+            self._imported.wait()
+
+    def flush(self, wait: float = END) -> bool:
+        """Wait until everything is copied, or known to be out of reach, but no longer than `wait` seconds: then what is
+        left is noted in its folders, False is given and it is for `python -m segsweep.sync`."""
         self.at_once()
-        self._queue.join()
+        with self._changed:
+            self._flushing = True
+            self._changed.notify_all()
+            done = self._changed.wait_for(lambda: not self._due and self._busy is None, max(wait, 0.0))
+            left = [*self._due, *([self._busy] if self._busy else [])]
+            self._flushing = False
+            self._due.clear()
+        for folder in left:
+            _note(folder, f"it did not answer within {wait:.0f} s")
+        return done
 
     def close(self) -> None:
         """The same, and end the thread."""
         self.flush()
-        if self._thread:
-            self._queue.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _next(self) -> Mirror | None:
+        """What is to be copied now; waits for it, and gives None where no more will come."""
+        with self._changed:
+            while not self._closed:
+                now, soon = time.monotonic(), []
+                for mirror in sorted(self._due.values(), key=lambda mirror: not mirror.final):
+                    bounds: list[Path | str] = ["", mirror.uri] if mirror.final else ["", mirror.uri, mirror.folder]
+                    until = max(self._after.get(bound, 0.0) for bound in bounds)
+                    if self._flushing or until <= now:
+                        self._busy = mirror.folder
+                        return self._due.pop(mirror.folder)
+                    soon.append(until - now)
+                self._changed.wait(min(soon, default=None))
+            return None
 
     def _work(self) -> None:
-        unreachable: set[Path] = set()
-        self._now.wait(self.later)
-        while (mirror := self._queue.get()) is not None:
-            folder = mirror.folder
+        while (mirror := self._next()) is not None:
+            folder, failed = mirror.folder, ""
             try:
-                if mirror.final or folder not in unreachable:  # while out of reach, only the end is tried again
-                    push(folder, mirror.uri, mirror.experiment, mirror.sweep, final=mirror.final)
+                if not self._imported.is_set():
+                    load()
+                    self._imported.set()
+                push(folder, mirror.uri, mirror.experiment, mirror.sweep, final=mirror.final)
             except Exception as error:  # MLflow raises what its back end raises; none of it may cost a run
-                unreachable.add(folder)
-                reason = (str(error) or type(error).__name__).splitlines()[0]
+                failed = (str(error) or type(error).__name__).splitlines()[0]
                 log.info("MLflow: %s", error)
-                state = artifacts.read_json(folder / STATE) or {}
-                with contextlib.suppress(OSError):
-                    artifacts.write_json(folder / STATE, state | {"error": reason})
-            finally:
-                self._queue.task_done()
+                _note(folder, failed)
+            with self._changed:
+                self._imported.set()
+                self._after[folder] = time.monotonic() + self.pause
+                if failed and self._flushing:  # the others would wait for the same
+                    for other in [other for other in self._due.values() if other.uri == mirror.uri]:
+                        _note(self._due.pop(other.folder).folder, failed)
+                elif failed:
+                    self._after[mirror.uri] = time.monotonic() + SILENCE
+                    self._due.setdefault(folder, mirror)
+                self._busy = None
+                self._changed.notify_all()
+
+
+def _note(folder: Path, error: str) -> None:
+    """In a run's folder: why MLflow does not have all of it."""
+    with contextlib.suppress(OSError):
+        artifacts.write_json(folder / STATE, (artifacts.read_json(folder / STATE) or {}) | {"error": error})
 
 
 def copier() -> Copier:
@@ -178,7 +238,7 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
         state["sweeps"] = sweeps_of(found) if found else []
         state["made_by"] = sweep.name if sweep and not found else None
         state["epochs"] = 0 if run_id == made else _epochs(client, run_id)
-    result = artifacts.read_json(folder / "result.json")
+    result = artifacts.result(folder)
     if result and state["status"] != "finished":
         first = _first(client, experiment, folder.name, state["run_id"])
         state |= {"run_id": first, "epochs": _epochs(client, first)}
@@ -243,8 +303,9 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
 def _final_metrics(result: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, float]:
     logged = set(history[-1]) if history else set()
     found = {key: value for key, value in result["metrics"].items() if key not in logged}
-    found |= {key: result[key] for key in TIMES}
-    found |= {"peak_memory_mib": result["peak_memory_bytes"] / 2**20, "objective": result["objective"]}
+    found |= {key: result.get(key) for key in (*TIMES, "objective")}
+    if (peak := result.get("peak_memory_bytes")) is not None:
+        found["peak_memory_mib"] = peak / 2**20
     if "micro_batches" not in logged:
         found["micro_batches"] = result.get("micro_batches")
     return {key: value for key, value in found.items() if value is not None}
@@ -286,7 +347,7 @@ def close_dead(uri: str, experiment: str, runs: Path) -> None:
     for run in running:
         tags = run.data.tags
         folder = runs / "runs" / tags["signature"] if "signature" in tags else runs / tags.get("sweep", "?")
-        if folder.is_dir() and not artifacts.held(folder):
+        if folder.is_dir() and artifacts.held(folder) is False:
             if (folder / "run.json").exists():  # it may have ended well, and been killed before it could say so
                 push(folder, uri, experiment, None, final=True)
                 continue
@@ -324,7 +385,7 @@ def _parent(sweep: Path | None, uri: str, patience: float = 60) -> str | None:
     not where the sweep was killed before it was made."""
     until, alive = time.monotonic() + patience, True
     while sweep and alive and time.monotonic() < until:
-        alive = artifacts.held(sweep)  # first, so that what it wrote last is read
+        alive = artifacts.held(sweep) is not False  # first, so that what it wrote last is read
         mlflow = (artifacts.read_json(sweep / "sweep.json") or {}).get("mlflow")
         if not mlflow or not mlflow["parent"] or mlflow["error"] or mlflow["uri"] != uri.removesuffix(QUERY):
             return None

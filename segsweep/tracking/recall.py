@@ -10,19 +10,26 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError
-from segsweep.core.session import session
+from segsweep.core.session import session, thread
 from segsweep.task import Spec
 from segsweep.tracking.store import FIGURES, STATE, alone, connect, database, default, find, kept_as, lacks, sweeps_of
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
 log = logging.getLogger(__name__)
 
-SILENCE = 60.0
+SILENCE = 300.0
 """Seconds for which a store that did not answer is not asked again."""
+PATIENCE = 5.0
+"""Seconds that a job waits for a server to say whether it knows its run; then it is trained."""
 
 
 class Restorer:
@@ -59,8 +66,12 @@ class Restorer:
         if self.ask:
             return self.ask(folder, uri, experiment)
         try:
+            client = connect(uri)
+            run = _in_time(find, client, experiment, folder.name, "FINISHED", wait=None if file else PATIENCE)
+            if run is None:
+                return False
             with alone(folder):
-                return _restore(folder, uri, experiment, wanted)
+                return _restore(client, run, folder, uri, experiment, wanted)
         except Exception as error:  # MLflow raises what its back end raises; the run is trained then
             self.silent[uri] = time.monotonic() + SILENCE
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -75,28 +86,46 @@ def restorer() -> Restorer:
     return here.restorer
 
 
-def _restore(folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]) -> bool:
-    client = connect(uri)
-    if (run := find(client, experiment, folder.name, "FINISHED")) is None:
-        return False
+def _in_time(ask: Callable[..., Any], *given: Any, wait: float | None) -> Any:
+    """What `ask` gives. Raises what it raises, and TimeoutError after `wait` seconds, when nobody listens any more."""
+    answer: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask(*given))
+        except Exception as error:  # of whoever asks
+            answer.set_exception(error)
+
+    thread(work, name="mlflow asked")
+    try:
+        return answer.result(wait)
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"no answer within {wait:.0f} s") from None
+
+
+def _restore(
+    client: "MlflowClient", run: "Run", folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]
+) -> bool:
     from mlflow.artifacts import download_artifacts
 
     run_id, root, store = run.info.run_id, run.info.artifact_uri, client.tracking_uri
     for half in folder.glob(".restore-*"):  # of a process that was killed
         shutil.rmtree(half, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as temporary:
-        place, there = Path(temporary), _Kept(root, store)
+    with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
+        there, got = _Kept(root, store), dict[str, Path]()
 
         def bring(name: str) -> None:
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            got = download_artifacts(f"{root}/{kept_as(name)}", dst_path=str((place / name).parent), tracking_uri=store)
-            assert Path(got).samefile(place / name)
+            # whatever names a server gives, it is written under the one that it has here
+            beside = (Path(place) / name).parent
+            beside.mkdir(parents=True, exist_ok=True)
+            given = download_artifacts(f"{root}/{kept_as(name)}", dst_path=str(beside), tracking_uri=store)
+            got[name] = inside(given, place)
 
         lost = [name for name in artifacts.RECORD if name not in there]
         if not lost:
             for name in artifacts.RECORD:
                 bring(name)
-            files = _files(place, there)
+            files = _files(got["run.json"], got["result.json"], there)
             lost = [name for name in files if kept_as(name) not in there]
         if lost:
             log.warning("MLflow's run %s of %s lacks %s: it is trained again", run_id, folder.name, ", ".join(lost))
@@ -108,7 +137,7 @@ def _restore(folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]
             return False
         for name in (*files, *artifacts.RECORD):  # result.json last
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(place / name, folder / name)
+            os.replace(got[name], folder / name)
     for ended in ("failure.json", "pruned.json"):
         (folder / ended).unlink(missing_ok=True)
     status = (artifacts.read_json(folder / "result.json") or {}).get("status")
@@ -116,6 +145,14 @@ def _restore(folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]
     state |= {"sweeps": sweeps_of(run), "epochs": len(artifacts.read_lines(folder / "history.jsonl"))}
     artifacts.write_json(folder / STATE, state)
     return True
+
+
+def inside(file: str, place: str) -> Path:
+    """A downloaded file, which has to lie in the folder that it was to go to. Raises ValueError."""
+    path = Path(file)
+    if path.is_symlink() or not path.is_file() or not path.resolve().is_relative_to(Path(place).resolve()):
+        raise ValueError(f"{file} is no file that was asked for")
+    return path
 
 
 class _Kept:
@@ -138,14 +175,13 @@ class _Kept:
         return last in self.names(folder)
 
 
-def _files(place: Path, there: _Kept) -> list[str]:
+def _files(run: Path, result: Path, there: _Kept) -> list[str]:
     """The files that a run's task wrote, as its result says; where that is of an older program, those that are kept."""
-    result, run = (artifacts.read_json(place / name) or {} for name in ("result.json", "run.json"))
-    if isinstance(listed := result.get("files"), list):
+    if isinstance(listed := (artifacts.read_json(result) or {}).get("files"), list):
         return [name for name in listed if isinstance(name, str) and artifacts.is_tasks(name)]
-    found = {*there.names(), *there.names(FIGURES)}
+    found = {name for name in (*there.names(), *there.names(FIGURES)) if kept_as(name) in there}
     with contextlib.suppress(ValueError):
-        spec = Spec.from_json(run.get("task") or {})
+        spec = Spec.from_json((artifacts.read_json(run) or {}).get("task") or {})
         found |= {spec.table} if spec.scores else set()
     return sorted(filter(artifacts.is_tasks, found))
 
@@ -162,13 +198,14 @@ def fetch(weights: Path) -> bool:
 
 def fetch_alone(weights: Path) -> bool:
     state = artifacts.read_json(weights.parent / STATE) or {}
-    if "run_id" not in state or not (weights.parent / "result.json").exists():
+    if "run_id" not in state or not artifacts.result(weights.parent):
         return False
     client = connect(state["uri"])
     if f"weights/{weights.name}" not in {file.path for file in client.list_artifacts(state["run_id"], "weights")}:
         return False
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=weights.parent) as place:
-        os.replace(client.download_artifacts(state["run_id"], f"weights/{weights.name}", place), weights)
+        got = inside(client.download_artifacts(state["run_id"], f"weights/{weights.name}", place), place)
+        os.replace(got, weights)
     return True
 
 

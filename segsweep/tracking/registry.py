@@ -4,6 +4,8 @@ The ONNX flavour is the sturdiest that MLflow has: a standard graph without pick
 environment needs neither segsweep nor torch to load it with `mlflow.pyfunc`, and no version of either can break it.
 """
 
+import os
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import numpy as np
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.tracking.mirrors import push
-from segsweep.tracking.store import connect, default
+from segsweep.tracking.recall import inside
+from segsweep.tracking.store import connect, default, kept_as
 
 REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime")
 """All that loading and predicting needs; pinned to the versions that the export was checked with."""
@@ -86,14 +89,20 @@ def origin(reference: str) -> tuple[Path | None, str]:
 
 
 def download(run_id: str, folder: Path) -> None:
-    """What MLflow keeps of a run into `folder`. Raises SegsweepError."""
+    """What MLflow keeps of a run into `folder`, under these names and no other. Raises SegsweepError."""
     from mlflow.artifacts import download_artifacts
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        uri = connect(default()).tracking_uri
-        for path in ("config.yaml", "run.json", "split.json", "weights"):
-            download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(folder), tracking_uri=uri)
+        client = connect(default())
+        kept = {file.path for place in (None, "weights") for file in client.list_artifacts(run_id, place)}
+        with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
+            for path in sorted(kept & {"config.yaml", "run.json", "split.json", *map(kept_as, artifacts.WEIGHTS)}):
+                given = {"run_id": run_id, "artifact_path": path, "dst_path": place}
+                os.replace(
+                    inside(download_artifacts(**given, tracking_uri=client.tracking_uri), place),
+                    folder / Path(path).name,
+                )
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise SegsweepError(f"{run_id}: MLflow does not give the files of this run: {reason}") from error

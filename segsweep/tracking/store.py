@@ -6,7 +6,6 @@ keeps models there, imports mlflow.
 
 import base64
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -62,6 +61,12 @@ def connect(uri: str) -> "MlflowClient":
         return client
 
 
+def load() -> None:
+    """Import MLflow, which takes seconds, and what is used of it."""
+    import mlflow.entities
+    import mlflow.tracking  # noqa: F401
+
+
 def default() -> str:
     """Where nothing says which: MLFLOW_TRACKING_URI of the environment, else the one below the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
@@ -105,8 +110,7 @@ def sweeps_of(run: "Run") -> list[str]:
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """One process and thread at a time copies the run of `folder`, to MLflow or from it."""
-    with (folder / "mlflow.lock").open("a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with artifacts.alone(folder / "mlflow.lock"):
         yield
 
 

@@ -502,3 +502,16 @@ def test_what_somebody_else_has_queued_is_run_if_this_search_could_have_asked_it
     assert "\x1b" not in told
     withdrawn = [t for t in study(url).trials if "withdrawn" in t.user_attrs]
     assert [t.state for t in withdrawn] == [TrialState.FAIL] * len(told.splitlines())
+
+
+def test_where_locks_cannot_be_told_a_living_process_is_not_taken_for_dead(tmp_path, monkeypatch):
+    """Its signs of life count then, as those of another machine."""
+    (tmp_path / "lock").touch()
+    study = Study.__new__(Study)
+    study.owner, study._silent = {"host": "a", "folder": "here", "id": "1"}, {}
+    owner = {"host": "a", "folder": str(tmp_path), "id": "2"}
+    trial = create_trial(state=TrialState.RUNNING, user_attrs={"owner": owner, "beat": 1})
+    monkeypatch.setattr("segsweep.core.artifacts.held", lambda folder: None)
+    assert not study._dead(trial)
+    monkeypatch.setattr("segsweep.core.artifacts.held", lambda folder: False)
+    assert study._dead(trial)

@@ -6,21 +6,24 @@ main module for no one, and may be started from inside any worker of a launcher.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from segsweep.core.artifacts import unique
 from segsweep.core.errors import DataError
 from segsweep.core.signature import fingerprint, hashes, reached
 from segsweep.segmentation.data.source import Manifest, listed
@@ -63,6 +66,8 @@ class Volumes:
     clip: tuple[float, float] | None
     digest: str
     key: str
+    hold: Any = None
+    """Says as long as it lives that the files are in use."""
 
 
 def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Volumes:
@@ -106,7 +111,46 @@ def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Vol
         clip=clip,
         digest=manifest.digest,
         key=key,
+        hold=_Used(place),
     )
+
+
+class _Used:
+    """Tells `stored` by a shared lock that a decoded set is in use; where there are no locks it tells nothing."""
+
+    def __init__(self, place: Path):
+        self.descriptor = None
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            self.descriptor = os.open(place / "statistics.npy", os.O_RDONLY)
+            fcntl.flock(self.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def __del__(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+
+
+def stored(cache: Path) -> list[tuple[Path, Callable[[], contextlib.AbstractContextManager[bool]]]]:
+    """Decoded data sets, and half of one that a killed process left: the folder, and what gives for a block whether
+    nobody uses it."""
+    found = sorted(place for place in cache.glob("*") if re.fullmatch(r"[0-9a-f]{32}(\.tmp-.*)?", place.name))
+    return [(place, functools.partial(_unused, place)) for place in found if place.is_dir()]
+
+
+@contextlib.contextmanager
+def _unused(place: Path) -> Iterator[bool]:
+    whole = place / "statistics.npy"
+    file = whole if whole.exists() and ".tmp-" not in place.name else place.with_name(f"{place.name[:32]}.lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            import fcntl
+
+            fcntl.flock(stack.enter_context(open(file, "rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except (ImportError, OSError):
+            free = False
+        yield free
 
 
 def _key(dataset: DataSet, manifest: Manifest) -> str:
@@ -231,7 +275,7 @@ def _build(dataset: DataSet, manifest: Manifest, place: Path, workers: int, alon
     if alone:  # what killed processes left
         for left in place.parent.glob(f"{place.name}.tmp-*"):
             shutil.rmtree(left, ignore_errors=True)
-    folder = place.with_name(f"{place.name}.tmp-{os.getpid()}-{time.time_ns()}")
+    folder = place.with_name(f"{place.name}.tmp-{unique()}")
     (folder / "work").mkdir(parents=True)
     try:
         _decode(dataset, manifest, folder, workers)

@@ -1,0 +1,240 @@
+"""MLflow on a server that is silent, broken or not to be trusted: no job waits for it, and little is asked of it.
+
+Requests and the order of events count here; how long anything takes does not."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import toy_task
+from omegaconf import OmegaConf
+from test_tracking import RESULT, RUN, row
+
+from segsweep.core import artifacts
+from segsweep.core.session import session
+from segsweep.sweeps.sweep import Sweep
+from segsweep.tracking import mirrors, recall
+from segsweep.tracking.store import STATE
+
+
+class Server(ThreadingHTTPServer):
+    """Accepts; answers 500, or nothing before it is `released`."""
+
+    daemon_threads = True
+
+    def __init__(self, silent: bool):
+        self.asked: list[str] = []
+        self.released = threading.Event()
+        if not silent:
+            self.released.set()
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.uri = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.server.released.wait()
+        self.send_error(500)
+
+    do_POST = do_GET
+
+    def log_message(self, *given) -> None:
+        pass
+
+
+@pytest.fixture
+def server(request, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    made = Server(silent=request.param == "silent")
+    yield made
+    made.released.set()
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    made = [tmp_path / "runs" / f"{n:016x}" for n in range(4)]
+    for folder in made:
+        artifacts.write_json(folder / "run.json", RUN | {"signature": folder.name})
+    return made
+
+
+def trained(folder: Path, uri: str, epochs: int = 100) -> None:
+    settings = OmegaConf.create({"uri": uri, "experiment": "e"})
+    with mirrors.Mirror(folder, settings, None) as mirror:
+        for epoch in range(1, epochs + 1):
+            artifacts.write_lines(folder / "history.jsonl", [row(e) for e in range(1, epoch + 1)])
+            mirror.update()
+        artifacts.write_json(folder / "result.json", RESULT | {"epochs": epochs})
+
+
+@pytest.mark.parametrize("server", ["broken"], indirect=True)
+def test_a_server_that_answers_500_is_asked_once_and_once_more_at_the_end_whatever_the_epochs_and_jobs(
+    server, folders, monkeypatch
+):
+    failed, note = threading.Event(), mirrors._note
+    monkeypatch.setattr(mirrors, "_note", lambda *given: (note(*given), failed.set()))
+    session().copier = mirrors.Copier(later=0.0, pause=0.0)
+    for folder in folders:
+        trained(folder, server.uri)
+        failed.wait()
+    assert mirrors.copier().flush()
+    assert len(server.asked) == 2
+    assert all("500" in mirrors.lacking(folder) for folder in folders)
+
+
+def test_while_a_copy_is_under_way_a_hundred_epochs_are_one_copy_and_the_end(folders, monkeypatch):
+    copied, go = [], threading.Event()
+
+    def push(folder, *given, final):
+        copied.append((len(artifacts.read_lines(folder / "history.jsonl")), final))
+        go.wait()
+
+    monkeypatch.setattr(mirrors, "push", push)
+    session().copier = mirrors.Copier(later=0.0)
+    trained(folders[0], "sqlite:///x")  # ends, whatever the store does
+    go.set()
+    assert session().copier.flush()
+    assert len(copied) <= 2
+    assert copied[-1] == (100, True)
+
+
+def test_of_a_run_that_goes_on_no_two_copies_are_made_within_a_pause(folders, monkeypatch):
+    copied, went = [], threading.Semaphore(0)
+
+    def push(folder, *given, final):
+        copied.append((folder, final))
+        went.release()
+
+    monkeypatch.setattr(mirrors, "push", push)
+    session().copier = mirrors.Copier(later=0.0, pause=3600.0)
+    settings = OmegaConf.create({"uri": "sqlite:///x", "experiment": "e"})
+    with mirrors.Mirror(folders[0], settings, None) as mirror:
+        went.acquire()
+        for _ in range(20):
+            mirror.update()
+            mirrors.Mirror(folders[1], settings, None).__exit__()  # another's end, which goes at once
+            went.acquire()
+        assert [folder for folder, _ in copied] == [folders[0], *[folders[1]] * 20]
+    assert session().copier.flush()
+    assert copied[-1] == (folders[0], True)
+
+
+@pytest.mark.parametrize("server", ["silent"], indirect=True)
+def test_jobs_are_trained_before_a_silent_server_says_a_word_and_it_is_asked_once(
+    server, tmp_path, allow, monkeypatch, caplog
+):
+    allow("toy_task.*")
+    monkeypatch.setattr(recall, "PATIENCE", 0.1)
+    cfg = toy_task.composed(tmp_path)
+    settings = {"uri": server.uri, "experiment": "e"}
+    ended = [toy_task.do(cfg, tmp_path / "runs", tracking=settings, seed=seed) for seed in range(3)]
+    assert [outcome.status for outcome in ended] == ["finished"] * 3
+    assert not server.released.is_set()
+    assert len(server.asked) <= 2  # whether it knows the first run, and the first copy
+    assert caplog.text.count("MLflow was not asked") == 1
+    assert "no answer within 0 s" in caplog.text
+    assert not mirrors.copier().flush(0.1)
+    assert all("did not answer" in mirrors.lacking(outcome.folder) for outcome in ended)
+
+
+def led(folder: Path, runs: list[Path], place: dict | None) -> Sweep:
+    """A sweep of these runs that is about to end."""
+    artifacts.write_json(folder / "sweep.json", {"name": folder.name, "mlflow": place})
+    for number, run in enumerate(runs):
+        job = {"number": number, "run": f"../../runs/{run.name}", "status": "finished"}
+        artifacts.write_json(folder / str(number) / "job.json", job)
+    sweep = Sweep()
+    sweep.folder = folder
+    return sweep
+
+
+@pytest.mark.parametrize("server", ["silent"], indirect=True)
+def test_the_end_of_a_command_leaves_a_silent_server_and_says_what_sync_brings(
+    server, folders, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(mirrors, "END", 0.2)
+    for folder in folders:
+        trained(folder, server.uri, epochs=1)
+    place = {"uri": server.uri, "experiment": "e", "run_id": "a", "error": None, "parent": True}
+    led(tmp_path / "sweep", folders, place)._finish_mlflow(tmp_path / "sweep", stopped=False, bad=False)
+    assert not server.released.is_set()
+    said = capsys.readouterr().err
+    assert said.startswith("MLflow was out of reach (it did not answer within 0 s); nothing is lost: ")
+    assert said.strip().endswith(f"python -m segsweep.sync {tmp_path / 'sweep'}   brings 4 of 4 runs")
+
+
+@pytest.mark.parametrize("server", ["silent"], indirect=True)
+def test_a_sweep_whose_own_run_cannot_be_closed_ends_all_the_same(server, folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mirrors, "END", 0.1)
+    monkeypatch.setattr("segsweep.sweeps.sweep.SHORT", 0.1)
+    place = {"uri": server.uri, "experiment": "e", "run_id": "a", "error": None, "parent": True}
+    led(tmp_path / "sweep", folders, place)._finish_mlflow(tmp_path / "sweep", stopped=False, bad=False)
+    assert not server.released.is_set()
+    assert "did not answer" in capsys.readouterr().err
+
+
+def test_without_tracking_an_old_error_of_mlflow_is_not_told(folders, tmp_path, capsys):
+    artifacts.write_json(folders[0] / STATE, {"error": "of last week"})
+    led(tmp_path / "sweep", folders, None)._finish_mlflow(tmp_path / "sweep", stopped=False, bad=False)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["link", "outside", "folder"])
+def test_what_a_server_gives_in_place_of_a_file_is_refused(tmp_path, kind):
+    place = tmp_path / "place"
+    place.mkdir()
+    (tmp_path / "secret").write_text("of somebody else")
+    given = {"link": place / "config.yaml", "outside": place / ".." / "secret", "folder": place / "config.yaml"}[kind]
+    if kind == "link":
+        given.symlink_to(tmp_path / "secret")
+    elif kind == "folder":
+        given.mkdir()
+    with pytest.raises(ValueError, match="no file that was asked for"):
+        recall.inside(str(given), str(place))
+
+
+def test_a_run_id_of_a_server_names_no_folder_elsewhere(tmp_path, monkeypatch):
+    from segsweep.core.errors import SegsweepError
+    from segsweep.runs import find as found
+
+    monkeypatch.setattr("segsweep.tracking.registry.origin", lambda reference: (None, "../../x"))
+    monkeypatch.setattr("segsweep.tracking.registry.download", lambda *given: pytest.fail("was asked for"))
+    with pytest.raises(SegsweepError, match="not the id of an MLflow run"):
+        found.find("models:/m/1", tmp_path)
+
+
+def test_pictures_and_weights_of_a_server_take_no_other_names(uri, folders, tmp_path, monkeypatch):
+    from segsweep.tracking import registry, store
+
+    folder, evil = folders[0], tmp_path / "evil"
+    evil.mkdir()
+    for name in ("config.yaml", "split.json", "history.jsonl", "patients.csv", "curves.png", "last.pt"):
+        (folder / name).write_text(f"{{}} {name}")
+    artifacts.write_json(folder / "result.json", RESULT)
+    run_id = mirrors.push(folder, uri, "e", None, final=True)
+    client = store.connect(uri)
+    for name in ("lock", "result.json", "mlflow.json", "last.pt", "x.py"):
+        (evil / name).write_text("of the server's")
+        client.log_artifact(run_id, str(evil / name), "figures")
+    client.log_artifact(run_id, str(evil / "x.py"), "weights")
+
+    there = tmp_path / "there" / folder.name
+    with artifacts.lock(there):
+        assert recall.Restorer().restore(there, uri, "e")
+        assert artifacts.held(there)  # by this very file
+    files = {file.name for file in there.iterdir()}
+    assert {"curves.png", "result.json", STATE} <= files
+    assert not files & {"x.py", "last.pt"}
+    assert (there / "lock").read_text() == ""
+    assert json.loads((there / "result.json").read_text())["metrics"] == RESULT["metrics"]
+    monkeypatch.setattr(registry, "default", lambda: uri)
+    registry.download(run_id, tmp_path / "got")
+    assert sorted(file.name for file in (tmp_path / "got").rglob("*")) == [
+        *("config.yaml", "last.pt", "run.json", "split.json"),
+    ]

@@ -1,0 +1,166 @@
+"""`python -m segsweep.clean`: what can go goes, what is of use or in use stays."""
+
+import shutil
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_task
+
+from segsweep import clean
+from segsweep.core import artifacts
+from segsweep.runs.loop import Loop
+from segsweep.segmentation.data import cache
+from segsweep.segmentation.data.phantom import Phantom
+
+
+@pytest.fixture
+def cfg(tmp_path, allow):
+    allow("toy_task.*")
+    return toy_task.composed(tmp_path, "task.worse=3")
+
+
+@pytest.fixture
+def runs(tmp_path, cfg, monkeypatch):
+    """Of a finished run, one that failed in its second epoch and one that was cut off there; `named` by their seeds."""
+    runs, end = tmp_path / "runs", Loop._end
+
+    def failing(self, state, row):
+        end(self, state, row)
+        if row["epoch"] == 2:
+            raise RuntimeError("in the second epoch")
+
+    toy_task.do(cfg, runs, seed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_end", failing)
+        failed, cut = (toy_task.do(cfg, runs, seed=seed) for seed in (1, 2))
+    assert failed.status == cut.status == "failed"
+    (cut.folder / "failure.json").unlink()
+    return runs
+
+
+def run(runs: Path, *more: str, monkeypatch, code: int = 0) -> None:
+    monkeypatch.setattr(sys, "argv", ["clean", str(runs), "--cache", str(runs.parent / "cache"), *more])
+    assert clean.main() == code
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_checkpoints_of_finished_runs_and_failed_ones_go_and_a_finished_run_is_answered_to_the_bit(
+    runs, cfg, monkeypatch, capsys
+):
+    finished = next(path.parent for path in runs.glob("runs/*/result.json"))
+    whole, all_ = tree(finished), tree(runs)
+    run(runs, "--dry-run", monkeypatch=monkeypatch)
+    assert tree(runs) == all_
+    planned = capsys.readouterr().out
+    run(runs, monkeypatch=monkeypatch)
+    said = capsys.readouterr().out
+    assert said.replace("Removed.", "") == planned.replace("Nothing was removed (--dry-run).", "")
+    gone = {path: content for path, content in all_.items() if path not in tree(runs)}
+    names = {Path(path).name for path in gone}
+    assert {"state_0003.pt", "best_0003.pt", "end_0003", "failure.json"} <= names
+    assert "in all: " in said
+    assert tree(finished) == whole
+    assert not list(runs.glob("runs/*/failure.json"))
+    assert len(list(runs.glob("trajectories/*/state_0002.pt"))) == 1  # of the one that was cut off
+    assert toy_task.do(cfg, runs, seed=0).status == "reused"
+    assert toy_task.do(cfg, runs, seed=2).status == "continued"
+    assert toy_task.do(cfg, runs, seed=1).status == "finished"
+
+
+def test_sizes_count_what_has_two_names_once_and_their_sum_is_what_the_disk_gains(runs, monkeypatch, capsys):
+    (folder,) = {path.parent for path in runs.glob("trajectories/*/state_0003.pt")}
+    names = {(path.stat().st_ino, path.stat().st_size) for path in folder.iterdir() if path.name != "lock"}
+    from segsweep.runs.clean import items, shown
+
+    item = next(item for item in items(runs) if item.kind == "checkpoints")
+    assert (item.place, item.bytes) == (folder, sum(size for _, size in names))
+    run(runs, "--what", "checkpoints", monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    assert f"checkpoints: 1, {shown(item.bytes)}\nin all: {shown(item.bytes)}" in out
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+    assert [shown(n) for n in (0, 999, 1000, 123_456, 5 * 10**9)] == ["0 B", "999 B", "1 kB", "123 kB", "5 GB"]
+
+
+def test_what_could_be_gone_on_with_goes_on_request_alone(runs, cfg, monkeypatch):
+    run(runs, "--what", "unfinished", monkeypatch=monkeypatch)
+    assert len(list(runs.glob("runs/*/failure.json"))) == 1
+    assert len(list(runs.glob("trajectories/*/state_0003.pt"))) == 1
+    assert toy_task.do(cfg, runs, seed=2).status == "finished"  # from its first epoch
+
+
+@pytest.mark.parametrize("which", ["runs", "trajectories"])
+def test_what_a_job_holds_is_left_alone_and_said(runs, monkeypatch, capsys, which):
+    before = tree(runs / which)
+    with ExitStack() as job:
+        for folder in (runs / which).iterdir():
+            job.enter_context(artifacts.lock(folder))
+        run(runs, "--what", "failed", monkeypatch=monkeypatch)
+    assert tree(runs / which) == before
+    assert "in use: left" in capsys.readouterr().out
+
+
+def test_checkpoints_stay_where_a_finished_run_has_lost_its_weights(runs, cfg, monkeypatch):
+    file = next(path.parent for path in runs.glob("runs/*/result.json")) / "last.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[:100])
+    run(runs, monkeypatch=monkeypatch)
+    assert toy_task.do(cfg, runs, seed=0).status == "reused"  # tested again from its last state
+    assert len(file.read_bytes()) == len(content)
+
+
+def test_a_folder_that_cannot_be_removed_is_named_and_the_others_go(runs, monkeypatch, capsys):
+    real = Path.unlink
+
+    def unlink(path, missing_ok=False):
+        if path.name == "failure.json":
+            raise PermissionError(1, "Operation not permitted", str(path))
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    run(runs, monkeypatch=monkeypatch, code=1)
+    assert "was not removed: Operation not permitted: " in capsys.readouterr().err
+    assert not list(runs.glob("trajectories/*/state_0003.pt"))
+
+
+def test_decoded_sets_go_and_one_that_is_in_use_stays(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    place = tmp_path / "cache"
+    loaded = []
+    for seed in (0, 1):
+        data = Phantom(
+            seed=seed, patients=2, slices=4, noise=0.0, bias=0.0, image_size=16, normalise="unit", model_width=4
+        )
+        loaded.append(cache.load(data, data.scan(place), place, workers=1))
+    (place / "mlflow-3.db").touch()
+    half = place / f"{loaded[0].key[::-1]}.tmp-machine-1-f"
+    half.mkdir()
+    (place / f"{loaded[0].key[::-1]}.lock").touch()
+    kept = np.array(loaded[1].images)
+    del loaded[0]
+    run(tmp_path / "runs", monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    assert "decoded: 2, " in out
+    assert out.count("in use: left") == 1
+    assert {path.name for path in place.iterdir() if path.suffix not in (".lock", ".json")} == {
+        loaded[0].key,
+        "mlflow-3.db",
+    }
+    np.testing.assert_array_equal(loaded[0].images, kept)
+    loaded.clear()
+    run(tmp_path / "runs", monkeypatch=monkeypatch)
+    assert not [path for path in place.iterdir() if path.is_dir()]
+
+
+def test_where_nothing_can_go_or_is_there_that_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    run(tmp_path / "runs", monkeypatch=monkeypatch)
+    assert capsys.readouterr().out == "Nothing can go.\n"
+    shutil.rmtree(tmp_path / "runs")
+    run(tmp_path / "runs", monkeypatch=monkeypatch, code=1)
+    assert "no such folder; give the one that paths.runs names" in capsys.readouterr().err

@@ -1,0 +1,254 @@
+"""A power cut loses at most the last epoch, a full disk nothing that was there; both are played through here."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import medium
+import pytest
+import torch
+import toy_task
+from omegaconf import OmegaConf
+
+from segsweep.core import artifacts
+from segsweep.runs.loop import Loop
+from segsweep.sweeps.sweep import Sweep
+
+
+@pytest.fixture
+def cfg(tmp_path, allow):
+    allow("toy_task.*")
+    return toy_task.composed(tmp_path, "checkpoint.keep=1", "task.worse=2")
+
+
+@pytest.fixture
+def epochs(monkeypatch):
+    """The numbers of the epochs that are trained, in order."""
+    trained, end = [], Loop._end
+
+    def ended(self, state, row):
+        trained.append(row["epoch"])
+        return end(self, state, row)
+
+    monkeypatch.setattr(Loop, "_end", ended)
+    return trained
+
+
+def record(folder: Path) -> dict:
+    """All of a run folder that a finished answer stands on, less what is measured."""
+    weights = {name: torch.load(folder / name, weights_only=True) for name in ("last.pt", "best.pt")}
+    return {
+        "metrics": json.loads((folder / "result.json").read_text())["metrics"],
+        "history": artifacts.read_lines(folder / "history.jsonl"),
+        "signature": json.loads((folder / "run.json").read_text())["signature"],
+        "table": (folder / "points.csv").read_text(),
+        "own": (folder / "own.txt").read_text(),
+        "config": "task:" in (folder / "config.yaml").read_text(),
+        "weights": {n: (w["epoch"], {k: t.tolist() for k, t in w["model"].items()}) for n, w in weights.items()},
+    }
+
+
+def cuts(root: Path, recorder: medium.Medium):
+    """(event before the cut, epochs trained by then, what is left), each state of the medium once."""
+    seen, trained = set(), 0
+    for cut, event in enumerate(recorder.events, 1):
+        trained = event[1] if event[0] == "epoch" else trained
+        for tree in recorder.left(cut):
+            key = (trained, tuple(sorted(tree.items())))
+            if key not in seen:
+                seen.add(key)
+                yield event, trained, tree
+
+
+@pytest.mark.slow
+def test_a_power_cut_after_any_call_loses_at_most_the_last_epoch(tmp_path, cfg, epochs, monkeypatch):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    with monkeypatch.context() as patch:
+        recorder = medium.Medium(runs, patch)
+        end = Loop._end
+        patch.setattr(Loop, "_end", lambda *given: (recorder.events.append(("epoch", given[2]["epoch"])), end(*given)))
+        whole = record(toy_task.do(cfg, runs).folder)
+    assert whole["weights"]["best.pt"][0] == 3
+    assert [event[1] for event in recorder.events if event[0] == "epoch"] == [1, 2, 3]
+    states = list(cuts(runs, recorder))
+    assert len(states) > 50
+    for number, (event, trained, tree) in enumerate(states):
+        place = tmp_path / "cut" / str(number)
+        medium.write(tree, place)
+        epochs.clear()
+        again = toy_task.do(cfg, place)
+        assert again.status in artifacts.WHOLE, (event, again.error)
+        assert len(epochs) <= 3 - max(trained - 1, 0), (event, epochs)
+        assert record(again.folder) == whole, event
+        ended = tree.get(f"runs/{again.signature}/result.json")
+        if ended:  # what it stands on was on the medium before it
+            assert (again.folder / "result.json").read_bytes() == ended, event
+    assert all(f"runs/{again.signature}/result.json" in tree for tree in recorder.left(len(recorder.events)))
+
+
+@pytest.mark.slow
+def test_a_power_cut_while_a_run_is_trained_anew_leaves_the_old_record_or_the_new(tmp_path, cfg, epochs, monkeypatch):
+    runs = tmp_path / "runs"
+    first = toy_task.do(cfg, runs)
+    whole, old = record(first.folder), (first.folder / "result.json").read_bytes()
+    with monkeypatch.context() as patch:
+        recorder = medium.Medium(runs, patch)
+        assert toy_task.do(cfg, runs, reuse=False).status == "finished"
+    assert (first.folder / "result.json").read_bytes() != old
+    epochs.clear()
+    for number, (event, _, tree) in enumerate(cuts(runs, recorder)):
+        place = tmp_path / "cut" / str(number)
+        medium.write(tree, place)
+        assert toy_task.do(cfg, place).status == "reused", event
+        assert record(place / "runs" / first.signature) == whole, event
+    assert number > 20
+    assert not epochs
+
+
+def test_an_epoch_is_flushed_in_three_calls_and_one_that_is_no_best_in_two(tmp_path, cfg, monkeypatch):
+    """And of a job what ends it: five files, a file of the task's own, its table and its folder twice; new folders."""
+    (tmp_path / "runs").mkdir()
+    recorder = medium.Medium(tmp_path / "runs", monkeypatch)
+    end = Loop._end
+    monkeypatch.setattr(Loop, "_end", lambda *a: (recorder.events.append(("epoch", a[2]["epoch"])), end(*a)))
+    assert toy_task.do(cfg, tmp_path / "runs").status == "finished"
+    kinds = "".join({"fsync": "f", "epoch": "e"}.get(event[0], "") for event in recorder.events)
+    before, one, two, rest = kinds.split("e")
+    assert (before.count("f"), one.count("f"), two.count("f")) == (5, 3, 2)
+    assert rest.count("f") == 3 + 9
+
+
+class Full:
+    """A disk on which the call of this number fails: writing, flushing, renaming, linking, making a folder."""
+
+    def __init__(self, root: Path, monkeypatch):
+        self.root, self.left, self.failed = str(root), -1, ""
+        for name in ("fsync", "replace", "link", "mkdir"):
+            monkeypatch.setattr(os, name, self._failing(name, getattr(os, name)))
+        real = Path.open
+
+        def opened(path, mode="r", *given, **more):
+            file = real(path, mode, *given, **more)
+            if mode[0] in "wa" and str(path.absolute()).startswith(self.root):
+                write = file.write
+                file = Written(file, lambda content: (self.count(f"write {path.name}"), write(content))[1])
+            return file
+
+        monkeypatch.setattr(Path, "open", opened)
+
+    def _failing(self, name, real):
+        def call(*given, **more):
+            self.count(name)
+            return real(*given, **more)
+
+        return call
+
+    def count(self, what: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.failed = what
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Written:
+    def __init__(self, file, write):
+        self._file, self.write = file, write
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
+
+    def __iter__(self):
+        return iter(self._file)
+
+
+@pytest.mark.slow
+def test_each_write_flush_and_rename_that_fails_for_want_of_room_is_one_line_and_loses_nothing(
+    tmp_path, cfg, epochs, monkeypatch
+):
+    whole = record(toy_task.do(cfg, tmp_path / "whole", epochs=2).folder)
+    failed, number = [], 0
+    with monkeypatch.context() as patch:
+        disk = Full(tmp_path, patch)
+        while True:
+            number += 1
+            runs, disk.failed, disk.left = tmp_path / str(number), "", number
+            outcome = toy_task.do(cfg, runs, epochs=2)
+            disk.left = -1
+            if not disk.failed:
+                break
+            failed.append(disk.failed.split()[0])
+            assert (outcome.status == "failed") or record(outcome.folder) == whole, disk.failed
+            if outcome.status == "failed":
+                assert outcome.error.endswith("python -m segsweep.clean lists what can go"), disk.failed
+                assert "\n" not in outcome.error
+            there = len(list(runs.glob("trajectories/*/state_*.pt")))
+            epochs.clear()
+            again = toy_task.do(cfg, runs, epochs=2)
+            assert record(again.folder) == whole, disk.failed
+            assert not there or len(epochs) < 2
+            assert not list(runs.glob("trajectories/*/.*"))
+    assert failed.count("write") > 15
+    assert failed.count("fsync") == 6 + 3 + 2 + 9
+    assert failed.count("replace") == 13
+
+
+def test_a_sweep_whose_folder_cannot_be_made_ends_with_one_line(tmp_path, capsys):
+    """Hydra would warn of an error in a callback, and start the jobs."""
+    (tmp_path / "file").touch()
+    sweep = Sweep()
+    with pytest.raises(SystemExit) as ended:
+        sweep.open(tmp_path / "file" / "sweep", OmegaConf.create({"report": False}), parent=False)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"{tmp_path}/file/sweep cannot be written (Not a directory)\n"
+    assert sweep.abandon()
+
+
+SIZES = (24, 100, 130, 160, 180, 200, 220, 240, 270, 320) if os.environ.get("SEGSWEEP_SOAK") else (24, 130, 180)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kib", SIZES)
+def test_on_a_full_disk_a_sweep_ends_with_its_table_and_the_next_goes_on(tmp_path, kib):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system of so many KiB cannot be mounted here: not root")
+    toy_task.overrides(tmp_path, small)
+    command = [sys.executable, "-m", "segsweep", "-m", "--config-dir", str(tmp_path / "conf"), "task=line"]
+    command += ["task.lr=0.1,0.2,0.3", "tracking=none", "epochs=3", "report=false", "hydra.launcher.jobs_per_device=1"]
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    how = {"env": os.environ | {"SEGSWEEP_ALLOW": "toy_task.*", "PYTHONPATH": paths}, "text": True}
+    try:
+        first = subprocess.run([*command, f"paths.runs={small}"], capture_output=True, cwd=tmp_path, **how)
+        said = first.stdout + first.stderr
+        assert first.returncode == 1, said
+        assert "Traceback" not in said
+        assert "Error" not in re.sub(r"failed in .*: OSError: \[Errno 28\]", "", said), said
+        finished = {path.parent.name: path.read_bytes() for path in small.glob("runs/*/result.json")}
+        assert said.count(": finished in") == len(finished)
+        if kib == 24:  # not even a sweep's record
+            assert said.strip().endswith("python -m segsweep.clean lists what can go")
+            assert not any(small.iterdir())
+        else:
+            assert "train    test" in first.stdout
+            assert "No space left on device" in said
+        subprocess.run(["mount", "-o", "remount,size=10m", str(small)], check=True)
+        again = subprocess.run([*command, f"paths.runs={small}"], capture_output=True, cwd=tmp_path, **how)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert again.stdout.count(" reused ") == len(finished)
+        for name, content in finished.items():
+            assert (small / "runs" / name / "result.json").read_bytes() == content
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
