@@ -3,6 +3,9 @@
 
 def main() -> int:
     try:
+        from segsweep import child
+
+        child.settle()  # of the command `segsweep`
         from segsweep.cli import main as run
 
         return _leave(run())

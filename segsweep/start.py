@@ -5,6 +5,7 @@ A program of one's own that composes conf/, or asks MLflow by these modules, cal
 import math
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -13,7 +14,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import plugins
+from segsweep import child, plugins
 from segsweep.config import schema
 
 
@@ -53,9 +54,10 @@ class Started:
         return self.task(cfg)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.task,)
+        return _unpickled, (self.task, child.added(sys.path), sys.flags.safe_path)
 
 
-def _unpickled(task: Callable[[DictConfig], Any]) -> Started:
+def _unpickled(task: Callable[[DictConfig], Any], folders: list[str], safe: bool) -> Started:
+    child.join(folders, safe)
     start()
     return Started(task)

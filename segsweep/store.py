@@ -131,6 +131,7 @@ def _make(file: Path) -> None:
                 Path(os.environ.get("SEGSWEEP_CACHE") or Path.home() / ".cache" / "segsweep") / f"mlflow-{VERSION}.db"
             )
             if not empty.exists():
+                empty.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with artifacts.atomic(empty) as whole:
                     make(whole)
             shutil.copyfile(empty, partial)

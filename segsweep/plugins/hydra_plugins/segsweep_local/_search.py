@@ -26,6 +26,7 @@ from segsweep.store import STATE
 from segsweep.study import Seeded, StorageGone, Study, counted, reaching, shown
 
 from ._compose import Composer
+from ._jobs import launch
 from ._sampler import make_sampler
 from ._space import WHEN, contains, read_space
 
@@ -122,12 +123,12 @@ class Search:
                 yield name, value
 
     def run(self) -> list[Any]:
-        launch = self._keep_busy if hasattr(self.launcher, "submit") else self._in_batches
+        work = self._keep_busy if hasattr(self.launcher, "submit") else self._in_batches
         try:
             with self.study.attended():
                 self._settle(at_start=True)
                 self._take_up_pruned()
-                launch()
+                work()
                 self._close()
         except StorageGone as gone:
             lead = session().sweep
@@ -204,7 +205,7 @@ class Search:
                 batch.append(trial)
             if batch:
                 number = batch[0].number if number is None else number
-                results = self.launcher.launch([self._overrides(t) for t in batch], initial_job_idx=number)
+                results = launch(self.launcher, [self._overrides(t) for t in batch], number)
                 for trial, result in zip(batch, results, strict=True):
                     self._tell(trial, number, result)
                     number += 1

@@ -17,6 +17,7 @@ from segsweep.errors import nearest
 from segsweep.session import session
 
 from ._compose import Composer
+from ._jobs import launch
 
 WHERE = "sweep.exclude"
 
@@ -39,7 +40,7 @@ class GridSweeper(BasicSweeper):
         kept = self._without(points, {text: condition(text, WHERE) for text in texts})
         session().emit("total", jobs=len(kept))
         self._record(kept)
-        return [self.launcher.launch(kept, initial_job_idx=0)]
+        return [launch(self.launcher, kept, 0)]
 
     def _without(self, points: list[list[str]], conditions: dict[str, list[Term]]) -> list[list[str]]:
         hits = dict.fromkeys(conditions, 0)
