@@ -19,7 +19,7 @@ def settle() -> None:
 
 
 def ordered(path: list[str]) -> list[str]:
-    """`path` with the script's and the working folder last. What PYTHONPATH names is a choice, and stays in its place."""
+    """`path` with the script's and the working folder last. What PYTHONPATH names is a choice and stays where it is."""
     late = added(path)
     return [entry for entry in path if os.path.abspath(entry) not in late] + late if late else path
 
