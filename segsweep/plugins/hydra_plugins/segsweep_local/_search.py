@@ -11,7 +11,6 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep import artifacts, objective, sweep
@@ -28,7 +27,7 @@ from segsweep.study import Seeded, StorageGone, Study, counted, reaching, shown
 from ._compose import Composer
 from ._jobs import launch
 from ._sampler import make_sampler
-from ._space import WHEN, contains, read_space
+from ._space import WHEN, Foreign, read_space, watched
 
 LIMITS = {"max_seconds": "training_seconds", "max_parameters": "parameters", "max_gflops": "gflops"}
 """Of `search`, and the fact of a run that each bounds."""
@@ -38,10 +37,6 @@ LOOK = 1.0
 """Seconds between two looks at what other processes do."""
 BATCH = 2
 """Trials at once with a launcher that takes batches only, where n_jobs does not say: as the published sweeper."""
-
-
-class Foreign(Exception):
-    """A trial of the study is not of this search: which of its keys and values."""
 
 
 class Search:
@@ -257,20 +252,7 @@ class Search:
         raises Foreign where a key is none of this search's, or a value none that it could have drawn."""
         there: dict[str, Any] = trial._fixed_params | trial.params
         drawn = self.drawn[trial.number] = {}
-        suggest = trial._suggest
-
-        def noted(key: str, found: BaseDistribution) -> Any:
-            if key in there and not contains(found, there[key]):
-                raise Foreign(f"{key}={there[key]}")
-            try:
-                drawn[key] = suggest(key, found)
-            except ValueError:
-                if key in there:  # as a value of another kind of distribution
-                    raise Foreign(f"{key}={there[key]}") from None
-                raise
-            return drawn[key]
-
-        trial._suggest = noted  # type: ignore[assignment, method-assign]
+        watched(trial, drawn, there)
         for key, found in self.space.searched.items():
             trial._suggest(key, found)
         for terms, (_, key, found) in zip(self.conditions, self.space.when, strict=True):
