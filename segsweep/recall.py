@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from segsweep import artifacts
-from segsweep.errors import SegsweepError
+from segsweep.errors import SegsweepError, printable
 from segsweep.session import session
 from segsweep.store import STATE, alone, connect, database, default, find, lacks, sweeps_of
 
@@ -24,6 +26,20 @@ RECORD = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.cs
 FILES = (*RECORD, "overlays.npz", "failure.json", "pruned.json")
 SILENCE = 60.0
 """Seconds for which a store that did not answer is not asked again."""
+
+
+def configuration(folder: Path) -> DictConfig:
+    """The one that a run folder's record has. It may be anybody's, so that nothing in it is looked up: a record has
+    values alone.
+
+    Raises OSError, and what OmegaConf and YAML raise where it is damaged; SegsweepError naming a value that is none."""
+    file = folder / "config.yaml"
+    found = OmegaConf.load(file)
+    for line in OmegaConf.to_yaml(found).splitlines():
+        if "${" in line:
+            raise SegsweepError(f"{file}: {printable(line.strip())}: a run's record has values, and nothing to look up")
+    assert isinstance(found, DictConfig)
+    return found
 
 
 class Restorer:

@@ -4,9 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from segsweep import artifacts, tracking
+from segsweep.recall import configuration
 from segsweep.start import start
 from segsweep.store import STATE
 
@@ -36,7 +35,7 @@ def main() -> int:
         asked_by = folder if (folder / "sweep.json").exists() else None
         for run in runs:
             try:
-                settings = OmegaConf.load(run / "config.yaml").tracking
+                settings = configuration(run).tracking
             except Exception as error:  # missing, or no YAML, or of another program
                 print(f"{run}/config.yaml is missing or damaged: {str(error).splitlines()[0]}", file=sys.stderr)
                 failed += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
@@ -86,7 +86,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
         raise SegsweepError(f"{file}: no such checkpoint{hint}")
     other = _version(info)
     try:
-        config = OmegaConf.load(folder / "config.yaml")
+        config = recall.configuration(folder)
         channels, size = int(info["data"]["image_shape"][2]), config.data.get("image_size")
         model = components.build("model", config.model, in_channels=channels)
     except (OSError, YAMLError, OmegaConfBaseException) as error:

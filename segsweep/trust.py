@@ -1,10 +1,13 @@
 """What a configuration from elsewhere may say to Hydra itself: numbers, plain names and what is searched.
 
+It may not read the environment either, where passwords are, into what a run records or sends.
+
 Hydra's own part of a configuration sets the environment, opens files, and names what launchers run. So what all
 folders of a command line make of it is held against what the trusted ones alone make of it: a key that differs is in
 FREE, or is refused. Comparing the outcome needs no list of the ways in which a file can get at a key.
 """
 
+import contextlib
 import os
 import re
 from argparse import Namespace
@@ -62,7 +65,7 @@ CHOICES = ("runtime", "choices")
 
 _WORD = re.compile(r"[\w.,:=+/@-]*", re.ASCII)
 _KEY = re.compile(r"\+{0,2}(?!hydra\b)\w+([./]\w+)*", re.ASCII)
-_REFERENCE = re.compile(r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|sweep_name)\s*:[^${}]*)\s*\}")
+_REFERENCE = re.compile(r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|sweep_name|select_of)\s*:[^${}]*)\s*\}")
 _GONE = object()
 _Path = tuple[Any, ...]
 
@@ -142,10 +145,38 @@ class Hold:
         told = {path: self._problem(cfg, raw, path, value) for path, value in wrong.items()}
         parts = {path[:1] for path, problem in told.items() if problem}  # what is missing there follows from that
         gone = [path for path in own if path not in found and path[:1] not in parts and path[:2] != CHOICES]
-        problems = [*told.values(), *(self._problem(cfg, raw, path, _GONE) for path in gone)]
+        problems = [*told.values(), *(self._problem(cfg, raw, path, _GONE) for path in gone), *self._reads(raw, lines)]
         if not str(runs := _select(cfg, "paths.runs")).isprintable():  # it is written into scripts
             problems.append(f"paths.runs={runs!r}: from a file under {self.where}; a folder's name has no such signs")
         return [problem for problem in problems if problem]
+
+    def _reads(self, raw: Any, lines: Sequence[str]) -> Iterator[str]:
+        """One sentence for each key of a run that a file of these folders gives a value of the environment."""
+        given = {line.lstrip("+").partition("=")[0] for line in lines}
+        leaves = [(path, value) for path, value in _leaves(raw) if path[:1] != ("hydra",)]
+        odd = {path: text for path, value in leaves if (text := next(_unplain(value, raw), None))}
+        if odd:
+            own = dict(_leaves(self._task(raw)))
+            for path, text in odd.items():
+                key = ".".join(map(printable, path))
+                if key not in given and not _same(own.get(path, _GONE), dict(leaves)[path]):
+                    yield (
+                        f"{key}: {printable(text)!r} is from a file under {self.where}, which may name other keys, as "
+                        f"${{key}}, and nothing that reads the environment; give it on the command line{self._hint()}"
+                    )
+
+    def _task(self, raw: Any) -> Any:
+        """What the trusted folders alone make of the options that a composition has."""
+        found = OmegaConf.to_container(self._compose([]), resolve=False)
+        lines: list[str] = []
+        for group, option in raw["hydra"]["runtime"]["choices"].items():
+            if "/" not in str(group) and option in self._offers(str(group)):
+                for line in (f"{group}={option}", f"+{group}={option}"):
+                    with contextlib.suppress(HydraException, OmegaConfBaseException):
+                        found = OmegaConf.to_container(self._compose([*lines, line]), resolve=False)
+                        lines.append(line)
+                        break
+        return found
 
     def too_many(self, cfg: DictConfig, count: int, most: int) -> list[str]:
         """Of `count` combinations `most` were composed: other launchers than this program's look at no more."""
@@ -209,13 +240,18 @@ class Hold:
 
 def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[str]:
     """The keys of `hydra` that a job's composition has otherwise than its sweep's: none, as Hydra has applied the
-    sweep's. lines: the job's overrides."""
-    whole, own = (dict(_leaves(OmegaConf.to_container(cfg, resolve=False)["hydra"])) for cfg in (job, master))  # type: ignore
+    sweep's; and those that read the environment there alone. lines: the job's overrides."""
+    there: Any = OmegaConf.to_container(job, resolve=False)
+    before: Any = OmegaConf.to_container(master, resolve=False)
+    whole, own = dict(_leaves(there.pop("hydra"))), dict(_leaves(before.pop("hydra")))
+    given, known = {line.lstrip("+").partition("=")[0] for line in lines}, dict(_leaves(before))
+    odd = [path for path, value in _leaves(there) if not _same(value, known.get(path)) and any(_unplain(value, there))]
+    reading = [key for path in odd if (key := ".".join(map(printable, path))) not in given]
     paths = [path for path in {**own, **whole} if path[:2] != CHOICES and path not in FILLED]
     keys = [path for path in paths if not _same(whole.get(path, _GONE), own.get(path, _GONE))]
     if not _given_only(whole, [*own[("overrides", "hydra")], *lines]):
         keys.append(("overrides", "hydra"))
-    return [".".join(map(printable, ("hydra", *path))) for path in keys]
+    return [".".join(map(printable, ("hydra", *path))) for path in keys] + reading
 
 
 def plainly(text: str, raw: Any = None, depth: int = 0) -> bool:
@@ -228,6 +264,15 @@ def plainly(text: str, raw: Any = None, depth: int = 0) -> bool:
                 return False
         text = f"{text[: found.start()]}\0{text[found.end() :]}"
     return "${" not in text
+
+
+def _unplain(value: Any, raw: Any) -> Iterator[str]:
+    """Texts, alone or in a list, that name more than other keys."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, list | dict):
+            yield from _unplain(list(part.values()) if isinstance(part, dict) else part, raw)
+        elif isinstance(part, str) and not plainly(part, raw):
+            yield part
 
 
 def _kind(path: _Path) -> str | None:
