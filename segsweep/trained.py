@@ -110,7 +110,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
             f"{file}: does not fit the network that its run describes: {' '.join(reasons[1:3] or reasons)[:400]}{other}"
         ) from error
     model.eval()
-    return Trained(folder, config, info, weights, int(state["epoch"]), model, channels, size)  # type: ignore[arg-type]
+    return Trained(folder, config, info, weights, int(state["epoch"]), model, channels, size)
 
 
 def _version(info: dict[str, Any]) -> str:
