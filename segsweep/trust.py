@@ -130,6 +130,7 @@ class Hold:
         self._offers = cache(self.own.get_group_options)
         self._is_known = cache(lambda group: bool(loader.get_group_options(group, None, "config", self.paths)))
         self.values = [_force(o) for o in given if o.is_hydra_override() and not _is_searchpath(o) and not _is_group(o)]
+        self._base = cache(lambda: OmegaConf.to_container(self._compose([]), resolve=False))
         self.known: dict[tuple[tuple[str, str], ...], dict[_Path, Any]] = {}
 
     def problems(self, cfg: DictConfig, lines: Sequence[str]) -> list[str]:
@@ -153,22 +154,21 @@ class Hold:
     def _reads(self, raw: Any, lines: Sequence[str]) -> Iterator[str]:
         """One sentence for each key of a run that a file of these folders gives a value of the environment."""
         given = {line.lstrip("+").partition("=")[0] for line in lines}
-        leaves = [(path, value) for path, value in _leaves(raw) if path[:1] != ("hydra",)]
-        odd = {path: text for path, value in leaves if (text := next(_unplain(value, raw), None))}
-        if odd:
-            own = dict(_leaves(self._task(raw)))
-            for path, text in odd.items():
-                key = ".".join(map(printable, path))
-                if key not in given and not _same(own.get(path, _GONE), dict(leaves)[path]):
-                    yield (
-                        f"{key}: {printable(text)!r} is from a file under {self.where}, which may name other keys, as "
-                        f"${{key}}, and nothing that reads the environment; give it on the command line{self._hint()}"
-                    )
+        texts = {path: next(_unplain(value, raw), None) for path, value in _leaves(raw) if path[:1] != ("hydra",)}
+        odd = {path: text for path, text in texts.items() if text and ".".join(map(str, path)) not in given}
+        for own in (self._base, lambda: self._task(raw)):  # the second takes a composition for each option
+            known = dict(_leaves(own())) if odd else {}
+            odd = {path: text for path, text in odd.items() if not _same(_at(raw, path), known.get(path, _GONE))}
+        for path, text in odd.items():
+            key, hint = ".".join(map(printable, path)), f"give it on the command line{self._hint()}"
+            yield (
+                f"{key}: {printable(text)!r} is from a file under {self.where}, which may name other keys, ${{key}}, "
+                f"and nothing that reads the environment; {hint}"
+            )
 
     def _task(self, raw: Any) -> Any:
         """What the trusted folders alone make of the options that a composition has."""
-        found = OmegaConf.to_container(self._compose([]), resolve=False)
-        lines: list[str] = []
+        found, lines = self._base(), list[str]()
         for group, option in raw["hydra"]["runtime"]["choices"].items():
             if "/" not in str(group) and option in self._offers(str(group)):
                 for line in (f"{group}={option}", f"+{group}={option}"):
@@ -327,6 +327,12 @@ def _leaves(node: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
 
 def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and repr(one) == repr(other)
+
+
+def _at(raw: Any, path: _Path) -> Any:
+    for part in path:
+        raw = raw[part]
+    return raw
 
 
 def _walk(raw: Any, key: str) -> Any:
