@@ -6,6 +6,7 @@ The files are the truth and MLflow is their mirror. `result.json` is written las
 import csv
 import datetime
 import fcntl
+import io
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
+from segsweep import masks
 from segsweep.session import Interrupted, session
 
 log = logging.getLogger(__name__)
@@ -48,13 +50,14 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """All text that a record has is written here, without passwords."""
     with atomic(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(masks.masked(text), encoding="utf-8", newline="")
 
 
 def write_json(path: Path, value: Any) -> None:
     """NaN and infinity become null: strict JSON, readable by every tool."""
-    write_text(path, json.dumps(_finite(value), indent=1) + "\n")
+    write_text(path, json.dumps(masks.clean(_finite(value)), indent=1) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -87,7 +90,7 @@ def parse_json(path: Path) -> dict[str, Any]:
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(_finite(row)) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(masks.clean(_finite(row))) + "\n" for row in rows))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -99,11 +102,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One row a mapping; NaN becomes an empty cell."""
-    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+    write_text(path, file.getvalue())
 
 
 def jobs(sweep: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import hydra
 
-from segsweep import sweep, trust, worker
+from segsweep import masks, sweep, trust, worker
 from segsweep.config import conf_dir
 from segsweep.errors import SegsweepError
 from segsweep.job import job
@@ -27,6 +27,7 @@ def main() -> int:
         # Before the first job there is nothing to save, and an exception would meet torch's C++ half imported (abort).
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     start()
+    sys.stdout, sys.stderr = masks.Stream(sys.stdout), masks.Stream(sys.stderr)
     try:
         return _main()
     except BaseException as error:  # a Ctrl-C after the last job
@@ -43,6 +44,7 @@ def main() -> int:
 
 
 def _main() -> int:
+    sys.argv[1:] = masks.put_away(sys.argv[1:])
     if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
         try:
             trust.question(sys.argv[1:])

@@ -77,7 +77,7 @@ KINDS = {
     "augment": Kind(("segsweep.data.augment",), methods=("__call__",)),
     "pruner": Kind(("optuna.pruners",), "optuna.pruners.BasePruner"),
 }
-HYDRAS = ("segsweep.sweep.SweepCallback", "logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
+HYDRAS = ("segsweep.sweep.SweepCallback", "logging.StreamHandler", "logging.FileHandler", "segsweep.masks.Formatter")
 """What Hydra calls for itself, and a component of a run may not."""
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
 

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep import artifacts, sweep
+from segsweep import artifacts, masks, sweep
 from segsweep.errors import SegsweepError
 from segsweep.session import session
 
@@ -20,9 +20,10 @@ def job(cfg: DictConfig) -> Any:
 
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
-    sweep.hide_passwords(folder / ".hydra")
+    masks.learn(*(OmegaConf.select(cfg, key) for key in masks.KEYS))
+    _describe(cfg, settings, folder)
     record = artifacts.read_json(folder.parent / "sweep.json") or {}
-    overrides = list(settings.overrides.task)
+    overrides = sweep.raw(settings.overrides.task)
     number = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num
     name = job_name(overrides, record.get("overrides", []))
     entry = sweep.open_job(folder, number, overrides)
@@ -50,6 +51,17 @@ def job(cfg: DictConfig) -> Any:
     return _value(cfg, outcome)
 
 
+def _describe(cfg: DictConfig, settings: Any, folder: Path) -> None:
+    """`.hydra` as Hydra has it, less the passwords: it would write them where a job is killed before it is here."""
+    for known in (folder, folder.parent):
+        sweep.hide_passwords(known)
+    if settings.output_subdir is None:
+        for name, node in (("config", cfg), ("hydra", {"hydra": settings}), ("overrides", settings.overrides.task)):
+            artifacts.write_text(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(node))
+    else:
+        sweep.hide_passwords(folder / settings.output_subdir)
+
+
 def _value(cfg: DictConfig, outcome: Any) -> Any:
     """What a sweeper is told: the objectives of a search, NaN where there are none."""
     from segsweep import objective
@@ -68,7 +80,7 @@ def _value(cfg: DictConfig, outcome: Any) -> Any:
 
 def job_name(overrides: list[str], asked: list[str]) -> str:
     """What varies in a sweep, numbers to four digits; all overrides where nothing does."""
-    fixed = set(asked)
-    shown = [o for o in overrides if o not in fixed] or overrides
+    fixed = set(map(masks.masked, asked))
+    shown = [o for o in map(masks.masked, overrides) if o not in fixed] or overrides
     kept = (o for o in shown if not o.startswith(("paths.", "tracking", "data.root", "device", "search.", "report=")))
     return re.sub(r"\d+\.\d{5,}(e-?\d+)?\b", lambda n: f"{float(n[0]):.4g}", " ".join(kept)) or "default"

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep import artifacts
 from segsweep.errors import SegsweepError, printable
+from segsweep.masks import told
 from segsweep.session import session
 from segsweep.store import STATE, alone, connect, database, default, find, lacks, sweeps_of
 
@@ -80,7 +81,7 @@ class Restorer:
                 return _restore(folder, uri, experiment, wanted)
         except Exception as error:  # MLflow raises what its back end raises; the run is trained then
             self.silent[uri] = time.monotonic() + SILENCE
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = told((str(error) or type(error).__name__).splitlines()[0])
             log.warning("MLflow was not asked for %s: %s", folder.name, reason)
             return False
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segsweep import artifacts
+from segsweep.masks import reach
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,9 +45,12 @@ _clients: "dict[str, tuple[int, MlflowClient]]" = {}
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client whose store exists. One process alone makes a database file: two at once would lock each other out."""
+    """A client whose store exists; an address of a record is `reach`ed.
+
+    One process alone makes a database file: two at once would lock each other out."""
     from mlflow import MlflowClient
 
+    uri = reach(uri)
     for chatty in ("alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries: what came of them is said at the end

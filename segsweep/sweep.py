@@ -7,7 +7,6 @@ which the command calls itself.
 import contextlib
 import dataclasses
 import os
-import re
 import shlex
 import sys
 import threading
@@ -19,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep import artifacts
+from segsweep.masks import KEYS, has_secret, learn, masked, told
 from segsweep.session import session, thread
 from segsweep.store import database
 
@@ -47,13 +47,14 @@ class Sweep:
         """Begin its record. `parent`: whether MLflow is to have a run for it, beside those of its jobs."""
         self.folder, self.reported = folder, config.report
         self.storage = OmegaConf.select(config, "search.storage")
+        learn(self.storage, config.tracking.uri)
         self._held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
         # of another sweep, in a folder that was named by hand
         for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{artifacts.PRUNING}*")):
             earlier.unlink()
-        tracking, overrides = config.tracking, list(config.hydra.overrides.task)
-        record: dict[str, Any] = {"name": folder.name, "command": without_password(self.asked), "finished": None}
-        record["overrides"] = [without_password(override) for override in overrides]
+        tracking, overrides = config.tracking, raw(config.hydra.overrides.task)
+        record: dict[str, Any] = {"name": folder.name, "command": masked(self.asked), "finished": None}
+        record["overrides"] = [masked(override) for override in overrides]
         record |= {"started": artifacts.now(), "jobs": self.expected, "milestones": milestones(overrides)}
         record["mlflow"] = None
         if tracking.uri:
@@ -80,7 +81,7 @@ class Sweep:
             close_dead(place["uri"], place["experiment"], folder.parent)
             place["run_id"] = start_parent(place["uri"], place["experiment"], name, command)
         except Exception as error:  # MLflow is a mirror: the sweep runs without it
-            place["error"] = (str(error) or type(error).__name__).splitlines()[0]
+            place["error"] = told((str(error) or type(error).__name__).splitlines()[0])
         self.note(mlflow=place)
 
     def note(self, **facts: Any) -> None:
@@ -188,11 +189,11 @@ class Sweep:
                 summary = _summary(folder / "report.md")
                 tracking.end_parent(place["uri"], place["run_id"], status, files, folder / "figures", summary, folders)
             except Exception as problem:  # the files are the record
-                error = str(problem).splitlines()[0]
+                error = told(str(problem).splitlines()[0])
         reasons = [tracking.lacking(job["folder"]) for job in artifacts.jobs(folder) if job["folder"]]
         error = error or next((reason for reason in reasons if reason), None)
         if error is None and place:
-            print(f"MLflow: {place['uri']}   to look at it: make ui")
+            print(f"MLflow: {masked(place['uri'])}   to look at it: make ui")
         if error:
             print(
                 f"MLflow was out of reach ({error}); nothing is lost: python -m segsweep.sync {folder}", file=sys.stderr
@@ -205,6 +206,13 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.runtime.choices["hydra/launcher"] != "plan":  # a plan leaves nothing behind
             _lead(Path(config.hydra.sweep.dir), config, parent=True)
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        """What a launcher may pickle for whoever waits: its configuration has addresses as they are reached."""
+        for key in KEYS:
+            for cfg in (job_return.cfg, config):
+                if (address := OmegaConf.select(cfg, key)) and has_secret(address):
+                    OmegaConf.update(cfg, key, masked(address))
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _lead(Path(config.hydra.run.dir).parent, config, parent=False)
@@ -232,21 +240,20 @@ def _behind_the_jobs() -> None:
 
 
 def hide_passwords(folder: Path) -> None:
-    """Out of what Hydra itself writes of a job."""
+    """Out of what Hydra itself writes, where a command line has it do so."""
     for file in folder.glob("*.yaml"):
-        text = file.read_text(encoding="utf-8")
-        if (hidden := without_password(text)) != text:
-            artifacts.write_text(file, hidden)
-
-
-def without_password(text: str) -> str:
-    """`postgresql://user:***@host` for what goes into records, which MLflow shows."""
-    return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", text)
+        artifacts.write_text(file, file.read_text(encoding="utf-8"))
 
 
 def command() -> str:
     """The command line that started this process, as one would type it."""
-    return shlex.join(["python", "-m", "segsweep", *sys.argv[1:]])
+    return masked(shlex.join(["python", "-m", "segsweep", *sys.argv[1:]]))
+
+
+def raw(overrides: Any) -> list[str]:
+    """As they were given: to look one up would put an address in the place of its name."""
+    found: Any = OmegaConf.to_container(overrides, resolve=False)
+    return found
 
 
 def milestones(overrides: list[str]) -> list[int]:
@@ -260,7 +267,7 @@ def milestones(overrides: list[str]) -> list[int]:
 
 
 def open_job(folder: Path, number: int, overrides: list[str]) -> dict[str, Any]:
-    job = {"number": number, "overrides": [without_password(override) for override in overrides]}
+    job = {"number": number, "overrides": [masked(override) for override in overrides]}
     job |= {"status": "running", "started": artifacts.now(), "pid": os.getpid()}
     artifacts.write_json(folder / "job.json", job)
     return job

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from segsweep import artifacts, tracking
+from segsweep.masks import learn, masked, told
 from segsweep.recall import configuration
 from segsweep.start import start
 from segsweep.store import STATE
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--experiment", help="MLflow's experiment; default: the one in each run's config.yaml")
     args = parser.parse_args()
     failed = 0
+    learn(args.uri)
     for folder in args.folders:
         runs = run_folders(folder)
         if not runs:
@@ -52,7 +54,7 @@ def main() -> int:
                 try:
                     print(f"{run.name}: MLflow run {tracking.push(run, uri, experiment, asked_by, final=True)}")
                 except Exception as error:  # whatever the store raises: the other runs are still copied
-                    print(f"{run}: {uri} did not take it: {str(error).splitlines()[0]}", file=sys.stderr)
+                    print(f"{run}: {masked(uri)} did not take it: {told(str(error).splitlines()[0])}", file=sys.stderr)
                     failed += 1
     return 1 if failed else 0
 

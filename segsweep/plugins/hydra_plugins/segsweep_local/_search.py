@@ -18,6 +18,7 @@ from segsweep.components import own, task_class
 from segsweep.conditions import Term, condition, values
 from segsweep.config import GROUPS
 from segsweep.errors import SegsweepError, printable
+from segsweep.masks import reference
 from segsweep.objective import direction
 from segsweep.session import session
 from segsweep.signature import IGNORED, digest, without
@@ -273,7 +274,7 @@ class Search:
         return [*(f"{key}={value}" for key, value in given.items()), *self.space.deleted]
 
     def _overrides(self, trial: Trial) -> list[str]:
-        named = (("search.study", self.study.name), ("search.storage", self.study.url))
+        named = (("search.study", self.study.name), ("search.storage", reference(self.study.url)))
         place = [f"{key}={QuotedString(text, Quote.single).with_quotes()}" for key, text in named]
         return [*self._point(trial), *place, f"search.trial={trial.number}"]
 

@@ -24,7 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 from segsweep import artifacts
 from segsweep.components import spec_of
 from segsweep.job import job_name
+from segsweep.masks import KEYS, reference
 from segsweep.session import session
+from segsweep.sweep import raw
 from segsweep.worker import in_folder
 
 from ._compose import Composer
@@ -99,7 +101,7 @@ class ClusterLauncher(Launcher):
         facts = {key: record.get(key) for key in ("status", "error", "seconds")} | {"failure": record.get("class")}
         spec = spec_of(self.config)
         score = spec.told("test", spec.primary, record.get("metrics") or {}) if spec else ""
-        name = job_name(job.overrides, list(self.config.hydra.overrides.task))
+        name = job_name(job.overrides, raw(self.config.hydra.overrides.task))
         session().emit("end", job=job.number, name=name, score=score, **facts)
         return found
 
@@ -173,7 +175,11 @@ class SlurmLauncher(ClusterLauncher):
         for job in jobs if session().foreign else []:
             self.compose(job.overrides)  # which checks it; the nodes compose it without
         remote = Remote(**self.params)
-        remote.setup(hydra_context=self.context, task_function=self.task, config=self.config)
+        config = self.config.copy()
+        for key in KEYS:  # what is pickled lies in the sweep's folder
+            if address := OmegaConf.select(config, key):
+                OmegaConf.update(config, key, reference(address))
+        remote.setup(hydra_context=self.context, task_function=self.task, config=config)
         shared = set(BaseQueueConf.__dataclass_fields__)
         named = {key if key in shared else f"slurm_{key}": value for key, value in remote.params.items()}
         made = {key: named.pop(key) for key in ("slurm_max_num_timeout", "slurm_python")}

@@ -44,7 +44,7 @@ class PlanLauncher(Launcher):
             except Exception as error:  # a component's own code raises what it raises; its job would fail alone
                 points.append(SegsweepError(f"{type(error).__name__}: {error}"))
         self._ask_mlflow([point for point in points if isinstance(point, Point)])
-        asked = list(self.config.hydra.overrides.task)
+        asked = sweep.raw(self.config.hydra.overrides.task)
         print(table([job_name(list(overrides), asked) for overrides in job_overrides], points, planner))
         return [_nothing(overrides) for overrides in job_overrides]
 
