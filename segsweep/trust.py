@@ -245,13 +245,21 @@ def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[s
     before: Any = OmegaConf.to_container(master, resolve=False)
     whole, own = dict(_leaves(there.pop("hydra"))), dict(_leaves(before.pop("hydra")))
     given, known = {line.lstrip("+").partition("=")[0] for line in lines}, dict(_leaves(before))
-    odd = [path for path, value in _leaves(there) if not _same(value, known.get(path)) and any(_unplain(value, there))]
+    known = {path: (value, _shipped().get(path)) for path, value in known.items()}
+    texts = [(path, value) for path, value in _leaves(there) if any(_unplain(value, there))]
+    odd = [path for path, value in texts if not any(_same(value, one) for one in known.get(path, ()))]
     reading = [key for path in odd if (key := ".".join(map(printable, path))) not in given]
     paths = [path for path in {**own, **whole} if path[:2] != CHOICES and path not in FILLED]
     keys = [path for path in paths if not _same(whole.get(path, _GONE), own.get(path, _GONE))]
     if not _given_only(whole, [*own[("overrides", "hydra")], *lines]):
         keys.append(("overrides", "hydra"))
     return [".".join(map(printable, ("hydra", *path))) for path in keys] + reading
+
+
+@cache
+def _shipped() -> dict[_Path, Any]:
+    """What the program's own config.yaml says: a job that has fewer overrides than its sweep has it again."""
+    return dict(_leaves(OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"), resolve=False)))
 
 
 def plainly(text: str, raw: Any = None, depth: int = 0) -> bool:

@@ -291,6 +291,7 @@ def test_a_combination_that_no_check_has_seen_reads_nothing_either(mine, monkeyp
         monkeypatch.setattr(session(), "foreign", True)
         compose = Composer(loader, master)
         compose(["experiment=a", "tracking.uri=${oc.env:HOME}"])
+        Composer(loader, loader.load_configuration("config", ["paths.cache=c"], RunMode.MULTIRUN))(["experiment=a"])
         with pytest.raises(HydraException, match=r"tracking\.experiment: the files of a job's options may not"):
             compose(["experiment=x"])
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from segsweep.errors import SegsweepError
 from segsweep.job import job_name
+from segsweep.sweep import raw
 
 from ._compose import Composer, bare
 
@@ -44,7 +45,7 @@ class PlanLauncher(Launcher):
             except Exception as error:  # a component's own code raises what it raises; its job would fail alone
                 points.append(SegsweepError(f"{type(error).__name__}: {error}"))
         self._ask_mlflow([point for point in points if isinstance(point, Point)])
-        asked = sweep.raw(self.config.hydra.overrides.task)
+        asked = raw(self.config.hydra.overrides.task)
         print(table([job_name(list(overrides), asked) for overrides in job_overrides], points, planner))
         return [_nothing(overrides) for overrides in job_overrides]
 
