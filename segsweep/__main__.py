@@ -2,6 +2,12 @@
 
 
 def main() -> int:
+    import os
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not what a script started with &
+        # Before the first job there is nothing to save, and an exception would meet torch's C++ half imported (abort).
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
         from segsweep import child
 
