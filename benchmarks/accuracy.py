@@ -23,16 +23,16 @@ from torch import nn
 
 from benchmarks import common, plain
 from benchmarks.train import NoCheckpoints
-from segsweep import components
-from segsweep.config import conf_dir
-from segsweep.data import cache
-from segsweep.data.batches import Batches
-from segsweep.device import autocast, compiled, pick_device, pick_precision
-from segsweep.evaluate import evaluate
-from segsweep.loop import Loop, epoch_seed
-from segsweep.metrics import SPEC, per_patient
-from segsweep.start import start
-from segsweep.train import fit, sizes
+from segsweep.config import components
+from segsweep.config.schema import conf_dir
+from segsweep.config.start import start
+from segsweep.core.device import autocast, compiled, pick_device, pick_precision
+from segsweep.runs.loop import Loop, epoch_seed
+from segsweep.segmentation.data import cache
+from segsweep.segmentation.data.batches import Batches
+from segsweep.segmentation.evaluate import evaluate
+from segsweep.segmentation.metrics import SPEC, per_patient
+from segsweep.segmentation.train import fit, sizes
 
 
 def composed(root: str, network: str, args: Any) -> DictConfig:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segsweep import environment
-from segsweep.data.lgg import LGG
-from segsweep.data.phantom import Phantom
+from segsweep.core import environment
+from segsweep.segmentation.data.lgg import LGG
+from segsweep.segmentation.data.phantom import Phantom
 
 M_MMAP_THRESHOLD = -3
 RESULTS = Path(__file__).parent / "results"

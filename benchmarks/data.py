@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from benchmarks import common, plain
-from segsweep.data import cache, images
-from segsweep.data.batches import Batches
+from segsweep.segmentation.data import cache, images
+from segsweep.segmentation.data.batches import Batches
 
 
 def pillow(files: list[tuple[str, str]], size: int) -> None:

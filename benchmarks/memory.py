@@ -25,7 +25,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.train import Case, composed, ours
-from segsweep.data import cache
+from segsweep.segmentation.data import cache
 
 MIB = 2**20
 LOOK = 0.05
@@ -63,7 +63,7 @@ def sweep(folder: Path, decoded: Path, slots: int, overrides: list[str]) -> dict
         sizes = {}
         for pid in children(done.pid):
             try:
-                if b"segsweep.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"segsweep.sweeps.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     sizes[pid] = held(pid, decoded)
             except (OSError, ProcessLookupError):  # it ended between two looks
                 continue

@@ -62,10 +62,10 @@ def main() -> None:
     parser.add_argument("--uri", help="MLflow's store; default: a new SQLite file")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scale.json")
     args = parser.parse_args()
-    from segsweep import recall, store, tracking
-    from segsweep.plan import _read
+    from segsweep.config.start import start
     from segsweep.report import records
-    from segsweep.start import start
+    from segsweep.sweeps.plan import _read
+    from segsweep.tracking import mirrors, recall, store
 
     start()
     rows = []
@@ -77,7 +77,7 @@ def main() -> None:
         store.connect(uri)
 
         def record(run: Path) -> str:
-            return tracking.push(run, uri, experiment, None, final=True)
+            return mirrors.push(run, uri, experiment, None, final=True)
 
         def answer(run: Path) -> None:
             elsewhere = place / "elsewhere" / run.name

@@ -31,15 +31,16 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.storages import InMemoryStorage
 
 from benchmarks import common
-from segsweep import artifacts, objective
-from segsweep.components import hydras
-from segsweep.config import conf_dir
-from segsweep.metrics import SPEC
-from segsweep.pruning import Judge, same
-from segsweep.start import start
+from segsweep.config.components import hydras
+from segsweep.config.schema import conf_dir
+from segsweep.config.start import start
+from segsweep.core import artifacts
+from segsweep.search import objective
+from segsweep.search.pruning import Judge, same
+from segsweep.segmentation.metrics import SPEC
 
 start()
-from hydra_plugins.segsweep_local.search import SearchSweeper  # noqa: E402 - the namespace has to know it first
+from segsweep.plugins.search import SearchSweeper  # noqa: E402 - the namespace has to know it first
 
 EARLY = ["pruner.min_resource=2", "pruner.reduction_factor=3"]
 SEARCHES = {
@@ -176,7 +177,7 @@ class Player:
         """One search: its launcher, and its storage. It goes on until its trials are over, or it is told the highest of
         the goals, or all points that reach the lowest are pruned and `least` epochs begun."""
         storage = InMemoryStorage()
-        here = mock.patch("segsweep.study.open_storage", return_value=storage)
+        here = mock.patch("segsweep.search.study.open_storage", return_value=storage)
         with tempfile.TemporaryDirectory() as folder, here:
             config = self.config.copy()
             config.search.seed, config.hydra.sweep.dir = seed, folder

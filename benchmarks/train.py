@@ -24,17 +24,18 @@ from omegaconf import DictConfig
 from torch import nn
 
 from benchmarks import common, plain
-from segsweep import components, environment
-from segsweep.artifacts import Checkpoints
-from segsweep.config import conf_dir
-from segsweep.data import cache
-from segsweep.data.batches import Batches
-from segsweep.device import autocast, compiled, pick_device, pick_precision
-from segsweep.evaluate import flops
-from segsweep.loop import Loop
-from segsweep.metrics import SPEC
-from segsweep.start import start
-from segsweep.train import fit, sizes
+from segsweep.config import components
+from segsweep.config.schema import conf_dir
+from segsweep.config.start import start
+from segsweep.core import environment
+from segsweep.core.artifacts import Checkpoints
+from segsweep.core.device import autocast, compiled, pick_device, pick_precision
+from segsweep.runs.loop import Loop
+from segsweep.segmentation.data import cache
+from segsweep.segmentation.data.batches import Batches
+from segsweep.segmentation.evaluate import flops
+from segsweep.segmentation.metrics import SPEC
+from segsweep.segmentation.train import fit, sizes
 
 
 class Case(NamedTuple):

@@ -24,7 +24,7 @@ IMAGES = ROOT / "docs" / "images"
 sys.path[:0] = [str(ROOT / "tests" / "report"), str(ROOT)]
 from browser import Page, chromium  # noqa: E402
 
-from segsweep.store import FACTORS, VIEW  # noqa: E402
+from segsweep.tracking.store import FACTORS, VIEW  # noqa: E402
 
 SWEEP = ["model=unet,r2unet", "optim=sgd,adam", "seed=0,1,2", "epochs=4", "model.width=8", "augment=flips"]
 SWEEP += ["data.patients=48", "split.test=0.4"]

@@ -12,7 +12,7 @@ def main() -> int:
         from segsweep import child
 
         child.settle()  # of the command `segsweep`
-        from segsweep.cli import main as run
+        from segsweep.sweeps.cli import main as run
 
         return _leave(run())
     except KeyboardInterrupt:  # a Ctrl-C amid the imports

@@ -14,7 +14,7 @@ from html import escape
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from segsweep.errors import ConfigError
+from segsweep.core.errors import ConfigError
 
 KEPT = "SEGSWEEP_ADDRESS_"
 NAMED = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "MYSQL_PWD")

@@ -4,11 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from segsweep import artifacts, tracking
+from segsweep.config.start import start
+from segsweep.core import artifacts
 from segsweep.masks import learn, masked, told
-from segsweep.recall import configuration
-from segsweep.start import start
-from segsweep.store import STATE
+from segsweep.tracking import mirrors
+from segsweep.tracking.recall import configuration
+from segsweep.tracking.store import STATE
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -52,7 +53,7 @@ def main() -> int:
                 print(f"{run.name}: still running, left alone")
             else:
                 try:
-                    print(f"{run.name}: MLflow run {tracking.push(run, uri, experiment, asked_by, final=True)}")
+                    print(f"{run.name}: MLflow run {mirrors.push(run, uri, experiment, asked_by, final=True)}")
                 except Exception as error:  # whatever the store raises: the other runs are still copied
                     print(f"{run}: {masked(uri)} did not take it: {told(str(error).splitlines()[0])}", file=sys.stderr)
                     failed += 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from segsweep.start import start
+from segsweep.config.start import start
 
 # Before anything imports torch, and for all processes that tests start: networks of a few thousand parameters are
 # slower on two threads than on one, and the suite runs on every core already.
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _session():
     """Each test has one of its own: nobody is told of events, and nobody has asked to stop."""
-    from segsweep.session import Session, begin
+    from segsweep.core.session import Session, begin
 
     here = begin(Session())
     yield
@@ -62,7 +62,7 @@ def lgg() -> Path:
 @pytest.fixture
 def allow(monkeypatch):
     """`allow("mine.*")`: SEGSWEEP_ALLOW for this process, which reads it once, and for those that it starts."""
-    from segsweep import components
+    from segsweep.config import components
 
     def set_to(packages: str) -> None:
         monkeypatch.setenv("SEGSWEEP_ALLOW", packages)
@@ -76,7 +76,7 @@ def allow(monkeypatch):
 def made_store(tmp_path_factory):
     """Making a store takes seconds: one is made, and copied."""
     folder = tmp_path_factory.mktemp("store")
-    from segsweep import store
+    from segsweep.tracking import store
 
     store.connect(f"sqlite:///{folder}/mlflow.db")
     return folder / "mlflow.db"

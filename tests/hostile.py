@@ -27,16 +27,19 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from optuna.trial import TrialState, create_trial
 
-from segsweep import components, recall, trained, trust
-from segsweep.config import conf_dir
-from segsweep.errors import SegsweepError
-from segsweep.preflight import preflight
-from segsweep.report import records, search, trials
-from segsweep.run import run
-from segsweep.start import start
+from segsweep.config import components, trust
+from segsweep.config.schema import conf_dir
+from segsweep.config.start import start
+from segsweep.core.errors import SegsweepError
+from segsweep.report import records
+from segsweep.report.search import pages, trials
+from segsweep.runs.run import run
+from segsweep.segmentation import trained
+from segsweep.sweeps.preflight import preflight
+from segsweep.tracking import recall
 
 start()
-from hydra_plugins.segsweep_local import _sampler  # noqa: E402 - the namespace has to know it first
+from segsweep.search import sampler  # noqa: E402 - the namespace has to know it first
 
 TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "epochs=1"]
 TINY += ["tracking=none", "report=false", "precision=fp32"]
@@ -89,7 +92,7 @@ class Watch:
             writing = (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             return self.outside(path) if writing and isinstance(path, str | bytes) else None
         if event == "pickle.find_class":
-            return None if tuple(arguments) in _sampler.NUMBERS | _sampler.OPTIMIZERS else ".".join(arguments)
+            return None if tuple(arguments) in sampler.NUMBERS | sampler.OPTIMIZERS else ".".join(arguments)
         if event in WRITES:
             places = [arguments[index] for index in WRITES[event] if index < len(arguments)]
             if event in ("os.remove", "os.rmdir", "os.mkdir") and arguments[-1] >= 0:  # of an open folder
@@ -295,13 +298,13 @@ class Fuzz:
         study.add_trial(create_trial(state=TrialState.WAITING, params={key: value}, distributions=kinds))
         with contextlib.suppress(SegsweepError):
             found = trials.load(name, self.url, self.folder / "runs")
-            search.winners(found, self.folder / "search")
+            pages.winners(found, self.folder / "search")
             text = (self.folder / "search" / "experiment" / "best.yaml").read_text()
             written = yaml.safe_load(text) or {}
             if {"hydra", "_target_"} & {*keys(written)} or "${" in str(written):
                 return False
         try:
-            _sampler.guarded(optuna.samplers.CmaEsSampler())._restore_optimizer(study.trials[:1])
+            sampler.guarded(optuna.samplers.CmaEsSampler())._restore_optimizer(study.trials[:1])
         except SegsweepError:
             return True
         return False
@@ -342,7 +345,7 @@ def hole(name: str) -> Iterator[None]:
     load = torch.load
     there = {
         "list": [(components.Kind, "lists", _everything), (components.Kind, "fits", _everything)],
-        "pickles": [(_sampler, "_Restored", pickle.Unpickler)],
+        "pickles": [(sampler, "_Restored", pickle.Unpickler)],
         "weights": [(torch, "load", lambda *a, **k: load(*a, **k | {"weights_only": False}))],
         "hydra": [(trust.Hold, "problems", lambda *given: [])],
         "environment": [(recall, "configuration", lambda folder: OmegaConf.load(folder / "config.yaml"))],

@@ -2,7 +2,7 @@
 
 import torch
 
-from segsweep.models.unet import UNet
+from segsweep.segmentation.models.unet import UNet
 
 
 class Hungry(UNet):

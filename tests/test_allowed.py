@@ -7,11 +7,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from segsweep import components, pruning
-from segsweep.config import conf_dir
-from segsweep.errors import ConfigError
+from segsweep.config import components
+from segsweep.config.schema import conf_dir
+from segsweep.core.errors import ConfigError
+from segsweep.search import pruning
 
-UNET = "segsweep.models.unet.UNet"
+UNET = "segsweep.segmentation.models.unet.UNet"
 
 
 def refused(group: str, node: dict) -> str:
@@ -30,20 +31,20 @@ def refused(group: str, node: dict) -> str:
     ("group", "target"),
     [
         ("model", "os.system"),
-        ("model", "segsweep.data.cache.os.system"),
-        ("model", "segsweep.data.cache._help"),
-        ("model", "segsweep.data.cache._build"),
-        ("data", "segsweep.data.cache._build"),
-        ("data", "segsweep.data.cache.load"),
-        ("data", "segsweep.data.folder.Path"),
-        ("split", "segsweep.data.split.Path"),
-        ("augment", "segsweep.data.augment.torch.load"),
+        ("model", "segsweep.segmentation.data.cache.os.system"),
+        ("model", "segsweep.segmentation.data.cache._help"),
+        ("model", "segsweep.segmentation.data.cache._build"),
+        ("data", "segsweep.segmentation.data.cache._build"),
+        ("data", "segsweep.segmentation.data.cache.load"),
+        ("data", "segsweep.segmentation.data.folder.Path"),
+        ("split", "segsweep.segmentation.data.split.Path"),
+        ("augment", "segsweep.segmentation.data.augment.torch.load"),
         ("model", "torch.nn.attention._fa3._fa3_import_module"),
         ("model", "torch.nn.modules.module.warnings.warn"),
         ("model", "torch.nn.Parameter"),
         ("model", "torch.nn.functional.relu"),
         ("model", "torch.optim.SGD"),
-        ("loss", "segsweep.losses.F.relu"),
+        ("loss", "segsweep.segmentation.losses.F.relu"),
         ("optim", "torch.nn.Linear"),
         ("optim", "torch.optim.lr_scheduler.StepLR"),
         ("scheduler", "torch.optim.lr_scheduler.Optimizer"),
@@ -62,7 +63,7 @@ def test_a_target_that_is_not_listed_for_its_group_is_refused(group, target):
 @pytest.mark.parametrize(
     ("node", "place"),
     [
-        ({"_target_": UNET, "width": {"_target_": "segsweep.data.cache._help"}}, "model.width"),
+        ({"_target_": UNET, "width": {"_target_": "segsweep.segmentation.data.cache._help"}}, "model.width"),
         ({"_target_": UNET, "width": [[{"_target_": "os.getcwd"}]]}, "model.width[0][0]"),
         ({"_target_": UNET, "width": {"a": {"_target_": "torch.nn.ReLU"}}}, "model.width.a"),
         ({"_target_": UNET, "width": "${oc.create:{_target_: os.getcwd}}"}, "model.width"),
@@ -129,7 +130,9 @@ def test_ones_own_package_is_allowed_with_all_that_it_takes(tmp_path, monkeypatc
 
 
 def test_what_hydra_may_call_is_no_component_and_components_are_nothing_for_hydra():
-    assert not [entry for entry in components.hydras() if entry.startswith(("torch", "segsweep.data", "optuna"))]
+    assert not [
+        entry for entry in components.hydras() if entry.startswith(("torch", "segsweep.segmentation.data", "optuna"))
+    ]
     assert "not allowed" in refused("model", {"_target_": "logging.FileHandler", "filename": "x"})
 
 

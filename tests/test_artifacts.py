@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from segsweep import artifacts
-from segsweep.artifacts import Checkpoints
+from segsweep.core import artifacts
+from segsweep.core.artifacts import Checkpoints
 
 
 def state(epoch: int) -> dict:
@@ -125,7 +125,7 @@ def test_the_best_weights_until_an_epoch_stay_with_its_checkpoint(tmp_path):
 def test_a_lock_waits_for_its_holder_and_is_freed_when_the_holder_is_killed(tmp_path):
     code = f"""
 from pathlib import Path
-from segsweep import artifacts
+from segsweep.core import artifacts
 with artifacts.lock(Path({str(tmp_path)!r})):
     print("held", flush=True)
     input()

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import accuracy, common, memory, plain, same, search_idle, sweep, train
-from segsweep.data import cache
-from segsweep.models.r2unet import R2UNet
-from segsweep.models.unet import UNet
+from segsweep.segmentation.data import cache
+from segsweep.segmentation.models.r2unet import R2UNet
+from segsweep.segmentation.models.unet import UNet
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,7 @@ from segsweep import child
 BEFORE = "import runpy, sys; print(*sys.modules)"
 """What Python itself imports before it runs a module, and nobody can come before."""
 OTHERS = ("hydra", "mlflow", "numpy", "omegaconf", "optuna", "torch", "yaml")
-OWN = "from segsweep.losses import Dice\nimport timeit, queue\nclass Mine(Dice): ...\n"
+OWN = "from segsweep.segmentation.losses import Dice\nimport timeit, queue\nclass Mine(Dice): ...\n"
 TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "epochs=1"]
 TINY += ["tracking=none", "report=false"]
 

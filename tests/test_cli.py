@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from segsweep import cli
+from segsweep.sweeps import cli
 
 TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "epochs=2"]
 
@@ -30,7 +30,7 @@ def jobs(cwd: Path) -> list[dict]:
 def test_questions_are_answered_without_the_heavy_imports(tmp_path, ask):
     code = (
         f"import sys; sys.argv = ['segsweep', *{ask!r}]\n"
-        "from segsweep.cli import main\n"
+        "from segsweep.sweeps.cli import main\n"
         "main()\n"
         "heavy = {'torch', 'mlflow', 'optuna', 'matplotlib', 'scipy', 'pandas', 'numpy', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -104,7 +104,7 @@ def test_bad_input_is_one_message_and_an_exit_code(tmp_path, arguments, says):
 
 
 LABELS = """
-from segsweep.data.phantom import Phantom
+from segsweep.segmentation.data.phantom import Phantom
 
 
 class Labels(Phantom):
@@ -130,7 +130,7 @@ def test_masks_with_several_labels_are_told_in_a_sentence_and_train_nothing(tmp_
 
 SWALLOWS = """
 import signal, sys
-from segsweep import __main__, preflight
+from segsweep import __main__; from segsweep.sweeps import preflight
 
 def meets_a_ctrl_c(argv):
     try:
@@ -177,7 +177,7 @@ def test_a_ctrl_c_before_the_first_job_is_an_exception_for_who_calls_it(monkeypa
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(sys, "argv", ["segsweep"])
-    monkeypatch.setattr("segsweep.preflight.preflight", meets_one)
+    monkeypatch.setattr("segsweep.sweeps.preflight.preflight", meets_one)
     monkeypatch.setattr("os._exit", lambda code: pytest.fail("the kernel of a notebook would be gone"))
     assert cli.main() == 130
 
@@ -190,6 +190,6 @@ def test_an_argument_that_is_not_utf_8_is_told(monkeypatch, capsys):
 
 def test_an_error_without_a_ctrl_c_is_no_interruption(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["segsweep"])
-    monkeypatch.setattr("segsweep.preflight.preflight", lambda argv: {}["a defect"])
+    monkeypatch.setattr("segsweep.sweeps.preflight.preflight", lambda argv: {}["a defect"])
     with pytest.raises(KeyError, match="a defect"):
         cli.main()

@@ -18,12 +18,12 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
-from hydra_plugins.segsweep_local.cluster import ClusterLauncher, Lost
 
-from segsweep.components import hydras
-from segsweep.config import conf_dir
-from segsweep.job import job
-from segsweep.session import session
+from segsweep.config.components import hydras
+from segsweep.config.schema import conf_dir
+from segsweep.core.session import session
+from segsweep.plugins.cluster import ClusterLauncher, Lost
+from segsweep.sweeps.job import job
 
 TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "precision=fp32"]
 SWEEP = ["-m", "seed=0,1", "epochs=12", "report=false", *TINY]

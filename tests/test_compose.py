@@ -7,11 +7,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hydra_plugins.segsweep_local._compose import KINDS, Composer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep.config import conf_dir
+from segsweep.config.compose import KINDS, Composer
+from segsweep.config.schema import conf_dir
 
 ASKED = ["data.patients=6", "tracking=none", "hydra.sweep.dir=somewhere"]
 

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from segsweep import train
-from segsweep.artifacts import Checkpoints
-from segsweep.data import cache
-from segsweep.data.augment import Affine
-from segsweep.data.batches import Batches
-from segsweep.data.phantom import Phantom
-from segsweep.loop import Loop
-from segsweep.losses import BCEDice
-from segsweep.metrics import SPEC
-from segsweep.models.unet import UNet
+from segsweep.core.artifacts import Checkpoints
+from segsweep.runs.loop import Loop
+from segsweep.segmentation import train
+from segsweep.segmentation.data import cache
+from segsweep.segmentation.data.augment import Affine
+from segsweep.segmentation.data.batches import Batches
+from segsweep.segmentation.data.phantom import Phantom
+from segsweep.segmentation.losses import BCEDice
+from segsweep.segmentation.metrics import SPEC
+from segsweep.segmentation.models.unet import UNet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 GREEDY = """
 import torch
-from segsweep.models.unet import UNet
+from segsweep.segmentation.models.unet import UNet
 
 
 class Greedy(UNet):

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from segsweep.display import Display
+from segsweep.sweeps.display import Display
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from segsweep import environment
+from segsweep.core import environment
 
 STEPS = """
 import resource, torch
-from segsweep import environment
+from segsweep.core import environment
 MIB = 2**20
 
 def resident():
@@ -48,7 +48,7 @@ def test_a_step_finds_the_memory_that_the_one_before_it_freed(keeps):
 
 
 def test_training_on_a_cpu_asks_for_it(monkeypatch):
-    from segsweep import device
+    from segsweep.core import device
 
     asked = []
     monkeypatch.setattr(device.environment, "keep_memory", lambda: asked.append(True))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from segsweep.evaluate import Evaluation, evaluate, flops, patient_table
-from segsweep.losses import Dice
-from segsweep.models.r2unet import R2UNet
-from segsweep.models.unet import UNet
+from segsweep.segmentation.evaluate import Evaluation, evaluate, flops, patient_table
+from segsweep.segmentation.losses import Dice
+from segsweep.segmentation.models.r2unet import R2UNet
+from segsweep.segmentation.models.unet import UNet
 
 
 class Batches:

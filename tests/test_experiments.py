@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from segsweep.components import build
-from segsweep.config import conf_dir
+from segsweep.config.components import build
+from segsweep.config.schema import conf_dir
 
 ROWS = json.loads((Path(__file__).parents[1] / "docs" / "results" / "report.json").read_text())["rows"]
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from test_run import do
 
-from segsweep import export, predict
-from segsweep.errors import SegsweepError
-from segsweep.models.r2unet import R2UNet
-from segsweep.models.unet import UNet
-from segsweep.trained import load
+from segsweep.core.errors import SegsweepError
+from segsweep.segmentation import export, predict
+from segsweep.segmentation.models.r2unet import R2UNet
+from segsweep.segmentation.models.unet import UNet
+from segsweep.segmentation.trained import load
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from segsweep import figures
+from segsweep.segmentation import figures
 
 
 def history(*values: float | None) -> list[dict]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from segsweep import artifacts
+from segsweep.core import artifacts
 
 KILLS = int(os.environ.get("SEGSWEEP_SOAK", "3"))
 TINY = [

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from test_run import do
 
-from segsweep.data import cache
-from segsweep.data.lgg import LGG
-from segsweep.metrics import summarise
+from segsweep.segmentation.data import cache
+from segsweep.segmentation.data.lgg import LGG
+from segsweep.segmentation.metrics import summarise
 
 
 def mean_dice(predicted: np.ndarray, truth: np.ndarray, owner: np.ndarray) -> float:

@@ -21,14 +21,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
 from hydra.types import HydraContext
-from hydra_plugins.segsweep_local import _jobs, local
-from hydra_plugins.segsweep_local.local import Job, LocalLauncher
 from omegaconf import OmegaConf
 
-from segsweep import worker
-from segsweep.components import hydras
-from segsweep.config import conf_dir
-from segsweep.session import session, thread
+from segsweep.config.components import hydras
+from segsweep.config.schema import conf_dir
+from segsweep.core.session import session, thread
+from segsweep.plugins import _jobs, local
+from segsweep.plugins.local import Job, LocalLauncher
+from segsweep.sweeps import worker
 
 SETTINGS = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hydra" / "launcher" / "local.yaml"))
 TINY = ["data.patients=4", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
@@ -105,7 +105,8 @@ def test_one_slot_has_all_threads(tmp_path):
 
 
 def test_by_default_a_cpus_cores_are_shared_out_over_the_jobs_of_the_whole_sweep(tmp_path, monkeypatch):
-    from segsweep import environment, sweep
+    from segsweep.core import environment
+    from segsweep.sweeps import sweep
 
     monkeypatch.setattr("torch.get_num_threads", lambda: 6)
     monkeypatch.setattr(environment, "cores", lambda: 6)
@@ -263,7 +264,7 @@ def test_a_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_is_left_behind_whatever_ends_the_parent(tmp_path, number):
     code = (
-        "import sys, pathlib; sys.path.insert(0, sys.argv[1])\nfrom segsweep.start import start\nstart()\n"
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1])\nfrom segsweep.config.start import start\nstart()\n"
         "import test_local_launcher as t\n"
         "with t.launcher(pathlib.Path(sys.argv[2]), jobs_per_device=2) as made: made.launch(t.toys('deaf', 'deaf'), 0)"
     )
@@ -347,7 +348,7 @@ def test_on_a_cpu_a_job_runs_on_each_core_as_far_as_jobs_and_memory_go(
 ):
     import torch
 
-    from segsweep import environment
+    from segsweep.core import environment
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     monkeypatch.setattr(environment, "cores", lambda: cores)
@@ -369,7 +370,7 @@ def test_on_a_cpu_a_job_runs_on_each_core_as_far_as_jobs_and_memory_go(
     ],
 )
 def test_jobs_side_by_side_are_bounded_by_the_whole_sweep(expected, sweeper, overrides, scheduler, jobs):
-    from segsweep import sweep
+    from segsweep.sweeps import sweep
 
     session().sweep = sweep.Sweep(expected=expected)
     hydra = {"sweeper": sweeper, "overrides": {"task": overrides}}
@@ -378,7 +379,7 @@ def test_jobs_side_by_side_are_bounded_by_the_whole_sweep(expected, sweeper, ove
 
 
 def test_the_limits_of_a_container_are_those_of_all_groups_above_it(tmp_path):
-    from segsweep.environment import _limits
+    from segsweep.core.environment import _limits
 
     (tmp_path / "slurm" / "job").mkdir(parents=True)
     (tmp_path / "memory.max").write_text("max\n")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from segsweep.artifacts import Checkpoints
-from segsweep.errors import NotFiniteError, TaskError
-from segsweep.loop import Loop
+from segsweep.core.artifacts import Checkpoints
+from segsweep.core.errors import NotFiniteError, TaskError
+from segsweep.runs.loop import Loop
 from segsweep.task import Metric, Spec
 
 SPEC = Spec(

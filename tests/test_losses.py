@@ -3,7 +3,7 @@ import torch
 from monai.losses import DiceLoss, FocalLoss, TverskyLoss
 from torch.nn import BCEWithLogitsLoss
 
-from segsweep.losses import BCEDice, Dice, Focal, Tversky
+from segsweep.segmentation.losses import BCEDice, Dice, Focal, Tversky
 
 # Four pixels: probabilities 0.9, 0.2, 0.6, 0.3 for truth 1, 0, 0, 1.
 # Soft counts: tp = 0.9 + 0.3 = 1.2, fp = 0.2 + 0.6 = 0.8, fn = 0.1 + 0.7 = 0.8; both sums are 2.

@@ -17,9 +17,11 @@ import optuna
 import pytest
 from test_imports import PACKAGE
 
-from segsweep import artifacts, masks, store
-from segsweep.errors import ConfigError
-from segsweep.study import open_storage
+from segsweep import masks
+from segsweep.core import artifacts
+from segsweep.core.errors import ConfigError
+from segsweep.search.study import open_storage
+from segsweep.tracking import store
 
 sys.path.append(str(Path(__file__).parent / "search"))
 import postgres
@@ -106,36 +108,36 @@ def test_an_address_of_a_record_is_reached_from_the_environment_and_else_asked_f
 # Who writes
 
 WRITERS = {  # module.function -> why it does not go by artifacts.write_text
-    "segsweep.artifacts.write_text": "this is it",
-    "segsweep.artifacts.made": "a lock, which stays empty",
-    "segsweep.artifacts.lock": "a lock, which stays empty",
-    "segsweep.artifacts.held": "a lock, which stays empty",
-    "segsweep.store.alone": "a lock, which stays empty",
-    "segsweep.data.cache._locked": "a lock, which stays empty",
-    "segsweep.artifacts.save": "weights and states of optimizers",
-    "segsweep.artifacts.end": "a mark, which stays empty",
-    "segsweep.run._finished": "weights",
-    "segsweep.loop._check_keepable": "weights, in memory",
-    "segsweep.store._make": "MLflow's own empty database",
-    "segsweep.data.source._remember": "sizes and digests of files",
-    "segsweep.data.cache._open": "a mark, which stays empty",
-    "segsweep.data.cache._build": "a mark, which stays empty",
-    "segsweep.data.cache._decode": "pixels and their statistics, and the task of helpers, unlinked",
-    "segsweep.data.cache._work": "a mark, which stays empty",
-    "segsweep.data.cache._help": "statistics, to the process that asked",
-    "segsweep.data.cache._store": "pixels",
-    "segsweep.environment.reset_peak_memory": "one digit, for the kernel",
-    "segsweep.export.to_onnx": "a network",
-    "segsweep.export.export": "a network",
-    "segsweep.figures.draw": "pictures and pixels",
-    "segsweep.predict.write": "masks",
+    "segsweep.core.artifacts.write_text": "this is it",
+    "segsweep.core.artifacts.made": "a lock, which stays empty",
+    "segsweep.core.artifacts.lock": "a lock, which stays empty",
+    "segsweep.core.artifacts.held": "a lock, which stays empty",
+    "segsweep.tracking.store.alone": "a lock, which stays empty",
+    "segsweep.segmentation.data.cache._locked": "a lock, which stays empty",
+    "segsweep.core.artifacts.save": "weights and states of optimizers",
+    "segsweep.core.artifacts.end": "a mark, which stays empty",
+    "segsweep.runs.run._finished": "weights",
+    "segsweep.runs.loop._check_keepable": "weights, in memory",
+    "segsweep.tracking.store._make": "MLflow's own empty database",
+    "segsweep.segmentation.data.source._remember": "sizes and digests of files",
+    "segsweep.segmentation.data.cache._open": "a mark, which stays empty",
+    "segsweep.segmentation.data.cache._build": "a mark, which stays empty",
+    "segsweep.segmentation.data.cache._decode": "pixels and their statistics, and the task of helpers, unlinked",
+    "segsweep.segmentation.data.cache._work": "a mark, which stays empty",
+    "segsweep.segmentation.data.cache._help": "statistics, to the process that asked",
+    "segsweep.segmentation.data.cache._store": "pixels",
+    "segsweep.core.environment.reset_peak_memory": "one digit, for the kernel",
+    "segsweep.segmentation.export.to_onnx": "a network",
+    "segsweep.segmentation.export.export": "a network",
+    "segsweep.segmentation.figures.draw": "pictures and pixels",
+    "segsweep.segmentation.predict.write": "masks",
     "segsweep.report.files.write": "pictures",
-    "segsweep.report.search.write": "pictures",
+    "segsweep.report.search.pages.write": "pictures",
     "segsweep.report.figures._plot": "pictures, in memory",
-    "segsweep.segmentation_sections.overlay": "pictures, in memory",
-    "segsweep.loop._write": "weights and states, by Checkpoints.save",
-    "segsweep.sweep._lead": "no file: a record is begun",
-    "segsweep.worker.__init__": "what a worker prints, unlinked; read by `death`",
+    "segsweep.segmentation.sections.overlay": "pictures, in memory",
+    "segsweep.runs.loop._write": "weights and states, by Checkpoints.save",
+    "segsweep.sweeps.sweep._lead": "no file: a record is begun",
+    "segsweep.sweeps.worker.__init__": "what a worker prints, unlinked; read by `death`",
 }
 CALLS = {"write_text", "write_bytes", "touch", "savefig", "save", "savez", "savez_compressed", "dump", "copyfile"}
 CALLS |= {"copy", "copy2", "copytree", "tofile", "savetxt", "to_csv", "NamedTemporaryFile", "TemporaryFile", "mkstemp"}
@@ -192,7 +194,7 @@ def test_text_is_written_by_one_function_alone(files):
 )  # fmt: skip
 def test_a_planted_writer_is_seen(files, line):
     planted = f"{files['plan.py']}\ndef new(p, a, f, m, b):\n    {line}\n"
-    assert "segsweep.plan.new" in found(files | {"plan.py": planted})
+    assert "segsweep.sweeps.plan.new" in found(files | {"plan.py": planted})
 
 
 # Sweeps and searches

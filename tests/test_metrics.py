@@ -9,7 +9,7 @@ from monai.metrics import compute_hausdorff_distance
 from scipy import ndimage
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
 
-from segsweep.metrics import METRICS, confusion, hd95, mean, per_patient, summarise
+from segsweep.segmentation.metrics import METRICS, confusion, hd95, mean, per_patient, summarise
 
 NAN = math.nan
 # tp, fp, fn, tn of five patients of 100 pixels each, the last without a slice in this part.
@@ -183,6 +183,6 @@ def test_every_metric_formats_and_says_what_it_is():
 
 
 def test_the_table_of_metrics_needs_no_torch():
-    program = "import sys, segsweep.metrics; print('torch' in sys.modules, 'scipy' in sys.modules)"
+    program = "import sys, segsweep.segmentation.metrics; print('torch' in sys.modules, 'scipy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -14,12 +14,12 @@ from test_run import TINY, do, same, weights
 from torch import nn
 from torch.nn import functional as F
 
-from segsweep import run
-from segsweep.artifacts import Checkpoints
-from segsweep.losses import BCEDice, Dice, Tversky
-from segsweep.session import Session, begin, session
-from segsweep.tracking import Copier
-from segsweep.train import in_parts
+from segsweep.core.artifacts import Checkpoints
+from segsweep.core.session import Session, begin, session
+from segsweep.runs import run
+from segsweep.segmentation.losses import BCEDice, Dice, Tversky
+from segsweep.segmentation.train import in_parts
+from segsweep.tracking.mirrors import Copier
 
 TESTS = Path(__file__).parent
 
@@ -104,7 +104,11 @@ def test_out_of_memory_says_what_helps(tmp_path, allow):
 
 @pytest.mark.slow
 def test_a_job_out_of_memory_is_tried_again_in_smaller_parts_and_says_so(tmp_path):
-    sweep = ["model._target_=hungry.Hungry,segsweep.models.unet.UNet", "hydra.launcher.retries.oom=2", "precision=fp32"]
+    sweep = [
+        "model._target_=hungry.Hungry,segsweep.segmentation.models.unet.UNet",
+        "hydra.launcher.retries.oom=2",
+        "precision=fp32",
+    ]
     places = ["paths.runs=multirun", f"paths.cache={tmp_path}/cache", "tracking=none"]
     environment = {"PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "SEGSWEEP_ALLOW": "hungry.*"}
     command = [sys.executable, "-m", "segsweep", "-m", *sweep, *TINY, "report=false", *places]

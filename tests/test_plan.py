@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from hydra.errors import HydraException
-from hydra_plugins.segsweep_local.grid import condition
 from mlflow import MlflowClient
 
-from segsweep.config import conf_dir
-from segsweep.errors import ConfigError, DataError
-from segsweep.plan import Measured, Planner, Point, clock, share, table
-from segsweep.preflight import preflight
+from segsweep.config.schema import conf_dir
+from segsweep.core.errors import ConfigError, DataError
+from segsweep.plugins.grid import condition
+from segsweep.sweeps.plan import Measured, Planner, Point, clock, share, table
+from segsweep.sweeps.preflight import preflight
 
 TINY = ["data.patients=4", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2"]
 
@@ -144,7 +144,7 @@ def test_a_plan_leaves_nothing_behind_and_tells_the_state_of_each_job(tmp_path):
 
 def test_the_leading_process_does_without_the_imports_that_training_needs(tmp_path):
     """A second or more each: torch's compiler, which an optimizer would import as soon as it is made, and MLflow."""
-    code = "import sys; from segsweep import cli; sys.argv[1:] = {}; cli.main(); print(*sys.modules)"
+    code = "import sys; from segsweep.sweeps import cli; sys.argv[1:] = {}; cli.main(); print(*sys.modules)"
     arguments = ["-m", "optim=sgd,adam", "epochs=1", *TINY, "tracking=none", f"paths.cache={tmp_path}/cache"]
     done = subprocess.run([sys.executable, "-c", code.format(arguments)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -191,7 +191,7 @@ def test_reuse_false_trains_anew_and_shares_epochs_among_its_own_jobs(tmp_path):
 
 
 BOOM = """
-from segsweep.models.unet import UNet
+from segsweep.segmentation.models.unet import UNet
 
 
 class Net(UNet):

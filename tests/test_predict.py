@@ -13,14 +13,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_run import do
 
-from segsweep import artifacts, predict
-from segsweep.components import build
-from segsweep.data import batches
-from segsweep.errors import SegsweepError
-from segsweep.figures import OUTLINES
-from segsweep.inputs import Patient, find
-from segsweep.trained import find as find_run
-from segsweep.trained import load
+from segsweep.config.components import build
+from segsweep.core import artifacts
+from segsweep.core.errors import SegsweepError
+from segsweep.segmentation import predict
+from segsweep.segmentation.data import batches
+from segsweep.segmentation.figures import OUTLINES
+from segsweep.segmentation.inputs import Patient, find
+from segsweep.segmentation.trained import find as find_run
+from segsweep.segmentation.trained import load
 
 
 def rows(file: Path) -> dict[str, dict[str, str]]:

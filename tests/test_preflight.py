@@ -4,8 +4,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from segsweep.errors import ConfigError
-from segsweep.preflight import _beside, preflight
+from segsweep.core.errors import ConfigError
+from segsweep.sweeps.preflight import _beside, preflight
 
 
 def message(*argv: str) -> str:

@@ -13,17 +13,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from segsweep import pruning
-from segsweep.artifacts import PRUNING
-from segsweep.components import check
-from segsweep.config import conf_dir
-from segsweep.errors import ConfigError
-from segsweep.metrics import SPEC
-from segsweep.plan import Planner, table
-from segsweep.preflight import preflight
-from segsweep.run import Outcome, run
-from segsweep.session import session
-from segsweep.study import open_storage
+from segsweep.config.components import check
+from segsweep.config.schema import conf_dir
+from segsweep.core.artifacts import PRUNING
+from segsweep.core.errors import ConfigError
+from segsweep.core.session import session
+from segsweep.runs.run import Outcome, run
+from segsweep.search import pruning
+from segsweep.search.study import open_storage
+from segsweep.segmentation.metrics import SPEC
+from segsweep.sweeps.plan import Planner, table
+from segsweep.sweeps.preflight import preflight
 from segsweep.task import Metric, Spec
 
 TINY = ["data.patients=8", "data.slices=6", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
@@ -379,7 +379,7 @@ def test_a_plan_says_what_was_pruned_and_that_it_can_go_on(tmp_path):
 
 def test_without_a_pruner_optuna_is_not_imported():
     plain = (
-        "import sys; from segsweep import run, cli, tracking, start, sweep, preflight; start.start(); "
+        "import sys; from segsweep.config import start; from segsweep.runs import run; from segsweep.sweeps import cli, sweep, preflight; from segsweep.tracking import mirrors; start.start(); "
         "preflight.preflight(['data.patients=4', 'data.slices=4', 'data.image_size=16']); "
         "print('optuna' in sys.modules)"
     )

@@ -14,18 +14,20 @@ import pytest
 from omegaconf import OmegaConf
 from test_run import TINY, do, same, weights
 
-from segsweep import recall, run, store, tracking, trained
-from segsweep.errors import SegsweepError
-from segsweep.plan import Point
+from segsweep.core.errors import SegsweepError
 from segsweep.report import records
-from segsweep.segmentation_sections import overlays
+from segsweep.runs import run
+from segsweep.segmentation import trained
+from segsweep.segmentation.sections import overlays
+from segsweep.sweeps.plan import Point
+from segsweep.tracking import mirrors, recall, store
 
 RECORD = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json", "overlays.npz")
 
 
 def there(tmp_path: Path, machine: str, uri: str, *overrides: str) -> run.Outcome:
     outcome = do(tmp_path / machine, *(TINY[:-1]), f"tracking.uri={uri}", "epochs=1", *overrides, tiny=False)
-    tracking.copier().flush()
+    mirrors.copier().flush()
     return outcome
 
 
@@ -68,7 +70,7 @@ def test_a_run_finished_elsewhere_is_answered_and_its_folder_restored(tmp_path, 
 def test_what_a_store_lacks_is_known_without_mlflow(tmp_path, uri):
     first = there(tmp_path, "a", uri)
     program = (
-        "import sys; from segsweep import store\n"
+        "import sys; from segsweep.tracking import store\n"
         "print([store.lacks(sys.argv[1], name) for name in sys.argv[2:]], 'mlflow' in sys.modules)"
     )
     command = [sys.executable, "-c", program, uri, first.signature, "f" * 16]
@@ -178,7 +180,7 @@ def test_a_server_that_does_not_answer_is_asked_once_and_the_run_trained(tmp_pat
 
 
 def test_a_plan_knows_what_another_machine_has_finished(tmp_path, uri):
-    from hydra_plugins.segsweep_local.plan import PlanLauncher
+    from segsweep.plugins.plan import PlanLauncher
 
     first = there(tmp_path, "a", uri)
     plan = PlanLauncher()

@@ -11,10 +11,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
-from segsweep.config import conf_dir
-from segsweep.evaluate import evaluate
-from segsweep.models.unet import UNet
-from segsweep.run import Outcome, classify, run
+from segsweep.config.schema import conf_dir
+from segsweep.runs.run import Outcome, classify, run
+from segsweep.segmentation.evaluate import evaluate
+from segsweep.segmentation.models.unet import UNet
 
 TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "epochs=2"]
 
@@ -46,7 +46,7 @@ class Net(torch.nn.Conv2d):
 
 def test_an_edited_network_of_ones_own_is_trained_anew(tmp_path, monkeypatch, allow):
     """Under another name than its module's, and where the epochs before could be gone on with."""
-    from segsweep import signature
+    from segsweep.core import signature
 
     monkeypatch.syspath_prepend(str(tmp_path))
     allow("net_of_run.*")
@@ -266,7 +266,7 @@ def test_a_run_that_is_trained_anew_keeps_nothing_of_the_old_one(tmp_path, monke
     def crash(*args, **settings):
         raise RuntimeError("in the first epoch")
 
-    monkeypatch.setattr("segsweep.segmentation.fit", crash)
+    monkeypatch.setattr("segsweep.segmentation.task.fit", crash)
     assert do(tmp_path, "reuse=false").status == "failed"
     names = {file.name for file in folder.iterdir()}
     assert names <= {"run.json", "config.yaml", "split.json", "failure.json", "lock", "mlflow.json", "anew.json"}

@@ -13,7 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from benchmarks.search_worth import Grid, Player, compare, spread
-from segsweep.study import counted
+from segsweep.search.study import counted
 
 HALVING = ["+search=grid", "pruner=halving", "pruner.min_resource=1", "pruner.reduction_factor=2"]
 

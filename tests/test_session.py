@@ -3,7 +3,7 @@
 import contextvars
 import threading
 
-from segsweep.session import Session, begin, session, thread
+from segsweep.core.session import Session, begin, session, thread
 
 
 def test_where_none_was_begun_there_is_one_that_tells_nobody_and_stays():

@@ -7,14 +7,19 @@ import sys
 
 import pytest
 
-from segsweep import signature
-from segsweep.metrics import SPEC
+from segsweep.core import signature
+from segsweep.segmentation.metrics import SPEC
 
 CONFIG = {
-    "model": {"_target_": "segsweep.models.unet.UNet", "width": 16},
+    "model": {"_target_": "segsweep.segmentation.models.unet.UNet", "width": 16},
     "scheduler": {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 1.0},
-    "data": {"_target_": "segsweep.data.lgg.LGG", "root": "/somewhere", "image_size": 64, "model_width": 16},
-    "split": {"_target_": "segsweep.data.split.KFold", "fold": 0},
+    "data": {
+        "_target_": "segsweep.segmentation.data.lgg.LGG",
+        "root": "/somewhere",
+        "image_size": 64,
+        "model_width": 16,
+    },
+    "split": {"_target_": "segsweep.segmentation.data.split.KFold", "fold": 0},
     "epochs": 5,
     "seed": 0,
     "device": "cpu",
@@ -72,7 +77,7 @@ def test_runs_that_differ_in_epochs_share_a_trajectory_unless_the_schedule_looks
 
 
 def test_the_ignore_list_names_keys_of_the_schema():
-    from segsweep.config import Config
+    from segsweep.config.schema import Config
 
     known = set(Config.__dataclass_fields__)
     assert {key.split(".")[0] for key in signature.IGNORED} <= known
@@ -141,7 +146,7 @@ OWN = {name.split("/")[0].removesuffix(".py") for files, _, _ in PROJECTS.values
 
 def own_code(folder, target, allow, monkeypatch) -> dict[str, str]:
     """As a process that is started now would find it."""
-    from segsweep import components
+    from segsweep.config import components
 
     allow(f"{target.split('.')[0]}.*")
     monkeypatch.syspath_prepend(str(folder))
@@ -172,7 +177,7 @@ def test_code_that_is_installed_or_not_reached_is_not_watched(tmp_path, allow, m
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages" / "far.py").write_text("x = 1\n")
     (tmp_path / "beside.py").write_text("x = 1\n")
-    (tmp_path / "mine.py").write_text(f"import json, torch.nn, far, segsweep.trained\n{NET}")
+    (tmp_path / "mine.py").write_text(f"import json, torch.nn, far, segsweep.segmentation.trained\n{NET}")
     monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
     assert set(own_code(tmp_path, "mine.Net", allow, monkeypatch)) - set(signature.code()) == {"mine"}
 
@@ -188,8 +193,13 @@ def test_the_script_that_was_started_is_the_module_that_it_is(tmp_path, monkeypa
 
 def test_the_code_of_the_program_that_decides_numbers_is_watched():
     names = set(signature.code())
-    assert {"segsweep.train", "segsweep.models.blocks", "segsweep.data.augment", "segsweep.losses"} <= names
-    assert not {"segsweep.run", "segsweep.predict"} & names
+    assert {
+        "segsweep.segmentation.train",
+        "segsweep.segmentation.models.blocks",
+        "segsweep.segmentation.data.augment",
+        "segsweep.segmentation.losses",
+    } <= names
+    assert not {"segsweep.runs.run", "segsweep.predict"} & names
 
 
 def test_a_file_of_another_encoding_is_read_as_python_does(tmp_path):

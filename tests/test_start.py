@@ -10,9 +10,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from segsweep.config import conf_dir
-from segsweep.job import job
-from segsweep.start import Started
+from segsweep.config.schema import conf_dir
+from segsweep.config.start import Started
+from segsweep.sweeps.job import job
 
 PACKAGE = Path(__file__).resolve().parents[1] / "segsweep"
 MODULES = sorted(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in PACKAGE.rglob("*.py"))
@@ -48,7 +48,7 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
 after = state()
 print({key: (before[key], after[key]) for key in after if before[key] != after[key]})
-from segsweep.start import start
+from segsweep.config.start import start
 start()
 started = state()
 print(sorted(key for key in after if started[key] != after[key]))
@@ -81,7 +81,7 @@ def test_where_a_job_is_unpickled_its_folder_has_a_name_before_it_is_called(tmp_
     assert isinstance(config, DictConfig)
     (tmp_path / "job").write_bytes(pickle.dumps((task, config)))
     if well:
-        assert run(UNPICKLED, str(tmp_path / "job")).split() == [folder, "segsweep.job"]
+        assert run(UNPICKLED, str(tmp_path / "job")).split() == [folder, "segsweep.sweeps.job"]
     else:
         with pytest.raises(AssertionError, match="sweep_name"):
             run(UNPICKLED, str(tmp_path / "job"))

@@ -10,14 +10,14 @@ import pytest
 from test_imports import PACKAGE, dotted
 
 CACHES = {  # what may be kept for a process, as to forget it would change no result
-    "segsweep.session._session": "the one holder of all that a process's parts share",
-    "segsweep.components._right": "groups that were found without a mistake, by their text",
-    "segsweep.data.batches._on_gpu": "the decoded set that a GPU holds, by the set's key",
-    "segsweep.data.images._layouts": "how files of one length are laid out",
-    "segsweep.device._compiler": "seconds that torch's compiler, which is one a process, has taken",
-    "segsweep.predict._count": "numbers that no two sets of pixels share",
-    "segsweep.segmentation._gflops": "operations of networks, by their configuration",
-    "segsweep.store._clients": "open database files, by their inode",
+    "segsweep.core.session._session": "the one holder of all that a process's parts share",
+    "segsweep.config.components._right": "groups that were found without a mistake, by their text",
+    "segsweep.segmentation.data.batches._on_gpu": "the decoded set that a GPU holds, by the set's key",
+    "segsweep.segmentation.data.images._layouts": "how files of one length are laid out",
+    "segsweep.core.device._compiler": "seconds that torch's compiler, which is one a process, has taken",
+    "segsweep.segmentation.predict._count": "numbers that no two sets of pixels share",
+    "segsweep.segmentation.task._gflops": "operations of networks, by their configuration",
+    "segsweep.tracking.store._clients": "open database files, by their inode",
 }
 CHANGING = {  # methods that change what they are called on
     *("add", "append", "appendleft", "clear", "discard", "extend", "extendleft", "insert", "move_to_end", "pop"),
@@ -186,12 +186,16 @@ def test_no_module_has_a_state_but_for_caches(files):
         ("tracking.py", "from contextlib import ExitStack\nheld: ExitStack = ExitStack()", "tracking.held"),
         ("segmentation.py", "def f():\n    figures.shown = 1", "figures.shown"),
         ("run.py", "def f():\n    artifacts.DONE = ()", "artifacts.DONE"),
-        ("run.py", "def f():\n    from segsweep import signature as s\n    s.IGNORED += ('a',)", "signature.IGNORED"),
+        (
+            "run.py",
+            "def f():\n    from segsweep.core import signature as s\n    s.IGNORED += ('a',)",
+            "signature.IGNORED",
+        ),
         ("run.py", "from segsweep.winner import KEPT\ndef f():\n    KEPT.clear()", "winner.KEPT"),
         (
             "plugins/hydra_plugins/segsweep_local/local.py",
             "def f():\n    from . import _jobs\n    _jobs.LATEST = 1",
-            "plugins.hydra_plugins.segsweep_local._jobs.LATEST",
+            "plugins.segsweep.plugins._jobs.LATEST",
         ),
     ],
 )

@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 from test_tracking import RESULT, RUN, row
 
-from segsweep import artifacts, recall, store, tracking
+from segsweep.core import artifacts
+from segsweep.tracking import mirrors, recall, store
 
 JOBS, EPOCHS = 8, 5
 BINARIES = next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)), None)
@@ -38,13 +39,13 @@ def job(number: int, runs: Path, uri: str, sweep: Path, start) -> None:
 
     Settings.uri, Settings.experiment = uri, "e"
     start.wait()
-    with tracking.Mirror(folder, Settings, sweep) as mirror:
+    with mirrors.Mirror(folder, Settings, sweep) as mirror:
         for epoch in range(1, EPOCHS + 1):
             artifacts.write_lines(folder / "history.jsonl", [row(e) for e in range(1, epoch + 1)])
             mirror.update()
         (folder / "last.pt").write_bytes(b"weights")
         artifacts.write_json(folder / "result.json", RESULT | {"epochs": EPOCHS})
-    tracking.copier().flush()
+    mirrors.copier().flush()
 
 
 def written_at_once(uri: str, tmp_path: Path) -> None:
@@ -52,20 +53,20 @@ def written_at_once(uri: str, tmp_path: Path) -> None:
     place = {"uri": uri, "experiment": "e", "run_id": None, "error": None, "parent": True}
     artifacts.write_json(sweep / "sweep.json", {"mlflow": place})
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["mlflow", "segsweep.tracking"])  # imported once, not eight times
+    processes.set_forkserver_preload(["mlflow", "segsweep.tracking.mirrors"])  # imported once, not eight times
     start = processes.Barrier(JOBS + 1)
     jobs = [processes.Process(target=job, args=(n, runs, uri, sweep, start)) for n in range(JOBS)]
     with artifacts.lock(sweep):  # it lives
         for each in jobs:
             each.start()
         start.wait(120)
-        parent = tracking.start_parent(uri, "e", "sweep", "python -m segsweep -m")  # beside them, as in a sweep
+        parent = mirrors.start_parent(uri, "e", "sweep", "python -m segsweep -m")  # beside them, as in a sweep
         artifacts.write_json(sweep / "sweep.json", {"mlflow": place | {"run_id": parent}})
         for each in jobs:
             each.join(240)
     assert [each.exitcode for each in jobs] == [0] * JOBS
     folders = [runs / f"{number:016x}" for number in range(JOBS)]
-    assert [tracking.lacking(folder) for folder in folders] == [None] * JOBS
+    assert [mirrors.lacking(folder) for folder in folders] == [None] * JOBS
 
     client = store.connect(uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == "e"]

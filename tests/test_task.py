@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from segsweep import metrics
+from segsweep.segmentation import metrics
 from segsweep.task import Data, Metric, Spec
 
 RMSE = Spec(

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from omegaconf import OmegaConf
 
-from segsweep import artifacts, store, tracking
-from segsweep.session import session
+from segsweep.core import artifacts
+from segsweep.core.session import session
+from segsweep.tracking import mirrors, store
 
 RUN = {
     "signature": "0123456789abcdef",
@@ -74,7 +75,7 @@ def finish(folder) -> None:
 
 
 def test_a_run_is_copied_while_it_goes_on_and_closed_at_its_end(uri, folder):
-    tracking.push(folder, uri, "e", None, final=False)
+    mirrors.push(folder, uri, "e", None, final=False)
     client, run = the_run(uri)
     assert run.info.status == "RUNNING"
     assert run.info.run_name == "model=unet"
@@ -85,7 +86,7 @@ def test_a_run_is_copied_while_it_goes_on_and_closed_at_its_end(uri, folder):
     assert source.dataset.name == "phantom"
 
     finish(folder)
-    tracking.push(folder, uri, "e", None, final=True)
+    mirrors.push(folder, uri, "e", None, final=True)
     client, run = the_run(uri)
     assert run.info.status == "FINISHED"
     assert run.data.tags["status"] == "finished"
@@ -102,27 +103,27 @@ def test_a_run_is_copied_while_it_goes_on_and_closed_at_its_end(uri, folder):
 
 def test_copying_twice_changes_nothing_even_when_the_note_of_it_is_lost(uri, folder):
     finish(folder)
-    first = tracking.push(folder, uri, "e", None, final=True)
-    assert tracking.push(folder, uri, "e", None, final=True) == first
+    first = mirrors.push(folder, uri, "e", None, final=True)
+    assert mirrors.push(folder, uri, "e", None, final=True) == first
     (folder / "mlflow.json").unlink()
-    assert tracking.push(folder, uri, "e", None, final=True) == first
+    assert mirrors.push(folder, uri, "e", None, final=True) == first
     the_run(uri)
 
 
 def test_an_interrupted_run_is_closed_and_goes_on_as_the_same_run(uri, folder):
-    first = tracking.push(folder, uri, "e", None, final=True)
+    first = mirrors.push(folder, uri, "e", None, final=True)
     _, run = the_run(uri)
     assert (run.info.status, run.data.tags["status"]) == ("KILLED", "interrupted")
-    assert tracking.push(folder, uri, "e", None, final=False) == first
+    assert mirrors.push(folder, uri, "e", None, final=False) == first
     assert the_run(uri)[1].info.status == "RUNNING"
     finish(folder)
-    tracking.push(folder, uri, "e", None, final=True)
+    mirrors.push(folder, uri, "e", None, final=True)
     assert the_run(uri)[1].info.status == "FINISHED"
 
 
 def test_a_failure_is_failed_with_its_class_and_error(uri, folder):
     artifacts.write_json(folder / "failure.json", {"class": "nan", "error": "the loss became nan at step 3"})
-    tracking.push(folder, uri, "e", None, final=True)
+    mirrors.push(folder, uri, "e", None, final=True)
     _, run = the_run(uri)
     assert run.info.status == "FAILED"
     assert (run.data.tags["failure"], run.data.tags["error"]) == ("nan", "the loss became nan at step 3")
@@ -130,17 +131,17 @@ def test_a_failure_is_failed_with_its_class_and_error(uri, folder):
 
 def test_jobs_go_under_their_sweep_once_its_run_is_there(uri, folder, tmp_path):
     sweep = tmp_path / "sweep"
-    parent = tracking.start_parent(uri, "e", "sweep", "python -m segsweep -m")
+    parent = mirrors.start_parent(uri, "e", "sweep", "python -m segsweep -m")
     place = {"uri": uri, "experiment": "e", "run_id": parent, "error": None, "parent": True}
     artifacts.write_json(sweep / "sweep.json", {"mlflow": place})
     finish(folder)
-    run_id = tracking.push(folder, uri, "e", sweep, final=True)
+    run_id = mirrors.push(folder, uri, "e", sweep, final=True)
     assert store.connect(uri).get_run(run_id).data.tags["mlflow.parentRunId"] == parent
     (tmp_path / "table.txt").write_text("table")
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "dice.png").write_bytes(b"\x89PNG")
     files = [tmp_path / "table.txt", tmp_path / "none"]
-    tracking.end_parent(uri, parent, "FINISHED", files, tmp_path / "figures", "- **adam** is ahead")
+    mirrors.end_parent(uri, parent, "FINISHED", files, tmp_path / "figures", "- **adam** is ahead")
     client = store.connect(uri)
     ended = client.get_run(parent)
     assert ended.info.status == "FINISHED"
@@ -151,46 +152,46 @@ def test_jobs_go_under_their_sweep_once_its_run_is_there(uri, folder, tmp_path):
 
 def test_a_run_deleted_in_mlflow_is_copied_whole_again(uri, folder):
     finish(folder)
-    first = tracking.push(folder, uri, "e", None, final=True)
+    first = mirrors.push(folder, uri, "e", None, final=True)
     store.connect(uri).delete_run(first)
-    assert tracking.push(folder, uri, "e", None, final=True) != first
+    assert mirrors.push(folder, uri, "e", None, final=True) != first
     _, run = the_run(uri)
     assert (run.info.status, run.data.metrics["train/loss"]) == ("FINISHED", pytest.approx(1 / 3))
 
 
 def test_a_run_trained_anew_takes_the_place_of_the_old_one(uri, folder):
     finish(folder)
-    first = tracking.push(folder, uri, "e", None, final=True)
-    tracking.forget(folder)
+    first = mirrors.push(folder, uri, "e", None, final=True)
+    mirrors.forget(folder)
     (folder / "result.json").unlink()
     artifacts.write_lines(folder / "history.jsonl", [row(1)])
-    assert tracking.push(folder, uri, "e", None, final=False) != first
+    assert mirrors.push(folder, uri, "e", None, final=False) != first
     client, run = the_run(uri)
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1]
 
 
 def test_a_run_without_best_weights_goes_to_a_new_store_when_its_old_one_is_gone(uri, folder, tmp_path):
     finish(folder)
-    tracking.push(folder, uri, "e", None, final=True)
+    mirrors.push(folder, uri, "e", None, final=True)
     state = json.loads((folder / "mlflow.json").read_text())
     artifacts.write_json(folder / "mlflow.json", state | {"uri": f"sqlite:///{tmp_path}/gone/mlflow.db"})
-    tracking.push(folder, uri, "other", None, final=True)
+    mirrors.push(folder, uri, "other", None, final=True)
     (folder / "last.pt").unlink()
     artifacts.write_json(folder / "mlflow.json", state | {"uri": "http://127.0.0.1:9"})
     client = store.connect(uri)
-    run = client.get_run(tracking.push(folder, uri, "third", None, final=True))
+    run = client.get_run(mirrors.push(folder, uri, "third", None, final=True))
     assert run.info.status == "FINISHED"
 
 
 def test_tags_of_an_earlier_end_go_whoever_set_them(uri, folder):
     artifacts.write_json(folder / "failure.json", {"class": "nan", "error": "the loss became nan at step 3"})
-    tracking.push(folder, uri, "e", None, final=True)
+    mirrors.push(folder, uri, "e", None, final=True)
     (folder / "mlflow.json").unlink()  # as on another machine
     (folder / "failure.json").unlink()
     finish(folder)
     client, run = the_run(uri)
     client.delete_tag(run.info.run_id, "error")  # and one that was cut off in the middle of this
-    tracking.push(folder, uri, "e", None, final=True)
+    mirrors.push(folder, uri, "e", None, final=True)
     _, run = the_run(uri)
     assert run.info.status == "FINISHED"
     assert not {"failure", "error"} & run.data.tags.keys()
@@ -202,19 +203,19 @@ def test_a_store_is_made_where_the_cache_cannot_be_written(tmp_path, monkeypatch
 
 
 def test_what_a_killed_process_left_running_is_closed_and_what_lives_is_not(uri, folder, tmp_path):
-    tracking.push(folder, uri, "e", None, final=False)
+    mirrors.push(folder, uri, "e", None, final=False)
     with artifacts.lock(folder):
-        tracking.close_dead(uri, "e", tmp_path)
+        mirrors.close_dead(uri, "e", tmp_path)
         assert the_run(uri)[1].info.status == "RUNNING"
-    tracking.close_dead(uri, "e", tmp_path)
+    mirrors.close_dead(uri, "e", tmp_path)
     _, run = the_run(uri)
     assert (run.info.status, run.data.tags["status"]) == ("KILLED", "interrupted")
 
 
 def test_a_run_that_ended_well_before_its_process_was_killed_is_closed_as_finished(uri, folder, tmp_path):
-    tracking.push(folder, uri, "e", None, final=False)
+    mirrors.push(folder, uri, "e", None, final=False)
     finish(folder)
-    tracking.close_dead(uri, "e", tmp_path)
+    mirrors.close_dead(uri, "e", tmp_path)
     assert the_run(uri)[1].info.status == "FINISHED"
 
 
@@ -222,7 +223,7 @@ def test_two_processes_that_copy_one_run_make_one(uri, folder):
     finish(folder)
     code = f"""
 from pathlib import Path
-from segsweep import tracking
+from segsweep.tracking import mirrors
 print(tracking.push(Path({str(folder)!r}), {uri!r}, "e", None, final=True))
 """
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -236,14 +237,14 @@ def test_of_two_machines_that_begin_one_run_at_once_one_run_is_left(uri, folder,
     """Neither finds the other's run before it makes its own; the later one sees both, and gives its own up."""
     other = tmp_path / "other" / folder.name
     shutil.copytree(folder, other)
-    monkeypatch.setattr(tracking, "find", lambda *arguments: None)
-    monkeypatch.setattr(tracking, "_first", lambda client, experiment, signature, mine: mine)
-    ids = {tracking.push(each, uri, "e", None, final=False) for each in (folder, other)}
+    monkeypatch.setattr(mirrors, "find", lambda *arguments: None)
+    monkeypatch.setattr(mirrors, "_first", lambda client, experiment, signature, mine: mine)
+    ids = {mirrors.push(each, uri, "e", None, final=False) for each in (folder, other)}
     assert len(ids) == 2
     monkeypatch.undo()
     finish(folder)
     finish(other)
-    ends = [tracking.push(each, uri, "e", None, final=True) for each in (other, folder)]
+    ends = [mirrors.push(each, uri, "e", None, final=True) for each in (other, folder)]
     assert ends[0] == ends[1]
     client, run = the_run(uri)
     assert (run.info.run_id, run.info.status) == (ends[0], "FINISHED")
@@ -257,11 +258,11 @@ class Settings:
 
 def test_mlflow_out_of_reach_costs_nothing_and_sync_brings_it_up_to_date(uri, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with tracking.Mirror(folder, Settings(), None) as mirror:
+    with mirrors.Mirror(folder, Settings(), None) as mirror:
         mirror.update()
         finish(folder)
-    tracking.copier().flush()
-    assert tracking.lacking(folder)
+    mirrors.copier().flush()
+    assert mirrors.lacking(folder)
     command = [sys.executable, "-m", "segsweep.sync"]
     refused = subprocess.run([*command, str(folder)], capture_output=True, text=True)
     assert refused.returncode == 1
@@ -269,7 +270,7 @@ def test_mlflow_out_of_reach_costs_nothing_and_sync_brings_it_up_to_date(uri, fo
     done = subprocess.run([*command, str(folder), "--uri", uri], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert the_run(uri)[1].info.status == "FINISHED"
-    assert tracking.lacking(folder) is None
+    assert mirrors.lacking(folder) is None
     state = json.loads((folder / "mlflow.json").read_text())
     assert (state["epochs"], state["status"]) == (3, "finished")
 
@@ -281,13 +282,13 @@ def test_a_sweep_killed_before_it_had_a_parent_run_is_not_waited_for(uri, folder
     artifacts.write_json(sweep / "sweep.json", {"name": "sweep", "mlflow": place})
     waiting = ThreadPoolExecutor(1).submit
     with artifacts.lock(sweep):  # it lives
-        found = waiting(tracking._parent, sweep, uri)
+        found = waiting(mirrors._parent, sweep, uri)
         time.sleep(0.3)
         assert not found.done()
         artifacts.write_json(sweep / "sweep.json", {"name": "sweep", "mlflow": place | {"run_id": "a"}})
         assert found.result(timeout=20) == "a"
     artifacts.write_json(sweep / "sweep.json", {"name": "sweep", "mlflow": place})
-    waiting(tracking.push, folder, uri, "e", sweep, final=True).result(timeout=30)  # not the minute of a living one
+    waiting(mirrors.push, folder, uri, "e", sweep, final=True).result(timeout=30)  # not the minute of a living one
     assert "mlflow.parentRunId" not in the_run(uri)[1].data.tags
 
 
@@ -301,7 +302,7 @@ def test_sync_says_where_there_is_nothing(tmp_path):
 def test_a_process_killed_while_it_makes_the_store_leaves_none(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGSWEEP_CACHE", str(tmp_path / "cache"))
     uri = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
-    maker = subprocess.Popen([sys.executable, "-c", f"from segsweep import store; store.connect({uri!r})"])
+    maker = subprocess.Popen([sys.executable, "-c", f"from segsweep.tracking import store; store.connect({uri!r})"])
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list((tmp_path / "cache").glob(".mlflow-*.part.db")):
         time.sleep(0.02)
@@ -327,9 +328,9 @@ def test_sync_names_a_damaged_record_and_copies_the_others(uri, folder, tmp_path
 
 def test_the_first_copy_lets_the_first_step_go_before_it(tmp_path, monkeypatch):
     copied = []
-    session().copier = tracking.Copier(later=60.0)
-    monkeypatch.setattr(tracking, "push", lambda folder, *given, final: copied.append(final))
-    with tracking.Mirror(tmp_path, OmegaConf.create({"uri": "sqlite:///x", "experiment": "e"}), None) as mirror:
+    session().copier = mirrors.Copier(later=60.0)
+    monkeypatch.setattr(mirrors, "push", lambda folder, *given, final: copied.append(final))
+    with mirrors.Mirror(tmp_path, OmegaConf.create({"uri": "sqlite:///x", "experiment": "e"}), None) as mirror:
         mirror.update()
         time.sleep(0.2)
         assert not copied

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from segsweep import train
-from segsweep.artifacts import Checkpoints
-from segsweep.data import cache
-from segsweep.data.augment import Affine, Flips
-from segsweep.data.batches import Batches
-from segsweep.data.phantom import Phantom
-from segsweep.device import compile_seconds, compiled
-from segsweep.loop import Loop
-from segsweep.losses import BCEDice, Focal
-from segsweep.metrics import SPEC
-from segsweep.models.r2unet import R2UNet
-from segsweep.models.unet import UNet
+from segsweep.core.artifacts import Checkpoints
+from segsweep.core.device import compile_seconds, compiled
+from segsweep.runs.loop import Loop
+from segsweep.segmentation import train
+from segsweep.segmentation.data import cache
+from segsweep.segmentation.data.augment import Affine, Flips
+from segsweep.segmentation.data.batches import Batches
+from segsweep.segmentation.data.phantom import Phantom
+from segsweep.segmentation.losses import BCEDice, Focal
+from segsweep.segmentation.metrics import SPEC
+from segsweep.segmentation.models.r2unet import R2UNet
+from segsweep.segmentation.models.unet import UNet
 
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__float__", "__int__", "__bool__", "__index__", "__array__")
 """Methods of a tensor for which the host waits until a GPU has computed it."""

@@ -14,18 +14,19 @@ from hydra.initialize import initialize_config_search_path
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from segsweep import trust
-from segsweep.config import conf_dir
-from segsweep.errors import ConfigError
-from segsweep.preflight import Checked, preflight
-from segsweep.report import search, winner
-from segsweep.session import session
-from segsweep.start import start
+from segsweep.config import trust
+from segsweep.config.schema import conf_dir
+from segsweep.config.start import start
+from segsweep.core.errors import ConfigError
+from segsweep.core.session import session
+from segsweep.report import winner
+from segsweep.report.search import pages
+from segsweep.sweeps.preflight import Checked, preflight
 
 start()
-from hydra_plugins.segsweep_local._compose import Composer  # noqa: E402 - the namespace has to know it first
-from hydra_plugins.segsweep_local._jobs import Job  # noqa: E402
-from hydra_plugins.segsweep_local.cluster import SlurmLauncher  # noqa: E402
+from segsweep.config.compose import Composer  # noqa: E402 - the namespace has to know it first
+from segsweep.plugins._jobs import Job  # noqa: E402
+from segsweep.plugins.cluster import SlurmLauncher  # noqa: E402
 
 TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "epochs=1"]
 TINY += ["tracking=none", "report=false"]
@@ -305,7 +306,7 @@ def test_what_the_command_line_reads_from_the_environment_goes(mine, monkeypatch
 
 
 def test_every_option_of_a_sweep_is_looked_at_however_many_there_are(mine, monkeypatch):
-    monkeypatch.setattr("segsweep.preflight.COMBINATIONS", 4)
+    monkeypatch.setattr("segsweep.sweeps.preflight.COMBINATIONS", 4)
     write(mine, {f"experiment/e{n}.yaml": f"{GLOBAL}seed: {n}\n" for n in range(7)})
     write(mine, {"experiment/e5.yaml": f"{GLOBAL}hydra: {{job: {{env_set: {{A: b}}}}}}\n"})
     found = message("-m", "--config-dir", "my_conf", "experiment=glob(e*)", "model=unet,r2unet")
@@ -344,7 +345,7 @@ def test_jobs_that_a_node_composes_are_composed_here_first(mine, monkeypatch):
 
 
 def test_launchers_that_look_at_no_job_are_for_as_many_combinations_as_are_looked_at_before(mine, monkeypatch):
-    monkeypatch.setattr("segsweep.preflight.COMBINATIONS", 4)
+    monkeypatch.setattr("segsweep.sweeps.preflight.COMBINATIONS", 4)
     swept = ["-m", "--config-dir", "my_conf", "model=unet,r2unet", "optim=sgd,adam,adamw"]
     assert "use hydra/launcher=local" in message(*swept, "hydra/launcher=basic")
     assert passes(*swept).jobs == 6
@@ -474,7 +475,7 @@ def test_the_best_of_a_study_of_anybodys_is_written_with_this_programs_keys_alon
     (mine.parent / "runs").mkdir()
     write(mine.parent / "elsewhere", {"config.yaml": "epochs: 9\n", "run.json": "{}"})
     study.add_trial(optuna.trial.create_trial(params=odd, distributions=kinds, value=0.9, user_attrs=attributes))
-    page = search.write(search.load(study.study_name, url, mine.parent), mine.parent)
+    page = pages.write(pages.load(study.study_name, url, mine.parent), mine.parent)
     text = (mine.parent / "search" / "experiment" / "best.yaml").read_text()
     assert yaml.safe_load(text) == {
         "defaults": [{"override /model": "r2unet"}],

@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from segsweep import store
+from segsweep.tracking import store
 
 
 @pytest.mark.parametrize("name", [store.VIEW, store.FACTORS])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from segsweep.session import session
+from segsweep.core.session import session
 
 
 def job(cfg: Any) -> float:

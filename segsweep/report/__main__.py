@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from segsweep.errors import SegsweepError
+from segsweep.config.start import start
+from segsweep.core.errors import SegsweepError
 from segsweep.report import build
-from segsweep.start import start
 
 
 def main(arguments: list[str] | None = None) -> int:

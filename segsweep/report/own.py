@@ -53,7 +53,7 @@ def modules(spec: Spec) -> tuple[list[ModuleType], list[str]]:
 def _allowed(name: str) -> bool:
     if name.startswith("segsweep."):
         return name.endswith("sections")
-    from segsweep.components import is_own  # lazily: it takes Hydra
+    from segsweep.config.components import is_own  # lazily: it takes Hydra
 
     return is_own(name)
 

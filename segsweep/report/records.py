@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from segsweep.artifacts import parse_json
-from segsweep.errors import SegsweepError
+from segsweep.core.artifacts import parse_json
+from segsweep.core.errors import SegsweepError
 from segsweep.task import Spec
 
 
 def spec_of(info: Mapping[str, Any]) -> Spec:
     """What run.json says of its task. Raises ValueError where that is damaged."""
     if info.get("task") is None:  # from before tasks described themselves, when all were of one
-        from segsweep.metrics import SPEC
+        from segsweep.segmentation.metrics import SPEC
 
         return Spec.from_json(SPEC.to_json())
     return Spec.from_json(info["task"])
@@ -201,7 +201,7 @@ def _folders(source: Path | str, problems: list[str]) -> list[Path]:
                 f"{folder} holds {len(nested)} sweeps, not one. Name those to compare, for example\n{found}"
             )
         return [folder]
-    from segsweep.recall import find_runs  # lazily: mlflow takes seconds to import, and folders do not need it
+    from segsweep.tracking.recall import find_runs  # lazily: mlflow takes seconds to import, and folders do not need it
 
     try:
         named = find_runs(str(source))  # of another machine: where they are here, if they were reused here

@@ -17,12 +17,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep import artifacts
-from segsweep.config import GROUPS, conf_dir
-from segsweep.errors import printable
-from segsweep.signature import IGNORED
-from segsweep.start import start
-from segsweep.trust import plainly
+from segsweep.config.schema import GROUPS, conf_dir
+from segsweep.config.start import start
+from segsweep.config.trust import plainly
+from segsweep.core import artifacts
+from segsweep.core.errors import printable
+from segsweep.core.signature import IGNORED
 
 PLACES = ("data.root", "split.file")
 """Keys that belong to a machine: asked for on the command line, left out of a file."""

@@ -9,8 +9,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from segsweep.components import build, check
-from segsweep.config import GROUPS, conf_dir
+from segsweep.config.components import build, check
+from segsweep.config.schema import GROUPS, conf_dir
 
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((conf_dir() / group).glob("*.yaml"))]
 NEEDED = {

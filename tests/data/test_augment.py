@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from segsweep.data.augment import Affine, Flips, NoAugment, affine, warp
-from segsweep.errors import DataError
+from segsweep.core.errors import DataError
+from segsweep.segmentation.data.augment import Affine, Flips, NoAugment, affine, warp
 
 
 def batch(height=6, width=8, count=64):

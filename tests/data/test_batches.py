@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from segsweep.data import batches, cache
-from segsweep.data.augment import Affine
-from segsweep.data.batches import Batches
-from segsweep.data.cache import Volumes
-from segsweep.data.phantom import Phantom
+from segsweep.segmentation.data import batches, cache
+from segsweep.segmentation.data.augment import Affine
+from segsweep.segmentation.data.batches import Batches
+from segsweep.segmentation.data.cache import Volumes
+from segsweep.segmentation.data.phantom import Phantom
 
 AFFINE = Affine(p=0.9, flip=0.5, degrees=15.0, scale=0.1, shift=0.05, intensity=0.1)
 

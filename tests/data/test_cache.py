@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segsweep.data import cache
-from segsweep.data.lgg import LGG
-from segsweep.data.phantom import Phantom
-from segsweep.errors import DataError
+from segsweep.core.errors import DataError
+from segsweep.segmentation.data import cache
+from segsweep.segmentation.data.lgg import LGG
+from segsweep.segmentation.data.phantom import Phantom
 
 
 def data_set(**changes):
@@ -126,7 +126,7 @@ def test_helpers_decode_without_torch_and_to_the_same_bytes(tmp_path, monkeypatc
 
 
 def test_what_decodes_imports_no_torch():
-    code = "import sys; from segsweep.data import cache, folder, lgg, phantom, split; print('torch' in sys.modules)"
+    code = "import sys; from segsweep.segmentation.data import cache, folder, lgg, phantom, split; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 

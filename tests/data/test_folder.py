@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segsweep.data.folder import Folder
-from segsweep.errors import DataError
+from segsweep.core.errors import DataError
+from segsweep.segmentation.data.folder import Folder
 
 RNG = np.random.default_rng(0)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segsweep.data import images
-from segsweep.errors import DataError
+from segsweep.core.errors import DataError
+from segsweep.segmentation.data import images
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segsweep.data import source
-from segsweep.data.folder import Folder
-from segsweep.data.lgg import LGG
-from segsweep.errors import DataError
+from segsweep.core.errors import DataError
+from segsweep.segmentation.data import source
+from segsweep.segmentation.data.folder import Folder
+from segsweep.segmentation.data.lgg import LGG
 
 SMALL, OTHER = "TCGA_CS_4943_20000902", "TCGA_CS_6188_20010812"  # 20 and 24 slices
 

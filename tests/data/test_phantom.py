@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from segsweep.data.phantom import Phantom
-from segsweep.errors import DataError
+from segsweep.core.errors import DataError
+from segsweep.segmentation.data.phantom import Phantom
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "data" / "phantom.yaml"
 

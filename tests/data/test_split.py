@@ -6,8 +6,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from segsweep.data.split import PARTS, ByPatient, BySlice, FromFile, KFold
-from segsweep.errors import DataError
+from segsweep.core.errors import DataError
+from segsweep.segmentation.data.split import PARTS, ByPatient, BySlice, FromFile, KFold
 
 PATIENTS = {f"p{k}": [f"p{k}_{s}" for s in range(1, 3 + k)] for k in range(10)}  # 2 to 11 slices, 65 in all
 

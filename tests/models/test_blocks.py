@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segsweep.models.blocks import DoubleConv, Join, RecurrentResidual, _padding, check_range
+from segsweep.segmentation.models.blocks import DoubleConv, Join, RecurrentResidual, _padding, check_range
 
 
 @pytest.mark.parametrize("t", [1, 2, 3])

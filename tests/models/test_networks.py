@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segsweep.models.r2unet import R2UNet
-from segsweep.models.unet import UNet
+from segsweep.segmentation.models.r2unet import R2UNet
+from segsweep.segmentation.models.unet import UNet
 
 NETWORKS = [UNet, R2UNet]
 

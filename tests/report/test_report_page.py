@@ -443,7 +443,7 @@ def test_command_line_builds_into_the_sweep_and_names_mistakes(tmp_path, capsys,
 
 
 def test_a_sweep_that_had_the_report_imported_while_it_trained_gets_one(tmp_path):
-    from segsweep import sweep
+    from segsweep.sweeps import sweep
 
     sweep._prepare()
     folder = write_sweep(tmp_path, "s", [Spec(overlays=False)])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from records import PATIENTS, Spec, factors, write_sweep
 
-from segsweep.errors import SegsweepError
+from segsweep.core.errors import SegsweepError
 from segsweep.report.records import read
-from segsweep.segmentation_sections import overlays
+from segsweep.segmentation.sections import overlays
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_empty_folder_and_a_folder_of_sweeps_are_refused_with_the_way_out(sweep)
 
 def test_what_is_no_folder_is_looked_up_in_mlflow(sweep, monkeypatch):
     folders = {"my experiment": [sweep]}
-    monkeypatch.setitem(sys.modules, "segsweep.recall", SimpleNamespace(find_runs=folders.__getitem__))
+    monkeypatch.setitem(sys.modules, "segsweep.tracking.recall", SimpleNamespace(find_runs=folders.__getitem__))
     assert len(read(["my experiment"]).jobs) == 7
     run = next(p for p in (sweep.parent / "runs").iterdir() if (p / "result.json").exists())
     folders["half"] = [run, sweep.parent / "runs" / "elsewhere"]

@@ -474,7 +474,7 @@ def test_what_a_record_names_is_imported_only_where_it_is_allowed(tmp_path, mine
     assert not (package / "imported").exists()
     said = part(page, "What is missing")
     assert "- stranger_of_test.extra: not imported; for your own package set SEGSWEEP_ALLOW=package.*" in said
-    for name in ("segsweep.sweep", "segsweep.cli", "os"):
+    for name in ("segsweep.sweeps.sweep", "segsweep.sweeps.cli", "os"):
         folder = next(tmp_path.glob("runs/*"))
         rewrite(folder, task=replace(HOUSES, sections=(name,)).to_json(), created="2027-01-01T00:00:00")
         assert Findings(compare(read([sweep]))).own.problems[0].startswith(f"{name}: not imported")

@@ -23,9 +23,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, dis
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from toy_search import Batches, Toy, search, study
 
-from segsweep import artifacts, sweep
-from segsweep.session import session
-from segsweep.study import Study, counted
+from segsweep.core import artifacts
+from segsweep.core.session import session
+from segsweep.search.study import Study, counted
+from segsweep.sweeps import sweep
 
 RATE = "optim.lr=tag(log,interval(1e-4,1e-1))"
 
@@ -440,7 +441,7 @@ def test_of_two_heirs_one_counts_and_it_has_the_place_of_the_first_try():
 
 
 def test_on_another_machine_a_process_is_dead_when_it_gives_no_sign_of_life(tmp_path, url, monkeypatch):
-    from segsweep import study as module
+    from segsweep.search import study as module
 
     def part(name: str) -> Study:
         from optuna.samplers import RandomSampler

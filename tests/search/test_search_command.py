@@ -14,8 +14,8 @@ import optuna
 import pytest
 from toy_search import study
 
-from segsweep.store import connect
-from segsweep.study import counted
+from segsweep.search.study import counted
+from segsweep.tracking.store import connect
 
 TINY = [
     "data.patients=6",

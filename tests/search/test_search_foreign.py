@@ -9,13 +9,13 @@ import cmaes
 import numpy as np
 import pytest
 from hydra.errors import HydraException
-from hydra_plugins.segsweep_local._sampler import guarded
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.samplers import CmaEsSampler
 from optuna.trial import TrialState, create_trial
 from toy_search import Batches, search, study
 
-from segsweep.session import session
+from segsweep.core.session import session
+from segsweep.search.sampler import guarded
 
 LINES = ["optim.lr=interval(0.001,0.1)", "optim.weight_decay=interval(0.0,0.1)", "optim=adamw"]
 INTERVALS = {"optim.lr": FloatDistribution(0.001, 0.1), "optim.weight_decay": FloatDistribution(0.0, 0.1)}

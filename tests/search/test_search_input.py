@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from segsweep.config import conf_dir
-from segsweep.errors import ConfigError, SegsweepError
+from segsweep.config.schema import conf_dir
+from segsweep.core.errors import ConfigError, SegsweepError
 from segsweep.masks import masked
-from segsweep.metrics import SPEC
-from segsweep.objective import direction, problems, values
-from segsweep.preflight import preflight
+from segsweep.search.objective import direction, problems, values
+from segsweep.segmentation.metrics import SPEC
+from segsweep.sweeps.preflight import preflight
 from segsweep.task import Metric, Spec
 
 FEW = ["loss=bce", "data.patients=6", "data.image_size=16"]
@@ -75,7 +75,7 @@ def test_every_preset_is_right_and_needs_no_optuna_to_be_checked(tmp_path):
     presets = sorted(path.stem for path in (conf_dir() / "search").glob("*.yaml"))
     assert presets == ["cmaes", "gp", "grid", "nsga2", "random", "tpe"]
     code = (
-        "import sys\nfrom segsweep.preflight import preflight\nfrom segsweep.start import start\nstart()\n"
+        "import sys\nfrom segsweep.sweeps.preflight import preflight\nfrom segsweep.config.start import start\nstart()\n"
         f"for preset in {presets}:\n"
         f"    argv = ['-m', f'+search={{preset}}', 'pruner=none', 'model=unet', 'paths.cache={tmp_path}']\n"
         "    assert preflight(argv).jobs is None\n"

@@ -15,12 +15,14 @@ from omegaconf import DictConfig, open_dict
 from optuna.trial import TrialState
 from PIL import Image
 
-from segsweep import artifacts, sweep
-from segsweep.config import conf_dir
-from segsweep.errors import ConfigError
-from segsweep.preflight import preflight
-from segsweep.report import search, winner
-from segsweep.run import Outcome, run
+from segsweep.config.schema import conf_dir
+from segsweep.core import artifacts
+from segsweep.core.errors import ConfigError
+from segsweep.report import winner
+from segsweep.report.search import pages
+from segsweep.runs.run import Outcome, run
+from segsweep.sweeps import sweep
+from segsweep.sweeps.preflight import preflight
 
 TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
 ASKED = {"search.objective": "val/dice", "data": "phantom", "epochs": "2", "scheduler.T_max": "${epochs}"}
@@ -80,7 +82,7 @@ class Words(HTMLParser):
 
 
 def written(folder: Path, name: str = "s") -> tuple[Path, str]:
-    page = search.write(search.load(name, storage(folder)), folder / "out")
+    page = pages.write(pages.load(name, storage(folder)), folder / "out")
     words = Words(page)
     assert words.fetched == []
     return folder / "out", " ".join(words.text.split())
@@ -108,8 +110,8 @@ def test_the_page_counts_the_trials_and_has_every_figure(tmp_path):
 
 
 def test_importance_finds_what_matters_and_is_not_shown_for_few_trials(tmp_path):
-    found = search.load("s", storage(tmp_path)) if filled(tmp_path) else None
-    shares = search._shares(found, 0, ["optim.lr", "optim", "batch_size"], ["optim.lr", "optim", "batch_size"])
+    found = pages.load("s", storage(tmp_path)) if filled(tmp_path) else None
+    shares = pages._shares(found, 0, ["optim.lr", "optim", "batch_size"], ["optim.lr", "optim", "batch_size"])
     assert set(shares) == {"fANOVA", "PED-ANOVA"}
     assert all(max(share, key=share.get) == "optim.lr" for share in shares.values())
     filled(tmp_path, "few", trials=4)
@@ -229,7 +231,7 @@ def test_added_keys_lists_and_texts_come_back_on_the_command_line(tmp_path):
 )
 def test_a_wrong_study_or_storage_is_told_in_a_line(tmp_path, capsys, name, place, message):
     filled(tmp_path, "tpe", trials=1)
-    assert search.main([name, "--storage", place.format(tmp_path)]) == 1
+    assert pages.main([name, "--storage", place.format(tmp_path)]) == 1
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1
     assert __import__("re").search(message.replace("?", "\\?"), told), told
@@ -237,7 +239,7 @@ def test_a_wrong_study_or_storage_is_told_in_a_line(tmp_path, capsys, name, plac
 
 def test_a_sweep_that_was_no_search_is_told(tmp_path, capsys):
     artifacts.write_json(tmp_path / "sweep.json", {})
-    assert search.main([str(tmp_path)]) == 1
+    assert pages.main([str(tmp_path)]) == 1
     assert "records no search" in capsys.readouterr().err
 
 
@@ -264,7 +266,7 @@ def test_a_search_prunes_and_is_read_at_its_end(tmp_path):
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "sweep"
     assert f"Search: {folder.relative_to(tmp_path)}/search.html" in done.stdout, done.stdout + done.stderr
-    found = search.load(
+    found = pages.load(
         json.loads((folder / "sweep.json").read_text())["search"]["study"], f"sqlite:///{tmp_path}/mlruns/optuna.db"
     )
     states = {t.params["optim.lr"]: set() for t in found.trials}

@@ -19,11 +19,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from segsweep import artifacts
-from segsweep.components import hydras
-from segsweep.config import conf_dir
-from segsweep.job import job
-from segsweep.start import start
+from segsweep.config.components import hydras
+from segsweep.config.schema import conf_dir
+from segsweep.config.start import start
+from segsweep.core import artifacts
+from segsweep.sweeps.job import job
 
 start()
 
@@ -115,7 +115,7 @@ def study(url: str, name: str = "s") -> Any:
     """What anyone finds in a storage."""
     import optuna
 
-    from segsweep.study import open_storage
+    from segsweep.search.study import open_storage
 
     return optuna.load_study(study_name=name, storage=open_storage(url))
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from segsweep.artifacts import WHOLE
+from segsweep.core.artifacts import WHOLE
 from segsweep.report import figures
 from segsweep.report.comparison import show
 from segsweep.report.content import Block, Cell, Section, Table, a, inside, joined, many, number, slug

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from segsweep.artifacts import WHOLE
+from segsweep.core.artifacts import WHOLE
 from segsweep.report.comparison import show
 from segsweep.report.content import Section, joined, many, plural, plus
 from segsweep.report.contrasts import Contrast

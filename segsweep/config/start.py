@@ -1,0 +1,63 @@
+"""What a process needs once, whatever it is for. Importing segsweep changes nothing; every program of it calls `start`.
+
+A program of one's own that composes conf/, or asks MLflow by these modules, calls it too."""
+
+import math
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from segsweep import child, plugins
+from segsweep.config.schema import schema
+
+
+@cache
+def start() -> None:
+    """Make known to OmegaConf and Hydra what conf/ names: resolvers, the schema, launchers and sweepers; and to MLflow,
+    which reads its environment when it is imported, how to behave. The first call in a process does it."""
+    OmegaConf.register_resolver("part_of", lambda whole, share: max(1, math.ceil(whole * share)), replace=True)
+    OmegaConf.register_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
+    OmegaConf.register_resolver("select_of", _select_of, replace=True)
+    ConfigStore.instance().store(name="schema", node=schema(), provider="segsweep")
+    plugins.register()
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody asked to tell MLflow's makers what is run
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def _select_of(target: str) -> str:
+    from segsweep.config.components import select_of  # what is never asked for a task need not import what builds one
+
+    return select_of(target)
+
+
+def _sweep_name() -> str:
+    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(2)}"
+
+
+class Started:
+    """`task`, for launchers: a process in which it is unpickled has been started. Hydra asks there for a job's folder,
+    which a resolver names, before it calls the task."""
+
+    def __init__(self, task: Callable[[DictConfig], Any]):
+        self.task, self.__module__ = task, task.__module__  # by the latter Hydra names what it runs
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        return self.task(cfg)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.task, child.added(sys.path), sys.flags.safe_path)
+
+
+def _unpickled(task: Callable[[DictConfig], Any], folders: list[str], safe: bool) -> Started:
+    child.join(folders, safe)
+    start()
+    return Started(task)

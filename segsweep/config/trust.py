@@ -1,0 +1,396 @@
+"""What a configuration from elsewhere may say to Hydra itself: numbers, plain names and what is searched.
+
+It may not read the environment either, where passwords are, into what a run records or sends.
+
+Hydra's own part of a configuration sets the environment, opens files, and names what launchers run. So what all
+folders of a command line make of it is held against what the trusted ones alone make of it: a key that differs is in
+FREE, or is refused. Comparing the outcome needs no list of the ways in which a file can get at a key.
+"""
+
+import contextlib
+import os
+import re
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path_from_sources, get_args
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import split_key
+from omegaconf.errors import OmegaConfBaseException
+
+from segsweep.config.schema import conf_dir
+from segsweep.core.errors import ConfigError, printable
+
+TRUST = "SEGSWEEP_CONF"
+OURS = "segsweep.plugins."
+
+NUMBER = "numbers"
+WORD = "numbers and plain words (letters, digits and _-.,:=+/@)"
+SPACE = "values of keys of a run, such as optim.lr"
+_SWEEPER = ("n_trials", "n_jobs", "max_batch_size", "max_failure_rate", "sampler.*")
+_LAUNCHER = (
+    *("devices", "jobs_per_device", "timeout_min", "budget_min", "retries.*", "n_jobs", "name", "partition", "qos"),
+    *(
+        "account",
+        "constraint",
+        "exclude",
+        "gres",
+        "comment",
+        "nodes",
+        "tasks_per_node",
+        "cpus_per_task",
+        "cpus_per_gpu",
+    ),
+    *("gpus_per_node", "gpus_per_task", "mem_gb", "mem_per_gpu", "mem_per_cpu", "array_parallelism"),
+    *("max_num_timeout", "signal_delay_s", "ray.remote.num_cpus", "ray.remote.num_gpus", "ray.remote.memory"),
+    *("ray.remote.max_calls", "ray.remote.max_retries"),  # not runtime_env, which names an interpreter
+)
+FREE = {f"sweeper.{key}": NUMBER for key in _SWEEPER} | {f"launcher.{key}": WORD for key in _LAUNCHER}
+FREE |= {"sweeper.direction": WORD, "sweeper.params.*": SPACE}
+"""Keys under `hydra` that any configuration may set, and to what."""
+FILLED = {("runtime", "config_sources"), ("overrides", "hydra"), ("overrides", "task")}
+"""What Hydra fills in itself: the first anew; the others are held against the overrides that were given."""
+
+CHOICES = ("runtime", "choices")
+"""Of every group, among them those that another task has not; what an option of Hydra's brings is looked at itself."""
+
+_WORD = re.compile(r"[\w.,:=+/@-]*", re.ASCII)
+_KEY = re.compile(r"\+{0,2}(?!hydra\b)\w+([./]\w+)*", re.ASCII)
+_REFERENCE = re.compile(r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|sweep_name|select_of)\s*:[^${}]*)\s*\}")
+_GONE = object()
+_Path = tuple[Any, ...]
+
+
+def foreign(args: Namespace) -> list[tuple[str, str]]:
+    """Folders that a parsed command line names and nobody vouches for: each as it was written, and where."""
+    own = trusted()
+    folder = args.config_dir
+    named = [(folder, "--config-dir")] if folder is not None and Path(folder).resolve() not in own else []
+    paths = [o for o in _parsed(line for line in args.overrides if "searchpath" in line) if _is_searchpath(o)]
+    texts = [str(entry) for o in paths for entry in _listed(o)]
+    named += [(t, "hydra.searchpath") for t in texts if "://" in _path(t) or Path(_path(t)).resolve() not in own]
+    return named
+
+
+def trusted() -> set[Path]:
+    """The installed conf/, and the folders that SEGSWEEP_CONF names."""
+    named = os.environ.get(TRUST, "").split(os.pathsep)
+    return {path.resolve() for path in (conf_dir(), *(Path(text) for text in named if text.strip()))}
+
+
+def refuse(args: Namespace) -> None:
+    """Raise ConfigError for what puts another configuration in the place of this program's."""
+    for flag in ("config_path", "config_name", "experimental_rerun"):
+        if getattr(args, flag) is not None:
+            raise ConfigError(
+                f"--{flag.replace('_', '-')}: not taken, as what is checked is the program's own configuration; "
+                "put your options into a folder, such as my_conf/experiment/mine.yaml, and give --config-dir my_conf"
+            )
+
+
+def question(argv: list[str]) -> None:
+    """Raise ConfigError for a command line that only asks, where answering would do more than show text: `--help` sets
+    up Hydra's log as the configuration says."""
+    args = get_args(argv)
+    refuse(args)
+    if not (args.help or args.hydra_help) or not (folders := foreign(args)):
+        return
+    if args.hydra_help:
+        raise ConfigError(f"--hydra-help tells of Hydra alone: leave {folders[0][1]} out")
+    loader = _loader(conf_dir(), *([Path(args.config_dir)] if args.config_dir is not None else []))
+    try:
+        cfg = loader.load_configuration("config", args.overrides, RunMode.RUN, skip_missing_defaults=True)
+    except (HydraException, OmegaConfBaseException, KeyError) as error:
+        raise ConfigError(str(error).strip()) from None
+    if problems := Hold(args, loader).problems(cfg, args.overrides):
+        raise ConfigError("\n".join(problems))
+
+
+class Hold:
+    """Holds compositions of one command line against what its trusted folders alone would make of Hydra's part.
+
+    `loader`: the one that composes from all of its folders."""
+
+    def __init__(self, args: Namespace, loader: ConfigLoader):
+        self.folders, own = foreign(args), trusted()
+        self.where = " or ".join(f"{text} ({place})" for text, place in self.folders)
+        given = _parsed(args.overrides)
+        self.paths = [str(o.input_line) for o in given if _is_searchpath(o)]
+        beside = [] if args.config_dir is None else [Path(args.config_dir)]
+        self.own = _loader(conf_dir(), *(folder for folder in beside if folder.resolve() in own))
+        self._offers = cache(self.own.get_group_options)
+        self._is_known = cache(lambda group: bool(loader.get_group_options(group, None, "config", self.paths)))
+        self.values = [_force(o) for o in given if o.is_hydra_override() and not _is_searchpath(o) and not _is_group(o)]
+        self._base = cache(lambda: OmegaConf.to_container(self._compose([]), resolve=False))
+        self.known: dict[tuple[tuple[str, str], ...], dict[_Path, Any]] = {}
+
+    def problems(self, cfg: DictConfig, lines: Sequence[str]) -> list[str]:
+        """One sentence for each key of a composition's `hydra` that only a file of these folders can have set so.
+
+        lines: the overrides that it was composed with."""
+        raw: Any = OmegaConf.to_container(cfg, resolve=False)
+        found, own = dict(_leaves(raw["hydra"])), self._own(raw["hydra"])
+        wrong = {path: found[path] for path in found if path not in own or not _same(found[path], own[path])}
+        wrong = {path: value for path, value in wrong.items() if not self._filled(path)}
+        if not _given_only(found, lines):
+            wrong["overrides", "hydra"] = None
+        told = {path: self._problem(cfg, raw, path, value) for path, value in wrong.items()}
+        parts = {path[:1] for path, problem in told.items() if problem}  # what is missing there follows from that
+        gone = [path for path in own if path not in found and path[:1] not in parts and path[:2] != CHOICES]
+        problems = [*told.values(), *(self._problem(cfg, raw, path, _GONE) for path in gone), *self._reads(raw, lines)]
+        if not str(runs := _select(cfg, "paths.runs")).isprintable():  # it is written into scripts
+            problems.append(f"paths.runs={runs!r}: from a file under {self.where}; a folder's name has no such signs")
+        return [problem for problem in problems if problem]
+
+    def _reads(self, raw: Any, lines: Sequence[str]) -> Iterator[str]:
+        """One sentence for each key of a run that a file of these folders gives a value of the environment."""
+        given = {line.lstrip("+").partition("=")[0] for line in lines}
+        texts = {path: next(_unplain(value, raw), None) for path, value in _leaves(raw) if path[:1] != ("hydra",)}
+        odd = {path: text for path, text in texts.items() if text and ".".join(map(str, path)) not in given}
+        for own in (self._base, lambda: self._task(raw)):  # the second takes a composition for each option
+            known = dict(_leaves(own())) if odd else {}
+            odd = {path: text for path, text in odd.items() if not _same(_at(raw, path), known.get(path, _GONE))}
+        for path, text in odd.items():
+            key, hint = ".".join(map(printable, path)), f"give it on the command line{self._hint()}"
+            yield (
+                f"{key}: {printable(text)!r} is from a file under {self.where}, which may name other keys, ${{key}}, "
+                f"and nothing that reads the environment; {hint}"
+            )
+
+    def _task(self, raw: Any) -> Any:
+        """What the trusted folders alone make of the options that a composition has."""
+        found, lines = self._base(), list[str]()
+        for group, option in raw["hydra"]["runtime"]["choices"].items():
+            if "/" not in str(group) and option in self._offers(str(group)):
+                for line in (f"{group}={option}", f"+{group}={option}"):
+                    with contextlib.suppress(HydraException, OmegaConfBaseException):
+                        found = OmegaConf.to_container(self._compose([*lines, line]), resolve=False)
+                        lines.append(line)
+                        break
+        return found
+
+    def too_many(self, cfg: DictConfig, count: int, most: int) -> list[str]:
+        """Of `count` combinations `most` were composed: other launchers than this program's look at no more."""
+        if count <= most or str(_select(cfg, "hydra.launcher._target_")).startswith(OURS):
+            return []
+        return [
+            f"hydra/launcher={_select(cfg, 'hydra.runtime.choices')['hydra/launcher']}: this sweep has {count} "
+            f"combinations of options, of which {most} can be looked at for what {self.where} says to Hydra; use "
+            f"hydra/launcher=local, which looks at each job{self._hint()}"
+        ]
+
+    def _own(self, hydra: Any) -> dict[_Path, Any]:
+        """Hydra's part from the trusted folders alone, with the options that the whole has where they have them too."""
+        chosen = hydra["runtime"]["choices"] if isinstance(hydra, dict) else {}
+        groups = sorted((str(g), o) for g, o in chosen.items() if str(g).startswith("hydra/") and isinstance(o, str))
+        there = tuple((g, o) for g, o in groups if o in self._offers(g.partition("@")[0]))
+        if there not in self.known:
+            lines: list[str] = []
+            wanted = [*(f"{group}={option}" for group, option in there), *self.values]
+            try:
+                cfg = self._compose(wanted)
+            except (HydraException, OmegaConfBaseException):  # of a group or a key that only the whole has
+                cfg = self._compose(lines)
+                for line in wanted:
+                    try:
+                        cfg = self._compose([*lines, line])
+                        lines.append(line)
+                    except (HydraException, OmegaConfBaseException):
+                        continue
+            self.known[there] = dict(_leaves(OmegaConf.to_container(cfg, resolve=False)["hydra"]))  # type: ignore
+        return self.known[there]
+
+    def _compose(self, lines: list[str]) -> DictConfig:
+        return self.own.load_configuration("config", lines, RunMode.RUN, from_shell=False)
+
+    def _filled(self, path: _Path) -> bool:
+        """Whether Hydra, or the command line, has set a key whatever the files say."""
+        if path[:2] == CHOICES:
+            return len(path) == 3 and self._is_known(str(path[-1]).partition("@")[0])
+        return path in FILLED or (path == ("searchpath",) and bool(self.paths))
+
+    def _problem(self, cfg: DictConfig, raw: Any, path: _Path, value: Any) -> str | None:
+        kind = _kind(path)
+        if kind and (value is _GONE or _fits(kind, cfg, raw, path, value)):
+            return None
+        key = ".".join(printable(part) for part in ("hydra", *path))
+        if kind:
+            return (
+                f"{key}: {printable(value)!r} is from a file under {self.where}, where only {kind} may stand, and "
+                f"${{key}} for those of another key; give it on the command line{self._hint()}"
+            )
+        return (
+            f"{key}: {'taken out' if value is _GONE else 'set'} by a file under {self.where}, which may give "
+            f"Hydra the numbers and names of a launcher and a sweeper alone; give it on the command line{self._hint()}"
+        )
+
+    def _hint(self) -> str:
+        folders = [text for text, _ in self.folders if "://" not in _path(text)]
+        return f", or trust the folder: {TRUST}={os.pathsep.join(folders)}" if folders else ""
+
+
+def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[str]:
+    """The keys of `hydra` that a job's composition has otherwise than its sweep's: none, as Hydra has applied the
+    sweep's; and those that read the environment there alone. lines: the job's overrides."""
+    there: Any = OmegaConf.to_container(job, resolve=False)
+    before: Any = OmegaConf.to_container(master, resolve=False)
+    whole, own = dict(_leaves(there.pop("hydra"))), dict(_leaves(before.pop("hydra")))
+    given, known = {line.lstrip("+").partition("=")[0] for line in lines}, dict(_leaves(before))
+    known = {path: (value, _shipped().get(path)) for path, value in known.items()}
+    texts = [(path, value) for path, value in _leaves(there) if any(_unplain(value, there))]
+    odd = [path for path, value in texts if not any(_same(value, one) for one in known.get(path, ()))]
+    reading = [key for path in odd if (key := ".".join(map(printable, path))) not in given]
+    paths = [path for path in {**own, **whole} if path[:2] != CHOICES and path not in FILLED]
+    keys = [path for path in paths if not _same(whole.get(path, _GONE), own.get(path, _GONE))]
+    if not _given_only(whole, [*own[("overrides", "hydra")], *lines]):
+        keys.append(("overrides", "hydra"))
+    return [".".join(map(printable, ("hydra", *path))) for path in keys] + reading
+
+
+@cache
+def _shipped() -> dict[_Path, Any]:
+    """What the program's own config.yaml says: a job that has fewer overrides than its sweep has it again."""
+    return dict(_leaves(OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"), resolve=False)))
+
+
+def plainly(text: str, raw: Any = None, depth: int = 0) -> bool:
+    """Whether every `${...}` in a text is another key, or this program's `part_of` or `sweep_name`: nothing that reads
+    the environment. raw: a composition, unresolved, whose keys must be so themselves."""
+    while found := _REFERENCE.search(text):
+        if found["key"] and raw is not None:
+            there = _walk(raw, found["key"])
+            if "${" in str(there) and not (isinstance(there, str) and depth < 9 and plainly(there, raw, depth + 1)):
+                return False
+        text = f"{text[: found.start()]}\0{text[found.end() :]}"
+    return "${" not in text
+
+
+def _unplain(value: Any, raw: Any) -> Iterator[str]:
+    """Texts, alone or in a list, that name more than other keys."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, list | dict):
+            yield from _unplain(list(part.values()) if isinstance(part, dict) else part, raw)
+        elif isinstance(part, str) and not plainly(part, raw):
+            yield part
+
+
+def _kind(path: _Path) -> str | None:
+    if not all(isinstance(part, str) for part in path) or (path and path[-1].startswith("_")):
+        return None
+    for pattern, kind in FREE.items():
+        parts = pattern.split(".")
+        if len(parts) == len(path) and all(part in ("*", own) for part, own in zip(parts, path, strict=True)):
+            return kind
+    return None
+
+
+def _fits(kind: str, cfg: DictConfig, raw: Any, path: _Path, value: Any) -> bool:
+    if isinstance(value, str) and "${" in value:
+        if not plainly(value, raw):
+            return False
+        node: Any = cfg.hydra
+        try:
+            for part in path:
+                node = node[part]
+        except OmegaConfBaseException:
+            return False
+        value = node
+    if isinstance(value, list):
+        return kind != NUMBER and all(not isinstance(v, list) and _fits_plainly(kind, v) for v in value)
+    return _fits_plainly(kind, value) and (kind != SPACE or bool(_KEY.fullmatch(path[-1])))
+
+
+def _fits_plainly(kind: str, value: Any) -> bool:
+    if value is None or isinstance(value, bool | int | float):
+        return True
+    if not isinstance(value, str) or kind == NUMBER:
+        return False
+    return "${" not in value and value.isprintable() if kind == SPACE else bool(_WORD.fullmatch(value))
+
+
+def _given_only(found: Mapping[_Path, Any], lines: Sequence[str]) -> bool:
+    """Whether a composition's record of overrides is that of the overrides it was given: a sweep takes them from there,
+    and a file can add to it."""
+    recorded = [found.get(("overrides", name)) for name in ("hydra", "task")]
+    return all(isinstance(some, list) for some in recorded) and sorted(map(str, sum(recorded, []))) == sorted(lines)  # type: ignore
+
+
+def _leaves(node: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+    """Values and lists by their path; of an empty mapping nothing."""
+    if not isinstance(node, dict):
+        yield path, node
+        return
+    for key, value in node.items():
+        yield from _leaves(value, (*path, key))
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and repr(one) == repr(other)
+
+
+def _at(raw: Any, path: _Path) -> Any:
+    for part in path:
+        raw = raw[part]
+    return raw
+
+
+def _walk(raw: Any, key: str) -> Any:
+    for part in key.split("."):
+        if isinstance(raw, str):  # itself a reference, perhaps
+            return raw
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return raw
+
+
+def _loader(*folders: Path) -> ConfigLoaderImpl:
+    return ConfigLoaderImpl(create_config_search_path_from_sources([f"file://{f.absolute()}" for f in folders]))
+
+
+def _select(cfg: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def _parsed(lines: Iterable[str]) -> list[Override]:
+    """The overrides that can be read; of the others it is told elsewhere."""
+    found = []
+    for line in lines:
+        try:
+            found.append(OverridesParser.create().parse_override(line))
+        except HydraException:
+            continue
+    return found
+
+
+def _is_searchpath(override: Override) -> bool:
+    return split_key(override.key_or_group) == ["hydra", "searchpath"]
+
+
+def _listed(override: Override) -> list[Any]:
+    value = override.value()
+    return value if isinstance(value, list) else [value]
+
+
+def _path(text: str) -> str:
+    return text.removeprefix("file://")
+
+
+def _is_group(override: Override) -> bool:
+    return "/" in override.key_or_group
+
+
+def _force(override: Override) -> str:
+    """A value of the command line as one that needs no such key to be there."""
+    line = str(override.input_line)
+    return f"++{line.lstrip('+')}" if override.type in (OverrideType.CHANGE, OverrideType.ADD) else line

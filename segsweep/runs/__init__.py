@@ -1,0 +1,1 @@
+"""One run: reused, resumed or trained, and its record."""

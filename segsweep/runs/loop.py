@@ -1,0 +1,293 @@
+"""`Loop`: what a task's `train` is given, and whose `epochs` it loops over.
+
+All that makes epochs worth keeping happens between two of them: the state is saved, what was trained before is taken
+up, the best weights are kept, a pruner is asked, a request to stop is heard. The order of the samples and every random
+draw of an epoch come from (seed, epoch) alone, so an epoch that is resumed is the epoch that would have been: no
+generator's state has to survive an interruption.
+"""
+
+import io
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segsweep.core.artifacts import Checkpoints
+from segsweep.core.errors import NotFiniteError, TaskError, nearest
+from segsweep.task import PARTS, Spec, Stateful
+
+RESERVED = ("epoch", "history")
+"""Beside the states in a checkpoint."""
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Independent streams for every pair of seed and epoch (numpy's SeedSequence); 0 to 2**32 - 1."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def seed_all(seed: int) -> None:
+    """Of `random`, numpy and torch, as they are used without a generator of one's own."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class Loop:
+    """A run as its task sees it (`task.Run`), on whatever is to be done with its epochs.
+
+    part: what each epoch is scored on, "val" or "test". samples: of the training part, for the display's rate.
+    `writer`: one thread, which writes an epoch's checkpoint from a copy in the host's memory while the next epoch
+    trains; for a GPU, as on a CPU it would only take the time in which that one trains. `on_epoch` comes after the
+    checkpoint. `judge` is asked after each epoch but the last, of those already there at once, and gives what to raise
+    once the state is saved, or None. `stopping`: whether the run is asked to stop, and `interrupted` makes what is then
+    raised, once the state is saved. After `train`, `finish` tells a loop that was left early."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        part: str,
+        *,
+        epochs: int,
+        seed: int,
+        checkpoints: Checkpoints,
+        folder: Path = Path(),
+        device: str = "cpu",
+        retries: int = 0,
+        samples: int = 0,
+        every: int = 1,
+        keep: int = 2,
+        milestones: frozenset[int] | set[int] = frozenset(),
+        writer: Executor | None = None,
+        on_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
+        judge: Callable[[list[dict[str, Any]]], BaseException | None] = lambda history: None,
+        stopping: Callable[[], bool] = lambda: False,
+        interrupted: Callable[[int], BaseException] = lambda epoch: KeyboardInterrupt(f"after epoch {epoch}"),
+        emit: Callable[..., None] = lambda kind, **facts: None,
+        describe: Callable[..., None] = lambda **facts: None,
+    ):
+        self.spec, self.part, self.total, self.seed = spec, part, epochs, seed
+        self.checkpoints, self.folder, self.device, self.retries = checkpoints, folder, device, retries
+        self.samples, self.every, self.keep, self.milestones = samples, every, keep, {*milestones, epochs}
+        self.writer, self.on_epoch, self.judge = writer, on_epoch, judge
+        self.stopping, self.interrupted, self.emit, self.describe = stopping, interrupted, emit, describe
+        self.state: dict[str, Stateful] | None = None
+        self.history: list[dict[str, Any]] = []
+        self.done = 0
+        """Epochs that were there already."""
+        self._best: dict[str, Any] | None = None
+        self._writing: Future[None] | None = None
+        self._kept = False
+
+    def epochs(self, **state: Stateful) -> Iterator["Epoch"]:
+        """The epochs that are left, one row of history each; see `task.Run`.
+
+        Raises TaskError where the task misuses it, and whatever `judge` and `interrupted` make."""
+        if self.state is not None:
+            raise TaskError("run.epochs(...) was called a second time; a run has one loop over its epochs")
+        for name, thing in state.items():
+            if name in RESERVED:
+                raise TaskError(f"run.epochs({name}=...): the name is the engine's own; give the state another")
+            if lacks := [m for m in ("state_dict", "load_state_dict") if not callable(getattr(thing, m, None))]:
+                raise TaskError(
+                    f"run.epochs({name}=...): {type(thing).__name__} has no {' and no '.join(lacks)}; what is to be "
+                    "kept needs both, as a torch.nn.Module and an optimizer have them"
+                )
+        self.state = state
+        return self._epochs(state)
+
+    def _epochs(self, state: dict[str, Stateful]) -> Iterator["Epoch"]:
+        self._take_up(state)
+        for number in range(self.done + 1, self.total + 1):
+            epoch = Epoch(self, number)
+            seed_all(epoch.seed)
+            epoch.began = time.perf_counter()
+            yield epoch
+            if epoch.row is None:
+                raise TaskError(
+                    f"epoch {number} was not reported: call epoch.report(metrics) once in each turn of the loop"
+                )
+            self._end(state, epoch.row)
+        self.emit("note", text="testing")
+
+    def _take_up(self, state: dict[str, Stateful]) -> None:
+        """What was trained before, and the judgement of it: with nothing left to train there is nothing to end."""
+        found = self.checkpoints.load(until=self.total)
+        if found is not None:
+            if missing := state.keys() - found.keys():
+                raise TaskError(
+                    f"run.epochs(...): the checkpoints in {self.checkpoints.folder} have no "
+                    f"{', '.join(sorted(missing))}; a task gives the same names each time (reuse=false trains anew)"
+                )
+            for name, thing in state.items():
+                thing.load_state_dict(found[name])
+            self.history = found["history"]
+        self.done = len(self.history)
+        behind = self.judge(self.history) if 0 < self.done < self.total else None
+        if self.done:
+            self.on_epoch(self.history[: behind.epoch] if behind else self.history)  # type: ignore[attr-defined]
+        if behind:
+            raise behind
+
+    def _end(self, state: dict[str, Stateful], row: dict[str, Any]) -> None:
+        """Of an epoch: keep it, tell it, and raise what ends the run here."""
+        number = row["epoch"]
+        if self._is_best(row) and "model" in state:  # a copy: it may be a later epoch that is saved
+            self._best = {"epoch": number, "model": on_host(state["model"].state_dict())}
+        self.history.append(row)
+        stop = self.interrupted(number) if self.stopping() else None
+        end = (stop or self.judge(self.history)) if number < self.total else None
+        save = number % self.every == 0 or number in self.milestones or end is not None
+        kept = {"epoch": number, **{name: thing.state_dict() for name, thing in state.items()}, "history": self.history}
+        if save and not self._kept:
+            _check_keepable({name: kept[name] for name in state})
+            self._kept = True
+        self._wait()  # of the epoch before, or what went wrong
+        if self.writer:
+            copy, best, history = (on_host(kept) if save else None), self._best, list(self.history)
+            self._writing = self.writer.submit(copy_context().run, self._write, copy, best, history)
+        else:
+            self._write(kept if save else None, self._best, self.history)
+        self._best = None if save else self._best
+        if end or number == self.total:
+            self._wait()
+        self.emit("epoch", epochs=self.total, epoch=number, **self._told(row))
+        if end:
+            raise end
+
+    def _told(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """What is shown of an epoch: `score`, and the whole line, `text`."""
+        name = self.spec.select.partition("/")[2]
+        losses = [f"{part} loss {row[f'{part}/loss']:.4f}" for part in ("train", self.part) if f"{part}/loss" in row]
+        score = self.spec.told(self.part, name, row) if name != "loss" else ""
+        rate = f"{self.samples / max(row['seconds'], 1e-9):.0f} {self.spec.sample}s/s" if self.samples else ""
+        spent = f"compiled for {row['compile_seconds']:.0f} s" if row.get("compile_seconds") else ""
+        return {"score": score or (losses or [""])[-1], "text": "  ".join(filter(None, [*losses, score, rate, spent]))}
+
+    def _wait(self) -> None:
+        if self._writing:
+            self._writing.result()
+
+    def _write(self, state: dict[str, Any] | None, best: dict[str, Any] | None, history: list[dict[str, Any]]) -> None:
+        if state is not None:
+            self.checkpoints.save(state, best)
+            self.checkpoints.prune(state["epoch"], self.keep, self.milestones)
+        self.on_epoch(history)
+
+    def _is_best(self, row: Mapping[str, Any]) -> bool:
+        """Whether no epoch before was as good by the metric that selects; never where it has no value."""
+        key, metric = self.spec.select, self.spec.metric(self.spec.select)
+        assert metric
+        score = row.get(key, math.nan)
+        earlier = [r[key] for r in self.history if not math.isnan(_number(r.get(key)))]
+        return not math.isnan(score) and all(metric.sign * (score - e) > 0 for e in earlier)
+
+    def scores(self) -> list[float]:
+        """The values that `select` had, epoch by epoch, where it had one."""
+        values = [_number(row.get(self.spec.select)) for row in self.history]
+        return [value for value in values if not math.isnan(value)]
+
+    def finish(self) -> None:
+        """Raise TaskError where the loop was left before its end."""
+        if self.state is not None and len(self.history) < self.total:
+            raise TaskError(
+                f"the loop over run.epochs(...) was left after {len(self.history)} of {self.total} epochs; let it run "
+                "to its end: a pruner ends what falls behind, and a run that is to stop early has fewer epochs"
+            )
+
+
+class Epoch:
+    """One turn of the loop; see `task.Epoch`."""
+
+    def __init__(self, loop: Loop, number: int):
+        self.loop, self.number, self.last = loop, number, number == loop.total
+        self.seed = epoch_seed(loop.seed, number)
+        self.began = 0.0
+        self.row: dict[str, Any] | None = None
+
+    def step(self, done: float) -> None:
+        rate = self.loop.samples * done / max(time.perf_counter() - self.began, 1e-9)
+        text = f"{rate:.0f} {self.loop.spec.sample}s/s" if rate else ""
+        self.loop.emit("step", epoch=self.number, epochs=self.loop.total, done=done, text=text)
+
+    def report(self, metrics: Mapping[str, float], **facts: float) -> None:
+        """`facts` stand beside the metrics in the history; `seconds`, of the training alone, is measured where it is
+        not given. Raises TaskError where a value is none of the task's, and NotFiniteError where train/loss is not
+        finite."""
+        if self.row is not None:
+            raise TaskError(f"epoch {self.number} was reported twice; give all its metrics in one epoch.report(...)")
+        spec, values = self.loop.spec, {}
+        allowed = [f"{part}/{name}" for part in PARTS for name in spec.metrics]
+        for key, value in metrics.items():
+            if spec.metric(key) is None:
+                raise TaskError(
+                    f"epoch.report: {key} is no metric of this task{nearest(key, allowed)}; a key is PART/NAME, with "
+                    f"{', '.join(PARTS)} and {', '.join(spec.metrics)}"
+                )
+            values[key] = _value(f"epoch.report: {key}", value)
+        if not math.isfinite(values.get("train/loss", 0.0)):
+            raise NotFiniteError(f"the loss became {values['train/loss']} in epoch {self.number}")
+        if self.loop.part == "val" and spec.select not in values:
+            raise TaskError(
+                f"epoch.report: {spec.select} is missing, by which this task chooses (Spec.select); "
+                "report it each epoch"
+            )
+        facts = {name: _value(f"epoch.report: {name}", value) for name, value in facts.items()}
+        seconds = facts.pop("seconds", time.perf_counter() - self.began)
+        self.row = {"epoch": self.number, "seconds": seconds, **facts, **values}
+
+
+def _value(what: str, value: Any) -> Any:
+    """A plain number of what a metric may come as: a number, or a tensor or array that holds one."""
+    item = getattr(value, "item", None)
+    try:
+        value = item() if callable(item) else value
+    except (RuntimeError, ValueError):  # a tensor of several
+        value = None
+    if not isinstance(value, int | float):
+        raise TaskError(f"{what} is not a number; found {type(value).__name__ if value is not None else 'several'}")
+    return value
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _check_keepable(state: dict[str, Any]) -> None:
+    """Raise TaskError naming a state that could be written and, as no foreign code is run for it, not be read again."""
+    for name, content in state.items():
+        buffer = io.BytesIO()
+        try:
+            torch.save(_hollow(content), buffer)
+            buffer.seek(0)
+            torch.load(buffer, weights_only=True)
+        except Exception as error:  # of pickling, whatever it meets
+            reason = str(error).splitlines()[0].split(". ")[0]
+            raise TaskError(
+                f"run.epochs({name}=...): its state_dict() holds more than tensors, numbers, text, lists and "
+                f"dictionaries, so that it could not be taken up again: {reason}"
+            ) from None
+
+
+def _hollow(value: Any) -> Any:
+    """A state without what its tensors hold."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty(0)
+    if isinstance(value, dict):
+        return type(value)((key, _hollow(item)) for key, item in value.items()) if type(value) is dict else value
+    return [_hollow(item) for item in value] if isinstance(value, list) else value
+
+
+def on_host(value: Any) -> Any:
+    """A copy of a state in the host's memory, which training does not change any more."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: on_host(item) for key, item in value.items()}
+    return [on_host(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,1 @@
+"""Optuna: studies that processes share, objectives, pruners, spaces, samplers."""

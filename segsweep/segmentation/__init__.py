@@ -1,0 +1,1 @@
+"""The task that comes with the engine: one foreground class on two-dimensional slices."""

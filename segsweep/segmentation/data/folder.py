@@ -1,0 +1,86 @@
+"""Any pairs of image and mask files: two patterns say which files, one regular expression says whose slices they are.
+
+Image and mask are matched by what the expression finds in their paths, so they may lie in one folder or in two trees.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from segsweep.core.errors import DataError
+from segsweep.segmentation.data import images, source
+from segsweep.segmentation.data.source import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """PNG, TIFF or JPEG images, grey or RGB, 8 bit or 16 bit grey, and masks of two values (0 and 255, or 0 and 1).
+
+    root: folder that holds both. images, masks: patterns of paths under it, as in pathlib (`**` for any depth); a file
+    that both match is a mask. patient: regular expression, searched in each path (under root, with /), with a group
+    named `patient` and, where a patient has several slices, one named `slice`: a mask belongs to the image for which
+    both are the same. Slices are sorted as numbers where they are numbers. The rest as in `lgg.LGG`."""
+
+    root: str
+    images: str
+    masks: str
+    patient: str
+    image_size: int | None
+    normalise: str
+    model_width: int
+
+    def __post_init__(self) -> None:
+        source.check_root(self.root)
+        source.check_common(self.image_size, self.normalise, self.model_width)
+        for key in ("images", "masks"):
+            pattern = getattr(self, key)
+            if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+                raise DataError(
+                    f"data.{key}={pattern}: expected a pattern of paths under data.root, such as {key}/**/*.png"
+                )
+        try:
+            groups = re.compile(self.patient).groupindex
+        except re.error as error:
+            raise DataError(f"data.patient={self.patient}: not a regular expression: {error}") from error
+        if "patient" not in groups or set(groups) - {"patient", "slice"}:
+            raise DataError(
+                f"data.patient={self.patient}: expected a group (?P<patient>...) and at most one more, (?P<slice>...); "
+                f"found {source.listed(groups) or 'no named group'}"
+            )
+
+    def scan(self, cache: Path) -> Manifest:
+        """The manifest of all matched files. Raises DataError."""
+        root = source.folder(self.root)
+        masks = self._find(root, "masks", set())
+        found = self._find(root, "images", set(masks.values()))
+        return source.manifest(root, source.pair(found, masks), cache)
+
+    def _find(self, root: Path, key: str, taken: set[str]) -> dict[tuple[str, str], str]:
+        pattern = getattr(self, key)
+        keyed: dict[tuple[str, str], str] = {}
+        for path in sorted(root.glob(pattern)):
+            if str(path) in taken or not path.is_file():
+                continue
+            match = re.search(self.patient, path.relative_to(root).as_posix())
+            if not match or not match["patient"]:
+                raise DataError(
+                    f"{path}: matches data.{key}={pattern}, but data.patient={self.patient} finds no patient in "
+                    f"{path.relative_to(root).as_posix()}; change either"
+                )
+            name = (match["patient"], match.groupdict().get("slice") or match["patient"])
+            if name in keyed:
+                raise DataError(
+                    f"{path} and {keyed[name]}: data.patient={self.patient} finds the same patient and slice in both "
+                    f"({name[0]}, {name[1]}); let the group `slice` tell them apart"
+                )
+            keyed[name] = str(path)
+        if not keyed:
+            but = " but those that data.masks takes" if taken and any(root.glob(pattern)) else ""
+            raise DataError(f"data.{key}={pattern}: no such files under {root}{but}")
+        return keyed
+
+    def decode(self, manifest: Manifest, patient: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images (D, H, W, C) and masks (D, H, W) uint8 of {0, 1} of one patient. Raises DataError."""
+        return images.decode(patient, manifest.files[patient], self.image_size)

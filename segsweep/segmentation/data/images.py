@@ -1,0 +1,161 @@
+"""Image and mask files to arrays: read, checked, and brought to one size.
+
+Pillow reads every format; files that differ from one that it has read in their pixels alone are taken as they lie.
+"""
+
+import functools
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from segsweep.core.errors import DataError
+from segsweep.segmentation.data.source import listed
+
+# Opening a file in Pillow costs more than copying its pixels, and the files of one data set are often uncompressed and
+# alike. Where every byte before and after the pixels equals that of a file which Pillow has read, so does the result.
+_layouts: dict[tuple[int, bool], tuple[bytes, bytes, tuple[int, ...]]] = {}
+
+
+def read(file: str, mask: bool = False) -> np.ndarray:
+    """Pixels of an image file as (H, W, C), or of a mask file as (H, W); uint8 or uint16, not to be written to.
+
+    Alpha is dropped; a palette gives colours for an image and indices for a mask; a mask saved as RGB must be grey.
+    Raises DataError naming the file."""
+    try:
+        with open(file, "rb") as stream:
+            data = stream.read()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    if known := _layouts.get((len(data), mask)):
+        head, tail, shape = known
+        if data.startswith(head) and data.endswith(tail):
+            return np.frombuffer(data, np.uint8, len(data) - len(head) - len(tail), len(head)).reshape(shape)
+    try:
+        with warnings.catch_warnings(), Image.open(file) as image:
+            warnings.simplefilter("ignore")  # of odd tags: what cannot be read raises
+            tiles, frames, pixels = list(image.tile), getattr(image, "n_frames", 1), _pixels(image, mask)
+    except Exception as error:  # Pillow raises a dozen kinds for broken files
+        raise DataError(f"{file}: truncated, or not an image: {error}. Copy it again from the original") from error
+    if frames != 1:
+        raise DataError(f"{file}: {frames} images in one file; expected one slice a file")
+    if pixels.dtype == np.int32 and pixels.min() >= 0 and pixels.max() < 1 << 16:  # some Pillows read 16 bit as 32
+        pixels = pixels.astype(np.uint16)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{file}: pixels of type {pixels.dtype}; expected 8 or 16 bit whole numbers")
+    if mask and pixels.ndim == 3:
+        if (pixels != pixels[..., :1]).any():
+            raise DataError(f"{file}: a mask in colour; expected one channel with two values (is it an image?)")
+        pixels = pixels[..., 0]
+    elif not mask and pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if tiles and all(tile[0] == "raw" for tile in tiles) and pixels.dtype == np.uint8:
+        start, end = tiles[0][2], tiles[0][2] + pixels.size
+        if data[start:end] == pixels.tobytes():
+            _layouts[len(data), mask] = data[:start], data[end:], pixels.shape
+    return pixels
+
+
+def _pixels(image: Image.Image, mask: bool) -> np.ndarray:
+    if image.mode in ("1", "LA", "La"):
+        return np.asarray(image.convert("L"))
+    if image.mode in ("RGBA", "RGBX", "PA") or (image.mode == "P" and not mask):
+        return np.asarray(image.convert("RGB"))
+    if image.mode in ("L", "P", "RGB", "F") or image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        return pixels.astype(pixels.dtype.newbyteorder("="))
+    raise ValueError(f"its colour mode is {image.mode}; expected grey, RGB or a palette")
+
+
+def resize(image: np.ndarray, size: int | None) -> np.ndarray:
+    """(H, W, C) to (size, size, C) by area mean, rounded; an image that is not square is stretched."""
+    height, width, channels = image.shape
+    if size is None or (height, width) == (size, size):
+        return image
+    if image.dtype == np.uint8 and channels in (1, 3) and height % size == width % size == 0:
+        small = Image.fromarray(image[..., 0] if channels == 1 else image).reduce((width // size, height // size))
+        return np.asarray(small).reshape(size, size, channels)
+    return np.floor(_area_mean(image, size) + 0.5).astype(image.dtype)
+
+
+def resize_mask(mask: np.ndarray, size: int | None) -> np.ndarray:
+    """(H, W) of {0, 1} to (size, size) uint8 by majority: 1 where at least half of the area is."""
+    height, width = mask.shape
+    if size is None or (height, width) == (size, size):
+        return mask.astype(np.uint8)
+    if height % size == width % size == 0:  # `reduce` takes the exact mean, halves up: one half of 255 becomes 128
+        small = Image.fromarray(mask.astype(np.uint8) * 255).reduce((width // size, height // size))
+        return (np.asarray(small) >= 128).astype(np.uint8)
+    return (_area_mean(mask[..., None], size)[..., 0] > 0.5 - 1e-6).astype(np.uint8)
+
+
+def _area_mean(image: np.ndarray, size: int) -> np.ndarray:
+    """For sizes that do not divide, where Pillow's box filter gives a pixel wholly to one side."""
+    rows, columns = (_overlap(length, size) for length in image.shape[:2])
+    return np.einsum("ih,hwc,jw->ijc", rows, image.astype(np.float64), columns, optimize=True)
+
+
+@functools.cache
+def _overlap(length: int, size: int) -> np.ndarray:
+    """(size, length): how much of each new pixel each old one covers."""
+    edges, old = np.linspace(0, length, size + 1), np.arange(length)
+    covered = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
+    return np.maximum(covered, 0) * size / length
+
+
+def decode(
+    patient: str, files: list[tuple[str, str]], size: int | None, channels: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """One patient's (image file, mask file) pairs to images (D, H, W, C) uint8 or uint16 and masks (D, H, W) of {0, 1}.
+
+    channels: how many the images must have; None: as many as the patient's first.
+    Raises DataError naming the file: unreadable, another shape, or a mask that is none."""
+    first = read(files[0][0])
+    shape = (len(files), size or first.shape[0], size or first.shape[1])
+    images, masks = np.empty((*shape, first.shape[2]), first.dtype), np.zeros(shape, np.uint8)
+    inside = 0  # the masks' value in the structure
+    for index, (image_file, mask_file) in enumerate(files):
+        image, mask = read(image_file), read(mask_file, mask=True)
+        if channels and image.shape[2] != channels:
+            hint = " (is it a mask?)" if len(np.unique(image)) <= 2 else ""
+            raise DataError(f"{image_file}: found {_shape(image)}; expected images of {channels} channels{hint}")
+        if (image.shape, image.dtype) != (first.shape, first.dtype):
+            raise DataError(
+                f"patient {patient}: {image_file} is {_shape(image)}, {files[0][0]} is {_shape(first)}; "
+                "expected one shape for all slices of a patient"
+            )
+        if mask.shape != image.shape[:2]:
+            raise DataError(
+                f"{mask_file} is {_shape(mask)}, its image {image_file} is {_shape(image)}; expected the same size"
+            )
+        images[index] = resize(image, size)
+        if value := _check_mask(mask, mask_file, inside):
+            inside = value
+            masks[index] = resize_mask(mask > 0, size)
+            filled = np.count_nonzero(image) == np.count_nonzero(mask) * image.shape[2]
+            if filled and np.array_equal(image.any(axis=2), mask > 0):
+                raise DataError(
+                    f"{image_file}: only where its mask {mask_file} is, it is not 0; a mask was given as the image"
+                )
+    return images, masks
+
+
+def _check_mask(mask: np.ndarray, file: str, inside: int) -> int:
+    """The mask's one value beside 0, or 0. Raise DataError for more, or another than `inside` where that is not 0."""
+    top = int(mask.max())
+    if top == 0:
+        return 0
+    if top not in (1, 255, 65535) or np.count_nonzero(mask) != np.count_nonzero(mask == top):
+        values = np.unique(mask)
+        hint = " (is it an image, or compressed with loss as JPEG is?)" if len(values) > 8 else ""
+        found = listed(map(str, values), 4)
+        raise DataError(f"{file}: a mask with the values {found}; expected 0 and 255, or 0 and 1{hint}")
+    if inside not in (0, top):
+        raise DataError(
+            f"{file}: a mask with the value {top} where the patient's other masks have {inside}; expected one of them"
+        )
+    return top
+
+
+def _shape(pixels: np.ndarray) -> str:
+    return " x ".join(map(str, pixels.shape)) + (" of 16 bit" if pixels.dtype == np.uint16 else "")

@@ -1,0 +1,181 @@
+"""What data sets of image files share: checking values, matching image and mask, and the manifest of the files.
+
+Nothing here imports torch: decoding processes import it, and torch alone would take them longer than their work.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segsweep.core.errors import DataError, nearest
+
+NORMALISE = ("zscore", "percentile", "unit")
+Pairs = dict[str, list[tuple[str, str, str]]]
+"""patient -> (slice, image file, mask file) of each slice, in order; patients sorted."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Which slices there are, in which files, and a digest of all of it.
+
+    digest: hex SHA-256 over the names, sizes and contents of the files; where they lie does not enter.
+    patients: patient -> names of its slices in anatomical order; patients sorted.
+    files: patient -> (image file, mask file) of each slice, in the same order; empty where the data set has no files.
+    """
+
+    digest: str
+    patients: dict[str, list[str]]
+    files: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+
+
+def check_range(key: str, value: Any, low: float, high: float, unit: str = "") -> None:
+    """Raise DataError unless `value` is a number with low <= value <= high, and a whole one where `low` is an int."""
+    whole = isinstance(low, int)
+    good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and low <= value <= high
+    if not good:
+        kind = "a whole number" if whole else "a number"
+        raise DataError(f"{key}={value}: expected {kind}{unit and f' of {unit}'} from {low:g} to {high:g}")
+
+
+def check_common(image_size: int | None, normalise: str, model_width: int) -> None:
+    """Raise DataError if a value that every data set has is not allowed; the key is named."""
+    if image_size is not None:
+        check_range("data.image_size", image_size, 8, 4096, "pixels")
+    if normalise not in NORMALISE:
+        raise DataError(
+            f"data.normalise={normalise}: allowed are {', '.join(NORMALISE)}{nearest(normalise, NORMALISE)}"
+        )
+    check_range("data.model_width", model_width, 1, 1024, "channels")
+
+
+def check_root(root: Any) -> None:
+    """Raise DataError if no folder is given at all."""
+    if root in (None, ""):
+        raise DataError(f"data.root={root}: expected the folder of the data set")
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key under which slice_10 comes after slice_2."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def folder(root: str) -> Path:
+    """`data.root` as an existing folder; DataError says what of the path is there."""
+    path = Path(str(root)).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise DataError(f"data.root={root}: this is a file; expected a folder. Unpack it, and give the folder")
+    there = next(p for p in path.absolute().parents if p.is_dir())
+    missing = path.absolute().relative_to(there).parts[0]
+    hint = nearest(missing, (p.name for p in there.iterdir() if p.is_dir()))
+    raise DataError(f"data.root={root}: no such folder: {there} has no {missing}{hint}")
+
+
+def pair(images: Mapping[tuple[str, str], str], masks: Mapping[tuple[str, str], str]) -> Pairs:
+    """Match files under their keys (patient, slice).
+
+    Raises DataError naming an image without its mask, or a mask without its image."""
+    for one, other, kind, partner in ((images, masks, "image", "mask"), (masks, images, "mask", "image")):
+        if alone := sorted(one.keys() - other.keys(), key=_anatomical):
+            raise DataError(
+                f"patient {alone[0][0]}: {kind} without its {partner}: {listed(one[key] for key in alone)}. "
+                f"Every slice needs both: restore the {partner}, or take the {kind} away"
+            )
+    pairs: Pairs = {}
+    for patient, name in sorted(images, key=_anatomical):
+        pairs.setdefault(patient, []).append((name, images[patient, name], masks[patient, name]))
+    return pairs
+
+
+def _anatomical(key: tuple[str, str]) -> tuple[str, list[tuple[int, str]]]:
+    return key[0], natural(key[1])
+
+
+def manifest(root: Path, pairs: Pairs, cache: Path) -> Manifest:
+    """The manifest of matched files, all under `root`.
+
+    A file's digest is remembered in `cache` with its size and times, so that an unchanged tree is not read again.
+    Raises DataError naming a file that is empty or cannot be read."""
+    memory = cache / "digests" / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]}.json"
+    known = _recall(memory)
+    start = len(os.path.join(root, ""))
+    found: dict[str, list[Any]] = {}
+    unread = []
+    for _, *files in (slice_ for slices in pairs.values() for slice_ in slices):
+        for file in files:
+            try:
+                stat = os.stat(file)
+            except OSError as error:
+                raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+            if stat.st_size == 0:
+                raise DataError(f"{file}: the file is empty (0 bytes); copy it again from the original")
+            entry = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, ""]
+            old = known.get(file[start:])
+            if old and old[:3] == entry[:3]:
+                entry = old
+            else:
+                unread.append(file)
+            found[file[start:]] = entry
+    if unread:
+        count = min(8, os.cpu_count() or 1)
+        shares = [unread[k::count] for k in range(count)]
+        with ThreadPoolExecutor(count) as pool:  # reading and hashing release the GIL
+            for share, digests in zip(shares, pool.map(_digests, shares), strict=True):
+                for file, digest in zip(share, digests, strict=True):
+                    found[file[start:]][3] = digest
+        _remember(memory, found)
+    total = hashlib.sha256()
+    for patient, slices in pairs.items():
+        for name, image, mask in slices:
+            contents = [(found[file[start:]][0], found[file[start:]][3]) for file in (image, mask)]
+            total.update(repr((patient, name, contents)).encode())
+    return Manifest(
+        digest=total.hexdigest(),
+        patients={patient: [name for name, _, _ in slices] for patient, slices in pairs.items()},
+        files={patient: [(image, mask) for _, image, mask in slices] for patient, slices in pairs.items()},
+    )
+
+
+def _digests(files: list[str]) -> list[str]:
+    found = []
+    for file in files:
+        try:
+            with open(file, "rb", buffering=0) as stream:
+                found.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    return found
+
+
+def _recall(memory: Path) -> dict[str, list[Any]]:
+    try:
+        known = json.loads(memory.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(memory: Path, found: dict[str, list[Any]]) -> None:
+    """Written beside and renamed. A folder that refuses is no error here: the files are then read again."""
+    try:
+        memory.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        memory.parent.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=memory.parent, suffix=".part", delete=False) as stream:
+            json.dump(found, stream)
+        os.replace(stream.name, memory)
+    except OSError:
+        pass

@@ -1,0 +1,160 @@
+"""Images to predict: which files, whose slices, and their pixels as training would have them.
+
+Training refuses a data set with one bad file; here a bad file costs that file alone, and is named.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segsweep.core.errors import DataError
+from segsweep.segmentation.data import images
+from segsweep.segmentation.data.lgg import PLACES
+from segsweep.segmentation.data.source import listed, natural
+
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
+MASK = "_mask"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """file: the image. name: of the slice in its patient. truth: its mask's file, where there is one."""
+
+    file: Path
+    patient: str
+    name: str
+    truth: Path | None
+
+
+@dataclass
+class Patient:
+    """The readable slices of a patient: images (D, H, W, C) uint8 or uint16 at the network's size, truth (D, H, W)
+    uint8 of {0, 1} or None, and the (height, width) of each file."""
+
+    name: str
+    slices: list[Slice]
+    images: np.ndarray
+    truth: np.ndarray | None
+    sizes: list[tuple[int, int]]
+
+
+def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list[Slice]], list[str]]:
+    """Patients by name with their slices in anatomical order, and what is wrong with the rest of `given`.
+
+    A file, a patient's folder, a folder of patients' folders or a Kaggle archive. A patient is the files of one folder,
+    or what the regular expression `data.patient` of a run's own data set finds; x_mask.tif beside x.tif is its truth,
+    as is what the data set's pattern `data.masks` finds."""
+    found: dict[str, list[Slice]] = {}
+    roots: dict[str, Path] = {}
+    problems: list[str] = []
+    taken: set[Path] = set()
+    for path in given:
+        if path.is_dir():
+            root = next((path / place for place in PLACES[1:] if (path / place).is_dir()), path)
+            files = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+        elif path.exists():
+            root, files = path.parent, [path]
+        else:
+            problems.append(f"{path}: no such file or folder")
+            continue
+        slices = _slices(root, files, data)
+        if not slices:
+            problems.append(f"{path}: no image in it; expected files {', '.join(SUFFIXES)} that are not masks")
+        for item in slices:
+            resolved = item.file.resolve()
+            if resolved in taken:
+                continue
+            taken.add(resolved)
+            if roots.setdefault(item.patient, root.resolve()) != root.resolve():
+                problems.append(
+                    f"{item.file}: another patient is called {item.patient} too ({roots[item.patient]}); "
+                    "predict them apart, each with its own --out"
+                )
+                continue
+            found.setdefault(item.patient, []).append(item)
+    ordered = {name: sorted(found[name], key=lambda item: natural(item.name)) for name in sorted(found)}
+    for name, patient in ordered.items():
+        stems = Counter(item.file.stem for item in patient)
+        for item in [item for item in patient if stems[item.file.stem] > 1]:
+            problems.append(f"{item.file}: another image of patient {name} has the same name; rename one of them")
+            patient.remove(item)
+    return {name: patient for name, patient in ordered.items() if patient}, problems
+
+
+def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slice]:
+    expression = data.get("patient")
+
+    def key(path: Path) -> tuple[str, str]:
+        inside = path.relative_to(root)
+        if expression and (match := re.search(expression, inside.as_posix())) and match["patient"]:
+            return match["patient"], match.groupdict().get("slice") or match["patient"]
+        folder = inside.parent.as_posix()
+        return (root.resolve().name if folder == "." else folder), path.stem.removesuffix(MASK)
+
+    def masked(path: Path) -> bool:
+        image = path.stem.removesuffix(MASK)
+        return image != path.stem and any(path.with_name(image + suffix).exists() for suffix in SUFFIXES)
+
+    masks = {p for p in files if masked(p)}
+    if data.get("masks") and len(files) > 1:
+        masks |= set(root.glob(data["masks"]))
+        wanted = set(root.glob(data["images"]))
+        files = [p for p in files if p in wanted] or files
+    truths = {key(p): p for p in masks}
+    for image in files:  # a single image's mask was not given, and lies beside it
+        beside = image.with_name(f"{image.stem}{MASK}{image.suffix}")
+        if beside.exists():
+            truths.setdefault(key(image), beside)
+    return [Slice(p, *key(p), truths.get(key(p))) for p in files if p not in masks]
+
+
+def read(
+    patients: Mapping[str, list[Slice]], size: int | None, channels: int, problems: list[str]
+) -> Iterator[Patient]:
+    """The patients one by one, decoded as in training; what cannot be read is added to `problems`."""
+    for name, slices in patients.items():
+        good: list[tuple[Slice, np.ndarray, np.ndarray | None, tuple[int, int]]] = []
+        for item in slices:
+            try:
+                pixels = images.read(str(item.file))
+                if pixels.shape[2] != channels:
+                    hint = " (is it a mask?)" if len(np.unique(pixels)) <= 2 else ""
+                    raise DataError(
+                        f"{item.file}: found {pixels.shape[2]} channel{'s' * (pixels.shape[2] > 1)}; the run was "
+                        f"trained on images of {channels}{hint}"
+                    )
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            truth = None
+            if item.truth:
+                try:
+                    truth = images.decode(name, [(str(item.file), str(item.truth))], size, channels)[1][0]
+                except DataError as error:
+                    problems.append(f"{error}. The image is predicted, its patient has no metrics")
+            good.append((item, images.resize(pixels, size), truth, pixels.shape[:2]))
+        if not good:
+            problems.append(f"patient {name}: none of its {len(slices)} slices can be used")
+            continue
+        usual = Counter((image.shape, image.dtype) for _, image, _, _ in good).most_common(1)[0][0]
+        for item, image, _, _ in good:
+            if (image.shape, image.dtype) != usual:
+                found, expected = (f"{' x '.join(map(str, s))} {t}" for s, t in ((image.shape, image.dtype), usual))
+                problems.append(f"{item.file}: found {found}; expected {expected} as most slices of patient {name}")
+        good = [part for part in good if (part[1].shape, part[1].dtype) == usual]
+        complete = [truth for _, _, truth, _ in good if truth is not None]
+        lacking = [part[0].file.name for part in good if part[0].truth is None]
+        if complete and lacking:
+            problems.append(f"patient {name}: no metrics, since there is no mask of {listed(lacking)}")
+        yield Patient(
+            name=name,
+            slices=[part[0] for part in good],
+            images=np.stack([part[1] for part in good]),
+            truth=np.stack(complete) if len(complete) == len(good) else None,
+            sizes=[part[3] for part in good],
+        )

@@ -1,0 +1,252 @@
+"""`python -m segsweep.predict RUN IMAGES... --out DIR`: masks, volumes and, where there is truth, metrics by a run.
+
+Everything up to the logits is training's own code with the run's own values, in batches made as its test made them: on
+patients that the run tested, the numbers are those of its patients.csv, to the last digit. Only where a device has less
+memory than the run had, a batch goes through the network in more parts.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import binary_erosion
+from torch import nn
+
+from segsweep import __version__
+from segsweep.config.start import start
+from segsweep.core import artifacts, environment
+from segsweep.core.device import out_of_memory, pick_device
+from segsweep.core.errors import SegsweepError
+from segsweep.segmentation.data import cache
+from segsweep.segmentation.data.batches import Batches
+from segsweep.segmentation.data.images import read as read_pixels
+from segsweep.segmentation.evaluate import evaluate, patient_table
+from segsweep.segmentation.figures import OUTLINES
+from segsweep.segmentation.inputs import MASK, Patient, find, read
+from segsweep.segmentation.metrics import METRICS, summarise
+from segsweep.segmentation.trained import REFERENCE, Trained, load
+from segsweep.segmentation.trained import find as find_run
+
+HELD = 1 << 30
+"""Bytes of decoded pixels held at a time; a batch goes over patients as in training, but not over this border."""
+SUFFIX = {"tiff": ".tif", "png": ".png"}
+_count = itertools.count()
+"""Numbers the groups of images of this process: an address would come again for others once its array is freed."""
+
+
+def predict(trained: Trained, patients: list[Patient], device: torch.device) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Masks (N, H, W) bool at the network's size, slices in order, and a row of patients.csv for each patient with
+    truth. The patients' images have one shape and type; `trained.model` is on `device`."""
+    stacked = np.concatenate([patient.images for patient in patients])
+    counts = [len(patient.images) for patient in patients]
+    known = np.stack([cache.statistics(patient.images) for patient in patients])
+    shift, scale, clip = cache.normalisation(known, trained.config.data.normalise, stacked.dtype)
+    empty = np.zeros(stacked.shape[1:3], np.uint8)
+    volumes = cache.Volumes(
+        images=stacked,
+        masks=np.concatenate([[empty] * len(p.images) if p.truth is None else p.truth for p in patients]),
+        patient=np.repeat(np.arange(len(patients)), counts),
+        patients=[patient.name for patient in patients],
+        slices=[item.name for patient in patients for item in patient.slices],
+        shift=shift,
+        scale=scale,
+        clip=clip,
+        digest="",
+        key=f"predict-{next(_count)}",
+    )
+    index = np.arange(len(stacked))
+    batches = Batches(volumes, index, batch_size=trained.config.eval_batch_size, device=device)
+    asked = partial(evaluate, trained.model, nn.BCEWithLogitsLoss(), batches, patients=len(patients), keep=True)
+    found, parts = None, trained.parts
+    while found is None:
+        try:
+            found = asked(autocast=trained.autocast(device), parts=parts)
+        except RuntimeError as error:
+            if not out_of_memory(error) or parts >= trained.config.eval_batch_size:
+                raise
+            parts *= 2
+    assert found.masks is not None
+    scored = np.repeat([patient.truth is not None for patient in patients], counts)
+    if not scored.any():
+        return found.masks, []
+    part = dataclasses.replace(found, masks=found.masks[scored])
+    return found.masks, patient_table(part, volumes, index[scored]).rows
+
+
+def groups(patients: Iterable[Patient]) -> Iterator[list[Patient]]:
+    """Patients that are predicted together: of one shape and type, and no more than memory should hold."""
+    held: list[Patient] = []
+    for patient in patients:
+        kind, size = (patient.images.shape[1:], patient.images.dtype), patient.images.nbytes
+        if held and (
+            kind != (held[0].images.shape[1:], held[0].images.dtype) or size + sum(p.images.nbytes for p in held) > HELD
+        ):
+            yield held
+            held = []
+        held.append(patient)
+    if held:
+        yield held
+
+
+def at_size(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask (h, w) bool at another (height, width), the nearest pixel."""
+    return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
+    """(H, W, 3) uint8: the image (H, W, C) stretched for display and the outlines of (H, W) bool masks."""
+    channels = (0, 1, 2) if image.shape[2] == 3 else (0, 0, 0)
+    shown = image[..., channels].astype(np.float32)
+    low, high = np.percentile(shown, (1, 99.5), axis=(0, 1), keepdims=True)
+    page = (255 * np.clip((shown - low) / np.maximum(high - low, 1), 0, 1)).astype(np.uint8)
+    for area, kind in ((truth, "truth"), (mask, "prediction")):
+        if area is not None:
+            page[area & ~binary_erosion(area)] = OUTLINES[kind]
+    return page
+
+
+def write(patient: Patient, masks: np.ndarray, out: Path, kind: str, overlays: bool) -> int:
+    """The masks (D, h, w) of a patient at its files' sizes, 0 and 255; returns their volume in pixels."""
+    volume = 0
+    for place, (item, size) in enumerate(zip(patient.slices, patient.sizes, strict=True)):
+        mask = at_size(masks[place], size)
+        volume += int(mask.sum())
+        with artifacts.atomic(mask_file(out, patient.name, item.file, kind)) as partial:
+            Image.fromarray(mask.astype(np.uint8) * 255).save(partial)
+        if overlays:
+            truth = None if patient.truth is None else read_pixels(str(item.truth), mask=True) > 0
+            with artifacts.atomic(out / patient.name / f"{item.file.stem}_overlay.png") as partial:
+                Image.fromarray(overlay(read_pixels(str(item.file)), mask, truth)).save(partial)
+    return volume
+
+
+def mask_file(out: Path, patient: str, image: Path, kind: str) -> Path:
+    return out / patient / f"{image.stem}{MASK}{SUFFIX[kind]}"
+
+
+def predict_files(
+    trained: Trained, given: list[Path], out: Path, *, kind: str, overlays: bool, device: torch.device
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Predict `given` and write everything into `out`: masks, predictions.csv, predictions.json.
+
+    Returns the rows of predictions.csv and what went wrong, naming files. Raises SegsweepError if `out` would
+    overwrite what is read."""
+    patients, problems = find(given, trained.config.data)
+    sources = {p.resolve() for slices in patients.values() for item in slices for p in (item.file, item.truth) if p}
+    for name, slices in patients.items():
+        for item in slices:
+            if mask_file(out, name, item.file, kind).resolve() in sources:
+                raise SegsweepError(
+                    f"--out {out}: the mask of {item.file} would overwrite a file that is read; give another folder"
+                )
+    for folder in (path for path in given if path.is_dir()):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise SegsweepError(
+                f"--out {out}: lies in {folder}, whose images are read: the next prediction would take masks for "
+                "images; give another folder"
+            )
+    trained.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rows: list[dict[str, Any]] = []
+    scores: dict[str, dict[str, Any]] = {}
+    for group in groups(read(patients, trained.size, trained.channels, problems)):
+        masks, table = predict(trained, group, device)
+        scores |= {row["patient"]: row for row in table}
+        start = 0
+        for patient in group:
+            stop = start + len(patient.slices)
+            volume = write(patient, masks[start:stop], out, kind, overlays)
+            known = {"patient": patient.name, "part": trained.part(patient.name), "slices": len(patient.slices)}
+            rows.append(known | {"volume_pixels": volume})
+            start = stop
+    columns: dict[str, Any] = next(iter(scores.values()), {})
+    for row in rows:
+        row |= {key: scores.get(row["patient"], {}).get(key) for key in columns if key not in row}
+    if rows:
+        artifacts.write_csv(out / "predictions.csv", rows)
+    about: dict[str, Any] = {"run": trained.signature, "folder": str(trained.folder), "weights": trained.weights}
+    about |= {"epoch": trained.epoch, "image_size": trained.size, "precision": trained.precision}
+    about |= {"device": environment.device_name(device), "segsweep": __version__, "problems": problems}
+    artifacts.write_json(out / "predictions.json", about)
+    return rows, problems
+
+
+def tell(trained: Trained, rows: list[dict[str, Any]], out: Path, single: bool) -> None:
+    """Print the patients and what their numbers mean. single: files were given, not only folders."""
+    for row in rows:
+        dice = row.get("dice")
+        text = "" if dice is None else f"  Dice {dice:{METRICS['dice'].format}}"
+        part = f"  ({row['part']} of this run)" if row["part"] != "new" else ""
+        print(f"{row['patient']}: {row['slices']} slices, volume {row['volume_pixels']} pixels{text}{part}")
+    scored = [row for row in rows if row.get("tp") is not None]
+    if scored:
+        means = summarise(np.array([[row[key] for key in ("tp", "fp", "fn", "tn")] for row in scored]))
+        size = f"{trained.size} x {trained.size} pixels" if trained.size else "the files' own size"
+        print(
+            f"Mean Dice (patients: {len(scored) - means['undefined']}): {means['dice']:{METRICS['dice'].format}}. "
+            f"Metrics are taken at {size}, as in training; masks and volumes are at the size of each file"
+        )
+    if trained.config.data.normalise != "unit" and single:
+        print(
+            f"Normalisation ({trained.config.data.normalise}) is over all slices of a patient, here over the files "
+            "given: give the patient's folder for the masks that they have among all"
+        )
+    if seen := [row["patient"] for row in rows if row["part"] in ("train", "val")]:
+        print(f"{len(seen)} of {len(rows)} patients were in this run's training or validation: theirs is no test")
+    if rows:
+        print(f"Masks: {out}   table: {out / 'predictions.csv'}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0 all was predicted, 1 something was not, and is named."""
+    start()
+    parser = argparse.ArgumentParser(
+        prog="python -m segsweep.predict",
+        description="Predict masks with a trained run, whose own preprocessing is applied.",
+    )
+    parser.add_argument("run", metavar="RUN", help=REFERENCE)
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="+", type=Path, help="a file, a folder, a patient's folder, a Kaggle archive"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument(
+        "--weights", choices=("last", "best"), default="last", help="last: those that the run's test describes"
+    )
+    parser.add_argument("--format", choices=tuple(SUFFIX), default="tiff", help="of the masks")
+    parser.add_argument("--overlays", action="store_true", help="the images with truth and prediction outlined, as PNG")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
+    parser.add_argument("--runs", type=Path, default=Path("multirun"), help="folder of runs/ and the sweeps")
+    options = parser.parse_args(arguments)
+    try:
+        folder, why = find_run(options.run, options.runs)
+        trained = load(folder, options.weights)
+        print(f"{why[0].upper()}{why[1:]}; {trained.weights} weights, epoch {trained.epoch}")
+        device = pick_device(options.device)
+        rows, problems = predict_files(
+            trained, options.images, options.out, kind=options.format, overlays=options.overlays, device=device
+        )
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        print(
+            f"{options.device}: too little memory for one slice at a time; predict with --device cpu", file=sys.stderr
+        )
+        return 1
+    except (SegsweepError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    tell(trained, rows, options.out, single=any(path.is_file() for path in options.images))
+    for problem in problems:
+        print(f"Error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

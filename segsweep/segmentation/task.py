@@ -1,0 +1,144 @@
+"""The task of segmentation: image and mask files to a trained network and a table of its test patients."""
+
+import os
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from segsweep.config import components
+from segsweep.core import artifacts
+from segsweep.core.device import autocast, compile_seconds, compiled, pick_device, pick_precision
+from segsweep.segmentation import figures
+from segsweep.segmentation.data import cache
+from segsweep.segmentation.data.batches import Batches
+from segsweep.segmentation.data.source import Manifest
+from segsweep.segmentation.data.split import Split
+from segsweep.segmentation.evaluate import evaluate, flops, patient_table
+from segsweep.segmentation.metrics import SPEC, summarise
+from segsweep.segmentation.train import fit, sizes
+from segsweep.task import Data, Range, Result, Run
+
+_gflops: dict[str, float] = {}
+"""A cache: of the networks that this process has trained, by their configuration and image size."""
+
+
+class Segmentation:
+    """One network on one data set. The groups are the nodes of conf/ with a `_target_`, the values those of its keys;
+    cache: the folder of decoded data sets."""
+
+    spec = SPEC
+
+    def __init__(
+        self,
+        *,
+        model: Mapping[str, Any],
+        loss: Mapping[str, Any],
+        optim: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        data: Mapping[str, Any],
+        split: Mapping[str, Any],
+        augment: Mapping[str, Any],
+        batch_size: Annotated[int, Range(least=1)],
+        eval_batch_size: Annotated[int, Range(least=1)],
+        micro_batches: Annotated[int, Range(least=1)],
+        clip_norm: Annotated[float | None, Range(above=0, most=1e30)],
+        precision: Annotated[str, Range(choices=("auto", "fp32", "bf16"))],
+        device: str,
+        compile: bool,
+        workers: Annotated[int, Range(least=0)],
+        cache: str,
+    ):
+        self.groups = {"model": model, "loss": loss, "optim": optim, "scheduler": scheduler}
+        self.groups |= {"data": data, "split": split, "augment": augment}
+        self.batch_size, self.eval_batch_size, self.micro_batches = batch_size, eval_batch_size, micro_batches
+        self.clip_norm, self.compile, self.workers, self.cache = clip_norm, compile, workers, Path(cache)
+        self.device = pick_device(device)
+        self.precision = pick_precision(precision, self.device)
+
+    def _build(self, group: str, **given: Any) -> Any:
+        return components.build(group, self.groups[group], **given)
+
+    @cached_property
+    def dataset(self) -> Any:
+        return self._build("data")
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return self.dataset.scan(self.cache)
+
+    @cached_property
+    def split(self) -> Split:
+        return self._build("split")(self.manifest.patients)
+
+    def data(self) -> Data:
+        """Scans and divides; decodes nothing. The device does not belong to the identity, the arithmetic does."""
+        patients = self.manifest.patients
+        return Data(
+            digest=self.manifest.digest,
+            split=self.split.digest,
+            parts={part: len(getattr(self.split, part)) for part in ("train", "val", "test")},
+            leaks=self.split.leaks,
+            settings={"precision": self.precision},
+            facts={"patients": len(patients), "slices": sum(map(len, patients.values())), "image_shape": None},
+        )
+
+    def size(self) -> dict[str, Any]:
+        """Of the network for an image of the first patient, which is decoded for it."""
+        images, _ = self.dataset.decode(self.manifest, next(iter(self.manifest.patients)))
+        height, width, channels = images.shape[1:]
+        model = self._build("model", in_channels=channels)
+        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return {"parameters": parameters, "gflops": flops(model, channels, height, width)}
+
+    def train(self, run: Run) -> Result:
+        """split.json, pictures and the overlays' arrays are files of the run."""
+        artifacts.write_json(run.folder / "split.json", self.split.to_json())
+        volumes = cache.load(self.dataset, self.manifest, self.cache, self.workers or os.cpu_count() or 1)
+        batches = partial(Batches, volumes, device=self.device)
+        split, part = self.split, self.data().part
+        train = batches(split.train, batch_size=self.batch_size, augment=self._build("augment"), shuffle=True)
+        test = batches(split.test, batch_size=self.eval_batch_size)
+        held_out = batches(split.val, batch_size=self.eval_batch_size) if part == "val" else test
+        train.resident()  # a set that goes to the GPU goes there before the first epoch's time begins
+        height, width, channels = volumes.images.shape[1:]
+
+        torch.manual_seed(run.seed)
+        model = self._build("model", in_channels=channels).to(self.device, memory_format=torch.channels_last)
+        loss = self._build("loss").to(self.device)
+        optimizer = self._build("optim")(model.parameters())
+        scheduler = self._build("scheduler")(optimizer)
+        network = f"{self.groups['model']} {channels}x{height}x{width}"
+        _gflops[network] = _gflops.get(network) or flops(model, channels, height, width, self.device)
+        parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        shape = list(volumes.images.shape[1:])
+        run.describe(parameters=parameters, gflops=_gflops[network], data={"image_shape": shape})
+
+        parts = self.parts(run.retries)
+        under = autocast(self.device, self.precision)
+        shared: dict[str, Any] = {"patients": len(volumes.patients), "parts": parts, "autocast": under}
+        forward = compiled(model, sizes(self.batch_size, parts)) if self.compile else None
+        tested = fit(
+            run, model, loss, optimizer, scheduler, train, held_out,
+            part=part, clip_norm=self.clip_norm, forward=forward, compile_seconds=compile_seconds, **shared,
+        )  # fmt: skip
+        final = tested or evaluate(model, loss, test, keep=True, **shared)
+        patients = patient_table(final, volumes, split.test)
+        figures.draw(run.folder, run.history, part, patients, volumes, split.test, final.masks)
+        metrics = {"loss": final.loss} | summarise(final.counts) | patients.summary
+        units = {row["patient"]: {key: v for key, v in row.items() if key != "patient"} for row in patients.rows}
+        return Result({f"test/{name}": value for name, value in metrics.items()}, units)
+
+    def parts(self, retries: int) -> int:
+        """That a batch goes through the network in: twice as many after each time that there was no memory."""
+        return self.micro_batches * 2**retries
+
+    def smaller(self, retries: int) -> str:
+        """What helps against want of memory."""
+        parts = self.parts(retries)
+        return (
+            f"out of memory with batches of {self.batch_size} in {parts} part{'s' * (parts > 1)}: micro_batches="
+            f"{2 * parts}, a smaller batch_size, or hydra.launcher.retries.oom=2, which tries the first"
+        )

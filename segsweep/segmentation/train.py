@@ -1,0 +1,143 @@
+"""`fit`: the training loop, read from top to bottom; what happens between two epochs is `loop.Loop`'s."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from segsweep.core.errors import NotFiniteError
+from segsweep.segmentation.data.batches import Batches
+from segsweep.segmentation.evaluate import Evaluation, evaluate
+from segsweep.segmentation.metrics import confusion, summarise
+from segsweep.task import Run
+
+LOOK = 1.0
+"""Seconds between two looks at the losses within an epoch: on a GPU a look waits for all that was asked of it."""
+
+
+def fit(
+    run: Run,
+    model: nn.Module,
+    loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    train: Batches,
+    held_out: Batches,
+    *,
+    part: str,
+    patients: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    clip_norm: float | None,
+    parts: int = 1,
+    forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    compile_seconds: Callable[[], float] = lambda: 0.0,
+) -> Evaluation | None:
+    """Train the epochs that `run` has left; the model ends with the weights of the last one. Returns the evaluation of
+    the last epoch, with its masks, where `part` is test; None where that epoch was already there.
+
+    `part` names what `held_out` is, "val" or "test"; `forward` is the compiled model where there is one, and
+    `compile_seconds` the time that compiling has taken so far, which is no part of an epoch's; `parts`: see `in_parts`.
+    Raises NotFiniteError naming the step.
+    """
+    forward = model if forward is None else forward  # a compiled module has no truth value
+    device = next(model.parameters()).device
+    if parts > 1:
+        forward = partial(in_parts, forward, parts, [m for m in model.modules() if isinstance(m, _BatchNorm)])
+    tested: Evaluation | None = None
+    for epoch in run.epochs(model=model, optimizer=optimizer, scheduler=scheduler):
+        losses = torch.zeros(len(train), device=device)
+        sizes: list[int] = []
+        counts = torch.zeros(patients, 4, dtype=torch.int64, device=device)
+        model.train()
+        compiled = compile_seconds()
+        started = looked = time.perf_counter()
+        for step, (x, y, patient) in enumerate(train.epoch(epoch.seed)):
+            with autocast():
+                logits = forward(x)
+            value = loss(logits.float(), y)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            if clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            optimizer.step()
+            losses[step] = value.detach()
+            sizes.append(len(x))
+            counts += confusion(logits.detach(), y, patient, patients)
+            now = time.perf_counter()
+            if now - looked > LOOK:
+                _finite(losses[: step + 1], epoch.number)
+                looked = now
+            epoch.step((step + 1) / len(train))
+        _finite(losses, epoch.number)
+        compiled = compile_seconds() - compiled
+        seconds = time.perf_counter() - started - compiled
+        values = {"train/loss": float((losses * torch.tensor(sizes, device=device)).sum() / sum(sizes))}
+        values |= {f"train/{name}": v for name, v in summarise(counts.cpu().numpy()).items()}
+        test = part == "test" and epoch.last
+        held = evaluate(model, loss, held_out, patients=patients, autocast=autocast, keep=test, parts=parts)
+        tested = held if test else None
+        values |= {f"{part}/loss": held.loss} | {f"{part}/{name}": v for name, v in summarise(held.counts).items()}
+        facts = {"lr": optimizer.param_groups[0]["lr"], "seconds": seconds, "eval_seconds": held.seconds}
+        facts |= {"images_per_second": train.images / seconds}
+        facts |= {"micro_batches": parts} if parts > 1 else {}
+        facts |= {"compile_seconds": compiled} if compiled else {}
+        scheduler.step()
+        epoch.report(values, **facts)
+    return tested
+
+
+def in_parts(
+    forward: Callable[[torch.Tensor], torch.Tensor], parts: int, norms: list[_BatchNorm], x: torch.Tensor
+) -> torch.Tensor:
+    """The logits of `x` (B, C, H, W), computed in `parts` parts one after another, with the memory of one of them.
+
+    The loss is taken of the whole batch's logits and the gradient is that of this loss, whatever it is: the mean over
+    pixels as well as Dice over the batch, which has no gradient by parts. For that each part is computed a second time
+    in the backward pass (torch.utils.checkpoint, after Chen et al. 2016, arXiv 1604.06174): a third more work. Only
+    BatchNorm sees the parts: it normalises each by its own statistics, and its running ones take one step a part.
+    A part has two slices at least, the fewest that BatchNorm can normalise."""
+    again = partial(_counted_once, norms)
+    return torch.cat([checkpoint(forward, p, use_reentrant=False, context_fn=again) for p in pieces(x, parts)])
+
+
+def pieces(x: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+    """A batch in `parts` parts, of two slices at least."""
+    return x.tensor_split(max(1, min(parts, len(x) // 2)))
+
+
+def sizes(batch_size: int, parts: int = 1) -> set[int]:
+    """Of what goes through the network at once of a whole batch."""
+    return {len(piece) for piece in pieces(torch.empty(batch_size, 0), parts)}
+
+
+def _counted_once(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For `checkpoint`: the running statistics stay as they are while a part is computed again."""
+
+    @contextmanager
+    def still() -> Iterator[None]:
+        kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+        try:
+            for norm in norms:
+                norm.momentum, norm.num_batches_tracked = 0.0, None
+            yield
+        finally:
+            for norm, momentum, count in kept:
+                norm.momentum, norm.num_batches_tracked = momentum, count
+
+    return nullcontext(), still()
+
+
+def _finite(losses: torch.Tensor, epoch: int) -> None:
+    bad = (~torch.isfinite(losses)).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        raise NotFiniteError(
+            f"the loss became {float(losses[step])} at step {step + 1} of epoch {epoch}; "
+            "try a smaller optim.lr, clip_norm=1, or precision=fp32"
+        )

@@ -1,0 +1,134 @@
+"""`python -m segsweep`: check the command line, let Hydra compose and launch, close the sweep's record.
+
+Imports neither torch nor mlflow nor optuna, so that `--help` and `--cfg job` answer at once.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import hydra
+
+from segsweep import masks
+from segsweep.config import trust
+from segsweep.config.schema import conf_dir
+from segsweep.config.start import Started, start
+from segsweep.core.errors import SegsweepError
+from segsweep.core.session import session
+from segsweep.sweeps import sweep, worker
+from segsweep.sweeps.job import job
+
+_ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
+
+
+def main() -> int:
+    """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped.
+
+    Signals and streams are, after it, those of whoever calls it, such as a notebook."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    streams = sys.stdout, sys.stderr
+    start()
+    sys.stdout, sys.stderr = map(masks.Stream, streams)
+    try:
+        return _guarded()
+    finally:
+        sys.stdout, sys.stderr = streams
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+
+
+def _guarded() -> int:
+    try:
+        return _main()
+    except BaseException as error:  # a Ctrl-C after the last job
+        # Any exception after a Ctrl-C is its doing: a library that is met half-way (OmegaConf with a flag changed) may
+        # fail in putting things back.
+        if not (session().heard or isinstance(error, KeyboardInterrupt)):
+            raise
+        if pool := session().pool:
+            pool.close()
+        if (lead := session().sweep) and lead.folder:
+            again = f"python -m segsweep.report {lead.folder}"
+            print(f"\nStopped. The runs are recorded; table and report again: {again}", file=sys.stderr)
+        return 130
+
+
+def _main() -> int:
+    if odd := [argument for argument in sys.argv[1:] if not argument.isascii() and not _is_utf8(argument)]:
+        shown = odd[0].encode("ascii", "backslashreplace").decode()
+        print(f"{shown}: not UTF-8, in which records are", file=sys.stderr)
+        return 1
+    sys.argv[1:] = masks.put_away(sys.argv[1:])
+    if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
+        try:
+            trust.question(sys.argv[1:])
+            _hydra()
+        except (SegsweepError, ValueError) as error:  # the second: two questions at once, -m --cfg job among them
+            print(error, file=sys.stderr)
+            return 1
+        return 0
+    pool = worker.pool()
+    if _in_workers(sys.argv[1:]):
+        pool.start_early()
+    from segsweep.sweeps.display import Display  # what only answers has no need of these
+    from segsweep.sweeps.preflight import preflight
+
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]  # argparse wants them first
+    sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]
+    asked = sweep.command()
+    try:
+        checked = preflight(sys.argv[1:])
+    except SegsweepError as error:
+        print(error, file=sys.stderr)
+        return 1
+    sys.argv[1:] = checked.argv
+    session().foreign = checked.foreign
+    lead = session().sweep = sweep.Sweep(checked.jobs, asked)
+    stopped, code = False, 0
+    with Display(checked.jobs) as display:
+        session().sink = display.handle
+        signal.signal(signal.SIGINT, _on_signal)
+        signal.signal(signal.SIGTERM, _on_signal)
+        try:
+            _hydra()
+        except (KeyboardInterrupt, SystemExit) as error:
+            stopped = session().heard or isinstance(error, KeyboardInterrupt)
+            code = 0 if stopped else int(getattr(error, "code", 0) or 0)
+            if not stopped and lead.abandon():
+                return code
+        finally:
+            pool.close()
+            signal.signal(signal.SIGINT, _interrupt)
+    return max(lead.finish(stopped), code)
+
+
+def _is_utf8(text: str) -> bool:
+    """Python keeps bytes of an argument that are none as halves of pairs, which nothing can write."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
+def _in_workers(argv: list[str]) -> bool:
+    """Whether a command line looks as if it will need a worker; if it does not after all, one was started in vain."""
+    launchers = [argument.partition("=")[2] for argument in argv if argument.startswith("hydra/launcher=")]
+    return bool({"-m", "--multirun"} & set(argv)) and (launchers or ["local"])[-1] == "local"
+
+
+def _hydra() -> Any:
+    from segsweep.config.components import hydras
+
+    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(Started(job))()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    session().heard = True
+    raise KeyboardInterrupt
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT and not session().stopping():
+        session().stop()
+        os.write(2, b"\nFinishing the epoch, then stopping. Ctrl-C again stops now.\n")
+    else:
+        _interrupt(number, frame)

@@ -1,0 +1,297 @@
+"""A sweep's own record: what was asked, its MLflow parent run, and the table at its end.
+
+Hydra turns an exception in a callback into a warning, so the callback only opens the record; it is closed by `finish`,
+which the command calls itself.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from segsweep.core import artifacts
+from segsweep.core.session import session, thread
+from segsweep.masks import KEYS, has_secret, learn, masked, told
+from segsweep.tracking.store import database
+
+FIRST_JOB_TRAINS = 8.0
+"""Seconds after which nobody waits for this process any more."""
+NICE = 5
+
+
+class Sweep:
+    """The sweep that this process leads, from the command to the table at its end.
+
+    expected: number of its jobs; None where a search decides. asked: the command line, as one would type it. folder:
+    None before Hydra has composed where it is."""
+
+    def __init__(self, expected: int | None = None, asked: str = "") -> None:
+        self.expected, self.asked = expected, asked
+        self.folder: Path | None = None
+        self.reported = True
+        self.storage: str | None = None  # of its study, with the password that its records leave out
+        self._opening: threading.Thread | None = None
+        self._preparing: threading.Timer | None = None
+        self._noting = threading.Lock()
+        self._held = contextlib.ExitStack()
+
+    def open(self, folder: Path, config: DictConfig, parent: bool) -> None:
+        """Begin its record. `parent`: whether MLflow is to have a run for it, beside those of its jobs."""
+        self.folder, self.reported = folder, config.report
+        self.storage = OmegaConf.select(config, "search.storage")
+        learn(self.storage, config.tracking.uri)
+        self._held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
+        # of another sweep, in a folder that was named by hand
+        for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{artifacts.PRUNING}*")):
+            earlier.unlink()
+        tracking, overrides = config.tracking, raw(config.hydra.overrides.task)
+        record: dict[str, Any] = {"name": folder.name, "command": masked(self.asked), "finished": None}
+        record["overrides"] = [masked(override) for override in overrides]
+        record |= {"started": artifacts.now(), "jobs": self.expected, "milestones": milestones(overrides)}
+        record["mlflow"] = None
+        if tracking.uri:
+            record["mlflow"] = {"uri": tracking.uri, "experiment": tracking.experiment, "run_id": None, "error": None}
+            file = database(tracking.uri)
+            record["mlflow"] |= {"parent": parent, "new": bool(file and not file.exists())}
+        artifacts.write_json(folder / "sweep.json", record)
+        if self.reported and parent:
+            self._preparing = threading.Timer(FIRST_JOB_TRAINS, _prepare)
+            self._preparing.daemon = True
+            self._preparing.start()
+        if tracking.uri and parent:
+            # the first job need not wait for a new database
+            self._opening = thread(
+                self._open_parent, folder, record["name"], record["command"], record["mlflow"], name="mlflow parent"
+            )
+
+    def _open_parent(self, folder: Path, name: str, command: str, place: dict[str, Any]) -> None:
+        _behind_the_jobs()
+        from segsweep.tracking.mirrors import close_dead, copier, start_parent
+
+        copier().at_once()  # MLflow is imported here in any case
+        try:
+            close_dead(place["uri"], place["experiment"], folder.parent)
+            place["run_id"] = start_parent(place["uri"], place["experiment"], name, command)
+        except Exception as error:  # MLflow is a mirror: the sweep runs without it
+            place["error"] = told((str(error) or type(error).__name__).splitlines()[0])
+        self.note(mlflow=place)
+
+    def note(self, **facts: Any) -> None:
+        """Add to its record, where it has one."""
+        if self.folder:
+            with self._noting:
+                artifacts.write_json(self.folder / "sweep.json", self._record() | facts)
+
+    def _record(self) -> dict[str, Any]:
+        return (artifacts.read_json(self.folder / "sweep.json") or {}) if self.folder else {}
+
+    def abandon(self) -> bool:
+        """Whether nothing was begun in it; then no record stays."""
+        if not (folder := self.folder):
+            return True
+        if any(folder.glob("*/job.json")):
+            return False
+        if self._opening:
+            self._opening.join()
+        place = self._record().get("mlflow") or {}
+        if place.get("run_id"):
+            from segsweep.tracking.store import connect
+
+            with contextlib.suppress(Exception):  # MLflow is a mirror
+                connect(place["uri"]).delete_run(place["run_id"])
+        for name in ("sweep.json", "lock"):
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody's own folder, which is not empty
+            folder.rmdir()
+        return True
+
+    def finish(self, stopped: bool) -> int:
+        """Close the record, print the table and where everything is; the exit code: 0, 1 where a job failed, 130 where
+        it was stopped."""
+        if not (folder := self.folder):
+            return 130 if stopped else 0
+        if self._preparing:  # two threads that import the same modules in different order would get halves of them
+            self._preparing.cancel()
+            self._preparing.join()
+        if self._opening is None and (copier := session().copier):
+            copier.flush()  # for the same reason: a run that was short has only begun to import MLflow
+        from segsweep.report.records import read
+        from segsweep.report.table import table
+
+        _interrupted(folder)
+        ended = artifacts.jobs(folder)
+        bad = [job for job in ended if job["status"] not in artifacts.DONE]
+        if self._opening:
+            self._opening.join()
+        text = table(read([folder]).jobs)
+        print(text)
+        try:
+            self.note(finished=None if stopped else artifacts.now())
+            artifacts.write_text(folder / "table.txt", text)
+        except OSError as error:
+            print(
+                f"{folder} cannot be written ({error.strerror}): the record of the sweep is not complete",
+                file=sys.stderr,
+            )
+        print(f"Sweep: {folder}   its jobs: {folder}/*/job.json")
+        if self.reported and not stopped and len(ended) > max(len(bad), 1):
+            print(f"Report: {self._report(folder)}")
+        if not stopped and self._record().get("search"):
+            print(f"Search: {self._search(folder)}")
+        self._finish_mlflow(folder, stopped, bool(bad))
+        if stopped:
+            print(f"Stopped; what was trained is saved up to the last checkpoint. To go on: {self.asked}")
+            return 130
+        nothing = not ended and "search" not in self._record()
+        return 1 if bad or nothing else 0
+
+    def _report(self, folder: Path) -> str:
+        from segsweep import report
+
+        try:
+            return str(report.build([folder], folder))
+        except Exception as error:  # the runs are done and recorded: a report can be made again
+            return f"not written ({type(error).__name__}: {error}); again: python -m segsweep.report {folder}"
+
+    def _search(self, folder: Path) -> str:
+        from segsweep.report.search import pages
+
+        try:
+            page = pages.write(pages.of_sweep(folder, self.storage), folder)
+        except Exception as error:  # the study is kept: its reading can be made again
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            return f"not written ({reason}); again: python -m segsweep.report.search {folder}"
+        best = folder / "search" / "experiment" / "best.yaml"
+        again = f"   the best: python -m segsweep --config-dir {folder / 'search'} experiment=best"
+        return f"{page}{again if best.exists() else ''}"
+
+    def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> None:
+        from segsweep.tracking import mirrors
+
+        mirrors.copier().flush()
+        place = self._record().get("mlflow")
+        error = (place or {}).get("error")
+        if place and place["run_id"]:
+            status = "KILLED" if stopped else "FAILED" if bad else "FINISHED"
+            try:
+                names = ("table.txt", "sweep.json", "report.html", "report.md", "runs.csv", "search.html")
+                files = [folder / name for name in names]
+                files += sorted([*folder.glob("search/*.png"), *folder.glob("search/experiment/*.yaml")])
+                folders = list({job["folder"]: None for job in artifacts.jobs(folder) if job["folder"]})
+                summary = _summary(folder / "report.md")
+                mirrors.end_parent(place["uri"], place["run_id"], status, files, folder / "figures", summary, folders)
+            except Exception as problem:  # the files are the record
+                error = told(str(problem).splitlines()[0])
+        reasons = [mirrors.lacking(job["folder"]) for job in artifacts.jobs(folder) if job["folder"]]
+        error = error or next((reason for reason in reasons if reason), None)
+        if error is None and place:
+            print(f"MLflow: {masked(place['uri'])}   to look at it: make ui")
+        if error:
+            print(
+                f"MLflow was out of reach ({error}); nothing is lost: python -m segsweep.sync {folder}", file=sys.stderr
+            )
+
+
+class SweepCallback(Callback):
+    """Opens the record before the first job."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.runtime.choices["hydra/launcher"] != "plan":  # a plan leaves nothing behind
+            _lead(Path(config.hydra.sweep.dir), config, parent=True)
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        """What a launcher may pickle for whoever waits: its configuration has addresses as they are reached."""
+        for key in KEYS:
+            for cfg in (job_return.cfg, config):
+                if (address := OmegaConf.select(cfg, key)) and has_secret(address):
+                    OmegaConf.update(cfg, key, masked(address))
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _lead(Path(config.hydra.run.dir).parent, config, parent=False)
+
+
+def _lead(folder: Path, config: DictConfig, parent: bool) -> None:
+    here = session()
+    here.sweep = here.sweep or Sweep()
+    here.sweep.open(folder, config, parent)
+
+
+def _prepare() -> None:
+    """Import what the report needs, a second or two, while the jobs train."""
+    _behind_the_jobs()
+    with contextlib.suppress(ImportError):  # the report says so itself
+        import segsweep.report.files  # noqa: F401
+
+
+def _behind_the_jobs() -> None:
+    """Give this thread less of the cores than a worker's: where two threads train, each waits for the slower, so what
+    is taken from one is lost on both. Autogroups (Linux's sched(7)) make this count within a session alone, and workers
+    stay in this one's."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+
+
+def hide_passwords(folder: Path) -> None:
+    """Out of what Hydra itself writes, where a command line has it do so."""
+    for file in folder.glob("*.yaml"):
+        artifacts.write_text(file, file.read_text(encoding="utf-8"))
+
+
+def command() -> str:
+    """The command line that started this process, as one would type it."""
+    return masked(shlex.join(["python", "-m", "segsweep", *sys.argv[1:]]))
+
+
+def raw(overrides: Any) -> list[str]:
+    """As they were given: to look one up would put an address in the place of its name."""
+    found: Any = OmegaConf.to_container(overrides, resolve=False)
+    return found
+
+
+def milestones(overrides: list[str]) -> list[int]:
+    """Every value of `epochs` that a command line asks for: the states to keep on the way to the longest."""
+    found: set[int] = set()
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.key_or_group == "epochs":
+            values = override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]
+            found |= {int(str(v)) for v in values if str(v).isdigit()}
+    return sorted(found)
+
+
+def open_job(folder: Path, number: int, overrides: list[str]) -> dict[str, Any]:
+    job = {"number": number, "overrides": [masked(override) for override in overrides]}
+    job |= {"status": "running", "started": artifacts.now(), "pid": os.getpid()}
+    artifacts.write_json(folder / "job.json", job)
+    return job
+
+
+def close_job(folder: Path, job: dict[str, Any], outcome: Any, seconds: float) -> None:
+    """`outcome`: a `run.Outcome`."""
+    facts = {f.name: getattr(outcome, f.name) for f in dataclasses.fields(outcome)}
+    run = facts.pop("folder")
+    job |= facts | {"seconds": seconds, "class": facts.pop("failure")}
+    job["run"] = os.path.relpath(run, folder) if run else None
+    artifacts.write_json(folder / "job.json", job)
+
+
+def _interrupted(folder: Path) -> None:
+    """Jobs of a sweep that was stopped, whose own process could not say so any more."""
+    for path in folder.glob("*/job.json"):
+        job = artifacts.read_json(path)
+        if job and job["status"] == "running":
+            artifacts.write_json(path, job | {"status": "interrupted"})
+
+
+def _summary(report: Path) -> str:
+    """The first section of the report, as a list."""
+    if not report.exists():
+        return ""
+    return report.read_text(encoding="utf-8").partition("## In short")[2].partition("\n## ")[0].strip()

@@ -1,0 +1,367 @@
+"""Copies run folders to MLflow.
+
+`push` is idempotent and knows from `mlflow.json` in the folder what is already there, so that live logging, catching up
+after an outage (`python -m segsweep.sync`) and resuming an interrupted run are one piece of code.
+"""
+
+import colorsys
+import contextlib
+import getpass
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segsweep.core import artifacts
+from segsweep.core.session import session, thread
+from segsweep.masks import masked, told
+from segsweep.tracking.recall import FILES, fetch_alone
+from segsweep.tracking.store import QUERY, STATE, alone, connect, experiment_id, find, sweeps_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+FIGURES = ("curves.png", "overlays.png")
+WEIGHTS = ("last.pt", "best.pt")
+TIMES = ("training_seconds", "evaluation_seconds", "total_seconds", "images_per_second", "parameters", "gflops")
+
+LINKS = 50
+"""Most links in a sweep's description, which is a tag too."""
+SWEEPS = 200
+"""Most sweeps that a run's tag names, the latest: MLflow's tags are bounded."""
+
+LATER = 3.0
+"""Seconds that the first copy waits for: MLflow's import takes that long, and would hold up the first training step."""
+
+
+class Mirror:
+    """Copies one run folder in the background: soon after the start, after each epoch and, in the end, whole."""
+
+    def __init__(self, folder: Path, tracking: Any, sweep: Path | None):
+        self.folder, self.uri, self.experiment, self.sweep = folder, tracking.uri, tracking.experiment, sweep
+        self.final = False
+
+    def __enter__(self) -> "Mirror":
+        self.update()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.final = True
+        copier().at_once()
+        self.update()
+
+    def update(self) -> None:
+        if self.uri is not None:
+            copier().put(self)
+
+
+class Copier:
+    """Copies what it is given, in order, in a thread of its own that the first of it starts.
+
+    elsewhere: does the copying instead; in a launcher's worker, whose parent copies for all: MLflow is imported and
+    connected to once a sweep."""
+
+    def __init__(self, elsewhere: Callable[[Mirror], None] | None = None, later: float = LATER):
+        self.elsewhere, self.later = elsewhere, later
+        self._queue: queue.Queue[Mirror | None] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        self._now = threading.Event()
+
+    def put(self, mirror: Mirror) -> None:
+        if self.elsewhere:
+            self.elsewhere(mirror)
+            return
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = thread(self._work, name="mlflow")
+        self._queue.put(mirror)
+
+    def at_once(self) -> None:
+        """The first copy waits no longer."""
+        self._now.set()
+
+    def flush(self) -> None:
+        """Wait until everything is copied, or known to be out of reach."""
+        self.at_once()
+        self._queue.join()
+
+    def close(self) -> None:
+        """The same, and end the thread."""
+        self.flush()
+        if self._thread:
+            self._queue.put(None)
+
+    def _work(self) -> None:
+        unreachable: set[Path] = set()
+        self._now.wait(self.later)
+        while (mirror := self._queue.get()) is not None:
+            folder = mirror.folder
+            try:
+                if mirror.final or folder not in unreachable:  # while out of reach, only the end is tried again
+                    push(folder, mirror.uri, mirror.experiment, mirror.sweep, final=mirror.final)
+            except Exception as error:  # MLflow raises what its back end raises; none of it may cost a run
+                unreachable.add(folder)
+                reason = told((str(error) or type(error).__name__).splitlines()[0])
+                log.info("MLflow: %s", error)
+                state = artifacts.read_json(folder / STATE) or {}
+                with contextlib.suppress(OSError):
+                    artifacts.write_json(folder / STATE, state | {"error": reason})
+            finally:
+                self._queue.task_done()
+
+
+def copier() -> Copier:
+    """The session's."""
+    here = session()
+    here.copier = here.copier or Copier()
+    return here.copier
+
+
+def lacking(folder: Path) -> str | None:
+    """Why MLflow does not have all of a run folder; None where it does, or was never asked to."""
+    return (artifacts.read_json(folder / STATE) or {}).get("error")
+
+
+def forget(folder: Path) -> None:
+    """The run of `folder` is trained anew: its next copy takes the place of the one that MLflow has."""
+    artifacts.write_json(folder / STATE, {"anew": True})
+
+
+def push(folder: Path, uri: str, experiment: str, sweep: Path | None, *, final: bool) -> str:
+    """Bring MLflow's record of `folder` up to date and return its run id; one process at a time.
+
+    `sweep`: the folder of the sweep that asks, whose parent run a new run goes under.
+    `final`: nobody works on the folder now, so the run is closed: FINISHED, FAILED, or KILLED when it was interrupted
+    or pruned, which the tag `status` tells apart.
+    """
+    with alone(folder):
+        return _push(folder, uri, experiment, sweep, final)
+
+
+def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bool) -> str:
+    from mlflow.entities import Metric
+
+    run = artifacts.read_json(folder / "run.json") or {}
+    state = artifacts.read_json(folder / STATE) or {}
+    client = connect(uri)
+    known = (state.get("uri"), state.get("experiment")) == (masked(uri), experiment) and "run_id" in state
+    if not known and "run_id" in state and not (folder / "last.pt").exists():  # its weights may be in another store
+        try:
+            for name in WEIGHTS:
+                fetch_alone(folder / name)
+        except Exception as error:  # that store may be gone: all else is still copied
+            log.warning("%s: its weights stay in %s, which does not answer: %s", folder.name, state["uri"], error)
+    if not known or not _there(client, state["run_id"]):
+        found = find(client, experiment, folder.name)
+        if found and state.get("anew"):
+            client.delete_run(found.info.run_id)
+            found = None
+        made = "" if found else _create(client, experiment, run, folder, sweep)
+        run_id = found.info.run_id if found else _first(client, experiment, folder.name, made)
+        state = {"uri": masked(uri), "experiment": experiment, "status": None, "run_id": run_id}
+        state["sweeps"] = sweeps_of(found) if found else []
+        state["made_by"] = sweep.name if sweep and not found else None
+        state["epochs"] = 0 if run_id == made else _epochs(client, run_id)
+    result = artifacts.read_json(folder / "result.json")
+    if result and state["status"] != "finished":
+        first = _first(client, experiment, folder.name, state["run_id"])
+        state |= {"run_id": first, "epochs": _epochs(client, first)}
+    run_id = state["run_id"]
+    if sweep and sweep.name not in state["sweeps"]:
+        state["sweeps"] = [*state["sweeps"], sweep.name][-SWEEPS:]
+        client.set_tag(run_id, "sweeps", ", ".join(state["sweeps"]))
+
+    trial = artifacts.read_json(folder / "trial.json") or {}
+    if trial != state.get("trial", {}):
+        for tag, key in (("study", "study"), ("trial", "number"), ("trial.state", "state")):
+            client.set_tag(run_id, tag, str(trial.get(key)))
+        state["trial"] = trial
+    history = artifacts.read_lines(folder / "history.jsonl")
+    now = int(time.time() * 1000)
+    new = history[state["epochs"] :]
+    values = [
+        Metric(key, value, now, row["epoch"])
+        for row in new
+        for key, value in row.items()
+        if key != "epoch" and value is not None
+    ]
+    failure = artifacts.read_json(folder / "failure.json")
+    pruned = artifacts.read_json(folder / "pruned.json")
+    ended = "failed" if failure else "pruned" if pruned else "interrupted" if final else "running"
+    status = result["status"] if result else ended
+    if result and state["status"] != status:
+        # one value at step 0: MLflow draws such metrics as bars, side by side
+        values += [Metric(k, float(v), now, 0) for k, v in _final_metrics(result, history).items()]
+    for start in range(0, len(values), 1000):
+        client.log_batch(run_id, metrics=values[start : start + 1000])
+    state["epochs"] = max(state["epochs"], len(history))
+
+    if status != state["status"]:
+        client.set_tag(run_id, "status", status)
+        tags = client.get_run(run_id).data.tags  # of an earlier end, here or on another machine
+        for tag in {"failure", "error", "pruned"} & tags.keys():
+            client.delete_tag(run_id, tag)
+        if pruned and not result:
+            client.set_tag(run_id, "pruned", pruned["reason"])
+        if failure and not result:
+            client.set_tag(run_id, "failure", failure["class"])
+            client.set_tag(run_id, "error", failure["error"][:4000])
+        if status == "running":
+            client.update_run(run_id, status="RUNNING")
+        else:
+            for names, place in ((FILES, None), (FIGURES, "figures"), (WEIGHTS, "weights")):
+                for file in (folder / name for name in names):
+                    if file.exists():
+                        client.log_artifact(run_id, str(file), place)
+            closed = {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
+            client.set_terminated(run_id, closed)
+        state["status"] = status
+    artifacts.write_json(folder / STATE, {key: value for key, value in state.items() if key != "error"})
+    return run_id
+
+
+def _final_metrics(result: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, float]:
+    logged = set(history[-1]) if history else set()
+    found = {key: value for key, value in result["metrics"].items() if key not in logged}
+    found |= {key: result[key] for key in TIMES}
+    found |= {"peak_memory_mib": result["peak_memory_bytes"] / 2**20, "objective": result["objective"]}
+    if "micro_batches" not in logged:
+        found["micro_batches"] = result.get("micro_batches")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _first(client: "MlflowClient", experiment: str, signature: str, mine: str) -> str:
+    """The first run of this signature, and `mine` deleted, if another machine made one at the same time: of two that
+    share no folder each may find none and make one."""
+    place = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([place.experiment_id], f"tags.signature = '{signature}'") if place else []
+    first = min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+    if first is None or first.info.run_id == mine:
+        return mine
+    client.delete_run(mine)
+    return first.info.run_id
+
+
+def _epochs(client: "MlflowClient", run_id: str) -> int:
+    """How many epochs of a run are logged."""
+    return max((metric.step for metric in client.get_metric_history(run_id, "train/loss")), default=0)
+
+
+def _there(client: "MlflowClient", run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def close_dead(uri: str, experiment: str, runs: Path) -> None:
+    """Close what killed processes left as running: sweeps and runs below the folder `runs` that nobody works on."""
+    client = connect(uri)
+    found = client.get_experiment_by_name(experiment)
+    running = client.search_runs([found.experiment_id], "attributes.status = 'RUNNING'") if found else []
+    for run in running:
+        tags = run.data.tags
+        folder = runs / "runs" / tags["signature"] if "signature" in tags else runs / tags.get("sweep", "?")
+        if folder.is_dir() and not artifacts.held(folder):
+            if (folder / "run.json").exists():  # it may have ended well, and been killed before it could say so
+                push(folder, uri, experiment, None, final=True)
+                continue
+            client.set_tag(run.info.run_id, "status", "interrupted")
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder: Path, sweep: Path | None) -> str:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+    tags = {"signature": folder.name, "group": run["group"], "trajectory": run["trajectory"], "device": run["device"]}
+    tags |= {"mlflow.source.name": "segsweep", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+    tags |= {"mlflow.note.content": f"`{run['command']}`\n\nFolder: `{folder}`", "evaluated_on": run["evaluated_on"]}
+    tags |= {"mlflow.runColor": _color(folder.name)}  # its own choice repeats colours among a handful of runs
+    tags |= {"split.leaks": str(run["split"]["leaks"]).lower(), "versions": json.dumps(run["versions"])}
+    if run.get("commit"):
+        tags["mlflow.source.git.commit"] = run["commit"]
+    if parent := _parent(sweep, uri=client.tracking_uri):
+        tags["mlflow.parentRunId"] = parent
+    made = client.create_run(experiment_id(client, experiment), tags=tags, run_name=run["name"])
+    client.log_batch(made.info.run_id, params=[Param(k, str(v)) for k, v in run["factors"].items()])
+    data = run["data"]
+    dataset = Dataset(
+        data["name"],
+        data["digest"][:32],
+        "local",
+        json.dumps({"patients": data["patients"], "slices": data["slices"]}),
+        profile=json.dumps({key: run["split"][key] for key in ("train", "val", "test")}),
+    )
+    client.log_inputs(made.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    return made.info.run_id
+
+
+def _parent(sweep: Path | None, uri: str, patience: float = 60) -> str | None:
+    """The parent run's id; it is made while the first job already reads its data, so it may have to be waited for, but
+    not where the sweep was killed before it was made."""
+    until, alive = time.monotonic() + patience, True
+    while sweep and alive and time.monotonic() < until:
+        alive = artifacts.held(sweep)  # first, so that what it wrote last is read
+        mlflow = (artifacts.read_json(sweep / "sweep.json") or {}).get("mlflow")
+        if not mlflow or not mlflow["parent"] or mlflow["error"] or mlflow["uri"] != masked(uri.removesuffix(QUERY)):
+            return None
+        if mlflow["run_id"]:
+            return mlflow["run_id"]
+        time.sleep(0.1)
+    return None
+
+
+def _color(signature: str) -> str:
+    red, green, blue = colorsys.hls_to_rgb(int(signature[:8], 16) / 16**8, 0.45, 0.65)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+
+
+def start_parent(uri: str, experiment: str, name: str, command: str) -> str:
+    """The parent run of a sweep, under which MLflow's UI groups its jobs."""
+    client = connect(uri)
+    tags = {"mlflow.source.name": "segsweep", "mlflow.source.type": "LOCAL", "mlflow.user": _user(), "sweep": name}
+    tags |= {"mlflow.note.content": f"`{command}`"}
+    return client.create_run(experiment_id(client, experiment), tags=tags, run_name=name).info.run_id
+
+
+def end_parent(
+    uri: str, run_id: str, status: str, files: list[Path], figures: Path, summary: str, jobs: Iterable[Path] = ()
+) -> None:
+    """Close a sweep's run with its files and the report's `figures`; `summary` (Markdown) goes below the command in its
+    description. `jobs`: its run folders.
+
+    MLflow gives a run one parent, the sweep that made it: the description links to those that answered for others."""
+    client = connect(uri)
+    for file in files:
+        if file.exists():
+            client.log_artifact(run_id, str(file))
+    if figures.is_dir():
+        client.log_artifacts(run_id, str(figures), figures.name)
+    parent = client.get_run(run_id)
+    name, command = parent.info.run_name, parent.data.tags.get("mlflow.note.content", "").split("\n")[0]
+    states = {folder.name: artifacts.read_json(folder / STATE) or {} for folder in jobs}
+    reused = {s: state for s, state in states.items() if "run_id" in state and state.get("made_by") != name}
+    note = f"{command}\n\n{summary}".strip()
+    if reused:
+        place = f"#/experiments/{parent.info.experiment_id}/runs/"
+        links = [f"- [{s}]({place}{state['run_id']})" for s, state in list(reused.items())[:LINKS]]
+        note += f"\n\nAll of its runs: filter by `tags.sweeps LIKE '%{name}%'`. Made by earlier sweeps and reused, "
+        note += f"{len(reused)}:\n\n" + "\n".join(links) + ("\n- ..." if len(reused) > len(links) else "")
+    client.set_tag(run_id, "mlflow.note.content", note[:8000])
+    client.set_terminated(run_id, status)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
