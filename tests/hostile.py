@@ -27,12 +27,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from optuna.trial import TrialState, create_trial
 
-from segsweep.config import components, trust
+import segsweep
+from segsweep.config import components, trust, whitelist
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import start
 from segsweep.core.errors import SegsweepError
 from segsweep.report import records
 from segsweep.report.search import pages, trials
+from segsweep.runs import identity
 from segsweep.runs.run import run
 from segsweep.segmentation import trained
 from segsweep.sweeps.preflight import preflight
@@ -41,6 +43,7 @@ from segsweep.tracking import recall
 start()
 from segsweep.search import sampler  # noqa: E402 - the namespace has to know it first
 
+PACKAGE = Path(segsweep.__file__).parent
 TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "epochs=1"]
 TINY += ["tracking=none", "report=false", "precision=fp32"]
 SENDS = ("subprocess.", "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "pty.", "os.kill", "os.putenv")
@@ -65,7 +68,7 @@ class Watch:
         self.folder, self.armed, self.found = str(folder.resolve()), False, []
         self.code = tuple(
             str(Path(place).resolve())
-            for place in (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), Path(trust.__file__).parent)
+            for place in (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), PACKAGE)
         )
         sys.addaudithook(self)
 
@@ -127,8 +130,7 @@ class Targets:
                 inner[:] = [name for name in inner if name.isidentifier() and name != "site-packages"]
                 self.files += [(place, os.path.join(folder, name)) for name in names if name.endswith(".py")]
         self.files.sort()
-        own = Path(trust.__file__).parent
-        self.own = [(str(own.parent), str(file)) for file in sorted(own.rglob("*.py"))]
+        self.own = [(str(PACKAGE.parent), str(file)) for file in sorted(PACKAGE.rglob("*.py"))]
 
     def __call__(self) -> str:
         while True:
@@ -140,7 +142,7 @@ class Targets:
             except (SyntaxError, ValueError, RecursionError):
                 continue
             target = f"{module}.{self.draw.choice(names)}" if names else module
-            if module and not any(kind.lists(target) for kind in components.KINDS.values()):
+            if module and not any(kind.lists(target) for kind in whitelist.every().values()):
                 return target
 
     def names(self, tree: ast.Module) -> Iterator[str]:
@@ -217,7 +219,7 @@ class Fuzz:
 
     def component(self, target: str) -> bool:
         """A group's settings with a target that nobody has listed: the check, and whoever builds it unchecked."""
-        group = self.draw.choice([*components.KINDS])
+        group = self.draw.choice([*whitelist.every()])
         plain = OmegaConf.to_container(self.cfg[group], resolve=True) if group in self.cfg else {}
         if group == "pruner":
             plain = {"_target_": "optuna.pruners.PatientPruner", "wrapped_pruner": None, "patience": 1}
@@ -271,7 +273,7 @@ class Fuzz:
 
     def read(self, place: Path) -> bool:
         """Whether a run folder is refused by what reads a network from it."""
-        for reader in (recall.configuration, trained.load, lambda folder: records.read([folder])):
+        for reader in (recall.configuration, trained.load, identity.recorded, lambda folder: records.read([folder])):
             try:
                 reader(place)
                 refused = False
@@ -344,7 +346,7 @@ def hole(name: str) -> Iterator[None]:
     """The program without one of its checks, and the hook that has to see it."""
     load = torch.load
     there = {
-        "list": [(components.Kind, "lists", _everything), (components.Kind, "fits", _everything)],
+        "list": [(whitelist.Kind, "lists", _everything), (whitelist.Kind, "fits", _everything)],
         "pickles": [(sampler, "_Restored", pickle.Unpickler)],
         "weights": [(torch, "load", lambda *a, **k: load(*a, **k | {"weights_only": False}))],
         "hydra": [(trust.Hold, "problems", lambda *given: [])],

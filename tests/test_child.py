@@ -31,7 +31,7 @@ def trapped(tmp_path, monkeypatch) -> Path:
     (tmp_path / "mine_of_test.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*given, str(Path(child.__file__).parents[1])]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*given, str(Path(child.__file__).parents[2])]))
     return tmp_path
 
 

@@ -64,7 +64,7 @@ class Sweep:
         own = engine(config)
         self.folder, self.reported, self.spec = folder, own.report, components.spec_of(config)
         self.storage = OmegaConf.select(own, "search.storage")
-        learn(self.storage, own.tracking.uri)
+        learn(*(OmegaConf.select(own, key) for key in KEYS))
         try:
             self._begin(folder, config, parent)
         except (SegsweepError, OSError) as error:
