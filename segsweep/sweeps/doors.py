@@ -31,6 +31,7 @@ from hydra._internal.utils import compute_search_path_dir, detect_calling_file_o
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segsweep.config.schema import Config, conf_dir, schema
@@ -236,6 +237,7 @@ class Door:
 
     def register(self) -> None:
         """Make known to Hydra the engine's options and keys, and a script's arguments."""
+        Plugins.instance()  # whose own options come first, so that those below take their place
         made, at = self.component, f"{OWN}." if self.app else ""
         _check_class(made, self.target)
         keys: dict[str, Any] = {"task": {"_target_": self.target}}
