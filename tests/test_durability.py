@@ -111,7 +111,7 @@ def test_a_power_cut_while_a_run_is_trained_anew_leaves_the_old_record_or_the_ne
 
 
 def test_an_epoch_is_flushed_in_three_calls_and_one_that_is_no_best_in_two(tmp_path, cfg, monkeypatch):
-    """And of a job what ends it: five files, two of the task's own and the folder of one, its table and its folder twice;
+    """And of a job what ends it: five files, two of the task's own and the folder of one, its table, its folder twice;
     new folders."""
     (tmp_path / "runs").mkdir()
     recorder = medium.Medium(tmp_path / "runs", monkeypatch)
