@@ -26,7 +26,7 @@ test: $(VENV)/.tools
 	$(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') # some tests wait
 
 soak: $(VENV)/.tools
-	SEGSWEEP_SOAK=20 $(BIN)/python -m pytest tests/test_interruption.py tests/test_durability.py -k 'killed or full_disk'
+	SEGSWEEP_SOAK=20 $(BIN)/python -m pytest tests/test_interruption.py tests/test_durability.py tests/test_fuzz.py -k 'killed or full_disk or fuzz_what'
 
 check: $(VENV)/.tools
 	$(BIN)/ruff check .

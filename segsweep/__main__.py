@@ -2,7 +2,11 @@
 
 
 def main() -> int:
+    from segsweep.core import child
+
+    child.leave_at_once()
     try:
+        child.settle()  # of the command `segsweep`
         from segsweep.sweeps.cli import main as run
 
         return _leave(run())

@@ -4,12 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
 from segsweep.config.schema import engine
 from segsweep.config.start import start
 from segsweep.core import artifacts
+from segsweep.core.masks import learn, masked, told
 from segsweep.tracking import mirrors
+from segsweep.tracking.recall import configuration
 from segsweep.tracking.store import STATE
 
 
@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--experiment", help="MLflow's experiment; default: the one in each run's config.yaml")
     args = parser.parse_args()
     failed = 0
+    learn(args.uri)
     for folder in args.folders:
         runs = run_folders(folder)
         if not runs:
@@ -38,7 +39,7 @@ def main() -> int:
         asked_by = folder if (folder / "sweep.json").exists() else None
         for run in runs:
             try:
-                settings = engine(DictConfig(OmegaConf.load(run / "config.yaml"))).tracking
+                settings = engine(configuration(run)).tracking
             except Exception as error:  # missing, or no YAML, or of another program
                 print(f"{run}/config.yaml is missing or damaged: {str(error).splitlines()[0]}", file=sys.stderr)
                 failed += 1
@@ -55,7 +56,7 @@ def main() -> int:
                 try:
                     print(f"{run.name}: MLflow run {mirrors.push(run, uri, experiment, asked_by, final=True)}")
                 except Exception as error:  # whatever the store raises: the other runs are still copied
-                    print(f"{run}: {uri} did not take it: {str(error).splitlines()[0]}", file=sys.stderr)
+                    print(f"{run}: {masked(uri)} did not take it: {told(str(error).splitlines()[0])}", file=sys.stderr)
                     failed += 1
     return 1 if failed else 0
 

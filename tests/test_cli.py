@@ -130,7 +130,7 @@ def test_masks_with_several_labels_are_told_in_a_sentence_and_train_nothing(tmp_
 
 SWALLOWS = """
 import signal, sys
-from segsweep.sweeps import cli, preflight
+from segsweep import __main__; from segsweep.sweeps import preflight
 
 def meets_a_ctrl_c(argv):
     try:
@@ -140,7 +140,7 @@ def meets_a_ctrl_c(argv):
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 preflight.preflight = meets_a_ctrl_c
-sys.exit(cli.main())
+sys.exit(__main__.main())
 """
 
 
@@ -161,12 +161,31 @@ def test_a_second_ctrl_c_stops_whatever_exception_it_becomes(monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["segsweep", "seed=0"])
     monkeypatch.setattr(cli, "_hydra", meets_two)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    streams = sys.stdout, sys.stderr
     try:
         assert cli.main() == 130
+        assert before == {number: signal.getsignal(number) for number in before}  # of a notebook, say
+        assert streams == (sys.stdout, sys.stderr)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_ctrl_c_before_the_first_job_is_an_exception_for_who_calls_it(monkeypatch):
+    def meets_one(argv):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "argv", ["segsweep"])
+    monkeypatch.setattr("segsweep.sweeps.preflight.preflight", meets_one)
+    monkeypatch.setattr("os._exit", lambda code: pytest.fail("the kernel of a notebook would be gone"))
+    assert cli.main() == 130
+
+
+def test_an_argument_that_is_not_utf_8_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["segsweep", "data.root=f\udce9e"])
+    assert cli.main() == 1
+    assert capsys.readouterr().err == "data.root=f\\udce9e: not UTF-8, in which records are\n"
 
 
 def test_an_error_without_a_ctrl_c_is_no_interruption(monkeypatch):

@@ -65,7 +65,8 @@ def broken(files: dict[str, str]) -> list[str]:
         for name in imports(source):
             top, _, rest = name.partition(".")
             if path == "__init__.py":  # what a script imports: the doors, where somebody goes through one
-                bad = top not in sys.stdlib_module_names and not name.startswith("segsweep.sweeps.doors.")
+                bad = top not in sys.stdlib_module_names
+                bad &= not name.startswith(("segsweep.sweeps.doors.", "segsweep.core.child."))
             elif top == "segsweep":
                 bad = rest.split(".")[0] in (ROOMS.keys() | doors | FLOOR) - (allowed if own not in FLOOR else FLOOR)
             else:
@@ -221,6 +222,14 @@ PRIVATE = {  # module, private module of another package -> why there is no publ
         "hydra_plugins.hydra_ray_launcher._launcher_util",
     ): "the launcher itself starts a job and no more",
     ("plugins/grid.py", "hydra._internal.core_plugins.basic_sweeper"): "the sweeper that this one extends",
+    (
+        "plugins/_jobs.py",
+        "hydra._internal.core_plugins.basic_launcher",
+    ): "the launcher that starts no process",
+    (
+        "plugins/_published.py",
+        "hydra_plugins.hydra_optuna_sweeper._impl",
+    ): "the published sweeper that this one extends",
     (
         "search/space.py",
         "hydra_plugins.hydra_optuna_sweeper._impl",

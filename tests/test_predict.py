@@ -349,6 +349,15 @@ def test_a_checkpoint_of_another_version_is_named_with_both_versions(made, run, 
     assert not (tmp_path / "out").exists()
 
 
+def test_the_record_of_anybodys_run_looks_nothing_up(run, monkeypatch):
+    monkeypatch.setenv("TOKEN", "4")
+    text = (run / "config.yaml").read_text()
+    assert text.count("  width: 4\n") == 1
+    (run / "config.yaml").write_text(text.replace("  width: 4\n", "  width: ${oc.env:TOKEN}\n"))
+    with pytest.raises(SegsweepError, match=r"width: \$\{oc\.env:TOKEN\}: a run's record has values"):
+        load(run)
+
+
 def test_what_a_run_lacks_is_said(made, run, tmp_path, capsys):
     (run / "best.pt").unlink()
     assert predict.main([str(run), str(made[1]), "--out", str(tmp_path / "out"), "--weights", "best"]) == 1

@@ -17,6 +17,10 @@ def message(*argv: str) -> str:
 @pytest.mark.parametrize(
     ("argument", "parts"),
     [
+        ("search.objective=[val/dicee]", ["search.objective=val/dicee", "did you mean val/dice?"]),
+        ("search.epoch=99", ["search.epoch=99: a run has epochs="]),
+        ("data.patient=(a|b)[0-9]+", ["has to be quoted", """'data.patient="(a|b)[0-9]+"'"""]),
+        ("data.patient=(a|b", ["a bracket or a quote left open?"]),
         ("model=unett", ["model=unett", "did you mean unet?", "r2unet"]),
         ("modle=unet", ["modle", "did you mean model"]),
         ("optim.lrr=0.1", ["optim.lrr", "did you mean optim.lr?"]),

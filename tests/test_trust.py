@@ -242,6 +242,69 @@ def test_there_is_no_way_round_by_groups_packages_and_conditions(mine, files, ar
     assert all(part in found for part in says), found
 
 
+SECRETS = {
+    "an experiment": ({"experiment/x.yaml": f"{GLOBAL}tracking: {{uri: '${{oc.env:TOKEN}}'}}\n"}, ["experiment=x"]),
+    "an option of a group": (
+        {"optim/mine.yaml": "_target_: torch.optim.SGD\n_partial_: true\nlr: ${oc.env:TOKEN}\n"}, ["optim=mine"],
+    ),
+    "a text of the program's own, for another key": (
+        {"experiment/x.yaml": f"{GLOBAL}tracking: {{experiment: '${{oc.env:SEGSWEEP_CACHE,${{oc.env:HOME,.}}/.cache/"
+         "segsweep}'}\n"}, ["experiment=x"],
+    ),
+    "by way of a key that reads it": (
+        {"experiment/x.yaml": f"{GLOBAL}tracking: {{experiment: 'a/${{paths.cache}}'}}\n"}, ["experiment=x"],
+    ),
+    "inside a list": ({"experiment/x.yaml": f"{GLOBAL}sweep: {{exclude: ['${{oc.env:TOKEN}}']}}\n"}, ["experiment=x"]),
+    "decoded": ({"experiment/x.yaml": f"{GLOBAL}seed: ${{oc.decode:'3'}}\n"}, ["experiment=x"]),
+    "the second of a sweep's options": (
+        {"experiment/a.yaml": GLOBAL, "experiment/x.yaml": f"{GLOBAL}tracking: {{uri: '${{oc.env:TOKEN}}'}}\n"},
+        ["-m", "experiment=a,x"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_the_environment_is_read_for_ones_own_configuration_alone(mine, monkeypatch, name):
+    files, arguments = SECRETS[name]
+    write(mine, files)
+    monkeypatch.setenv("TOKEN", "sqlite:///secret.db")
+    found = message("--config-dir", "my_conf", *arguments)
+    assert "is from a file under my_conf (--config-dir)" in found
+    assert "reads the environment" in found
+    assert "secret" not in found
+
+
+def test_a_folder_of_ones_own_reads_it_beside_one_of_others(mine, monkeypatch):
+    own = mine.parent / "own"
+    write(mine, {"experiment/y.yaml": f"{GLOBAL}seed: 3\n"})
+    write(own, {"experiment/x.yaml": f"{GLOBAL}tracking: {{experiment: '${{oc.env:TOKEN}}'}}\n"})
+    monkeypatch.setenv("TOKEN", "brain")
+    monkeypatch.setenv(trust.TRUST, "own")
+    assert passes("--config-dir", "own", "hydra.searchpath=[my_conf]", "experiment=x").foreign
+
+
+def test_a_combination_that_no_check_has_seen_reads_nothing_either(mine, monkeypatch):
+    write(mine, {"experiment/x.yaml": f"{GLOBAL}tracking: {{experiment: '${{oc.env:HOME}}'}}\n"})
+    write(mine, {"experiment/a.yaml": f"{GLOBAL}tracking: {{experiment: '${{paths.runs}}'}}\n"})
+    with initialize_config_search_path([f"file://{conf_dir()}", f"file://{mine}"]):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+        monkeypatch.setattr(session(), "foreign", True)
+        compose = Composer(loader, master)
+        compose(["experiment=a", "tracking.uri=${oc.env:HOME}"])
+        Composer(loader, loader.load_configuration("config", ["paths.cache=c"], RunMode.MULTIRUN))(["experiment=a"])
+        with pytest.raises(HydraException, match=r"tracking\.experiment: the files of a job's options may not"):
+            compose(["experiment=x"])
+
+
+def test_what_the_command_line_reads_from_the_environment_goes(mine, monkeypatch):
+    write(mine, {"experiment/x.yaml": f"{GLOBAL}tracking: {{uri: '${{paths.runs}}'}}\n"})
+    monkeypatch.setenv("TOKEN", "brain")
+    given = ["--config-dir", "my_conf", "experiment=x", "tracking.uri=null", "tracking.experiment=${oc.env:TOKEN}"]
+    assert passes(*given).foreign
+    trust.question([*given, "--help"])
+
+
 def test_every_option_of_a_sweep_is_looked_at_however_many_there_are(mine, monkeypatch):
     monkeypatch.setattr("segsweep.sweeps.preflight.COMBINATIONS", 4)
     write(mine, {f"experiment/e{n}.yaml": f"{GLOBAL}seed: {n}\n" for n in range(7)})
@@ -335,7 +398,8 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_is_harmless_is_taken_from_anywhere(mine, name):
+def test_what_is_harmless_is_taken_from_anywhere(mine, name, monkeypatch):
+    monkeypatch.setattr(trust.Hold, "_task", None)  # which composes once for every option: only where it has to
     files, arguments, jobs = HARMLESS[name]
     write(mine, files)
     found = passes("--config-dir", "my_conf", *arguments)

@@ -5,6 +5,7 @@ A program of one's own that composes conf/, or asks MLflow by these modules, cal
 import math
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep.config.schema import schema
+from segsweep.core import child
 from segsweep.core.session import session
 
 if TYPE_CHECKING:
@@ -57,10 +59,13 @@ class Started:
         return self.task(cfg)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.task, session().door)
+        return _unpickled, (self.task, session().door, child.added(sys.path), sys.flags.safe_path)
 
 
-def _unpickled(task: Callable[[DictConfig], Any], door: "Door | None") -> Callable[[DictConfig], Any]:
+def _unpickled(
+    task: Callable[[DictConfig], Any], door: "Door | None", folders: list[str], safe: bool
+) -> Callable[[DictConfig], Any]:
+    child.join(folders, safe)
     start()
     session().door = door  # whose code is loaded when a job asks for it
     return task

@@ -1,10 +1,13 @@
 """What a configuration from elsewhere may say to Hydra itself: numbers, plain names and what is searched.
 
+It may not read the environment either, where passwords are, into what a run records or sends.
+
 Hydra's own part of a configuration sets the environment, opens files, and names what launchers run. So what all
 folders of a command line make of it is held against what the trusted ones alone make of it: a key that differs is in
 FREE, or is refused. Comparing the outcome needs no list of the ways in which a file can get at a key.
 """
 
+import contextlib
 import os
 import re
 from argparse import Namespace
@@ -28,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segsweep.config.schema import conf_dir, under
 from segsweep.core.errors import ConfigError, printable
 from segsweep.core.session import session
+from segsweep.core.signature import OWN
 
 TRUST = "SEGSWEEP_CONF"
 NOWHERE = "pkg://hydra.conf"
@@ -66,7 +70,7 @@ CHOICES = ("runtime", "choices")
 
 _WORD = re.compile(r"[\w.,:=+/@-]*", re.ASCII)
 _KEY = re.compile(r"\+{0,2}(?!hydra\b)\w+([./]\w+)*", re.ASCII)
-_REFERENCE = re.compile(r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|sweep_name)\s*:[^${}]*)\s*\}")
+_REFERENCE = re.compile(r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|sweep_name|select_of)\s*:[^${}]*)\s*\}")
 _GONE = object()
 _Path = tuple[Any, ...]
 
@@ -153,6 +157,7 @@ class Hold:
         self._offers = cache(self.own.get_group_options)
         self._is_known = cache(lambda group: bool(loader.get_group_options(group, None, self.name, self.paths)))
         self.values = [_force(o) for o in given if o.is_hydra_override() and not _is_searchpath(o) and not _is_group(o)]
+        self._base = cache(lambda: OmegaConf.to_container(self._compose([]), resolve=False))
         self.known: dict[tuple[tuple[str, str], ...], dict[_Path, Any]] = {}
 
     def problems(self, cfg: DictConfig, lines: Sequence[str]) -> list[str]:
@@ -168,11 +173,38 @@ class Hold:
         told = {path: self._problem(cfg, raw, path, value) for path, value in wrong.items()}
         parts = {path[:1] for path, problem in told.items() if problem}  # what is missing there follows from that
         gone = [path for path in own if path not in found and path[:1] not in parts and path[:2] != CHOICES]
-        problems = [*told.values(), *(self._problem(cfg, raw, path, _GONE) for path in gone)]
+        problems = [*told.values(), *(self._problem(cfg, raw, path, _GONE) for path in gone), *self._reads(raw, lines)]
         key = f"{under(cfg)}paths.runs"
         if not str(runs := _select(cfg, key)).isprintable():  # it is written into scripts
             problems.append(f"{key}={runs!r}: from a file under {self.where}; a folder's name has no such signs")
         return [problem for problem in problems if problem]
+
+    def _reads(self, raw: Any, lines: Sequence[str]) -> Iterator[str]:
+        """One sentence for each key of a run that a file of these folders gives a value of the environment."""
+        given = {line.lstrip("+").partition("=")[0] for line in lines}
+        texts = {path: next(_unplain(value, raw), None) for path, value in _leaves(raw) if path[:1] != ("hydra",)}
+        odd = {path: text for path, text in texts.items() if text and ".".join(map(str, path)) not in given}
+        for own in (self._base, lambda: self._task(raw)):  # the second takes a composition for each option
+            known = dict(_leaves(own())) if odd else {}
+            odd = {path: text for path, text in odd.items() if not _same(_at(raw, path), known.get(path, _GONE))}
+        for path, text in odd.items():
+            key, hint = ".".join(map(printable, path)), f"give it on the command line{self._hint()}"
+            yield (
+                f"{key}: {printable(text)!r} is from a file under {self.where}, which may name other keys, ${{key}}, "
+                f"and nothing that reads the environment; {hint}"
+            )
+
+    def _task(self, raw: Any) -> Any:
+        """What the trusted folders alone make of the options that a composition has."""
+        found, lines = self._base(), list[str]()
+        for group, option in raw["hydra"]["runtime"]["choices"].items():
+            if not str(group).startswith("hydra/") and option in self._offers(str(group).partition("@")[0]):
+                for line in (f"{group}={option}", f"+{group}={option}"):
+                    with contextlib.suppress(HydraException, OmegaConfBaseException):
+                        found = OmegaConf.to_container(self._compose([*lines, line]), resolve=False)
+                        lines.append(line)
+                        break
+        return found
 
     def too_many(self, cfg: DictConfig, count: int, most: int) -> list[str]:
         """Of `count` combinations `most` were composed: other launchers than this program's look at no more."""
@@ -236,13 +268,26 @@ class Hold:
 
 def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[str]:
     """The keys of `hydra` that a job's composition has otherwise than its sweep's: none, as Hydra has applied the
-    sweep's. lines: the job's overrides."""
-    whole, own = (dict(_leaves(OmegaConf.to_container(cfg, resolve=False)["hydra"])) for cfg in (job, master))  # type: ignore
+    sweep's; and those that read the environment there alone. lines: the job's overrides."""
+    there: Any = OmegaConf.to_container(job, resolve=False)
+    before: Any = OmegaConf.to_container(master, resolve=False)
+    whole, own = dict(_leaves(there.pop("hydra"))), dict(_leaves(before.pop("hydra")))
+    given, known = {line.lstrip("+").partition("=")[0] for line in lines}, dict(_leaves(before))
+    known = {path: (value, _shipped().get(path[path[:1] == (OWN,) :])) for path, value in known.items()}
+    texts = [(path, value) for path, value in _leaves(there) if any(_unplain(value, there))]
+    odd = [path for path, value in texts if not any(_same(value, one) for one in known.get(path, ()))]
+    reading = [key for path in odd if (key := ".".join(map(printable, path))) not in given]
     paths = [path for path in {**own, **whole} if path[:2] != CHOICES and path not in FILLED]
     keys = [path for path in paths if not _same(whole.get(path, _GONE), own.get(path, _GONE))]
     if not _given_only(whole, [*own[("overrides", "hydra")], *lines]):
         keys.append(("overrides", "hydra"))
-    return [".".join(map(printable, ("hydra", *path))) for path in keys]
+    return [".".join(map(printable, ("hydra", *path))) for path in keys] + reading
+
+
+@cache
+def _shipped() -> dict[_Path, Any]:
+    """What the program's own config.yaml says: a job that has fewer overrides than its sweep has it again."""
+    return dict(_leaves(OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"), resolve=False)))
 
 
 def plainly(text: str, raw: Any = None, depth: int = 0) -> bool:
@@ -255,6 +300,15 @@ def plainly(text: str, raw: Any = None, depth: int = 0) -> bool:
                 return False
         text = f"{text[: found.start()]}\0{text[found.end() :]}"
     return "${" not in text
+
+
+def _unplain(value: Any, raw: Any) -> Iterator[str]:
+    """Texts, alone or in a list, that name more than other keys."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, list | dict):
+            yield from _unplain(list(part.values()) if isinstance(part, dict) else part, raw)
+        elif isinstance(part, str) and not plainly(part, raw):
+            yield part
 
 
 def _kind(path: _Path) -> str | None:
@@ -309,6 +363,12 @@ def _leaves(node: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
 
 def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and repr(one) == repr(other)
+
+
+def _at(raw: Any, path: _Path) -> Any:
+    for part in path:
+        raw = raw[part]
+    return raw
 
 
 def _walk(raw: Any, key: str) -> Any:

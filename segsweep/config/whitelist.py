@@ -64,7 +64,12 @@ KINDS = {
     "pruner": Kind(("optuna.pruners",), "optuna.pruners.BasePruner"),
 }
 """Of what the engine builds. A task lists its own beside them."""
-HYDRAS = ("segsweep.sweeps.sweep.SweepCallback", "logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
+HYDRAS = (
+    "segsweep.sweeps.sweep.SweepCallback",
+    "logging.StreamHandler",
+    "logging.FileHandler",
+    "segsweep.core.masks.Formatter",
+)
 """What Hydra calls for itself, and a component of a run may not."""
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
 

@@ -10,6 +10,7 @@ import csv
 import datetime
 import errno
 import fcntl
+import io
 import json
 import logging
 import math
@@ -26,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
+from segsweep.core import masks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import Interrupted, session
 from segsweep.core.signature import OWN
@@ -128,13 +130,14 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str, durable: bool = False) -> None:
+    """All text that a record has is written here, without passwords."""
     with atomic(path, durable) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(masks.masked(text), encoding="utf-8", newline="")
 
 
 def write_json(path: Path, value: Any, durable: bool = False) -> None:
     """NaN and infinity become null: strict JSON, readable by every tool."""
-    write_text(path, json.dumps(finite(value), indent=1) + "\n", durable)
+    write_text(path, json.dumps(masks.clean(finite(value)), indent=1) + "\n", durable)
 
 
 def finite(value: Any) -> Any:
@@ -183,7 +186,7 @@ def whole(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = False) -> None:
-    write_text(path, "".join(json.dumps(finite(row)) + "\n" for row in rows), durable)
+    write_text(path, "".join(json.dumps(masks.clean(finite(row))) + "\n" for row in rows), durable)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -195,11 +198,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = False) -> None:
     """One row a mapping; NaN becomes an empty cell."""
-    with atomic(path, durable) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+    write_text(path, file.getvalue(), durable)
 
 
 def is_tasks(name: str) -> bool:

@@ -1,19 +1,22 @@
 """One job as its launcher sees it: its place in the order, and its record when it can no longer write that itself."""
 
 import contextlib
+import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
 from segsweep.config.compose import bare
 from segsweep.config.schema import engine
-from segsweep.core import artifacts
+from segsweep.core import artifacts, child
 from segsweep.sweeps import sweep
 
 if TYPE_CHECKING:
@@ -100,6 +103,18 @@ class Job:
         result = JobReturn(overrides=self.overrides, status=JobStatus.COMPLETED)
         result.return_value = float("nan")
         return result
+
+
+def launch(launcher: Launcher, overrides: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
+    """All jobs of a batch. Processes that a launcher has others start take no module from the folder that they are
+    started in; `Started` gives them one's own."""
+    if isinstance(launcher, BasicLauncher) or child.SAFE in os.environ:
+        return launcher.launch(overrides, initial_job_idx=first)
+    os.environ[child.SAFE] = "1"
+    try:
+        return launcher.launch(overrides, initial_job_idx=first)
+    finally:
+        os.environ.pop(child.SAFE, None)
 
 
 def oom_kills() -> int:

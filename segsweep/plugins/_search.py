@@ -11,7 +11,6 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep.config.components import task_class
@@ -21,12 +20,14 @@ from segsweep.config.schema import GROUPS, engine, under
 from segsweep.config.whitelist import own
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError, printable
+from segsweep.core.masks import reference
 from segsweep.core.session import session
 from segsweep.core.signature import IGNORED, OWN, digest, left_out, without
+from segsweep.plugins._jobs import launch
 from segsweep.search import objective
 from segsweep.search.objective import direction
 from segsweep.search.sampler import make_sampler
-from segsweep.search.space import contains, read_space
+from segsweep.search.space import Foreign, read_space, watched
 from segsweep.search.study import Seeded, StorageGone, Study, counted, reaching, shown
 from segsweep.sweeps import sweep
 from segsweep.tracking.store import STATE
@@ -44,10 +45,6 @@ BATCH = 2
 def _of_the_engine(group: str) -> bool:
     """A group whose option decides no number, or says so in other keys."""
     return group.startswith(("hydra/", f"{OWN}/")) or group in ("pruner", "tracking", "search", "experiment")
-
-
-class Foreign(Exception):
-    """A trial of the study is not of this search: which of its keys and values."""
 
 
 class Search:
@@ -137,12 +134,12 @@ class Search:
                 yield name, value
 
     def run(self) -> list[Any]:
-        launch = self._keep_busy if hasattr(self.launcher, "submit") else self._in_batches
+        work = self._keep_busy if hasattr(self.launcher, "submit") else self._in_batches
         try:
             with self.study.attended():
                 self._settle(at_start=True)
                 self._take_up_pruned()
-                launch()
+                work()
                 self._close()
         except StorageGone as gone:
             lead = session().sweep
@@ -220,7 +217,7 @@ class Search:
                 batch.append(trial)
             if batch:
                 number = batch[0].number if number is None else number
-                results = self.launcher.launch([self._overrides(t) for t in batch], initial_job_idx=number)
+                results = launch(self.launcher, [self._overrides(t) for t in batch], number)
                 for trial, result in zip(batch, results, strict=True):
                     self._tell(trial, number, result)
                     number += 1
@@ -272,20 +269,7 @@ class Search:
         raises Foreign where a key is none of this search's, or a value none that it could have drawn."""
         there: dict[str, Any] = trial._fixed_params | trial.params
         drawn = self.drawn[trial.number] = {}
-        suggest = trial._suggest
-
-        def noted(key: str, found: BaseDistribution) -> Any:
-            if key in there and not contains(found, there[key]):
-                raise Foreign(f"{key}={there[key]}")
-            try:
-                drawn[key] = suggest(key, found)
-            except ValueError:
-                if key in there:  # as a value of another kind of distribution
-                    raise Foreign(f"{key}={there[key]}") from None
-                raise
-            return drawn[key]
-
-        trial._suggest = noted  # type: ignore[assignment, method-assign]
+        watched(trial, drawn, there)
         for key, found in self.space.searched.items():
             trial._suggest(key, found)
         for terms, (_, key, found) in zip(self.conditions, self.space.when, strict=True):
@@ -306,7 +290,7 @@ class Search:
         return [*(f"{key}={value}" for key, value in given.items()), *self.space.deleted]
 
     def _overrides(self, trial: Trial) -> list[str]:
-        named = ((f"{self.at}study", self.study.name), (f"{self.at}storage", self.study.url))
+        named = ((f"{self.at}study", self.study.name), (f"{self.at}storage", reference(self.study.url)))
         place = [f"{key}={QuotedString(text, Quote.single).with_quotes()}" for key, text in named]
         return [*self._point(trial), *place, f"{self.at}trial={trial.number}"]
 

@@ -25,9 +25,11 @@ from segsweep.config.components import spec_of
 from segsweep.config.compose import Composer
 from segsweep.config.schema import engine, under
 from segsweep.core import artifacts
+from segsweep.core.masks import KEYS, reference
 from segsweep.core.session import session
 from segsweep.plugins._jobs import Job
 from segsweep.sweeps.job import job_name, score_of
+from segsweep.sweeps.sweep import raw
 from segsweep.sweeps.worker import in_folder
 
 LOOK = 0.5
@@ -100,7 +102,7 @@ class ClusterLauncher(Launcher):
         facts["note"] = record.get("accepted") and f"accepted {record['accepted']}"
         spec = spec_of(self.config)
         score = score_of(spec, record.get("metrics") or {})
-        name = job_name(job.overrides, list(self.config.hydra.overrides.task), under(self.config))
+        name = job_name(job.overrides, raw(self.config.hydra.overrides.task), under(self.config))
         session().emit("end", job=job.number, name=name, score=score, **facts)
         return found
 
@@ -174,7 +176,11 @@ class SlurmLauncher(ClusterLauncher):
         for job in jobs if session().foreign else []:
             self.compose(job.overrides)  # which checks it; the nodes compose it without
         remote = Remote(**self.params)
-        remote.setup(hydra_context=self.context, task_function=self.task, config=self.config)
+        config = self.config.copy()
+        for key in KEYS:  # what is pickled lies in the sweep's folder
+            if address := OmegaConf.select(config, key):
+                OmegaConf.update(config, key, reference(address))
+        remote.setup(hydra_context=self.context, task_function=self.task, config=config)
         shared = set(BaseQueueConf.__dataclass_fields__)
         named = {key if key in shared else f"slurm_{key}": value for key, value in remote.params.items()}
         made = {key: named.pop(key) for key in ("slurm_max_num_timeout", "slurm_python")}

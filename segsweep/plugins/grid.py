@@ -17,6 +17,7 @@ from segsweep.config.conditions import ABSENT, Term, condition, flat, values
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import nearest
 from segsweep.core.session import session
+from segsweep.plugins._jobs import launch
 
 
 class GridSweeper(BasicSweeper):
@@ -38,7 +39,7 @@ class GridSweeper(BasicSweeper):
         kept = self._without(points, {text: condition(text, self.where) for text in texts})
         session().emit("total", jobs=len(kept))
         self._record(kept)
-        return [self.launcher.launch(kept, initial_job_idx=0)]
+        return [launch(self.launcher, kept, 0)]
 
     def _without(self, points: list[list[str]], conditions: dict[str, list[Term]]) -> list[list[str]]:
         hits = dict.fromkeys(conditions, 0)

@@ -340,7 +340,7 @@ def _side_by_side(config: DictConfig) -> int:
     if f"${{{epochs}}}" in OmegaConf.to_yaml(OmegaConf.masked_copy(config, own)):
         return jobs
     # runs that differ in their length alone are one trajectory, whose epochs are trained once, one after another
-    return max(1, jobs // max(1, len(sweep.milestones(list(config.hydra.overrides.task), epochs))))
+    return max(1, jobs // max(1, len(sweep.milestones(sweep.raw(config.hydra.overrides.task), epochs))))
 
 
 def _at_once(asked: int | str, visible: list[str | None], jobs: int) -> int:

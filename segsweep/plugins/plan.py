@@ -14,6 +14,7 @@ from segsweep.config.compose import Composer, bare
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import SegsweepError
 from segsweep.sweeps.job import job_name
+from segsweep.sweeps.sweep import raw
 
 if TYPE_CHECKING:
     from segsweep.sweeps.plan import Point
@@ -47,12 +48,8 @@ class PlanLauncher(Launcher):
             except Exception as error:  # a component's own code raises what it raises; its job would fail alone
                 points.append(SegsweepError(f"{type(error).__name__}: {error}"))
         self._ask_mlflow([point for point in points if isinstance(point, Point)])
-        asked = list(self.config.hydra.overrides.task)
-        print(
-            table(
-                [job_name(list(overrides), asked, under(self.config)) for overrides in job_overrides], points, planner
-            )
-        )
+        asked, at = raw(self.config.hydra.overrides.task), under(self.config)
+        print(table([job_name(list(overrides), asked, at) for overrides in job_overrides], points, planner))
         return [_nothing(overrides) for overrides in job_overrides]
 
     def _ask_mlflow(self, points: list["Point"]) -> None:

@@ -57,5 +57,10 @@ def table_of_runs(record: Record, comparison: Comparison) -> str:
         text, list(dict.fromkeys(name for line in lines for name in line)), restval="", lineterminator="\n"
     )
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: cell(value) for name, value in line.items()} for line in lines)
     return text.getvalue()
+
+
+def cell(value: Any) -> Any:
+    """A spreadsheet would run a text that begins as a formula: it is given an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -16,6 +16,7 @@ from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.core.signature import code, factors, left_out, places, signatures, without
 from segsweep.task import Data, Spec
+from segsweep.tracking.recall import configuration
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
     info = artifacts.read_json(folder / "run.json") or {}
     try:
         spec = spec_of(info)
-        cfg = OmegaConf.load(folder / "config.yaml")
+        cfg = configuration(folder)
         whole: Any = OmegaConf.to_container(cfg, resolve=True)
-        at = under(cfg)  # type: ignore[arg-type]
+        at = under(cfg)
         config = without(whole, left_out(at, spec))
         plain = {key for key, value in config.items() if not (isinstance(value, dict) and "_target_" in value)}
         settled = {key: info["factors"][key] for key in plain if info["factors"][key] != config[key]}
@@ -94,5 +95,4 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
             f"{folder}: its signature does not follow from its record, which is damaged or was made by a segsweep "
             f"({made}) that named runs by other rules; what it is cannot be compared"
         )
-    assert isinstance(cfg, DictConfig)
     return replace(found, settled=settled, places=dict(info.get("places") or {})), cfg, info

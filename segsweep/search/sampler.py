@@ -1,7 +1,9 @@
 """The next point of a search: the sampler that the preset names, and how it comes to points that are not known yet."""
 
 import functools
+import io
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +13,53 @@ from hydra.errors import CompactHydraException, HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
+from optuna.samplers import BaseSampler, CmaEsSampler, PartialFixedSampler, RandomSampler
+from optuna.trial import FrozenTrial
 
+from segsweep.core.errors import SegsweepError, printable
 from segsweep.search.space import Space
 
 DRAWS = 10
 """Points in a row that the study has already, up to which the sampler's model is still asked for the next."""
+OPTIMIZERS = {("cmaes._cma", "CMA"), ("cmaes._sepcma", "SepCMA"), ("cmaes._cmawm", "CMAwM")}
+NUMBERS = {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy._core.numeric", "_frombuffer")}
+NUMBERS |= {(f"numpy.{core}.multiarray", made) for core in ("_core", "core") for made in ("scalar", "_reconstruct")}
+
+
+class _Restored(pickle.Unpickler):
+    """Of what is pickled calls no more than an optimizer of cmaes, and the arrays and numbers in it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in OPTIMIZERS | NUMBERS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def guarded(sampler: Any) -> Any:
+    """CMA-ES keeps its optimizer pickled in the study's storage, where everybody may write who can reach it: the
+    sampler, which reads it by `_Restored` alone."""
+    if isinstance(sampler, CmaEsSampler):
+        sampler._restore_optimizer = functools.partial(_restore, sampler)  # type: ignore[method-assign]
+    return sampler
+
+
+def _restore(sampler: CmaEsSampler, completed: list[FrozenTrial]) -> Any:
+    """As Optuna's own. Raises SegsweepError where what is there is no optimizer."""
+    for trial in reversed(completed):
+        parts = {k: text for k, text in trial.system_attrs.items() if k.startswith(sampler._attr_key_optimizer)}
+        if parts:
+            try:
+                found = _Restored(io.BytesIO(bytes.fromhex(sampler._concat_optimizer_attrs(parts)))).load()
+                if (type(found).__module__, type(found).__name__) not in OPTIMIZERS:
+                    raise ValueError(f"it is of the type {type(found).__name__}")
+                return found
+            except Exception as error:  # of a pickle that anybody can have made
+                raise SegsweepError(
+                    f"Trial {trial.number} of the study holds something else in the place of CMA-ES' state "
+                    f"({printable(error)}), and is not read: somebody else has written to this storage. Search in "
+                    "another study, or with another sampler"
+                ) from error
+    return None
 
 
 def make_sampler(
@@ -51,7 +94,7 @@ def make_sampler(
         if target.endswith((".QMCSampler", ".GridSampler")):  # one sequence of points, which all trials share
             own = seed
         allowed = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
-        made = instantiate(given, seed=own, _execution_whitelist_=allowed)
+        made = guarded(instantiate(given, seed=own, _execution_whitelist_=allowed))
         return made(grid) if isinstance(made, functools.partial) else made
 
     try:

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_optuna_distribution_from_override
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
 
 from segsweep.config.conditions import condition
 
@@ -86,6 +87,29 @@ def _distribution(override: Any) -> BaseDistribution | str:
         raise CompactHydraException(f"{override.input_line}: {error}") from None
     single = isinstance(found, CategoricalDistribution) and len(found.choices) == 1
     return str(found.choices[0]) if single else found
+
+
+class Foreign(Exception):
+    """A trial of the study is not of this search: which of its keys and values."""
+
+
+def watched(trial: Trial, drawn: dict[str, Any], there: dict[str, Any]) -> None:
+    """From here on what is suggested to `trial` stands in `drawn`. there: what it had before, being queued by somebody:
+    raises Foreign for a value that the search could not have drawn."""
+    suggest = trial._suggest
+
+    def noted(key: str, found: BaseDistribution) -> Any:
+        if key in there and not contains(found, there[key]):
+            raise Foreign(f"{key}={there[key]}")
+        try:
+            drawn[key] = suggest(key, found)
+        except ValueError:
+            if key in there:  # as a value of another kind of distribution
+                raise Foreign(f"{key}={there[key]}") from None
+            raise
+        return drawn[key]
+
+    trial._suggest = noted  # type: ignore[assignment, method-assign]
 
 
 def contains(found: BaseDistribution, value: Any) -> bool:

@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from segsweep.core import artifacts
 from segsweep.core.errors import ConfigError, SegsweepError
+from segsweep.core.masks import learn, masked, told
 
 BEAT = 10.0
 """Seconds between two signs of life that a process leaves on its running trials."""
@@ -50,16 +51,12 @@ def reason(error: BaseException) -> str:
     """The first line of what lies beneath: Optuna's own says only that something happened."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return told((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def shown(url: str) -> str:
     """A storage's address without its password."""
-    from sqlalchemy.engine import make_url
-
-    with contextlib.suppress(SQLAlchemyError):
-        return make_url(url).render_as_string(hide_password=True)
-    return url
+    return masked(url)
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -71,6 +68,7 @@ def open_storage(url: str) -> BaseStorage:
             f"search.storage={url}: an address is needed, such as sqlite:///mlruns/optuna.db, "
             "journal:///mlruns/optuna.log or postgresql://HOST/DATABASE"
         )
+    learn(url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     kind, _, rest = url.partition("://")
     file = Path(rest.removeprefix("/").partition("?")[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
@@ -80,7 +80,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
         raise SegsweepError(f"{file}: no such checkpoint{hint}")
     other = _version(info)
     try:
-        config = OmegaConf.load(folder / "config.yaml")
+        config = recall.configuration(folder)
         channels, size = int(info["data"]["image_shape"][2]), config.data.get("image_size")
         model = groups.build("model", config.model, in_channels=channels)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
@@ -106,7 +106,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
             f"{file}: does not fit the network that its run describes: {' '.join(reasons[1:3] or reasons)[:400]}{other}"
         ) from error
     model.eval()
-    return Trained(folder, config, info, weights, int(state["epoch"]), model, channels, size)  # type: ignore[arg-type]
+    return Trained(folder, config, info, weights, int(state["epoch"]), model, channels, size)
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ import hydra
 from segsweep.config import trust
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import Started, start
+from segsweep.core import masks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
 from segsweep.sweeps import sweep, worker
@@ -24,11 +25,22 @@ _ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--versi
 
 
 def main() -> int:
-    """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not what a script started with &
-        # Before the first job there is nothing to save, and an exception would meet torch's C++ half imported (abort).
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped.
+
+    Signals and streams are, after it, those of whoever calls it, such as a notebook."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    streams = sys.stdout, sys.stderr
     start()
+    sys.stdout, sys.stderr = map(masks.Stream, streams)
+    try:
+        return _guarded()
+    finally:
+        sys.stdout, sys.stderr = streams
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+
+
+def _guarded() -> int:
     try:
         return _main()
     except BaseException as error:  # a Ctrl-C after the last job
@@ -45,6 +57,11 @@ def main() -> int:
 
 
 def _main() -> int:
+    if odd := [argument for argument in sys.argv[1:] if not argument.isascii() and not _is_utf8(argument)]:
+        shown = odd[0].encode("ascii", "backslashreplace").decode()
+        print(f"{shown}: not UTF-8, in which records are", file=sys.stderr)
+        return 1
+    sys.argv[1:] = masks.put_away(sys.argv[1:])
     if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
         try:
             trust.question(sys.argv[1:])
@@ -86,6 +103,11 @@ def _main() -> int:
             pool.close()
             signal.signal(signal.SIGINT, _interrupt)
     return max(lead.finish(stopped), code)
+
+
+def _is_utf8(text: str) -> bool:
+    """Python keeps bytes of an argument that are none as halves of pairs, which nothing can write."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def _in_workers(argv: list[str]) -> bool:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from segsweep.core.artifacts import DONE
+from segsweep.core.errors import printable
 
 
 class Display:
@@ -28,7 +29,8 @@ class Display:
         self.tasks: dict[int, TaskID] = {}
         self.live: Progress | None = None
         if self.console.is_terminal and not plain:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}"))
+            name, facts = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[facts]}"))
+            columns = (name, BarColumn(bar_width=24), facts)
             self.live = Progress(*columns, console=self.console, transient=True)
             self.sweep = self.live.add_task("sweep", total=total, facts="")
 
@@ -44,7 +46,7 @@ class Display:
     def handle(self, event: dict[str, Any]) -> None:
         """An event of `Session.emit`; `job` is the job's number, 0 where there is one only."""
         job = event.get("job", 0)
-        getattr(self, f"_{event['kind']}")(job, event)
+        getattr(self, f"_{event['kind']}")(job, {key: _plain(value) for key, value in event.items()})
 
     def _label(self, job: int) -> str:
         width = len(str(self.total)) if self.total else 1
@@ -124,6 +126,11 @@ class Display:
             counts = ", ".join(f"{n} {status}" for status, n in self.counts.items())
             self.live.update(self.sweep, completed=ended, facts=f"{ended}/{self.total or '?'}: {counts}{elapsed})")
         return elapsed + ")" if (self.total or 0) > 1 else ""
+
+
+def _plain(value: Any) -> Any:
+    """A text without the signs that a terminal obeys: names and errors may be anybody's."""
+    return "\n".join(map(printable, value.split("\n"))) if isinstance(value, str) else value
 
 
 def _clock(seconds: float) -> str:

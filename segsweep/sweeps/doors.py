@@ -36,6 +36,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from segsweep.config.schema import Config, conf_dir, schema
 from segsweep.config.start import start
 from segsweep.config.trust import NOWHERE
+from segsweep.core import child
 from segsweep.core.errors import ConfigError, DataError, NotFiniteError, SegsweepError, TaskError
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
@@ -115,8 +116,9 @@ def _start(made: Callable[[], "Door"]) -> None:
     here = session()
     if here.door is not None or sys._getframe(2).f_globals.get("__name__") == "__mp_main__":
         return  # a launcher's process, or one of the user's own, that only loads the script
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    argv = list(sys.argv)
+    before, argv = signal.getsignal(signal.SIGINT), list(sys.argv)
+    if sys._getframe(2).f_globals.get("__name__") == "__main__":
+        child.leave_at_once()
     try:
         here.door = made()
         start()
@@ -129,8 +131,7 @@ def _start(made: Callable[[], "Door"]) -> None:
         code = 1
     finally:
         here.door, sys.argv[:] = None, argv
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before)
     if code:
         raise SystemExit(code)
 
@@ -343,7 +344,8 @@ def _load(module: str, file: str | None, folder: str | None) -> ModuleType:
     """The module of a script, loaded here under the name that it has in every process but its own."""
     if module in sys.modules:
         return sys.modules[module]
-    if folder and folder not in sys.path:  # before other people's packages, and after Python's own
+    if folder and folder not in child.named():  # before other people's packages, and after Python's own
+        sys.path[:] = [path for path in sys.path if path != folder]
         places = (at for at, path in enumerate(sys.path) if {"site-packages", "dist-packages"} & set(Path(path).parts))
         sys.path.insert(next(places, len(sys.path)), folder)
     if file is None:
@@ -618,6 +620,8 @@ def _store_engine(at: str, keys: dict[str, Any], help_option: str) -> None:
     defaults += [
         {f"/{group}{name}@_global_.{at}{name}": option} for name, option in (("pruner", "none"), ("tracking", "mlflow"))
     ]
+    if not at:  # an application may look for what Hydra itself writes
+        node.output_subdir = None
     node.defaults, node.callbacks[OWN] = defaults, hydra["callbacks"]["sweep"]
     for part, key in (("run", "dir"), ("sweep", "dir"), ("sweep", "subdir")):
         if OmegaConf.is_missing(node[part], key):
@@ -650,6 +654,8 @@ def _read(file: Path, at: str) -> DictConfig:
     text = re.sub(rf"\$\{{(?=(?:{keys})\b)", f"${{{at}", file.read_text(encoding="utf-8"))
     found = OmegaConf.create(text)
     assert isinstance(found, DictConfig)
+    for formatter in found.get("formatters", {}).values() if at else ():
+        del formatter["class"]  # which an application's whitelist lacks; a job's file and the streams are told anyway
     return found
 
 

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep.config.schema import engine, under
-from segsweep.core import artifacts
+from segsweep.core import artifacts, masks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
 from segsweep.sweeps import sweep
@@ -28,14 +28,16 @@ def job(cfg: DictConfig) -> Any:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):  # of job.log, which a full disk ends and nothing else
             handler.handleError = lambda record: None  # type: ignore[method-assign]
+            masks.guard(handler)
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
-    sweep.hide_passwords(folder / ".hydra")
+    masks.learn(*(OmegaConf.select(engine(cfg), key) for key in masks.KEYS))
+    _describe(cfg, settings, folder)
     if settings.job.chdir and session().door:  # for the application's own code: what the engine is told is of here
         os.chdir(settings.runtime.cwd)
     record = artifacts.read_json(folder.parent / "sweep.json") or {}
     at = under(cfg)
-    overrides = list(settings.overrides.task)
+    overrides = sweep.raw(settings.overrides.task)
     number = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num
     name = job_name(overrides, record.get("overrides", []), at)
     entry = sweep.open_job(folder, number, overrides)
@@ -73,7 +75,18 @@ def own_folder(settings: Any) -> list[str]:
 
 def _command(arguments: list[str]) -> str:
     """What trains a job alone."""
-    return f"{sweep.program()} {shlex.join(arguments)}".strip()
+    return f"{sweep.program()} {shlex.join(map(masks.masked, arguments))}".strip()
+
+
+def _describe(cfg: DictConfig, settings: Any, folder: Path) -> None:
+    """`.hydra` as Hydra has it, less the passwords: it would write them where a job is killed before it is here."""
+    for known in (folder, folder.parent):
+        sweep.hide_passwords(known)
+    if settings.output_subdir is None:
+        for name, node in (("config", cfg), ("hydra", {"hydra": settings}), ("overrides", settings.overrides.task)):
+            artifacts.write_text(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(node))
+    else:
+        sweep.hide_passwords(folder / settings.output_subdir)
 
 
 def _value(cfg: DictConfig, outcome: Any) -> Any:
@@ -102,8 +115,8 @@ def score_of(spec: Spec | None, metrics: Mapping[str, Any]) -> str:
 def job_name(overrides: list[str], asked: list[str], at: str = "") -> str:
     """What varies in a sweep, numbers to four digits; all overrides where nothing does. at: how the engine's keys
     begin."""
-    fixed = set(asked)
-    shown = [o for o in overrides if o not in fixed] or overrides
+    fixed = set(map(masks.masked, asked))
+    shown = [o for o in map(masks.masked, overrides) if o not in fixed] or overrides
     apart = tuple(f"{at}{key}" for key in ("paths.", "tracking", "device", "search.", "report="))
     kept = (o for o in shown if not o.startswith((*apart, "data.root")))
     return re.sub(r"\d+\.\d{5,}(e-?\d+)?\b", lambda n: f"{float(n[0]):.4g}", " ".join(kept)) or "default"

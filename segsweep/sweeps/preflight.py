@@ -9,6 +9,7 @@ import copy
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ def preflight(argv: list[str]) -> Checked:
         problems += _wrong(bases, tasks)
         if search:
             problems += _wrong_search(root.name, loader, lines, overrides, bases)
+        else:
+            problems += _wrong_objective(bases, tasks)
         _stop(problems)
     _check_data(bases, tasks, list(engine(bases[0]).search.objective) if search else [])
     here = not args.multirun or "BasicLauncher" in str(OmegaConf.select(bases[0], "hydra.launcher._target_"))
@@ -143,6 +146,20 @@ def _wrong(bases: list[DictConfig], tasks: list[Override]) -> list[str]:
     for cfg in _variants(bases, [o for o in tasks if not wrong[o.input_line]]):
         spec = components.spec_of(cfg)
         problems += [*components.check(cfg), *(pruning.problems(cfg, spec) if spec else [])]
+    return problems
+
+
+def _wrong_objective(bases: list[DictConfig], tasks: list[Override]) -> list[str]:
+    """Of the scores that each job tells its launcher, where the command line gives them."""
+    at = under(bases[0])
+    given = [o for o in tasks if o.key_or_group in (f"{at}search.objective", f"{at}search.epoch", f"{at}epochs")]
+    if all(o.key_or_group == f"{at}epochs" for o in given):
+        return []
+    problems = []
+    with contextlib.suppress(OmegaConfBaseException, TypeError, ValueError):  # of another type, which is told
+        for cfg in _variants(bases, given):
+            spec, own = components.spec_of(cfg), engine(cfg)
+            problems += objective.problems(own.search, own.epochs, spec) if spec else []
     return problems
 
 
@@ -233,12 +250,14 @@ def _unreadable(lines: list[str]) -> list[str]:
         except HydraException:
             key, equals, value = line.partition("=")
             text = f"{line}: not in Hydra's grammar, which takes key=value, +key=value and ~key"
-            if re.search(r"""[\[\](){}'"]""", value):
+            left_open = any(value.count(a) != value.count(b) for a, b in ("()", "[]", "{}"))
+            if left_open or any(value.count(sign) % 2 for sign in "'\""):
                 text += "; is a bracket or a quote left open?"
             elif equals:
+                quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
                 with contextlib.suppress(HydraException):
-                    OverridesParser.create().parse_override(f'{key}="{value}"')
-                    text += f"""; a text with such signs has to be quoted, for the shell too: '{key}="{value}"'"""
+                    OverridesParser.create().parse_override(quoted)
+                    text += f"; a text with such signs has to be quoted, for the shell too: {shlex.quote(quoted)}"
             problems.append(text)
     return problems
 

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import re
 import shlex
 import sys
 import threading
@@ -24,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segsweep.config.schema import engine, resolved, under
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
+from segsweep.core.masks import KEYS, has_secret, learn, masked, told
 from segsweep.core.session import session, thread
 from segsweep.task import Spec
 from segsweep.tracking.store import Columns, columns, database
@@ -64,6 +64,7 @@ class Sweep:
         own = engine(config)
         self.folder, self.reported, self.spec = folder, own.report, components.spec_of(config)
         self.storage = OmegaConf.select(own, "search.storage")
+        learn(self.storage, own.tracking.uri)
         try:
             self._begin(folder, config, parent)
         except (SegsweepError, OSError) as error:
@@ -75,9 +76,9 @@ class Sweep:
         # of another sweep, in a folder that was named by hand
         for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{artifacts.PRUNING}*")):
             earlier.unlink()
-        tracking, overrides = engine(config).tracking, list(config.hydra.overrides.task)
-        record: dict[str, Any] = {"name": folder.name, "command": without_password(self.asked), "finished": None}
-        record["overrides"] = [without_password(override) for override in overrides]
+        tracking, overrides = engine(config).tracking, raw(config.hydra.overrides.task)
+        record: dict[str, Any] = {"name": folder.name, "command": masked(self.asked), "finished": None}
+        record["overrides"] = [masked(override) for override in overrides]
         record |= {
             "started": artifacts.now(),
             "jobs": self.expected,
@@ -112,7 +113,7 @@ class Sweep:
             about = record["name"], record["command"]
             place["run_id"] = start_parent(place["uri"], place["experiment"], *about, shown)
         except Exception as error:  # MLflow is a mirror: the sweep runs without it
-            place["error"] = (str(error) or type(error).__name__).splitlines()[0]
+            place["error"] = told((str(error) or type(error).__name__).splitlines()[0])
             self._imported.set()
         with contextlib.suppress(OSError):  # a full disk: the end of the sweep says so
             self.note(mlflow=place)
@@ -223,20 +224,20 @@ class Sweep:
         lacking = [reason for reason in map(mirrors.lacking, folders) if reason]
         if place["run_id"] and not (error or lacking):
             status = "KILLED" if stopped else "FAILED" if bad else "FINISHED"
-            told: list[str] = []
-            ending = thread(self._end_parent, folder, place, status, folders, told)
+            wrong: list[str] = []
+            ending = thread(self._end_parent, folder, place, status, folders, wrong)
             ending.join(max(until - time.monotonic(), SHORT))
-            error = late if ending.is_alive() else "".join(told)
+            error = late if ending.is_alive() else "".join(wrong)
         error = error or next(iter(lacking), None) or ("" if done else late)
         if not error:
-            print(f"MLflow: {place['uri']}   to look at it: make ui")
+            print(f"MLflow: {masked(place['uri'])}   to look at it: make ui")
             return
         brings = f"brings {len(lacking)} of {len(folders)} runs" if lacking else "brings what is missing"
         again = f"nothing is lost: python -m segsweep.sync {folder}   {brings}"
         print(f"MLflow was out of reach ({error}); {again}", file=sys.stderr)
 
     def _end_parent(
-        self, folder: Path, place: dict[str, Any], status: str, folders: list[Path], told: list[str]
+        self, folder: Path, place: dict[str, Any], status: str, folders: list[Path], wrong: list[str]
     ) -> None:
         from segsweep.tracking import mirrors
 
@@ -247,7 +248,7 @@ class Sweep:
             summary = _summary(folder / "report.md")
             mirrors.end_parent(place["uri"], place["run_id"], status, files, folder / "figures", summary, folders)
         except Exception as problem:  # the files are the record
-            told.append((str(problem) or type(problem).__name__).splitlines()[0])
+            wrong.append(told((str(problem) or type(problem).__name__).splitlines()[0]))
 
 
 class SweepCallback(Callback):
@@ -256,6 +257,13 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.runtime.choices["hydra/launcher"] != "plan":  # a plan leaves nothing behind
             _lead(Path(config.hydra.sweep.dir), config, parent=True)
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        """What a launcher may pickle for whoever waits: its configuration has addresses as they are reached."""
+        for cfg in (job_return.cfg, config):
+            for key in KEYS:
+                if (address := OmegaConf.select(own := engine(cfg), key)) and has_secret(address):
+                    OmegaConf.update(own, key, masked(address))
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _lead(Path(config.hydra.run.dir).parent, config, parent=False)
@@ -298,21 +306,20 @@ def _columns(config: DictConfig, spec: Spec | None) -> Columns | None:
 
 
 def hide_passwords(folder: Path) -> None:
-    """Out of what Hydra itself writes of a job."""
+    """Out of what Hydra itself writes, where a command line has it do so."""
     for file in folder.glob("*.yaml"):
-        text = file.read_text(encoding="utf-8")
-        if (hidden := without_password(text)) != text:
-            artifacts.write_text(file, hidden)
-
-
-def without_password(text: str) -> str:
-    """`postgresql://user:***@host` for what goes into records, which MLflow shows."""
-    return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", text)
+        artifacts.write_text(file, file.read_text(encoding="utf-8"))
 
 
 def command() -> str:
     """The command line that started this process, as one would type it."""
-    return f"{program()} {shlex.join(sys.argv[1:])}".strip()
+    return masked(f"{program()} {shlex.join(sys.argv[1:])}".strip())
+
+
+def raw(overrides: Any) -> list[str]:
+    """As they were given: to look one up would put an address in the place of its name."""
+    found: Any = OmegaConf.to_container(overrides, resolve=False)
+    return found
 
 
 def program() -> str:
@@ -345,7 +352,7 @@ def _keep(file: Path, job: dict[str, Any]) -> None:
 
 
 def open_job(folder: Path, number: int, overrides: list[str]) -> dict[str, Any]:
-    job = {"number": number, "overrides": [without_password(override) for override in overrides]}
+    job = {"number": number, "overrides": [masked(override) for override in overrides]}
     job |= {"status": "running", "started": artifacts.now(), "pid": os.getpid()}
     _keep(folder / "job.json", job)
     return job

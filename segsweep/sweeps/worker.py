@@ -23,6 +23,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from segsweep.core import child
 from segsweep.core.session import Session, Sink, begin, session, thread
 
 STOP = b"stop"
@@ -37,7 +38,9 @@ class Worker:
         self.output = tempfile.TemporaryFile()  # noqa: SIM115 - what the worker's libraries print, for a crash's record
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "segsweep.sweeps.worker", str(theirs.fileno()), str(os.getpid())],
+                child.command(
+                    "from segsweep.sweeps import worker; worker.main()", str(theirs.fileno()), str(os.getpid())
+                ),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self.output,
@@ -260,7 +263,3 @@ def _free() -> None:
         gc.collect()
         torch.cuda.empty_cache()
     environment.give_memory_back()
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from segsweep.core import accepted, artifacts
 from segsweep.core.artifacts import WEIGHTS
+from segsweep.core.masks import masked, told
 from segsweep.core.session import session, thread
 from segsweep.task import PARTS
 from segsweep.tracking.recall import SILENCE, fetch_alone
@@ -164,7 +165,7 @@ class Copier:
                     self._imported.set()
                 push(folder, mirror.uri, mirror.experiment, mirror.sweep, final=mirror.final)
             except Exception as error:  # MLflow raises what its back end raises; none of it may cost a run
-                failed = (str(error) or type(error).__name__).splitlines()[0]
+                failed = told((str(error) or type(error).__name__).splitlines()[0])
                 log.info("MLflow: %s", error)
                 _note(folder, failed)
             with self._changed:
@@ -220,7 +221,7 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
     run = artifacts.read_json(folder / "run.json") or {}
     state = artifacts.read_json(folder / STATE) or {}
     client = connect(uri)
-    known = (state.get("uri"), state.get("experiment")) == (uri, experiment) and "run_id" in state
+    known = (state.get("uri"), state.get("experiment")) == (masked(uri), experiment) and "run_id" in state
     if not known and "run_id" in state and not (folder / "last.pt").exists():  # its weights may be in another store
         try:
             for name in WEIGHTS:
@@ -234,7 +235,7 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
             found = None
         made = "" if found else _create(client, experiment, run, folder, sweep)
         run_id = found.info.run_id if found else _first(client, experiment, folder.name, made)
-        state = {"uri": uri, "experiment": experiment, "status": None, "run_id": run_id}
+        state = {"uri": masked(uri), "experiment": experiment, "status": None, "run_id": run_id}
         state["sweeps"] = sweeps_of(found) if found else []
         state["made_by"] = sweep.name if sweep and not found else None
         state["epochs"] = 0 if run_id == made else _epochs(client, run_id)
@@ -387,7 +388,7 @@ def _parent(sweep: Path | None, uri: str, patience: float = 60) -> str | None:
     while sweep and alive and time.monotonic() < until:
         alive = artifacts.held(sweep) is not False  # first, so that what it wrote last is read
         mlflow = (artifacts.read_json(sweep / "sweep.json") or {}).get("mlflow")
-        if not mlflow or not mlflow["parent"] or mlflow["error"] or mlflow["uri"] != uri.removesuffix(QUERY):
+        if not mlflow or not mlflow["parent"] or mlflow["error"] or mlflow["uri"] != masked(uri.removesuffix(QUERY)):
             return None
         if mlflow["run_id"]:
             return mlflow["run_id"]

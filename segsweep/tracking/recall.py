@@ -14,9 +14,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from segsweep.core import accepted, artifacts
-from segsweep.core.errors import SegsweepError
+from segsweep.core.errors import SegsweepError, printable
+from segsweep.core.masks import told
 from segsweep.core.session import session, thread
+from segsweep.core.signature import OWN
 from segsweep.task import Spec
 from segsweep.tracking.store import FIGURES, STATE, alone, connect, database, default, find, kept_as, lacks, sweeps_of
 
@@ -30,6 +34,32 @@ SILENCE = 300.0
 """Seconds for which a store that did not answer is not asked again."""
 PATIENCE = 5.0
 """Seconds that a job waits for a server to say whether it knows its run; then it is trained."""
+
+
+def configuration(folder: Path) -> DictConfig:
+    """The one that a run folder's record has. It may be anybody's, so that nothing in it is looked up: a record has
+    values alone, and what an application's says beside them is text.
+
+    Raises OSError, and what OmegaConf and YAML raise where it is damaged; SegsweepError naming a value that is none."""
+    file = folder / "config.yaml"
+    found = OmegaConf.load(file)
+    if OWN in found:
+        found = OmegaConf.create(_as_text(OmegaConf.to_container(found, resolve=False)))
+    else:
+        for line in OmegaConf.to_yaml(found).splitlines():
+            if "${" in line:
+                what = "a run's record has values, and nothing to look up"
+                raise SegsweepError(f"{file}: {printable(line.strip())}: {what}")
+    assert isinstance(found, DictConfig)
+    return found
+
+
+def _as_text(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _as_text(item) for key, item in node.items()}
+    if isinstance(node, list):
+        return [_as_text(item) for item in node]
+    return node.replace("${", "\\${") if isinstance(node, str) else node
 
 
 class Restorer:
@@ -74,7 +104,7 @@ class Restorer:
                 return _restore(client, run, folder, uri, experiment, wanted)
         except Exception as error:  # MLflow raises what its back end raises; the run is trained then
             self.silent[uri] = time.monotonic() + SILENCE
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = told((str(error) or type(error).__name__).splitlines()[0])
             log.warning("MLflow was not asked for %s: %s", folder.name, reason)
             return False
 

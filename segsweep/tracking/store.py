@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from segsweep.core import artifacts
+from segsweep.core.masks import reach
 from segsweep.task import Spec
 
 if TYPE_CHECKING:
@@ -42,9 +43,12 @@ _clients: "dict[str, tuple[int, MlflowClient]]" = {}
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client whose store exists. One process alone makes a database file: two at once would lock each other out."""
+    """A client whose store exists; an address of a record is `reach`ed.
+
+    One process alone makes a database file: two at once would lock each other out."""
     from mlflow import MlflowClient
 
+    uri = reach(uri)
     for chatty in ("alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries: what came of them is said at the end
@@ -134,6 +138,7 @@ def _make(file: Path) -> None:
                 Path(os.environ.get("SEGSWEEP_CACHE") or Path.home() / ".cache" / "segsweep") / f"mlflow-{VERSION}.db"
             )
             if not empty.exists():
+                empty.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with artifacts.atomic(empty) as whole:
                     make(whole)
             shutil.copyfile(empty, partial)

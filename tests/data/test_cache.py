@@ -368,7 +368,47 @@ def test_the_key_knows_the_kind_of_data_set(tmp_path):
     assert len(cache._key(other, manifest)) == 32
 
 
-def test_helpers_are_told_by_a_file_of_their_own(tmp_path):
-    """What is unpickled lies in the folder that this process has just made, and nothing else is."""
-    task = cache._Task(data_set(), data_set().scan(tmp_path), tmp_path, (32, 32, 3), np.dtype(np.uint8), {})
-    assert pickle.loads(pickle.dumps(task)).dataset == data_set()
+class Attack:
+    """Pickled, it makes a folder where it is read."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def test_what_others_put_into_the_folder_is_not_unpickled(tmp_path, monkeypatch):
+    def plant(task):
+        for name in ("task", "done-1"):
+            (task.folder / "work" / name).write_bytes(pickle.dumps(Attack(tmp_path / "mark")))
+        return {}
+
+    monkeypatch.setattr(cache, "WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(cache, "_work", plant)
+    assert load(tmp_path / "cache", workers=2).images.any(axis=(1, 2, 3)).all()
+    assert not (tmp_path / "mark").exists()
+
+
+def test_helpers_take_no_module_from_the_working_folder(tmp_path, monkeypatch, decoded):
+    for name in ("json", "numpy", "queue"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a')\nraise ImportError\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.setattr(cache, "WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(cache, "_work", lambda task: {})
+    load(tmp_path / "cache", workers=2)
+    assert not (tmp_path / "ran").exists()
+    assert decoded == NAMES[:1]
+
+
+def test_nobody_else_can_enter_the_folders(lgg, tmp_path):
+    dataset = LGG(root=str(lgg), image_size=16, normalise="unit", model_width=8)
+    before = os.umask(0)
+    try:
+        cache.load(dataset, dataset.scan(tmp_path / "cache"), tmp_path / "cache", 1)
+    finally:
+        os.umask(before)
+    made = [path for path in (tmp_path / "cache", *(tmp_path / "cache").iterdir()) if path.is_dir()]
+    assert len(made) == 3
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o700}

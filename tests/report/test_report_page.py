@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from records import PATIENTS, Spec, difficulties, factors, simulate, write_sweep
 
+from segsweep.report import files
 from segsweep.report.__main__ import main
 from segsweep.report.comparison import compare
 from segsweep.report.files import write as build
@@ -206,6 +207,12 @@ def test_runs_csv_has_a_line_a_job(folder):
     assert float(rows[0]["test/dice"]) > 0.5
     assert rows[0]["optim.lr"] == "0.0001"
     assert rows[0]["command"].startswith("python -m segsweep")
+
+
+def test_a_cell_of_runs_csv_is_no_formula():
+    assert [files.cell(value) for value in ("=1+1", "+1", "-a", "@x", "a=b", -1.5, None, "")] == [
+        *("'=1+1", "'+1", "'-a", "'@x", "a=b"), -1.5, None, "",
+    ]  # fmt: skip
 
 
 def test_same_patients_are_shown_for_every_row(text):

@@ -10,10 +10,10 @@ import pytest
 
 from segsweep.config.schema import conf_dir
 from segsweep.core.errors import ConfigError, SegsweepError
+from segsweep.core.masks import masked
 from segsweep.search.objective import direction, problems, values
 from segsweep.segmentation.metrics import SPEC
 from segsweep.sweeps.preflight import preflight
-from segsweep.sweeps.sweep import without_password
 from segsweep.task import Metric, Spec
 
 FEW = ["loss=bce", "data.patients=6", "data.image_size=16"]
@@ -132,4 +132,4 @@ def test_another_task_is_searched_by_its_own_metrics(tmp_path):
 
 def test_a_password_stays_out_of_records():
     text = "python -m segsweep search.storage=postgresql://me:pa:ss@host:5432/db tracking.uri=http://host:5000"
-    assert without_password(text) == text.replace("pa:ss", "***")
+    assert masked(text) == text.replace("me:pa:ss", "***")

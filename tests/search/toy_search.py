@@ -14,6 +14,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
@@ -22,9 +23,9 @@ from segsweep.config.schema import conf_dir
 from segsweep.config.start import start
 from segsweep.config.whitelist import hydras
 from segsweep.core import artifacts
+from segsweep.sweeps.job import job
 
 start()
-from segsweep.plugins.search import SearchSweeper  # noqa: E402 - the namespace has to know it first
 
 
 class Toy:
@@ -56,8 +57,8 @@ class Toy:
         status = next((end for key, end in self.ends.items() if key in overrides), "finished")
         if (run / "result.json").exists():
             status = "reused"
+        score = 1 - abs(math.log10(float(given.get("optim.lr", 0.01))) + 2) / 4
         if status == "finished":
-            score = 1 - abs(math.log10(float(given.get("optim.lr", 0.01))) + 2) / 4
             rows = [{"epoch": e, "val/dice": round(score * e / 3, 6), "val/loss": 1 - score} for e in (1, 2, 3)]
             run.mkdir(parents=True, exist_ok=True)
             artifacts.write_lines(run / "history.jsonl", rows)
@@ -69,7 +70,7 @@ class Toy:
         entry = {"number": number, "status": status, "signature": signature, "overrides": overrides}
         artifacts.write_json(self.folder / str(number) / "job.json", entry | {"run": f"../../runs/{signature}"})
         done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-        done.return_value = float("nan")
+        done.return_value = score  # the published sweeper goes by it, this program's by the records
         return done
 
 
@@ -88,18 +89,19 @@ class Batches(Toy):
         return [self.job(number, overrides) for number, overrides in enumerate(job_overrides, initial_job_idx)]
 
 
-def search(folder: Path, *overrides: str, preset: str = "tpe", launcher: Toy | None = None) -> Any:
-    """A search in this process; the launcher, and the trials that count."""
-    fixed = [f"+search={preset}", f"paths.runs={folder.parent}", "tracking=none"]
+def search(folder: Path, *overrides: str, preset: str | None = "tpe", launcher: Toy | None = None) -> Any:
+    """A search in this process; the launcher, and the trials that count. preset: None for the published sweeper."""
+    fixed = [f"+search={preset}" if preset else "hydra/sweeper=optuna", f"paths.runs={folder.parent}", "tracking=none"]
     swept = [o for o in overrides if any(sign in o.split("=", 1)[1] for sign in ("(", ",")) and "search." not in o]
     fixed += [o for o in overrides if o not in swept]
     launcher = launcher or Toy(folder)
     with artifacts.lock(folder), initialize_config_dir(str(conf_dir())):
         config = compose("config", overrides=[*fixed, f"hydra.sweep.dir={folder}"], return_hydra_config=True)
         OmegaConf.update(config, "hydra.job.config_name", "config", force_add=True)
-        sweeper = SearchSweeper(**{k: v for k, v in config.hydra.sweeper.items() if k != "_target_"})
-        sweeper.config, sweeper.launcher = config, launcher
-        sweeper.hydra_context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), hydras())
+        context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), hydras())
+        sweeper = Plugins.instance().instantiate_sweeper(config=config, hydra_context=context, task_function=job)
+        inner = getattr(sweeper, "sweeper", sweeper)  # of the published one
+        inner.launcher = type(inner.launcher)(launcher) if inner is not sweeper else launcher
         sweeper.sweep([*swept, *fixed])
     return launcher
 

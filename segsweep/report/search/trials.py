@@ -72,7 +72,7 @@ class Found:
 
     def run(self, trial: FrozenTrial) -> Path | None:
         signature = trial.user_attrs.get("signature")  # of a study that may be anybody's
-        if self.runs is None or not isinstance(signature, str) or not signature.isalnum():
+        if self.runs is None or not isinstance(signature, str) or not (signature.isalnum() and len(signature) <= 64):
             return None
         folder = self.runs / "runs" / signature
         return folder if (folder / "config.yaml").exists() and (folder / "run.json").exists() else None

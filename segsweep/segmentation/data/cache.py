@@ -1,7 +1,8 @@
 """The decoded data set on disk: written once by several processes, then memory-mapped by every job on the machine.
 
 Decoding processes are plain subprocesses that import no torch: unlike those of `multiprocessing` they run the caller's
-main module for no one, and may be started from inside any worker of a launcher.
+main module for no one, and may be started from inside any worker of a launcher. They have their task from a file that
+nobody else can open, and give numbers back: nothing of what is read in the cache's folder is ever run.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -23,6 +25,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from segsweep.core import child
 from segsweep.core.artifacts import unique
 from segsweep.core.errors import DataError
 from segsweep.core.signature import fingerprint, hashes, reached
@@ -80,7 +83,7 @@ def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Vol
     opened = _open(place, manifest)
     if opened is None:
         try:
-            cache.mkdir(parents=True, exist_ok=True)
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _locked(cache / f"{key}.lock") as alone:
                 opened = _open(place, manifest)
                 if opened is None:
@@ -276,7 +279,8 @@ def _build(dataset: DataSet, manifest: Manifest, place: Path, workers: int, alon
         for left in place.parent.glob(f"{place.name}.tmp-*"):
             shutil.rmtree(left, ignore_errors=True)
     folder = place.with_name(f"{place.name}.tmp-{unique()}")
-    (folder / "work").mkdir(parents=True)
+    folder.mkdir(mode=0o700, parents=True)
+    (folder / "work").mkdir()
     try:
         _decode(dataset, manifest, folder, workers)
         shutil.rmtree(folder / "work")
@@ -312,23 +316,26 @@ def _decode(dataset: DataSet, manifest: Manifest, folder: Path, workers: int) ->
     expected = (time.perf_counter() - began) * (len(patients) - 1)
     helpers = []
     if workers > 1 and expected > WORTH_A_PROCESS and sys.executable:
-        (folder / "work" / "task").write_bytes(pickle.dumps(task))
-        code = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {__name__} import _help; _help()"
-        command = [sys.executable, "-c", code, json.dumps(sys.path), str(folder / "work")]
+        command = child.command(f"from {__name__} import _help; _help()")
         one_thread = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        quiet = subprocess.DEVNULL
-        for _ in range(min(workers, len(patients)) - 1):
-            helpers.append(subprocess.Popen(command, env=one_thread, stdin=quiet, stdout=quiet, stderr=quiet))
+        with tempfile.TemporaryFile() as asked:
+            asked.write(pickle.dumps(task))
+            asked.flush()
+            for _ in range(min(workers, len(patients)) - 1):
+                helpers.append(
+                    subprocess.Popen(
+                        command, env=one_thread, stdin=asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                    )
+                )
     try:
         done |= _work(task)
         for helper in helpers:
-            helper.wait()
+            with contextlib.suppress(ValueError):  # it failed, or was killed
+                done |= {int(index): np.array(found) for index, found in json.loads(helper.communicate()[0]).items()}
     finally:
         for helper in helpers:
-            helper.kill()
-            helper.wait()
-    for result in (folder / "work").glob("done-*"):
-        done |= pickle.loads(result.read_bytes())
+            with helper:
+                helper.kill()
     for index, patient in enumerate(patients):
         if index not in done:  # a helper failed on it or was killed; here the error reaches the user
             done[index] = _store(task, index, *dataset.decode(manifest, patient))
@@ -349,10 +356,11 @@ def _work(task: _Task) -> dict[int, np.ndarray]:
 
 
 def _help() -> None:
-    """A helping process: the folder of work is its last argument."""
-    work = Path(sys.argv[-1])
-    done = _work(pickle.loads((work / "task").read_bytes()))
-    (work / f"done-{os.getpid()}").write_bytes(pickle.dumps(done))
+    """A helping process: its task is on stdin, a file that all helpers share, and index -> summary goes to stdout."""
+    task = pickle.loads(os.pread(0, os.fstat(0).st_size, 0))
+    with os.fdopen(os.dup(1), "w") as answer:
+        os.dup2(2, 1)  # what a data set prints is not the answer
+        json.dump({index: found.tolist() for index, found in _work(task).items()}, answer)
 
 
 def _store(task: _Task, index: int, images: np.ndarray, masks: np.ndarray) -> np.ndarray:

@@ -172,7 +172,8 @@ def _recall(memory: Path) -> dict[str, list[Any]]:
 def _remember(memory: Path, found: dict[str, list[Any]]) -> None:
     """Written beside and renamed. A folder that refuses is no error here: the files are then read again."""
     try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
+        memory.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        memory.parent.mkdir(mode=0o700, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=memory.parent, suffix=".part", delete=False) as stream:
             json.dump(found, stream)
         os.replace(stream.name, memory)

@@ -1,0 +1,67 @@
+"""Processes of Python that this program starts, and where a process looks for modules.
+
+A script's folder and the working folder come last: a file there with the name of somebody else's module (`queue.py`,
+`timeit.py`) takes the place of none, and one's own modules are found all the same. Python puts them first, so what lay
+in the folder ran in each process that imported such a name, and started further ones if it was a script that starts
+this program.
+"""
+
+import os
+import sys
+
+SAFE = "PYTHONSAFEPATH"
+"""Of Python itself: with it in the environment no such folder is added, as with `-P`."""
+
+
+def settle() -> None:
+    """Put the folders that Python itself has added to sys.path last."""
+    sys.path[:] = ordered(sys.path)
+
+
+def leave_at_once() -> None:
+    """Have a Ctrl-C end this process, as long as nobody says otherwise. Before the first job there is nothing to save,
+    and an exception would meet torch's C++ half imported (abort)."""
+    import signal  # not at the top: of `settle` it would be the one in the working folder
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not what a script started with &
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+
+def ordered(path: list[str]) -> list[str]:
+    """`path` with the script's and the working folder last. What PYTHONPATH names is a choice and stays where it is."""
+    late = added(path)
+    return [entry for entry in path if os.path.abspath(entry) not in late] + late if late else path
+
+
+def added(path: list[str]) -> list[str]:
+    """The entries of `path` that are there for the script or the working folder, absolute."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    try:
+        folders = {os.getcwd(), *([os.path.dirname(os.path.abspath(script))] if script else [])}
+        folders -= named()
+        return [entry for entry in dict.fromkeys(map(os.path.abspath, path)) if entry in folders]
+    except OSError:  # the working folder is gone
+        return []
+
+
+def named() -> set[str]:
+    """What PYTHONPATH names, absolute."""
+    return {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
+
+
+def command(code: str, *arguments: str) -> list[str]:
+    """Of a process that runs `code` with the modules of this one; sys.argv[1:] are its `arguments`."""
+    import json  # not at the top: of `settle` it would be the one in the working folder
+
+    begin = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    return [sys.executable, "-P", "-c", begin + code, json.dumps(ordered(sys.path)), *arguments]
+
+
+def join(folders: list[str], safe: bool) -> None:
+    """In a process that others have started for one that looks for modules in `folders` after all others: so does this.
+
+    safe: whether that one was itself started with SAFE, which else is taken back, as what a job starts is its own
+    matter."""
+    if not safe:
+        os.environ.pop(SAFE, None)
+    sys.path += [folder for folder in folders if folder not in sys.path]

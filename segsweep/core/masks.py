@@ -1,0 +1,186 @@
+"""Passwords: addresses of servers have them, and no record, no line of the terminal and no server's row does.
+
+An address with a password is kept in the environment of the command and of what it starts, as SEGSWEEP_ADDRESS_n; the
+command line has its name from then on, so that nothing which writes a command line down (Hydra, launchers' pickles)
+knows it. What is written goes through `masked`, and what other libraries say through `told` too.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from segsweep.core.errors import ConfigError
+
+KEPT = "SEGSWEEP_ADDRESS_"
+NAMED = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "MYSQL_PWD")
+"""Of the environment: secrets themselves."""
+KEYS = ("tracking.uri", "search.storage")
+"""Of a configuration: addresses."""
+LEAST = 5
+"""Letters of a secret below which it is not looked for outside of an address: it would be found in other words."""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:(?![A-Za-z][A-Za-z0-9+.-]*://)[^\s\"<>`])+")
+_SECRET = re.compile(r"pass|pwd|token|secret|key|auth|credential", re.IGNORECASE)
+_QUERY = re.compile(r"(?<=[?&;])([\w.%-]+)=([^&;#\s]+?)(?=[:,.]*(?:[&;#\s]|$))")
+_NAME = re.compile(rf"\$\\?\{{oc\.env\\?:({KEPT}\d+)\\?\}}")
+
+
+def masked(text: str) -> str:
+    """`https://***@host?password=***`: without the user, the password and what a query says that is secret."""
+    if "://" not in text and KEPT not in text:
+        return text
+    text = _NAME.sub(lambda found: os.environ.get(found[1], found[0]), text)
+    for address in _kept():
+        if user := _user(address):
+            doubled = (user.replace("'", "''"), user.replace('"', '""'))  # as YAML and CSV have it
+            for written in (user, json.dumps(user)[1:-1], *doubled, repr(user)[1:-1], escape(user)):
+                text = text.replace(f"{written}@", "***@")
+    return _ADDRESS.sub(lambda found: _masked(found[0]), text)
+
+
+def told(text: str) -> str:
+    """The same of words that another library found: an address may be in pieces, or read."""
+    text = masked(text)
+    for secret in sorted({*_secrets()}, key=len, reverse=True):
+        if len(secret) >= LEAST or (len(secret) > 2 and not secret.isalnum()):
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+    return text
+
+
+def has_secret(address: str) -> bool:
+    """Whether a text, which is one address, has any."""
+    return "://" in address and _masked(address) != address
+
+
+def put_away(argv: Sequence[str]) -> list[str]:
+    """A command line, its addresses with a password put into the environment."""
+    return [_put_away(argument) for argument in argv]
+
+
+def learn(*addresses: str | None) -> None:
+    """Keep addresses that a configuration gives, so that `reach` and `told` know them."""
+    for address in addresses:
+        if address and has_secret(address):
+            _keep(address)
+
+
+def reference(address: str) -> str:
+    """An address for what is written down: the name of its place, where it has a password."""
+    return f"${{oc.env:{_keep(address)}}}" if has_secret(address) else address
+
+
+def reach(address: str) -> str:
+    """The whole address of one that was read from a record. Raises ConfigError where nobody has said it."""
+    if "***" not in address:
+        return address
+    known = [*_kept(), os.environ.get("MLFLOW_TRACKING_URI", "")]
+    for whole in known:
+        if masked(whole) == address:
+            return whole
+    raise ConfigError(
+        f"{address}: its password is in no record; give the whole address, as --uri or in MLFLOW_TRACKING_URI"
+    )
+
+
+def clean(value: Any, key: object = None) -> Any:
+    """A value for JSON: every text in it masked, and that of an error as what others have said."""
+    if isinstance(value, str):
+        return told(value) if key in ("error", "reason", "traceback", "text") else masked(value)
+    if isinstance(value, Mapping):
+        return {name: clean(item, name) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item, key) for item in value]
+    return value
+
+
+class Formatter(logging.Formatter):
+    """Of a log, which has other libraries' words."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return told(super().format(record))
+
+
+def guard(handler: logging.Handler) -> None:
+    """Have a log that somebody else has configured say what it says as `Formatter` does."""
+    if not isinstance(handler.formatter, _Guarded | Formatter):
+        handler.setFormatter(_Guarded(handler.formatter))
+
+
+class _Guarded(logging.Formatter):
+    def __init__(self, found: logging.Formatter | None):
+        super().__init__()
+        self._found = found or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return told(self._found.format(record))
+
+
+class Stream:
+    """A stream of text whose every writing is `told`."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(told(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _user(address: str) -> str:
+    """User and password as they stand: all before the last @, as a password may have any sign in it."""
+    rest = address.partition("://")[2]
+    place = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    return rest.rpartition("@")[0] if "@" in place or ":" in place else ""
+
+
+def _masked(address: str) -> str:
+    scheme, _, rest = address.partition("://")
+    if user := _user(address):
+        rest = f"***@{rest[len(user) + 1 :]}"
+    return f"{scheme}://" + _QUERY.sub(lambda found: f"{found[1]}=***" if _SECRET.search(found[1]) else found[0], rest)
+
+
+def _secrets() -> Iterator[str]:
+    yield from (os.environ[name] for name in NAMED if os.environ.get(name))
+    for address in _kept():
+        user = _user(address)
+        for word in {user.partition(":")[2] or user, user}:
+            yield from (word, unquote(word), *re.split(r"[@:/]", word))
+        with_query = urlsplit(address.partition("://")[2].removeprefix(user))
+        yield from (value for key, value in parse_qsl(with_query.query) if _SECRET.search(key))
+
+
+def _kept() -> list[str]:
+    return [value for name, value in os.environ.items() if name.startswith(KEPT)]
+
+
+def _keep(address: str) -> str:
+    """The name of its place in the environment."""
+    for name, value in os.environ.items():
+        if name.startswith(KEPT) and value == address:
+            return name
+    name = f"{KEPT}{len(_kept())}"
+    os.environ[name] = address
+    return name
+
+
+def _put_away(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or "://" not in value or "${" in value:
+        return argument
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    inner = re.sub(r"\\(.)", r"\1", value[1:-1]) if quoted else value
+    if not _ADDRESS.match(inner) or not has_secret(inner) or (not quoted and re.search(r"[,(){}\[\]\s]", inner)):
+        return argument
+    return f"{key}={reference(inner)}"

@@ -1,0 +1,88 @@
+"""Where processes look for modules: a file beside the command takes the place of no module, and runs by being imported
+by its name alone, as one's own package is."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from segsweep.core import child
+
+BEFORE = "import runpy, sys; print(*sys.modules)"
+"""What Python itself imports before it runs a module, and nobody can come before."""
+OTHERS = ("hydra", "mlflow", "numpy", "omegaconf", "optuna", "torch", "yaml")
+OWN = "from segsweep.segmentation.losses import Dice\nimport timeit, queue\nclass Mine(Dice): ...\n"
+TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "epochs=1"]
+TINY += ["tracking=none", "report=false"]
+
+
+@pytest.fixture
+def trapped(tmp_path, monkeypatch) -> Path:
+    """A working folder with a file for every module of the standard library that is there, and for some of others: each
+    leaves its name in `ran`, and fails."""
+    there = subprocess.run([sys.executable, "-P", "-c", BEFORE], capture_output=True, text=True).stdout.split()
+    for name in filter(find_spec, (sys.stdlib_module_names | {*OTHERS}) - {*there, *sys.builtin_module_names}):
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'a').write(__name__ + '\\n')\nraise ImportError('a trap')\n"
+        )
+    (tmp_path / "mine_of_test.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*given, str(Path(child.__file__).parents[1])]))
+    return tmp_path
+
+
+def ran(folder: Path) -> list[str]:
+    return (folder / "ran").read_text().split() if (folder / "ran").exists() else []
+
+
+LAUNCHERS = {
+    "local": [],
+    "submitit": ["hydra/launcher=slurm", "hydra.launcher.executor=local"],
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_sweep_and_its_workers_take_no_module_from_the_working_folder_but_ones_own(trapped, launcher):
+    pytest.importorskip("torch" if launcher == "local" else launcher)
+    done = subprocess.run(
+        [sys.executable, "-m", "segsweep", "-m", "seed=0,1", "loss=dice", "loss._target_=mine_of_test.Mine", *TINY,
+         *LAUNCHERS[launcher]],
+        env=os.environ | {"SEGSWEEP_ALLOW": "mine_of_test.*", "SEGSWEEP_CACHE": "cache"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("finished") == 2
+    assert ran(trapped) == []
+
+
+@pytest.mark.parametrize("program", ["report", "sync", "predict"])
+def test_the_other_programs_take_none_either(trapped, program):
+    done = subprocess.run([sys.executable, "-m", f"segsweep.{program}", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ran(trapped) == []
+
+
+def test_a_process_that_this_one_starts_takes_none_and_finds_ones_own(trapped, monkeypatch):
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    code = "import queue, timeit, mine_of_test; print(mine_of_test.__file__, *sys.argv[1:])"
+    done = subprocess.run(child.command(code, "a b"), capture_output=True, text=True)
+    assert done.stdout == f"{trapped / 'mine_of_test.py'} a b\n", done.stderr
+    assert ran(trapped) == []
+
+
+def test_the_working_and_the_scripts_folder_come_last_and_those_that_pythonpath_names_do_not(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "scripts" / "mine.py"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/kept", "", str(tmp_path)]))
+    path = [str(tmp_path / "scripts"), "", "/kept", str(tmp_path), "/usr/lib", str(tmp_path / "work")]
+    late = [str(tmp_path / "scripts"), str(tmp_path / "work")]
+    assert child.ordered(path) == ["/kept", str(tmp_path), "/usr/lib", *late]
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "work"))
+    assert child.ordered(["", "/usr/lib"]) == ["", "/usr/lib"]
