@@ -59,7 +59,10 @@ class Medium:
                     for place, change in pending:
                         if place == folder:
                             _apply(durable, change)
-                    pending = [each for each in pending if each[0] != folder]
+                    applied = [change for place, change in pending if place == folder]
+                    # a folder that is gone takes along what was pending in it: its name may be another's by now
+                    gone = {folder, *(path for each in applied if [*each.values()] == [None] for path in each)}
+                    pending = [each for each in pending if each[0] not in gone]
             elif kind in TWO:
                 source, target = given
                 inode = live[source] = live.get(source) or Inode(b"")

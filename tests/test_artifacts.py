@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch
 from segsweep.core import artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError
+from segsweep.core.session import session
 
 
 def state(epoch: int) -> dict:
@@ -210,6 +212,9 @@ def test_a_folder_that_is_another_users_or_read_only_is_one_sentence(tmp_path, m
     with artifacts.lock(tmp_path), monkeypatch.context() as patch:
         patch.setattr(Path, "open", refuse)
         with pytest.raises(SegsweepError, match=r"cannot be written \(.*\): it is read-only or another user's"):
+            artifacts.lock(tmp_path).__enter__()
+        session().door = SimpleNamespace(app=True)  # whose keys lie under a node of their own
+        with pytest.raises(SegsweepError, match=r" segsweep\.paths\.runs=FOLDER"):
             artifacts.lock(tmp_path).__enter__()
         assert artifacts.held(tmp_path) is True  # to look is allowed
     assert artifacts.held(tmp_path) is False

@@ -209,6 +209,17 @@ def test_a_run_id_of_a_server_names_no_folder_elsewhere(tmp_path, monkeypatch):
         found.find("models:/m/1", tmp_path)
 
 
+def test_a_run_whose_task_writes_no_split_is_downloaded(uri, folders, tmp_path, monkeypatch):
+    from segsweep.tracking import registry
+
+    (folders[0] / "config.yaml").write_text("{}")
+    artifacts.write_json(folders[0] / "result.json", RESULT)
+    run_id = mirrors.push(folders[0], uri, "e", None, final=True)
+    monkeypatch.setattr(registry, "default", lambda: uri)
+    registry.download(run_id, tmp_path / "got")
+    assert sorted(file.name for file in (tmp_path / "got").iterdir()) == ["config.yaml", "run.json"]
+
+
 def test_pictures_and_weights_of_a_server_take_no_other_names(uri, folders, tmp_path, monkeypatch):
     from segsweep.tracking import registry, store
 

@@ -10,7 +10,7 @@ import pytest
 import toy_task
 
 from segsweep import clean
-from segsweep.core import artifacts
+from segsweep.core import accepted, artifacts
 from segsweep.runs.loop import Loop
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.phantom import Phantom
@@ -85,6 +85,22 @@ def test_sizes_count_what_has_two_names_once_and_their_sum_is_what_the_disk_gain
     assert f"checkpoints: 1, {shown(item.bytes)}\nin all: {shown(item.bytes)}" in out
     assert [path.name for path in folder.iterdir()] == ["lock"]
     assert [shown(n) for n in (0, 999, 1000, 123_456, 5 * 10**9)] == ["0 B", "999 B", "1 kB", "123 kB", "5 GB"]
+
+
+def test_states_that_an_accepted_record_lends_go_with_its_own_and_are_room_only_together(runs, monkeypatch, capsys):
+    from segsweep.runs.clean import gain, items, shown
+
+    (folder,) = (path.parent for path in runs.glob("runs/*/result.json"))
+    accepted.accept(folder, {"signature": "5", "group": "6", "trajectory": "7", "code": "8", "files": {}})
+    found = [item for item in items(runs) if item.kind == "checkpoints"]
+    old, new = sorted(found, key=lambda item: item.place.name == "7")
+    assert new.place == runs / "trajectories" / "7"
+    mark = (new.place / accepted.FILE).stat().st_size
+    assert (gain([old]), gain([new]), gain([old, new])) == (0, mark, old.bytes + mark)
+    run(runs, "--what", "checkpoints", monkeypatch=monkeypatch)
+    assert f"checkpoints: 2, {shown(old.bytes + mark)}" in capsys.readouterr().out
+    assert not list(new.place.glob("*.pt")) + list(old.place.glob("*.pt"))
+    assert accepted.standing(runs, "5")
 
 
 def test_what_could_be_gone_on_with_goes_on_request_alone(runs, cfg, monkeypatch):

@@ -46,7 +46,7 @@ def record(folder: Path) -> dict:
         "history": artifacts.read_lines(folder / "history.jsonl"),
         "signature": json.loads((folder / "run.json").read_text())["signature"],
         "table": (folder / "points.csv").read_text(),
-        "own": (folder / "own.txt").read_text(),
+        "own": [(folder / name).read_text() for name in ("own.txt", "sub/more.txt")],
         "config": "task:" in (folder / "config.yaml").read_text(),
         "weights": {n: (w["epoch"], {k: t.tolist() for k, t in w["model"].items()}) for n, w in weights.items()},
     }
@@ -111,7 +111,8 @@ def test_a_power_cut_while_a_run_is_trained_anew_leaves_the_old_record_or_the_ne
 
 
 def test_an_epoch_is_flushed_in_three_calls_and_one_that_is_no_best_in_two(tmp_path, cfg, monkeypatch):
-    """And of a job what ends it: five files, a file of the task's own, its table and its folder twice; new folders."""
+    """And of a job what ends it: five files, two of the task's own and the folder of one, its table, its folder twice;
+    new folders."""
     (tmp_path / "runs").mkdir()
     recorder = medium.Medium(tmp_path / "runs", monkeypatch)
     end = Loop._end
@@ -120,7 +121,7 @@ def test_an_epoch_is_flushed_in_three_calls_and_one_that_is_no_best_in_two(tmp_p
     kinds = "".join({"fsync": "f", "epoch": "e"}.get(event[0], "") for event in recorder.events)
     before, one, two, rest = kinds.split("e")
     assert (before.count("f"), one.count("f"), two.count("f")) == (5, 3, 2)
-    assert rest.count("f") == 3 + 9
+    assert rest.count("f") == 3 + 11
 
 
 class Full:
@@ -199,7 +200,7 @@ def test_each_write_flush_and_rename_that_fails_for_want_of_room_is_one_line_and
             assert not there or len(epochs) < 2
             assert not list(runs.glob("trajectories/*/.*"))
     assert failed.count("write") > 15
-    assert failed.count("fsync") == 6 + 3 + 2 + 9
+    assert failed.count("fsync") == 6 + 3 + 2 + 11
     assert failed.count("replace") == 13
 
 

@@ -68,7 +68,11 @@ def test_files_of_any_task_are_kept_mirrored_restored_and_linked(tmp_path, uri):
     assert artifacts.of_task(other) == []
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/x", ".hidden", "a/.b/c", "result.json", "last.pt", "lock", "", "a\nb"])
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "/etc/x", ".hidden", "a/.b/c", "result.json", "last.pt", "lock", "", "a\nb"]
+    + ["./lock", "a//b", "last.pt/x", "lock/x", f"{artifacts.NEXT}/x", "a/x.lock"],
+)
 def test_a_record_from_elsewhere_names_no_file_outside_and_none_of_the_engines(name):
     assert not artifacts.is_tasks(name)
     assert artifacts.is_tasks("a/b.json")

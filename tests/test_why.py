@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import medium
 import pytest
 from test_signature import OWN, PROJECTS
 
@@ -220,6 +221,36 @@ def test_an_accepted_record_answers_the_same_command_and_stays_as_it_was(here, c
     assert "Accepted already" in accept(capsys, first.folder)
     edit(here / "counting.py")  # and again
     assert do().status == "finished"
+
+
+def test_an_accepted_record_with_damaged_weights_stays_and_todays_run_is_tested_from_its_states(here, capsys):
+    """Other code does not mend what it did not make."""
+    first = do()
+    edit(here / "counting.py")
+    accept(capsys, first.folder)
+    (first.folder / "last.pt").write_bytes(b"half")
+    before = content(first.folder)
+    again = do()
+    assert (again.status, again.folder == first.folder, again.metrics) == ("reused", False, first.metrics)
+    assert content(first.folder) == before
+    assert json.loads((again.folder / "run.json").read_text())["accepted"] == {"run": first.signature, "epochs": 2}
+
+
+def test_a_power_cut_leaves_no_state_that_passes_for_todays_own_and_no_acceptance_is_lost(here, capsys, monkeypatch):
+    first = do()
+    edit(here / "counting.py")
+    with monkeypatch.context() as patch:
+        recorder = medium.Medium(here / "multirun", patch)
+        accept(capsys, first.folder)
+    (entry,) = accepted.entries(first.folder)
+    new = f"trajectories/{entry['trajectory']}"
+    for cut in range(len(recorder.events) + 1):
+        for tree in recorder.left(cut):
+            taken = [name for name in tree if name.startswith(f"{new}/state_")]
+            assert not taken or first.signature in tree[f"{new}/{accepted.FILE}"].decode()
+    for tree in recorder.left(len(recorder.events)):
+        assert b"a rename" in tree[f"runs/{first.signature}/{accepted.FILE}"]
+        assert first.signature in tree[f"accepted/{entry['signature']}.json"].decode()
 
 
 def test_a_longer_run_goes_on_from_an_accepted_one_and_says_so(here, capsys):

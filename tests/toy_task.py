@@ -32,6 +32,8 @@ class Line:
         model = nn.Linear(1, 1)
         optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
         (run.folder / "own.txt").write_text("a file of the task's own\n")
+        (run.folder / "sub").mkdir(exist_ok=True)
+        (run.folder / "sub" / "more.txt").write_text("another\n")
         for epoch in run.epochs(model=model, optimizer=optimizer):
             optimizer.zero_grad()
             loss = nn.functional.mse_loss(model(X[torch.randperm(16)[:8]]), X[:8])

@@ -73,7 +73,8 @@ def accept(folder: Path, entry: dict[str, Any]) -> tuple[dict[str, Any], str]:
             entry = earlier
         else:
             artifacts.write_json(folder / FILE, {LIST: [*known, entry]}, durable=True)
-            artifacts.flush(folder)
+        for place in (folder, runs / LIST, runs):
+            artifacts.flush(place)
     info = artifacts.read_json(folder / "run.json") or {}
     old, new = (runs / "trajectories" / about["trajectory"] for about in (info, entry))
     return entry, _link(Checkpoints(old), Checkpoints(new), folder.name, int(result["epochs"]))

@@ -30,6 +30,7 @@ from zipfile import BadZipFile, ZipFile
 from segsweep.core import masks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import Interrupted, session
+from segsweep.core.signature import OWN
 
 log = logging.getLogger(__name__)
 
@@ -270,9 +271,10 @@ def lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
+        at = f"{OWN}." if (door := session().door) and door.app else ""
         raise SegsweepError(
             f"{folder} cannot be written ({error.strerror}): it is read-only or another user's; give a folder of your "
-            "own: paths.runs=FOLDER"
+            f"own: {at}paths.runs=FOLDER"
         ) from error
     with file:
         if (taken := _taken(file)) is None:

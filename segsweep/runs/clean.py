@@ -5,13 +5,15 @@ weights are not.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
-from segsweep.core import artifacts
+from segsweep.core import accepted, artifacts
 from segsweep.core.artifacts import NEXT, WEIGHTS
 
 KINDS = {
@@ -32,10 +34,15 @@ class Item:
     place: Path
     files: list[Path]
     alone: Callable[[], AbstractContextManager[bool]]
-    bytes: int = field(init=False)
+    content: Counter[tuple[int, int, int, int]] = field(init=False)
+    """Of each content its device, inode, bytes and number of names -> how many of these names are here."""
 
     def __post_init__(self) -> None:
-        self.bytes = size(self.files)
+        self.content = _content(self.files)
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, _, size, _ in self.content)
 
     def remove(self) -> bool:
         """False where somebody works on it, and it is left alone. Raises OSError."""
@@ -45,15 +52,20 @@ class Item:
         return free
 
 
-def size(paths: Sequence[Path]) -> int:
-    """Bytes of files and folders; what has several names counts once."""
-    found = {}
+def _content(paths: Sequence[Path]) -> Counter[tuple[int, int, int, int]]:
+    found: Counter[tuple[int, int, int, int]] = Counter()
     for path in paths:
         for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
             if file.is_file() and not file.is_symlink():
                 stat = file.stat()
-                found[stat.st_dev, stat.st_ino] = stat.st_size
-    return sum(found.values())
+                found[stat.st_dev, stat.st_ino, stat.st_size, stat.st_nlink] += 1
+    return found
+
+
+def gain(found: Iterable[Item]) -> int:
+    """Bytes that the disk has more of without them: what has names elsewhere, too, stays."""
+    names = sum((item.content for item in found), Counter[tuple[int, int, int, int]]())
+    return sum(content[2] for content, here in names.items() if here >= content[3])
 
 
 def items(runs: Path) -> list[Item]:
@@ -63,8 +75,10 @@ def items(runs: Path) -> list[Item]:
     folders: dict[str, list[Path]] = {}
     for folder in sorted(path for path in (runs / "runs").glob("*") if path.is_dir()):
         end, trajectory = _end(folder), (artifacts.read_json(folder / "run.json") or {}).get("trajectory", "")
-        ends.setdefault(trajectory, []).append(end)
-        folders.setdefault(trajectory, []).append(folder)
+        # where a record was accepted its states are those of another trajectory, too
+        for name in {trajectory, *(entry["trajectory"] for entry in accepted.entries(folder))}:
+            ends.setdefault(name, []).append(end)
+            folders.setdefault(name, []).append(folder)
         if end in ("failed", "unfinished"):
             found.append(Item(end, folder, _all(folder), partial(_alone, folder)))
         elif (folder / NEXT).is_dir():
@@ -109,10 +123,9 @@ def table(found: Sequence[Item], left: Sequence[Path] = ()) -> str:
         return "Nothing can go."
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
-    sums = {kind: sum(item.bytes for item in found if item.kind == kind and item.place not in left) for kind in KINDS}
-    counts = {kind: sum(item.kind == kind and item.place not in left for item in found) for kind in KINDS}
-    totals = [f"{kind}: {counts[kind]}, {shown(sums[kind])}" for kind in KINDS if counts[kind]]
-    return "\n".join([*lines, "", *totals, f"in all: {shown(sum(sums.values()))}"])
+    going = {kind: [item for item in found if item.kind == kind and item.place not in left] for kind in KINDS}
+    totals = [f"{kind}: {len(items)}, {shown(gain(items))}" for kind, items in going.items() if items]
+    return "\n".join([*lines, "", *totals, f"in all: {shown(gain(chain(*going.values())))}"])
 
 
 def shown(number: int) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from segsweep.config.schema import engine
 from segsweep.config.start import start
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
@@ -186,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
             # Noise: a patient's image does not belong in a registry.
             example = torch.randn(2, *x.shape[1:], generator=torch.Generator().manual_seed(0)).numpy()
             facts = {key: str(value) for key, value in about(trained).items() if isinstance(value, str | int)}
-            experiment = trained.config.tracking.experiment
+            experiment = engine(trained.config).tracking.experiment
             made = register(options.register, folder, out / "model.onnx", example, logits, facts, experiment)
             print(f"Registered as {made}: mlflow.pyfunc.load_model('{made}').predict(array)['logits']")
     except (SegsweepError, OSError) as error:

@@ -208,7 +208,8 @@ class _Check:
         usual = f"What is not among the states of run.epochs(...) is lost; {STATES}"
         if known is None:
             return usual
-        Checkpoints(folder / "trajectory").save(known, None)
+        best = {"epoch": 1, "model": known["model"]} if "model" in known else None  # a state without is not whole
+        Checkpoints(folder / "trajectory").save(known, best)
         try:
             _train(self.configured(folder, EPOCHS), folder, looks=True)
         except _Looked as look:
