@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from segsweep.tracking import recall
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hydra_app"
 APP = """
 import os
@@ -207,6 +209,43 @@ def test_data_are_watched_by_a_function_of_the_configuration(through, conf, app,
         module.seen.clear()
         module.start()
         assert len(module.seen) == called
+
+
+def test_a_password_in_its_configuration_is_in_no_file_and_no_line(through, conf, app, tmp_path, monkeypatch):
+    address = "http://me:hunter2xyzzy@127.0.0.1:9"
+    (conf / "config.yaml").write_text(CONFIG + f"segsweep: {{tracking: {{uri: '{address}'}}}}\n")
+    monkeypatch.setenv("SEGSWEEP_ADDRESS_0", "")  # what is kept goes with the test
+    source = app.replace("    seen", f"    import logging\n    logging.warning('at %s', {address!r})\n    seen")
+    (conf.parent / "out").mkdir()
+    monkeypatch.chdir(conf.parent / "out")
+    code, said, _ = through(source, "-m", "lr=1,2", "hydra/launcher=basic", "segsweep.report=false")
+    assert code == 0, said
+    assert "http://***@127.0.0.1:9" in said
+    logs = [file.read_text() for file in Path().rglob("*.log")]
+    assert any("at http://***@127.0.0.1:9" in text for text in logs)
+    files = [file for file in Path().rglob("*") if file.is_file()]
+    assert len(files) > 10
+    assert [file for file in files if b"hunter2" in file.read_bytes()] == []
+    assert "hunter2" not in said
+
+
+def test_what_others_say_reads_no_environment_and_what_it_says_itself_does(through, conf, app, tmp_path):
+    (conf / "config.yaml").write_text(CONFIG + "home: ${oc.env:HOME}\n")
+    for folder, name in ((conf, "home"), (tmp_path / "others", "theirs")):
+        (folder / "part" / "inner").mkdir(parents=True)
+        (folder / "part" / "inner" / f"{name}.yaml").write_text("place: ${oc.env:HOME}\n")
+    given = ["--config-dir", str(tmp_path / "others"), *HERE]
+    code, said, _ = through(app, *given, "+part/inner=theirs")
+    assert (code, "part.inner.place: '${oc.env:HOME}' is from a file" in said) == (1, True), said
+    code, said, module = through(app, *given, "+part/inner=home")
+    assert (code, len(module.seen)) == (0, 1), said
+
+
+def test_what_its_record_says_is_text(through, app, tmp_path):
+    assert through(app, *QUIET)[0] == 0
+    (run,) = tmp_path.glob("multirun/runs/*")
+    (run / "config.yaml").write_text((run / "config.yaml").read_text() + "more: ${oc.env:HOME}\n")
+    assert recall.configuration(run).more == "${oc.env:HOME}"
 
 
 def test_what_an_application_tells_hydra_in_its_store_stays(through, app):

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from segsweep.sweeps import doors
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "script"
 FUNCTION = """
 import segsweep
@@ -174,6 +176,30 @@ def test_a_task_class_says_all_itself_and_needs_no_leave(through, tmp_path, monk
     assert {run["trained_epochs"] for run in runs(tmp_path)} == {1}
     assert "hidden=-1: must be at least 1" in through(source, "hidden=-1")[1]
     assert "not allowed to be called" in through(source, "+task.model={_target_: os.getcwd}")[1]
+
+
+def test_its_hydra_has_no_published_sweeper_but_the_guarded_one(tmp_path):
+    (tmp_path / "mine.py").write_text(FUNCTION + "start()\n")
+    done = python(tmp_path, "mine.py", "hydra/sweeper=optuna", "--cfg", "hydra")
+    assert done.stderr == ""
+    assert OmegaConf.create(done.stdout).hydra.sweeper._target_ == "segsweep.plugins.published.OptunaSweeper"
+
+
+def test_a_module_beside_it_is_found_by_workers_before_other_packages_and_after_pythons_own(tmp_path, monkeypatch):
+    for place, name in (("site-packages", "beside"), ("own", "beside"), ("own", "queue")):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / f"{name}.py").write_text(f"found = {place!r}\n")
+    (tmp_path / "own" / "script_of_test.py").write_text("import beside, queue\n")
+    own = str(tmp_path / "own")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site-packages"), own])  # as `child.ordered` has it
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    try:
+        found = doors._load("script_of_test", f"{own}/script_of_test.py", own)
+        assert found.beside.found == "own"
+        assert hasattr(found.queue, "SimpleQueue")
+    finally:
+        for name in ("script_of_test", "beside"):
+            sys.modules.pop(name, None)
 
 
 def test_importing_segsweep_and_naming_its_door_imports_nothing_heavy():
