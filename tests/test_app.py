@@ -14,12 +14,18 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from segsweep.core.errors import DataError
+from segsweep.sweeps import doors
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hydra_app"
 APP = """
 import os
 import segsweep
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+
+from segsweep.core.errors import DataError
+from segsweep.sweeps import doors
 OmegaConf.register_resolver("my_folder", lambda: HydraConfig.get().runtime.output_dir, replace=True)
 seen = []
 @segsweep.main(config_path="conf", config_name="config", metric="loss", direction="min", ignored=["workers"])
@@ -335,3 +341,79 @@ def test_an_application_with_epochs_that_was_killed_goes_on_to_the_same_bits(tmp
     assert len(found[0]) == 4
     assert found[0] == found[1]
     assert sum(run["trained_epochs"] for run in runs(folders[1])) == 8  # of 10: one epoch of each is shared
+
+
+def called(through, source: str, first: tuple[str, ...], second: tuple[str, ...]) -> int:
+    """How often an application is called for the second command once the first was done."""
+    code, said, module = through(source, *first, *QUIET)
+    assert code == 0, said
+    module.seen.clear()
+    sys.argv[1:] = [*second, *QUIET]
+    module.start()
+    return len(module.seen)
+
+
+def test_a_value_of_one_job_in_a_list_takes_nothing_of_the_list_with_it(through, conf, app):
+    hook = "hooks: [{kind: x, gain: 50, out: '${hydra:runtime.output_dir}/x'}, '${now:%f}', [3, '${now:%f}']]\n"
+    (conf / "config.yaml").write_text(CONFIG + hook)
+    assert called(through, app, (), ()) == 0
+    for changed in ("{kind: x, gain: 90, out: 4}, 5, [3, 6]", "{kind: x, gain: 50}, 5, [4, 6]"):
+        assert called(through, app, (), (f"hooks=[{changed.replace('4}', '${hydra:runtime.output_dir}}')}]",)) == 1
+
+
+def test_a_list_that_follows_the_seed_is_one_group_and_told_by_the_seed_alone(through, conf, app, tmp_path):
+    (conf / "config.yaml").write_text(CONFIG + "both: [1, '${seed}']\n")
+    assert through(app, "-m", "seed=1,2", *HERE)[0] == 0
+    assert len({run["group"] for run in runs(tmp_path)}) == 1
+    assert not any("both" in run["factors"] for run in runs(tmp_path))
+
+
+def test_the_option_of_a_group_decides_as_any_value_does(through, conf, app, tmp_path, capfd):
+    (conf / "config.yaml").write_text(CONFIG + "name: '${hydra:runtime.choices.net}'\n")
+    for option in ("small", "large"):
+        (conf / "net" / f"{option}.yaml").write_text("width: 4\n")
+    code, said, module = through(app, "-m", "net=small,large", *HERE)
+    assert code == 0, said
+    assert {run["factors"]["name"] for run in runs(tmp_path)} == {"small", "large"}
+    sys.argv[1:] = ["-m", "net=small,large", *QUIET, "hydra/launcher=plan"]
+    module.start()  # where there is no job to ask for it
+    assert "2 jobs: 2 finished" in capfd.readouterr().out
+
+
+def test_a_whole_number_and_a_float_are_two_values_of_an_application(through, conf, app, tmp_path):
+    assert called(through, app, ("+most=1",), ("+most=1.0",)) == 1
+    assert called(through, app, ("+most=2.0", "+all=[1]"), ("+most=2.0", "+all=[1]")) == 0
+
+
+def test_data_are_where_they_are_in_which_entry_and_behind_links(tmp_path, monkeypatch):
+    train, test, far = (tmp_path / name for name in ("train", "test", "far"))
+    for folder in (train, test, far):
+        folder.mkdir()
+        (folder / folder.name).write_text("1")
+    both = doors._digest([train, test], tmp_path)
+    (train / "train").rename(test / "train")
+    (train / "a").write_text("1")
+    (test / "test").rename(train / "test")
+    moved = doors._digest([train, test], tmp_path)
+    (train / "test").rename(test / "test")
+    assert len({both, moved, doors._digest([train, test], tmp_path)}) == 3  # `name content` of all is the same twice
+    (train / "link").symlink_to(far)
+    for back in ("up", "itself"):
+        (far / back).symlink_to({"up": tmp_path, "itself": far}[back])
+    linked = doors._digest(train, tmp_path)
+    (tmp_path / "beside").write_text("what a sweep writes, say")
+    assert doors._digest(train, tmp_path) == linked
+    (far / "far").write_text("22")
+    assert doors._digest(train, tmp_path) != linked
+    monkeypatch.chdir(far)
+    assert doors._digest("train", tmp_path) == doors._digest(train, far)  # beside the program
+    assert doors._digest("v1", tmp_path) == "v1"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [("", "paths are needed"), ([""], "paths are needed"), ([], "no path"), ("./", "without files")]
+)
+def test_data_of_which_nothing_can_be_watched_are_refused(given, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=says):
+        doors._digest(given, tmp_path)

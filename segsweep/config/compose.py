@@ -16,6 +16,7 @@ from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config import trust
+from segsweep.config.schema import chosen
 from segsweep.core.session import session
 
 KINDS = 64
@@ -95,7 +96,7 @@ def bare(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     own = config.copy()
     with open_dict(own):
         del own["hydra"]
-    return own, choices
+    return chosen(own, choices), choices
 
 
 @lru_cache(4096)

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -29,9 +29,10 @@ CODE = ("segsweep.core.device", "segsweep.runs.loop")
 """What takes part in every task's results."""
 
 
-def digest(value: Any) -> str:
-    """16 hex digits of the SHA-256 of `value` as JSON with sorted keys, where 1 and 1.0 are one value."""
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()[:16]
+def digest(value: Any, exact: bool = False) -> str:
+    """16 hex digits of the SHA-256 of `value` as sorted JSON, where 1 and 1.0 are one value unless `exact`."""
+    plain = value if exact else _plain(value)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:
@@ -66,14 +67,16 @@ def signatures(
     that decides a number. like: the same less what repeats differ in, by which they are a group.
 
     `files`: what `code` gives. A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`),
-    so that runs of different length share a trajectory exactly when their epochs are the same computation.
+    so that runs of different length share a trajectory exactly when their epochs are the same computation. In the
+    configuration of another application 1 and 1.0 are two values: of its keys nobody knows that they are floats.
     """
+    exact = epochs != "epochs"
     identity: dict[str, Any] = {"config": kept, "code": fingerprint(files)}
     whole = identity | {"data": data, "split": split}
     return {
-        "signature": digest(whole),
-        "group": digest(identity | {"data": data, "config": like}),
-        "trajectory": digest(whole | {"config": without(kept, (epochs,))}),
+        "signature": digest(whole, exact),
+        "group": digest(identity | {"data": data, "config": like}, exact),
+        "trajectory": digest(whole | {"config": without(kept, (epochs,))}, exact),
     }
 
 
@@ -99,7 +102,22 @@ def _flatten(key: str, item: Any, choices: Mapping[str, Any], flat: dict[str, An
 
 def fingerprint(files: Mapping[str, str]) -> str:
     """Of the code in `files`, by whatever name it was imported: `src.net`, `net`, or the script that was started."""
-    return digest(sorted([name.rpartition(".")[2], content] for name, content in files.items()))
+    return digest(sorted([name, files[full]] for full, name in short(files).items()))
+
+
+def short(names: Iterable[str]) -> dict[str, str]:
+    """Module -> the last part of its name, or as many of the last as it takes to be no other's."""
+    alike: dict[str, list[list[str]]] = {}
+    for name in names:
+        parts = name.split(".")
+        alike.setdefault(parts[-1], []).append(parts)
+    found = {}
+    for several in alike.values():
+        length = 1
+        while len({tuple(parts[-length:]) for parts in several}) < len(several):
+            length += 1
+        found |= {".".join(parts): ".".join(parts[-length:]) for parts in several}
+    return found
 
 
 @cache

@@ -43,7 +43,13 @@ class Identity:
     def factors(self, choices: dict[str, Any], spec: Spec, at: str) -> dict[str, Any]:
         """As `signature.factors`, where what follows a repeat is told by that alone."""
         whole, like = factors(self.config, choices), factors(self.like, choices)
-        return {key: value for key, value in whole.items() if key in like or key in repeats(spec, at)}
+        alike = {key for key, value in whole.items() if key in like and str(like[key]) == str(value)}
+        return {key: value for key, value in whole.items() if key in alike or key in repeats(spec, at)}
+
+    @property
+    def exact(self) -> bool:
+        """Whether 1 and 1.0 are two values, see `signature.signatures`."""
+        return self.epochs != "epochs"
 
 
 def repeats(spec: Spec, at: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from segsweep.config.start import start
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
-from segsweep.core.signature import digest
+from segsweep.core.signature import digest, short
 from segsweep.runs.identity import Identity, identity, recorded
 from segsweep.task import Data
 
@@ -52,7 +52,7 @@ def differences(old: Identity, new: Identity) -> list[Difference]:
     found = []
     for name in dict.fromkeys([*first, *second]):
         a, b = (_text(side[name]) if name in side else None for side in (first, second))
-        if a is None or b is None or digest(first[name]) != digest(second[name]):
+        if a is None or b is None or digest(first[name], new.exact) != digest(second[name], new.exact):
             found.append(Difference("value", printable(name), a, b))
     found += _files(old, new)
     for kind, what in (("data", "content of the data"), ("split", "who is in which part")):
@@ -77,10 +77,11 @@ def _text(value: Any) -> str:
 def _files(old: Identity, new: Identity) -> Iterator[Difference]:
     """Modules whose code differs. In a signature the last part of a module's name counts: `src.net` is `net`."""
     first, second = (
-        {name: (name.rpartition(".")[2], content) for name, content in side.files.items()} for side in (old, new)
+        {name: (part, side.files[name]) for name, part in short(side.files).items()} for side in (old, new)
     )
-    gone = {name for name in first if first[name] not in second.values()}
-    came = {name for name in second if second[name] not in first.values()}
+    same = {name for name in first if old.files[name] == new.files.get(name)}
+    gone = {name for name in first if first[name] not in second.values()} - same
+    came = {name for name in second if second[name] not in first.values()} - same
     for name in sorted(gone | came):
         where = printable(new.places.get(name) or old.places.get(name) or "")
         a = first[name][1] if name in gone else None
