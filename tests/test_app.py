@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from segsweep.core.errors import DataError
-from segsweep.sweeps import doors
+from segsweep.sweeps import doors, why
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hydra_app"
 APP = """
@@ -25,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from segsweep.core.errors import DataError
-from segsweep.sweeps import doors
+from segsweep.sweeps import doors, why
 OmegaConf.register_resolver("my_folder", lambda: HydraConfig.get().runtime.output_dir, replace=True)
 seen = []
 @segsweep.main(config_path="conf", config_name="config", metric="loss", direction="min", ignored=["workers"])
@@ -417,3 +417,65 @@ def test_data_of_which_nothing_can_be_watched_are_refused(given, says, tmp_path,
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=says):
         doors._digest(given, tmp_path)
+
+
+def test_runs_of_an_application_and_of_a_script_are_compared(through, conf, app, tmp_path, capfd):
+    code, said, _ = through(app, "-m", "lr=1,2", "+list=[1,2]", *HERE)
+    assert code == 0, said
+    first, second = (str(folder) for folder in sorted(tmp_path.glob("multirun/runs/*")))
+    assert why.main([first, second]) == why.main([first, first]) == 0
+    said = capfd.readouterr().out
+    assert re.search(r"value +lr +(1 -> 2|2 -> 1)\n", said), said
+    assert "They are two runs: 1 value differs." in said
+    assert "They are the same run" in said
+    shutil.rmtree(tmp_path / "multirun")
+    script = "import segsweep\ndef train(run, *, opts: dict = {'p': 1, 'q': {'r': 2}}):\n    return opts['p']\n"
+    script += "def start():\n    segsweep.main(train, metric='loss', direction='min')\n"
+    code, said, _ = through(script, "opts.p=3", "tracking=none", "report=false")
+    assert code == 0, said
+    (only,) = map(str, tmp_path.glob("multirun/runs/*"))
+    assert why.main([only, only]) == 0
+    assert "They are the same run" in capfd.readouterr().out
+
+
+def test_a_function_that_hydra_gets_by_its_path_is_watched(through, conf, app, tmp_path):
+    helper = f"helper_{tmp_path.name}"
+    (tmp_path / f"{helper}.py").write_text("def value():\n    return 1\n")
+    asked = f"+fn={{_target_: hydra.utils.get_method, path: {helper}.value}}"
+    assert through(app, asked, *QUIET)[0] == 0
+    (run,) = runs(tmp_path)
+    assert helper in run["files"]
+
+
+def test_a_module_that_is_loaded_by_a_name_made_at_run_time_is_told_and_why_says_whether_it_changed(
+    through, conf, app, tmp_path, capfd
+):
+    plug = f"plug_{tmp_path.name}"
+    (tmp_path / f"{plug}.py").write_text("value = 1\n")
+    source = app.replace("    seen.append", f"    __import__({plug!r} + '')\n    seen.append")
+    _, told, module = through(source, *QUIET)
+    assert told.count(f"{plug}: loaded and not watched") == 1
+    module.start()
+    assert "not watched, an edit" not in "".join(capfd.readouterr())
+    (run,) = runs(tmp_path)
+    assert run["unwatched"].keys() == {plug}
+    (folder,) = tmp_path.glob("multirun/runs/*")
+    why._unwatched(run)
+    (tmp_path / f"{plug}.py").write_text("value = 2\n")
+    why._unwatched(run)
+    (tmp_path / f"{plug}.py").unlink()
+    why._unwatched(run)
+    said = [line for line in capfd.readouterr().out.splitlines() if "not watched" in line]
+    assert [line.partition("; ")[2] for line in said] == [
+        "unchanged since",
+        "it has changed since",
+        "it cannot be read now",
+    ]
+
+
+def test_a_pruner_is_the_engines_whatever_an_application_calls_so(through, conf, app, tmp_path):
+    source = app.replace("start(cfg)", "start(cfg, run)")
+    code, said, _ = through(source, "segsweep/pruner=median", *QUIET)
+    assert code == 0, said
+    code, said, _ = through(source, "segsweep/pruner=median", "segsweep.pruner.n_startup_trials=-1", *QUIET)
+    assert "n_startup_trials" in said

@@ -127,6 +127,19 @@ PROJECTS = {
         "mine.Net",
         "part.py",
     ),
+    "imported by a relative name": (
+        {"mine/__init__.py": "", "mine/net.py": f"import importlib\n{NET}importlib.import_module('.part', 'mine')\n"}
+        | {"mine/part.py": "a = 1\n"},
+        *("mine.net.Net", "mine/part.py"),
+    ),
+    "imported by a named name": (
+        {"mine.py": f"import importlib\n{NET}part = importlib.import_module(name='part')\n", "part.py": "a = 1\n"},
+        *("mine.Net", "part.py"),
+    ),
+    "got by Hydra": (
+        {"mine.py": f"from hydra.utils import get_method\n{NET}f = get_method('part.f')\n", "part.py": "f = len\n"},
+        *("mine.Net", "part.py"),
+    ),
     "what it inherits from, made at run time": (
         {"mine.py": "name = 'ba' + 'se'\nclass Net(__import__(name).Base):\n    pass\n", "base.py": "class Base: ..."},
         *("mine.Net", "base.py"),

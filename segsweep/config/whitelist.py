@@ -66,6 +66,8 @@ KINDS = {
 """Of what the engine builds. A task lists its own beside them."""
 HYDRAS = ("segsweep.sweeps.sweep.SweepCallback", "logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
 """What Hydra calls for itself, and a component of a run may not."""
+GETTERS = tuple(f"hydra.utils.get_{what}" for what in ("method", "static_method", "class", "object"))
+"""What gives the function or class that its argument `path` names."""
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -209,6 +211,8 @@ def _targets(node: Any) -> Iterator[str]:
     if isinstance(node, Mapping):
         if isinstance(target := node.get("_target_"), str):
             yield target
+            if target in GETTERS and isinstance(path := node.get("path"), str):
+                yield path
         node = list(node.values())
     if isinstance(node, list | tuple):
         for item in node:

@@ -6,12 +6,13 @@ module of one's own that a component reaches by importing, outside site-packages
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import json
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -179,12 +180,30 @@ def _find(name: str) -> tuple[Path | None, bool]:
     return Path(spec.origin) if spec.has_location and spec.origin else None, spec.submodule_search_locations is not None
 
 
+def unwatched(watched: Collection[Path], folders: Collection[Path]) -> dict[str, Path]:
+    """Module -> file of one's own code in `folders` that was loaded by now, in ways that reading does not see, and is
+    none of the files that are `watched`; both without links."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "/").resolve()
+        if name in ("__main__", "__mp_main__") or not file.is_file() or file in watched:
+            continue
+        inside = any(file.is_relative_to(folder) for folder in folders) and not file.is_relative_to(PACKAGE)
+        if inside and is_own(file):
+            found[name] = file
+    return found
+
+
 def is_own(file: Path) -> bool:
     file = file.resolve()
     if file.is_relative_to(PACKAGE):  # a room that holds a task is a task's code; the others are the engine
         return (PACKAGE / file.relative_to(PACKAGE).parts[0] / "task.py").exists()
     installed = {"site-packages", "dist-packages"} & set(file.parts)
     return not installed and not file.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
+
+
+_IMPORTING = ("import_module", "__import__", "get_method", "get_static_method", "get_class", "get_object")
+"""Functions that import what a text names: Python's, and Hydra's."""
 
 
 def _imports(file: Path, package: str) -> Iterator[str]:
@@ -198,11 +217,17 @@ def _imports(file: Path, package: str) -> Iterator[str]:
                 base = ".".join([*around, *([module] if module else [])])
                 yield base
                 yield from (f"{base}.{name.name}" for name in names)
-            case ast.Call(
-                func=ast.Name(id=called) | ast.Attribute(attr=called), args=[ast.Constant(value=str(name)), *_]
-            ):
-                if called in ("import_module", "__import__"):
-                    yield name
+            case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)) if called in _IMPORTING:
+                given = dict(zip(("name", "package"), node.args, strict=False))
+                given |= {word.arg: word.value for word in node.keywords if word.arg}
+                name, around = given.get("path", given.get("name")), given.get("package")
+                if not (isinstance(name, ast.Constant) and isinstance(name.value, str)):
+                    continue
+                named = isinstance(around, ast.Constant) and isinstance(around.value, str)
+                with contextlib.suppress(ImportError):  # beyond the top of a package, which fails when it is run, too
+                    yield importlib.util.resolve_name(name.value, str(around.value) if named else package)
+                if called.startswith("get_"):
+                    yield name.value.rpartition(".")[0]
 
 
 def _code(file: Path) -> str:

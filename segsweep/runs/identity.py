@@ -1,5 +1,6 @@
 """Which run a configuration is, today, and which one a record is: what `signature` hashes, side by side."""
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from yaml import YAMLError
 from segsweep.config import whitelist
 from segsweep.config.before import spec_of
 from segsweep.config.schema import resolved, under
-from segsweep.core import artifacts
+from segsweep.core import artifacts, signature
 from segsweep.core.errors import SegsweepError
 from segsweep.core.signature import code, factors, left_out, places, signatures, without
 from segsweep.task import Data, Spec
@@ -52,6 +53,22 @@ class Identity:
         return self.epochs != "epochs"
 
 
+def unwatched(found: Identity) -> dict[str, dict[str, str]]:
+    """Module -> file and hash of one's own code that this process has loaded and `found` does not know: in the working
+    directory, and where its own modules are imported from."""
+    folders = {Path.cwd()}
+    watched = {name: Path(file).resolve() for name, file in found.places.items()}
+    for name, file in watched.items():
+        inside = name.count(".") + (file.stem == "__init__")
+        folders.add(file.parents[min(inside, len(file.parents) - 1)])
+    files = signature.unwatched(set(watched.values()), folders)
+    kept = {}
+    for name, place in files.items():
+        with contextlib.suppress(OSError, SyntaxError, ValueError):  # gone by now, or no module of Python's
+            kept[name] = {"file": str(place), "hash": signature.hashes({name: place})[name]}
+    return kept
+
+
 def repeats(spec: Spec, at: str) -> tuple[str, ...]:
     """The keys in which repeats of one configuration differ; `at`: how the engine's keys begin."""
     return tuple(dict.fromkeys(("seed", f"{at}seed", *spec.repeats)))
@@ -78,11 +95,14 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
     try:
         spec = spec_of(info)
         cfg = OmegaConf.load(folder / "config.yaml")
-        whole: Any = OmegaConf.to_container(cfg, resolve=True)
         at = under(cfg)  # type: ignore[arg-type]
+        whole: Any = OmegaConf.to_container(
+            cfg, resolve=not at
+        )  # an application's is as it was written, see `resolved`
         config = without(whole, left_out(at, spec))
-        plain = {key for key, value in config.items() if not (isinstance(value, dict) and "_target_" in value)}
-        settled = {key: info["factors"][key] for key in plain if info["factors"][key] != config[key]}
+        plain = {key for key, value in config.items() if not isinstance(value, dict)} | set(info.get("resolved") or ())
+        told = info["factors"]
+        settled = {key: told[key] for key in sorted(plain & set(told)) if told[key] != config.get(key)}
         data, split = (info[part]["digest"] or "" for part in ("data", "split"))
         config |= settled
         like = without(config, repeats(spec, at))

@@ -3,7 +3,6 @@ again today. `--accept RUN --reason TEXT` lets a record stand for today's code.
 """
 
 import argparse
-import contextlib
 import getpass
 import json
 import shlex
@@ -18,11 +17,13 @@ from omegaconf import DictConfig
 from segsweep.config.start import start
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
-from segsweep.core.signature import digest, short
+from segsweep.core.signature import digest, hashes, short
 from segsweep.runs.identity import Identity, identity, recorded
 from segsweep.task import Data
 
 RUN = "a run folder, a job's folder of a sweep, a run's signature or its unique beginning, best:SWEEP, an MLflow run id"
+_FLAGS = ("config_path", "config_name", "config_dir")
+"""What a command line says beside its overrides of what is composed."""
 INDEPENDENT = "differs, but does not decide which run it is"
 
 
@@ -112,6 +113,8 @@ def today(then: Identity, cfg: DictConfig) -> tuple[Identity, str]:
 
 def composition(reference: str, info: Mapping[str, Any], config_dir: str | None) -> DictConfig:
     """What the command of a run composes today. Raises SegsweepError where that cannot be known."""
+    from hydra._internal.utils import get_args
+
     from segsweep.sweeps.preflight import composed
 
     job = artifacts.read_json(Path(reference) / "job.json") or {}
@@ -121,11 +124,13 @@ def composition(reference: str, info: Mapping[str, Any], config_dir: str | None)
         raise SegsweepError(f"its command was not recorded as one types it: {error}") from None
     if words[:3] != ["python", "-m", "segsweep"]:
         raise SegsweepError("its command is not recorded")
-    argv = words[3:]
-    if job.get("overrides"):
-        argv = [word for word in argv if word.startswith("--config-dir")] + [str(line) for line in job["overrides"]]
-    if config_dir:
-        argv = [f"--config-dir={config_dir}", *(word for word in argv if not word.startswith("--config-dir"))]
+    try:
+        asked = get_args(words[3:])
+    except SystemExit:  # argparse
+        raise SegsweepError(f"its command is not one of this program: {info['command']}") from None
+    asked.config_dir = config_dir or asked.config_dir
+    flags = [f"--{name.replace('_', '-')}={value}" for name in _FLAGS if (value := getattr(asked, name))]
+    argv = [*flags, *map(str, job.get("overrides") or asked.overrides)]
     return composed(argv)[0]
 
 
@@ -156,6 +161,7 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     now, lacks = today(then, cfg)
     found = differences(then, now)
     _show(found, "today's")
+    _unwatched(info)
     print(lacks, end="\n" * bool(lacks))
     _versions(info.get("versions") or {}, environment.versions(*_packages(now)))
     _accepted(folder)
@@ -182,7 +188,7 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
     from segsweep.core import environment
     from segsweep.core.signature import code, fingerprint
 
-    then, cfg, info = recorded(folder)
+    then, _, info = recorded(folder)
     name, runs = folder.name, folder.parent.parent
     if folder.parent.name != "runs" or name != info["signature"]:
         raise SegsweepError(f"{folder}: not among the runs of this machine, so that no command would be led to it")
@@ -190,8 +196,13 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
         raise SegsweepError(f"{name}: a job works on it just now; accept it when that has ended")
     if not artifacts.result(folder):
         raise SegsweepError(f"{name}: not finished; only a finished record can stand for others")
-    with contextlib.suppress(SegsweepError):  # of another folder, say; then its own configuration has to do
+    try:
         cfg = composition(reference, info, config_dir)
+    except SegsweepError as error:
+        raise SegsweepError(
+            f"{name}: its command cannot be composed now ({str(error).splitlines()[0]}), and nobody else knows what it "
+            "would be today; give the folder of its options with --config-dir, or start this where it was started"
+        ) from error
     now, lacks = today(then, cfg)
     if lacks:
         raise SegsweepError(f"{name}: {lacks} A record is accepted for the same data alone")
@@ -243,6 +254,17 @@ def _show(found: list[Difference], second: str) -> None:
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
     for kind, name, change in rows:
         print(f"  {kind:<{widths[0]}}  {name:<{widths[1]}}  {change}")
+
+
+def _unwatched(info: Mapping[str, Any]) -> None:
+    """What a run had loaded that decides nothing here, and may have decided a number."""
+    for name, about in (info.get("unwatched") or {}).items():
+        try:
+            same = hashes({name: Path(about["file"])})[name] == about["hash"]
+            state = "unchanged since" if same else "it has changed since"
+        except (OSError, SyntaxError, ValueError):
+            state = "it cannot be read now"
+        print(f"  not watched  {printable(name)} ({printable(about['file'])})  was loaded; {state}")
 
 
 def _versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
