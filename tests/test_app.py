@@ -15,6 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from segsweep.core.errors import DataError
+from segsweep.runs import identity
 from segsweep.sweeps import doors, why
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hydra_app"
@@ -25,6 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from segsweep.core.errors import DataError
+from segsweep.runs import identity
 from segsweep.sweeps import doors, why
 OmegaConf.register_resolver("my_folder", lambda: HydraConfig.get().runtime.output_dir, replace=True)
 seen = []
@@ -479,3 +481,28 @@ def test_a_pruner_is_the_engines_whatever_an_application_calls_so(through, conf,
     assert code == 0, said
     code, said, _ = through(source, "segsweep/pruner=median", "segsweep.pruner.n_startup_trials=-1", *QUIET)
     assert "n_startup_trials" in said
+
+
+def test_variables_that_hydra_sets_are_part_of_a_run_and_of_its_command(through, conf, app, tmp_path, capfd):
+    first = "+hydra.job.env_set.FLAG=1"
+    code, said, module = through(app, first, *QUIET)
+    assert code == 0, said
+    assert "hydra" not in module.seen[0]
+    (run,) = runs(tmp_path)
+    assert run["factors"]["hydra.job.env_set.FLAG"] == "1"
+    assert first in run["command"].split()
+    for line, trained in ((first, 1), ("+hydra.job.env_set.FLAG=2", 2), ("hydra.job.env_copy=[HOME]", 3)):
+        sys.argv[1:] = [line, *QUIET]
+        module.start()
+        assert len(module.seen) == trained, line
+    assert not any("HOME" in str(run["factors"]) for run in runs(tmp_path))
+    sys.argv[1:] = ["-m", first, *QUIET, "hydra/launcher=plan"]
+    module.start()
+    assert "1 jobs: 1 finished" in capfd.readouterr().out
+    script = "import segsweep\ndef train(run, *, lr: float = 1):\n    return lr\n"
+    script += "def start():\n    segsweep.main(train, metric='loss', direction='min')\n"
+    assert through(script, first, "tracking=none", "report=false")[0] == 0
+    assert sum("hydra.job.env_set.FLAG" in run["factors"] for run in runs(tmp_path)) == 3
+    assert {run["signature"] for run in runs(tmp_path)} == {
+        identity.recorded(f)[2]["signature"] for f in tmp_path.glob("multirun/runs/*")
+    }

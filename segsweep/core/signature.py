@@ -185,7 +185,12 @@ def unwatched(watched: Collection[Path], folders: Collection[Path]) -> dict[str,
     none of the files that are `watched`; both without links."""
     found = {}
     for name, module in list(sys.modules.items()):
-        file = Path(getattr(module, "__file__", None) or "/").resolve()
+        text = getattr(module, "__file__", None) or "/"
+        if {"site-packages", "dist-packages"} & set(Path(text).parts) or text.startswith(
+            sysconfig.get_path("stdlib")
+        ):  # of thousands, to look at few files
+            continue
+        file = Path(text).resolve()
         if name in ("__main__", "__mp_main__") or not file.is_file() or file in watched:
             continue
         inside = any(file.is_relative_to(folder) for folder in folders) and not file.is_relative_to(PACKAGE)

@@ -421,6 +421,8 @@ class _Script(_Function):
 class _App(_Function):
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg.copy()
+        with open_dict(self.cfg):
+            self.cfg.pop("hydra", None)  # see `compose.with_environment`
         own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != OWN])
         if f"${{{OWN}." not in OmegaConf.to_yaml(own):  # else the application means to know
             with open_dict(self.cfg):

@@ -116,13 +116,17 @@ def _numbered(cfg: DictConfig) -> list[str]:
     return [f"{key}={QuotedString(text, Quote.single).with_quotes()}" for key, text in given.items()]
 
 
-def composed(argv: list[str]) -> tuple[DictConfig, dict[str, Any]]:
-    """The configuration of a single run without Hydra's part, and the option chosen in each group. Raises ConfigError
-    where Hydra cannot make one; what it is worth `preflight` tells."""
+def composed(
+    argv: list[str], overrides: list[str] | None = None, config_dir: str | None = None
+) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration of a single run without Hydra's part, and the option chosen in each group: of a command line,
+    or with other `overrides` and another folder of options. Raises ConfigError where Hydra cannot make one; what it is
+    worth `preflight` tells."""
     try:
         args = get_args(argv)
     except SystemExit:  # argparse, of a command line that was recorded
         raise ConfigError(f"{' '.join(argv)}: not a command line of this program") from None
+    args.overrides, args.config_dir = overrides or args.overrides, config_dir or args.config_dir
     root = trust.root(args)
     with initialize_config_search_path([*root.places, *_beside_it(args)]):
         cfg, choices = bare(_composed(root.name, args.overrides))

@@ -22,8 +22,6 @@ from segsweep.runs.identity import Identity, identity, recorded
 from segsweep.task import Data
 
 RUN = "a run folder, a job's folder of a sweep, a run's signature or its unique beginning, best:SWEEP, an MLflow run id"
-_FLAGS = ("config_path", "config_name", "config_dir")
-"""What a command line says beside its overrides of what is composed."""
 INDEPENDENT = "differs, but does not decide which run it is"
 
 
@@ -113,8 +111,6 @@ def today(then: Identity, cfg: DictConfig) -> tuple[Identity, str]:
 
 def composition(reference: str, info: Mapping[str, Any], config_dir: str | None) -> DictConfig:
     """What the command of a run composes today. Raises SegsweepError where that cannot be known."""
-    from hydra._internal.utils import get_args
-
     from segsweep.sweeps.preflight import composed
 
     job = artifacts.read_json(Path(reference) / "job.json") or {}
@@ -124,14 +120,9 @@ def composition(reference: str, info: Mapping[str, Any], config_dir: str | None)
         raise SegsweepError(f"its command was not recorded as one types it: {error}") from None
     if words[:3] != ["python", "-m", "segsweep"]:
         raise SegsweepError("its command is not recorded")
-    try:
-        asked = get_args(words[3:])
-    except SystemExit:  # argparse
-        raise SegsweepError(f"its command is not one of this program: {info['command']}") from None
-    asked.config_dir = config_dir or asked.config_dir
-    flags = [f"--{name.replace('_', '-')}={value}" for name in _FLAGS if (value := getattr(asked, name))]
-    argv = [*flags, *map(str, job.get("overrides") or asked.overrides)]
-    return composed(argv)[0]
+    lines = [str(line) for line in job.get("overrides") or ()]
+    lines += [word for word in words if lines and word.lstrip("+~").startswith("hydra.job.env_set")]
+    return composed(words[3:], lines, config_dir)[0]
 
 
 def compare(first: Path, second: Path) -> None:
