@@ -99,7 +99,7 @@ def bare(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     return with_environment(chosen(own, choices), config.hydra), choices
 
 
-def with_environment(own: DictConfig, hydra: DictConfig) -> DictConfig:
+def with_environment(own: DictConfig, hydra: Any) -> DictConfig:
     """`own`, changed: of what came by a door with the variables that Hydra sets for it, `hydra.job.env_set`, as any
     code may read those; not with those that are only copied, `hydra.job.env_copy`."""
     given: Any = OmegaConf.to_container(hydra.job.env_set, resolve=False)

@@ -57,7 +57,7 @@ def chosen(cfg: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
         if node._is_none() or node._is_missing() or node._is_interpolation():
             return
         for place in list(node) if isinstance(node, DictConfig) else range(len(node)):  # type: ignore[arg-type]
-            found: Any = node._get_node(place)  # type: ignore[union-attr]
+            found: Any = node._get_node(place)
             if isinstance(found, Container):
                 fill(found)
             elif isinstance(text := found._value(), str) and _CHOICE.search(text):
@@ -93,7 +93,8 @@ def _plain(node: DictConfig | ListConfig, folder: str) -> Any:
     """Less the marked values; in a list the mark stays, for the others keep their places."""
     raw: Any = OmegaConf.to_container(node, resolve=False)
     found: dict[Any, Any] = {}
-    for place in node if isinstance(node, DictConfig) else range(len(node)):
+    places: Any = list(node) if isinstance(node, DictConfig) else range(len(node))
+    for place in places:
         try:
             item = node[place]
             if isinstance(item, DictConfig | ListConfig):

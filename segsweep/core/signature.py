@@ -112,7 +112,7 @@ def short(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         parts = name.split(".")
         alike.setdefault(parts[-1], []).append(parts)
-    found = {}
+    found: dict[str, str] = {}
     for several in alike.values():
         length = 1
         while len({tuple(parts[-length:]) for parts in several}) < len(several):
@@ -225,14 +225,14 @@ def _imports(file: Path, package: str) -> Iterator[str]:
             case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)) if called in _IMPORTING:
                 given = dict(zip(("name", "package"), node.args, strict=False))
                 given |= {word.arg: word.value for word in node.keywords if word.arg}
-                name, around = given.get("path", given.get("name")), given.get("package")
-                if not (isinstance(name, ast.Constant) and isinstance(name.value, str)):
+                texts = {key: item.value for key, item in given.items() if isinstance(item, ast.Constant)}
+                named = texts.get("path", texts.get("name"))
+                if not isinstance(named, str):
                     continue
-                named = isinstance(around, ast.Constant) and isinstance(around.value, str)
                 with contextlib.suppress(ImportError):  # beyond the top of a package, which fails when it is run, too
-                    yield importlib.util.resolve_name(name.value, str(around.value) if named else package)
+                    yield importlib.util.resolve_name(named, str(texts.get("package") or package))
                 if called.startswith("get_"):
-                    yield name.value.rpartition(".")[0]
+                    yield named.rpartition(".")[0]
 
 
 def _code(file: Path) -> str:
