@@ -78,7 +78,7 @@ def own_folder(settings: Any) -> list[str]:
 
 def _environment(settings: Any) -> list[str]:
     """The arguments that set variables for code that came by a door."""
-    given = settings.overrides.hydra if session().door else []
+    given: Any = OmegaConf.to_container(settings.overrides.hydra, resolve=False) if session().door else []
     return [line for line in given if line.lstrip("+~").startswith("hydra.job.env_set")]
 
 
