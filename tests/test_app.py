@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from segsweep.core.errors import DataError
+from segsweep.runs import identity
+from segsweep.sweeps import doors, why
 from segsweep.tracking import recall
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hydra_app"
@@ -22,6 +25,10 @@ import os
 import segsweep
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+
+from segsweep.core.errors import DataError
+from segsweep.runs import identity
+from segsweep.sweeps import doors, why
 OmegaConf.register_resolver("my_folder", lambda: HydraConfig.get().runtime.output_dir, replace=True)
 seen = []
 @segsweep.main(config_path="conf", config_name="config", metric="loss", direction="min", ignored=["workers"])
@@ -374,3 +381,166 @@ def test_an_application_with_epochs_that_was_killed_goes_on_to_the_same_bits(tmp
     assert len(found[0]) == 4
     assert found[0] == found[1]
     assert sum(run["trained_epochs"] for run in runs(folders[1])) == 8  # of 10: one epoch of each is shared
+
+
+def called(through, source: str, first: tuple[str, ...], second: tuple[str, ...]) -> int:
+    """How often an application is called for the second command once the first was done."""
+    code, said, module = through(source, *first, *QUIET)
+    assert code == 0, said
+    module.seen.clear()
+    sys.argv[1:] = [*second, *QUIET]
+    module.start()
+    return len(module.seen)
+
+
+def test_a_value_of_one_job_in_a_list_takes_nothing_of_the_list_with_it(through, conf, app):
+    hook = "hooks: [{kind: x, gain: 50, out: '${hydra:runtime.output_dir}/x'}, '${now:%f}', [3, '${now:%f}']]\n"
+    (conf / "config.yaml").write_text(CONFIG + hook)
+    assert called(through, app, (), ()) == 0
+    for changed in ("{kind: x, gain: 90, out: 4}, 5, [3, 6]", "{kind: x, gain: 50}, 5, [4, 6]"):
+        assert called(through, app, (), (f"hooks=[{changed.replace('4}', '${hydra:runtime.output_dir}}')}]",)) == 1
+
+
+def test_a_list_that_follows_the_seed_is_one_group_and_told_by_the_seed_alone(through, conf, app, tmp_path):
+    (conf / "config.yaml").write_text(CONFIG + "both: [1, '${seed}']\n")
+    assert through(app, "-m", "seed=1,2", *HERE)[0] == 0
+    assert len({run["group"] for run in runs(tmp_path)}) == 1
+    assert not any("both" in run["factors"] for run in runs(tmp_path))
+
+
+def test_the_option_of_a_group_decides_as_any_value_does(through, conf, app, tmp_path, capfd):
+    (conf / "config.yaml").write_text(CONFIG + "name: '${hydra:runtime.choices.net}'\n")
+    for option in ("small", "large"):
+        (conf / "net" / f"{option}.yaml").write_text("width: 4\n")
+    code, said, module = through(app, "-m", "net=small,large", *HERE)
+    assert code == 0, said
+    assert {run["factors"]["name"] for run in runs(tmp_path)} == {"small", "large"}
+    sys.argv[1:] = ["-m", "net=small,large", *QUIET, "hydra/launcher=plan"]
+    module.start()  # where there is no job to ask for it
+    assert "2 jobs: 2 finished" in capfd.readouterr().out
+
+
+def test_a_whole_number_and_a_float_are_two_values_of_an_application(through, conf, app, tmp_path):
+    assert called(through, app, ("+most=1",), ("+most=1.0",)) == 1
+    assert called(through, app, ("+most=2.0", "+all=[1]"), ("+most=2.0", "+all=[1]")) == 0
+
+
+def test_data_are_where_they_are_in_which_entry_and_behind_links(tmp_path, monkeypatch):
+    train, test, far = (tmp_path / name for name in ("train", "test", "far"))
+    for folder in (train, test, far):
+        folder.mkdir()
+        (folder / folder.name).write_text("1")
+    both = doors._digest([train, test], tmp_path)
+    (train / "train").rename(test / "train")
+    (train / "a").write_text("1")
+    (test / "test").rename(train / "test")
+    moved = doors._digest([train, test], tmp_path)
+    (train / "test").rename(test / "test")
+    assert len({both, moved, doors._digest([train, test], tmp_path)}) == 3  # `name content` of all is the same twice
+    (train / "link").symlink_to(far)
+    for back in ("up", "itself"):
+        (far / back).symlink_to({"up": tmp_path, "itself": far}[back])
+    linked = doors._digest(train, tmp_path)
+    (tmp_path / "beside").write_text("what a sweep writes, say")
+    assert doors._digest(train, tmp_path) == linked
+    (far / "far").write_text("22")
+    assert doors._digest(train, tmp_path) != linked
+    monkeypatch.chdir(far)
+    assert doors._digest("train", tmp_path) == doors._digest(train, far)  # beside the program
+    assert doors._digest("v1", tmp_path) == "v1"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [("", "paths are needed"), ([""], "paths are needed"), ([], "no path"), ("./", "without files")]
+)
+def test_data_of_which_nothing_can_be_watched_are_refused(given, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=says):
+        doors._digest(given, tmp_path)
+
+
+def test_runs_of_an_application_and_of_a_script_are_compared(through, conf, app, tmp_path, capfd):
+    code, said, _ = through(app, "-m", "lr=1,2", "+list=[1,2]", *HERE)
+    assert code == 0, said
+    first, second = (str(folder) for folder in sorted(tmp_path.glob("multirun/runs/*")))
+    assert why.main([first, second]) == why.main([first, first]) == 0
+    said = capfd.readouterr().out
+    assert re.search(r"value +lr +(1 -> 2|2 -> 1)\n", said), said
+    assert "They are two runs: 1 value differs." in said
+    assert "They are the same run" in said
+    shutil.rmtree(tmp_path / "multirun")
+    script = "import segsweep\ndef train(run, *, opts: dict = {'p': 1, 'q': {'r': 2}}):\n    return opts['p']\n"
+    script += "def start():\n    segsweep.main(train, metric='loss', direction='min')\n"
+    code, said, _ = through(script, "opts.p=3", "tracking=none", "report=false")
+    assert code == 0, said
+    (only,) = map(str, tmp_path.glob("multirun/runs/*"))
+    assert why.main([only, only]) == 0
+    assert "They are the same run" in capfd.readouterr().out
+
+
+def test_a_function_that_hydra_gets_by_its_path_is_watched(through, conf, app, tmp_path):
+    helper = f"helper_{tmp_path.name}"
+    (tmp_path / f"{helper}.py").write_text("def value():\n    return 1\n")
+    asked = f"+fn={{_target_: hydra.utils.get_method, path: {helper}.value}}"
+    assert through(app, asked, *QUIET)[0] == 0
+    (run,) = runs(tmp_path)
+    assert helper in run["files"]
+
+
+def test_a_module_that_is_loaded_by_a_name_made_at_run_time_is_told_and_why_says_whether_it_changed(
+    through, conf, app, tmp_path, capfd
+):
+    plug = f"plug_{tmp_path.name}"
+    (tmp_path / f"{plug}.py").write_text("value = 1\n")
+    source = app.replace("    seen.append", f"    __import__({plug!r} + '')\n    seen.append")
+    _, told, module = through(source, *QUIET)
+    assert told.count(f"{plug}: loaded and not watched") == 1
+    module.start()
+    assert "not watched, an edit" not in "".join(capfd.readouterr())
+    (run,) = runs(tmp_path)
+    assert run["unwatched"].keys() == {plug}
+    (folder,) = tmp_path.glob("multirun/runs/*")
+    why._unwatched(run)
+    (tmp_path / f"{plug}.py").write_text("value = 2\n")
+    why._unwatched(run)
+    (tmp_path / f"{plug}.py").unlink()
+    why._unwatched(run)
+    said = [line for line in capfd.readouterr().out.splitlines() if "not watched" in line]
+    assert [line.partition("; ")[2] for line in said] == [
+        "unchanged since",
+        "it has changed since",
+        "it cannot be read now",
+    ]
+
+
+def test_a_pruner_is_the_engines_whatever_an_application_calls_so(through, conf, app, tmp_path):
+    source = app.replace("start(cfg)", "start(cfg, run)")
+    code, said, _ = through(source, "segsweep/pruner=median", *QUIET)
+    assert code == 0, said
+    code, said, _ = through(source, "segsweep/pruner=median", "segsweep.pruner.n_startup_trials=-1", *QUIET)
+    assert "n_startup_trials" in said
+
+
+def test_variables_that_hydra_sets_are_part_of_a_run_and_of_its_command(through, conf, app, tmp_path, capfd):
+    first = "+hydra.job.env_set.FLAG=1"
+    code, said, module = through(app, first, *QUIET)
+    assert code == 0, said
+    assert "hydra" not in module.seen[0]
+    (run,) = runs(tmp_path)
+    assert run["factors"]["hydra.job.env_set.FLAG"] == "1"
+    assert first in run["command"].split()
+    for line, trained in ((first, 1), ("+hydra.job.env_set.FLAG=2", 2), ("hydra.job.env_copy=[HOME]", 3)):
+        sys.argv[1:] = [line, *QUIET]
+        module.start()
+        assert len(module.seen) == trained, line
+    assert not any("HOME" in str(run["factors"]) for run in runs(tmp_path))
+    sys.argv[1:] = ["-m", first, *QUIET, "hydra/launcher=plan"]
+    module.start()
+    assert "1 jobs: 1 finished" in capfd.readouterr().out
+    script = "import segsweep\ndef train(run, *, lr: float = 1):\n    return lr\n"
+    script += "def start():\n    segsweep.main(train, metric='loss', direction='min')\n"
+    assert through(script, first, "tracking=none", "report=false")[0] == 0
+    assert sum("hydra.job.env_set.FLAG" in run["factors"] for run in runs(tmp_path)) == 3
+    assert {run["signature"] for run in runs(tmp_path)} == {
+        identity.recorded(f)[2]["signature"] for f in tmp_path.glob("multirun/runs/*")
+    }

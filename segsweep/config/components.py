@@ -145,7 +145,7 @@ def check(cfg: DictConfig) -> list[str]:
     if missing:
         return missing
     wrong_task, of_task, given = _check_task(cfg)
-    known = {f.name for f in fields(Config)} | of_task
+    known = {f.name for f in fields(Config)} | of_task | {"hydra"}  # see `compose.with_environment`
     problems: list[str | None] = [
         f"{at}{key}: no such key{nearest(key, known)}; an argument of a group's component is added as +group.key=value"
         for key in map(str, node)

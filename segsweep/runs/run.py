@@ -5,6 +5,7 @@ A run is a function of its signature: whoever asks for it, in whatever sweep, ge
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import shutil
@@ -28,7 +29,7 @@ from segsweep.core.device import out_of_memory, pick_device
 from segsweep.core.errors import ConfigError, NotFiniteError, SegsweepError, TaskError
 from segsweep.core.session import Interrupted, Pruned, session
 from segsweep.core.signature import OWN, PACKAGE, code, fingerprint, is_own, without
-from segsweep.runs.identity import identity
+from segsweep.runs.identity import identity, unwatched
 from segsweep.runs.loop import Loop, seed_all
 from segsweep.search import pruning
 from segsweep.task import Data, Result, Spec
@@ -236,7 +237,7 @@ class _Asked:
         session().emit("note", text="reading the data set")
         self.task = components.task(cfg)
         self.data: Data = self.task.data()
-        self.whole = resolved(cfg)
+        self.whole = resolved(cfg, (), str(sweep.absolute()) if sweep else "")
         self.epochs = self.engine.epochs if self.task.spec.epochs else 1
         self.identity = identity(cfg, self.task.spec, self.data, sweep)
         self.runs = runs
@@ -376,6 +377,9 @@ def _close(
     """Write the file that ends a run once all else that its record stands on is on the medium."""
     place = asked.place
     artifacts.write_lines(place / "history.jsonl", history, durable=True)
+    if loaded := unwatched(asked.identity):
+        record.about["unwatched"] = loaded
+        _tell(*sorted(loaded))
     record.keep()
     files = [PurePosixPath(name) for name in artifacts.of_task(place)]
     for file in files:  # pictures are drawn again
@@ -385,6 +389,16 @@ def _close(
         artifacts.flush(place / inner)
     artifacts.write_json(place / name, facts, durable=True)
     artifacts.flush(place)
+
+
+@functools.cache
+def _tell(*modules: str) -> None:
+    """Once in a process."""
+    log.warning(
+        "%s: loaded and not watched, an edit does not train anew; import it in a line that names it, or have Spec.code "
+        "name it",
+        ", ".join(modules),
+    )
 
 
 class _Described:

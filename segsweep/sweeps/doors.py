@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import math
 import os
 import re
@@ -398,7 +399,8 @@ class _Function:
 
     def data(self) -> Data:
         try:
-            return Data(digest=_digest(self._watched() if callable(self.asked.data) else self.asked.data))
+            found = self._watched() if callable(self.asked.data) else self.asked.data
+            return Data(digest=_digest(found, Path(inspect.getfile(inspect.unwrap(self.function))).parent))
         except SegsweepError:
             raise
         except Exception as error:  # of somebody's function
@@ -423,6 +425,8 @@ class _Script(_Function):
 class _App(_Function):
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg.copy()
+        with open_dict(self.cfg):
+            self.cfg.pop("hydra", None)  # see `compose.with_environment`
         own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != OWN])
         if f"${{{OWN}." not in OmegaConf.to_yaml(own):  # else the application means to know
             with open_dict(self.cfg):
@@ -535,28 +539,50 @@ def _number(value: Any) -> float | None:
 # What data are
 
 
-def _digest(found: Any) -> str | None:
+def _digest(found: Any, beside: Path) -> str | None:
     """Of files and folders, by what is in them and not by where they lie; of a text, which is a digest itself unless a
-    file is called so."""
+    file is called so, here or in the folder `beside`, the program's."""
     if found is None:
         return None
-    if isinstance(found, str) and not (re.search(r"[./\\]", found) or Path(found).exists()):
-        return found
+    if isinstance(found, str) and found and not re.search(r"[./\\]", found):
+        there = next((path for path in (Path(found), beside / found) if path.exists()), None)
+        if there is None:
+            return found
+        found = there
     if isinstance(found, str | os.PathLike):
         found = [found]
-    if not isinstance(found, list | tuple) or not all(isinstance(each, str | os.PathLike) for each in found):
+    if not isinstance(found, list | tuple) or not all(
+        isinstance(each, str | os.PathLike) and str(each) for each in found
+    ):
         raise DataError(f"data={found!r}: paths are needed, or a digest as text")
-    whole = hashlib.sha256()
+    if not found:
+        raise DataError("data=[]: no path; of data that are not to be watched say data=None")
+    whole = []
     for each in map(Path, found):
-        files = sorted(f for f in each.rglob("*") if f.is_file()) if each.is_dir() else [each]
-        for file in files:
-            try:
-                about = file.stat()
-                content = _content(str(file.absolute()), about.st_size, about.st_mtime_ns)
-            except OSError as error:
-                raise DataError(f"data={file}: {error.strerror}") from None
-            whole.update(f"{file.relative_to(each) if each.is_dir() else ''} {content}\n".encode())
-    return whole.hexdigest()[:32]
+        try:
+            files = list(_files(each)) if each.is_dir() else [each]
+            contents = [_content(str(f.absolute()), (about := f.stat()).st_size, about.st_mtime_ns) for f in files]
+        except OSError as error:
+            raise DataError(f"data={error.filename or each}: {error.strerror}") from None
+        if not files:
+            raise DataError(f"data={each}: a folder without files, of which nothing can be watched")
+        names = [str(file.relative_to(each)) if file != each else "" for file in files]
+        whole.append(list(zip(names, contents, strict=True)))
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
+
+
+def _files(folder: Path, inside: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All below a folder, behind links too; not behind one that leads back to where it lies in.
+
+    inside: the folders around it, the outermost first."""
+    real = folder.resolve()
+    if inside and (real in inside or inside[0].is_relative_to(real)):
+        return
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            yield from _files(entry, (*inside, real))
+        elif entry.is_file():
+            yield entry
 
 
 @functools.cache

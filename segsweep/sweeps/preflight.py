@@ -26,6 +26,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config import components, trust
+from segsweep.config.compose import bare
 from segsweep.config.conditions import condition
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
@@ -118,20 +119,21 @@ def _numbered(cfg: DictConfig) -> list[str]:
     return [f"{key}={QuotedString(text, Quote.single).with_quotes()}" for key, text in given.items()]
 
 
-def composed(argv: list[str]) -> tuple[DictConfig, dict[str, Any]]:
-    """The configuration of a single run without Hydra's part, and the option chosen in each group. Raises ConfigError
-    where Hydra cannot make one; what it is worth `preflight` tells."""
+def composed(
+    argv: list[str], overrides: list[str] | None = None, config_dir: str | None = None
+) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration of a single run without Hydra's part, and the option chosen in each group: of a command line,
+    or with other `overrides` and another folder of options. Raises ConfigError where Hydra cannot make one; what it is
+    worth `preflight` tells."""
     try:
         args = get_args(argv)
     except SystemExit:  # argparse, of a command line that was recorded
         raise ConfigError(f"{' '.join(argv)}: not a command line of this program") from None
+    args.overrides, args.config_dir = overrides or args.overrides, config_dir or args.config_dir
     root = trust.root(args)
     with initialize_config_search_path([*root.places, *_beside_it(args)]):
-        cfg = _composed(root.name, args.overrides)
-    choices = {group: option for group, option in cfg.hydra.runtime.choices.items() if "/" not in group}
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg, choices
+        cfg, choices = bare(_composed(root.name, args.overrides))
+    return cfg, {group: option for group, option in choices.items() if "/" not in group}
 
 
 def searching(cfg: DictConfig) -> bool:
@@ -426,9 +428,7 @@ def _apply(cfg: DictConfig, override: Override, value: Any) -> None:
 def _variants(bases: list[DictConfig], tasks: list[Override]) -> Iterable[DictConfig]:
     """Each base with the first value of everything, then with every other swept value once."""
     for base in bases:
-        whole = copy.deepcopy(base)
-        with open_dict(whole):
-            del whole["hydra"]
+        whole, _ = bare(base)
         for override in tasks:
             if values := _values(override):
                 _apply(whole, override, values[0])
