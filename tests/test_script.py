@@ -114,6 +114,12 @@ def test_a_wrong_use_is_one_sentence_and_nothing_is_trained(through, tmp_path, s
         ("Result({'test/lost': 1.0})", "Result has test/lost, which is none of its metrics"),
         ("Result({'val/loss': 1.0}, {'a': {}})", "Result has no loss for unit a"),
         ("Result({'val/loss': 1.0})", "Result has no unit; a value of loss is needed for each"),
+        ("Result({'val/loss': float('nan')})", "Result has nan for val/loss; a finite number is needed"),
+        ("Result({'val/loss': float('-inf')})", "Result has -inf for val/loss; a finite number is needed"),
+        ("Result({'val/loss': True})", "Result has bool for val/loss; a number is needed"),
+        ("Result([1.0])", "Result has list for its metrics; a mapping is needed, such as {'test/loss': 0.1}"),
+        ("Result({'val/loss': 1.0}, {'a': 3})", "Result has int for unit a; a mapping is needed, {'loss': 0.5}"),
+        ("{'loss': 0.5, 'val/loss': 0.7}", "train() returned both loss and val/loss, which are one"),
         ("[][1]", "IndexError: list index out of range ("),
     ],
 )
@@ -124,8 +130,17 @@ def test_a_wrong_return_is_one_sentence_and_a_failed_job(through, returns, says)
     source = "from segsweep.task import Metric\nfrom segsweep.task import Result\n" + source
     code, said, _ = through(source, *HERE[1:])
     assert code == 1
-    assert re.search(rf"failed: {'nan' if 'nan' in says else 'error'}: (door\S+: )?{re.escape(says)}", said), said
+    assert re.search(rf"failed: {'nan' if 'nan' in says or 'inf ' in says else 'error'}: (door\S+: )?{re.escape(says)}", said), said
     assert "Traceback" not in said
+
+
+def test_a_result_may_hold_numpys_numbers_and_the_nan_of_a_mean_over_units_without_a_value(through, tmp_path):
+    result = "Result({'val/loss': np.float32(0.5), 'test/loss': np.nan}, {'a': {'loss': np.nan}})"
+    source = FUNCTION.replace("return lr * width + run.seed", f"return {result}")
+    source = source.replace('"loss", direction="min"', '{"loss": Metric(title="L", direction="min", by_unit=True)}')
+    code, said, _ = through(f"import numpy as np\nfrom segsweep.task import Metric, Result\n{source}", *HERE[1:])
+    assert code == 0, said
+    assert runs(tmp_path)[0]["metrics"]["val/loss"] == 0.5
 
 
 def test_a_mapping_is_kept_and_what_has_no_direction_is_compared_by_nobody(through, tmp_path):

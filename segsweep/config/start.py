@@ -2,6 +2,7 @@
 
 A program of one's own that composes conf/, or asks MLflow by these modules, calls it too."""
 
+import contextlib
 import math
 import os
 import secrets
@@ -14,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep.config.schema import schema
+from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
 
 if TYPE_CHECKING:
@@ -62,5 +64,8 @@ class Started:
 
 def _unpickled(task: Callable[[DictConfig], Any], door: "Door | None") -> Callable[[DictConfig], Any]:
     start()
-    session().door = door  # whose code is loaded when a job asks for it
+    session().door = door
+    if door:
+        with contextlib.suppress(SegsweepError):  # which the job tells that asks for it
+            door.component  # noqa: B018 - its code is loaded: the configurations of its jobs may be of its types
     return task

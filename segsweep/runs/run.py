@@ -6,6 +6,7 @@ A run is a function of its signature: whoever asks for it, in whatever sweep, ge
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import shutil
 import sys
@@ -29,7 +30,7 @@ from segsweep.core.errors import ConfigError, NotFiniteError, SegsweepError, Tas
 from segsweep.core.session import Interrupted, Pruned, session
 from segsweep.core.signature import OWN, PACKAGE, code, fingerprint, is_own, without
 from segsweep.runs.identity import identity
-from segsweep.runs.loop import Loop, seed_all
+from segsweep.runs.loop import Loop, plain, seed_all
 from segsweep.search import pruning
 from segsweep.task import Data, Result, Spec
 from segsweep.tracking.mirrors import Mirror, forget
@@ -185,7 +186,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         return _answer_pruned(outcome, facts)
     spent = time.perf_counter() - began
     loop.finish()
-    if not (isinstance(result, Result) and isinstance(result.metrics, Mapping) and isinstance(result.units, Mapping)):
+    if not isinstance(result, Result):
         made = cfg.task._target_
         raise TaskError(f"train() of {made} gave {type(result).__name__}; a task.Result(metrics, units) is needed")
     may_loop = hasattr(asked.task, "function")  # of a script or an application, which may loop or not
@@ -193,7 +194,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         raise TaskError(
             "train() did not loop over run.epochs(...); a task that trains at one go says so: Spec(epochs=False)"
         )
-    _check(result, asked.task.spec, str(cfg.task._target_))
+    result = _checked(result, asked.task.spec, str(cfg.task._target_))
     record.facts["seconds"] = spent
     facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": asked.epochs - loop.done}
     _close(asked, "result.json", facts, loop.history, record)
@@ -201,11 +202,11 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     checkpoints.end(asked.epochs)
     if judge:
         judge.end("COMPLETE", loop.history)
-    return _answer(outcome, facts, _status(loop))
+    return _answer(outcome, facts, _status(loop.done, asked.epochs))
 
 
-def _status(loop: Loop) -> str:
-    return "finished" if not loop.done else "continued" if loop.done < loop.total else "reused"
+def _status(done: int, epochs: int) -> str:
+    return "finished" if not done else "continued" if done < epochs else "reused"
 
 
 class _Asked:
@@ -231,7 +232,7 @@ class _Asked:
         self.sweep, self.milestones = sweep, milestones
         self.device = pick_device(self.engine.device)
         environment.reset_peak_memory(self.device)
-        runs = Path(self.engine.paths.runs)
+        runs = Path(self.engine.paths.runs).absolute()  # whatever folder the code that trains goes to
 
         session().emit("note", text="reading the data set")
         self.task = components.task(cfg)
@@ -419,20 +420,45 @@ class _Described:
         artifacts.write_json(self.file, self.about, durable=True)
 
 
-def _check(result: Result, spec: Spec, made: str) -> None:
-    """Raise TaskError where a test's numbers are not what the task said that it measures."""
+def _checked(result: Result, spec: Spec, made: str) -> Result:
+    """With plain numbers. Raise TaskError where a test's numbers are not what the task said that it measures, and
+    NotFiniteError where one is none, but for the NaN of a mean over units of which none has a value."""
+    for name, found, example in (("metrics", result.metrics, "{'test/loss': 0.1}"), ("units", result.units, "{}")):
+        if not isinstance(found, Mapping):
+            raise TaskError(
+                f"{made}: Result has {type(found).__name__} for its {name}; a mapping is needed, such as {example}"
+            )
+    metrics: dict[str, Any] = {}
     for key, value in result.metrics.items():
         if spec.metric(key) is None:
             raise TaskError(
                 f"{made}: Result has {key}, which is none of its metrics: test/{', test/'.join(spec.metrics)}"
             )
-        if not isinstance(value, int | float):
+        metrics[key] = plain(value)
+        if metrics[key] is None or isinstance(metrics[key], bool):
             raise TaskError(f"{made}: Result has {type(value).__name__} for {key}; a number is needed")
     if spec.scores and not result.units:
         raise TaskError(f"{made}: Result has no {spec.unit}; a value of {', '.join(spec.scores)} is needed for each")
     for unit, values in result.units.items():
+        if not isinstance(values, Mapping):
+            scores = ", ".join(f"{name!r}: 0.5" for name in spec.scores or ("score",))
+            raise TaskError(
+                f"{made}: Result has {type(values).__name__} for {spec.unit} {unit}; a mapping is needed, {{{scores}}}"
+            )
         if lacks := [name for name in spec.scores if name not in values]:
             raise TaskError(f"{made}: Result has no {lacks[0]} for {spec.unit} {unit}; NaN where it is undefined")
+    for key, value in metrics.items():
+        name = key.partition("/")[2]
+        undefined = math.isnan(value) and name in spec.scores and _undefined(result, name)
+        if not math.isfinite(value) and not undefined:
+            raise NotFiniteError(f"{made}: Result has {value} for {key}; a finite number is needed")
+    return Result(metrics, result.units)
+
+
+def _undefined(result: Result, name: str) -> bool:
+    """Whether no unit has a value of a metric."""
+    found = (plain(values[name]) for values in result.units.values())
+    return all(value is None or math.isnan(value) for value in found)
 
 
 def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) -> dict[str, Any]:

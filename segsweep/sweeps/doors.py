@@ -506,6 +506,8 @@ def _result(found: Any, spec: Spec, name: str, run: Any) -> Result:
     for key, value in several.items():
         full = str(key) if str(key).partition("/")[0] in PARTS and "/" in str(key) else f"val/{key}"
         number = _number(value)
+        if full in metrics:
+            raise TaskError(f"{name} returned both {full.partition('/')[2]} and {full}, which are one; give one of them")
         if spec.metric(full) is None:
             beside[str(key)] = number if number is not None else str(value)
         elif number is None:
