@@ -208,6 +208,50 @@ def test_epochs_are_shared_and_kept_in_one_place_where_jobs_have_a_folder_of_the
     assert [folder.parent for folder in tmp_path.rglob("runs")] == [tmp_path / "multirun"]
 
 
+def test_a_job_that_leaves_python_has_failed_and_the_others_are_run(through, conf, app, tmp_path):
+    source = app.replace("return cfg.lr", "if cfg.lr == 1: raise SystemExit\n    return cfg.lr")
+    code, said, module = through(source, "-m", "lr=1,2", *HERE)
+    assert (code, len(module.seen)) == (1, 2), said
+    assert re.search(r"job 0 failed: error: sys.exit\(None\) \(\S+:\d+, in start\)", said), said
+
+
+def test_another_primary_configuration_is_in_every_command_that_is_printed(through, conf, app, tmp_path):
+    own = "  - _self_\n  - experiment: null\n"
+    (conf / "other.yaml").write_text(CONFIG.replace("search: {radius: 2}\n", "").replace("  - _self_\n", own))
+    line = ("-cn", "other", "-m", "+search=tpe", "lr=interval(0.1, 0.5)", "segsweep.search.trials=2", *HERE)
+    code, said, module = through(app, *line)
+    assert code == 0, said
+    assert all(" --config-name other " in run["command"] for run in runs(tmp_path))
+    folder = next(tmp_path.glob("multirun/2*/search"))
+    wanted = f" --config-name other --config-dir {folder.relative_to(tmp_path)} experiment=best"
+    assert re.search(rf"the best: python -m \w+{re.escape(wanted)}", said), said
+    head = (folder / "experiment" / "best.yaml").read_text()
+    assert wanted in head, head
+    sys.argv[1:] = [*wanted.split(), *QUIET]
+    module.seen.clear()
+    module.start()  # answered
+    assert module.seen == []
+
+
+def test_a_name_in_ignored_that_is_no_key_is_told_and_one_text_is_one_name(through, conf, app):
+    source = app.replace('ignored=["workers"]', 'ignored="workers"')
+    code, said, _ = through(source, *QUIET)
+    assert code == 0
+    assert "no key" not in said
+    code, said, _ = through(app.replace('"workers"', '"worker", "net.threads"'), *QUIET)
+    assert code == 0
+    assert "segsweep.main(ignored=...): worker is no key; did you mean workers?\n" in said
+    assert "net.threads" not in said  # which may be of another option
+
+
+def test_an_application_whose_mode_is_multirun_sweeps_without_m_as_plain_hydra_does(through, conf, app, tmp_path):
+    (conf / "config.yaml").write_text(CONFIG + "hydra: {mode: MULTIRUN}\n")
+    code, said, module = through(app, "lr=1,2", *HERE)
+    assert code == 0, said
+    assert [cfg.lr for cfg in module.seen] == [1, 2]
+    assert len(json.loads(next(tmp_path.glob("multirun/2*/sweep.json")).read_text())["overrides"]) >= 1
+
+
 def test_data_are_watched_by_a_function_of_the_configuration(through, conf, app, tmp_path):
     (tmp_path / "a.csv").write_text("1")
     source = app.replace("ignored=", "data=lambda cfg: [f'{cfg.task}.csv', 'a.csv'], ignored=")
@@ -355,15 +399,15 @@ def test_types_of_the_script_and_of_a_module_beside_it_reach_the_workers(tmp_pat
 
 
 def test_a_failed_job_has_no_score_of_an_earlier_run_of_its(through, conf, app):
-    source = app.replace("return cfg.lr * 2", "return cfg.lr * 2 if len(seen) == 1 else [][1]")
+    source = app.replace("return cfg.lr * 2", "return 123.5 if len(seen) == 1 else [][1]")
     code, said, module = through(source, *QUIET)
     assert code == 0
-    assert "0.2" in said.partition("parameters")[2]
+    assert "123.5" in said.partition("parameters")[2]
     sys.argv[1:] = [*QUIET, "segsweep.reuse=false"]
     with pytest.raises(SystemExit):
         module.start()
     (table,) = [file.read_text() for file in conf.parent.glob("multirun/2*/table.txt") if "failed" in file.read_text()]
-    assert "0.2" not in next(line for line in table.splitlines() if " failed " in line)
+    assert "123.5" not in next(line for line in table.splitlines() if " failed " in line)
 
 
 @pytest.mark.slow

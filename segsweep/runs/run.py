@@ -79,7 +79,7 @@ def run(
             return _run(asked, outcome, stack)
         except Interrupted as stop:
             outcome.status, outcome.epoch, outcome.error = "interrupted", stop.epoch, str(stop)
-        except Exception as error:  # whatever a job dies of, the sweep goes on
+        except (Exception, SystemExit) as error:  # whatever a job dies of, the sweep goes on
             outcome.status, outcome.failure = "failed", classify(error)
             outcome.error = told(error)
             if isinstance(error, OSError) and error.errno in artifacts.NO_ROOM:
@@ -102,13 +102,14 @@ def told(error: BaseException) -> str:
     """An error in words: with the last line of one's own code that it went through, where it is not the engine's."""
     if isinstance(error, SegsweepError):
         return str(error)
+    said = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
     frames = []
     for frame in traceback.extract_tb(error.__traceback__):
         file = Path(frame.filename).resolve()
         if file.is_file() and is_own(file) and not file.is_relative_to(PACKAGE):
             frames.append(frame)
     where = f" ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{said}{where}"
 
 
 def _keep_traceback() -> None:
@@ -143,9 +144,11 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own), durable=True)
     record = _Described(asked)
     mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
+    before = _states(place)
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
         artifacts.write_lines(place / "history.jsonl", history)
+        before["history.jsonl"] = _state(place / "history.jsonl")
         mirror.update()
 
     here = session()
@@ -177,6 +180,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         result = asked.task.train(loop)
     except Pruned as end:
         assert judge
+        _refuse_written(place, before | {"run.json": record.state})
         history = artifacts.read_lines(place / "history.jsonl")
         facts = end.record | {"metrics": _metrics(history[-1]), "parameters": record.facts.get("parameters")}
         facts |= _sums(history)
@@ -186,6 +190,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         return _answer_pruned(outcome, facts)
     spent = time.perf_counter() - began
     loop.finish()
+    _refuse_written(place, before | {"run.json": record.state})
     if not isinstance(result, Result):
         made = cfg.task._target_
         raise TaskError(f"train() of {made} gave {type(result).__name__}; a task.Result(metrics, units) is needed")
@@ -207,6 +212,34 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
 
 def _status(done: int, epochs: int) -> str:
     return "finished" if not done else "continued" if done < epochs else "reused"
+
+
+_State = tuple[int, int, int] | None
+
+
+def _state(file: Path) -> _State:
+    """What changes with a file, whoever writes it; None where there is none."""
+    with contextlib.suppress(OSError):
+        about = file.stat()
+        return about.st_ino, about.st_mtime_ns, about.st_size
+    return None
+
+
+def _states(place: Path) -> dict[str, _State]:
+    """Of the engine's files that nobody writes while a task trains, or the one that writes them says so."""
+    apart = ("mlflow.json", "trial.json", accepted.FILE)
+    return {name: _state(place / name) for name in sorted(artifacts.ENGINES.difference(apart))}
+
+
+def _refuse_written(place: Path, before: Mapping[str, _State]) -> None:
+    """Raise TaskError where a task wrote a file of the engine's; it is removed, so that it passes for no record."""
+    if wrong := [name for name, state in before.items() if _state(place / name) != state]:
+        for name in wrong:
+            artifacts.remove(place / name)
+        raise TaskError(
+            f"train() wrote {', '.join(wrong)} in run.folder, where files of that name are the engine's own; call it "
+            "otherwise"
+        )
 
 
 class _Asked:
@@ -406,7 +439,11 @@ class _Described:
             | environment.facts(asked.device, asked.identity.roots)
         )
         self.facts: dict[str, Any] = {}
+        self._write()
+
+    def _write(self) -> None:
         artifacts.write_json(self.file, self.about)
+        self.state = _state(self.file)
 
     def add(self, **facts: Any) -> None:
         """What a name has already, if it is a mapping, is added to."""
@@ -414,7 +451,7 @@ class _Described:
             before = self.about.get(name)
             self.about[name] = before | fact if isinstance(before, dict) and isinstance(fact, dict) else fact
         self.facts |= facts
-        artifacts.write_json(self.file, self.about)
+        self._write()
 
     def keep(self) -> None:
         artifacts.write_json(self.file, self.about, durable=True)

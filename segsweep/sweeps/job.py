@@ -46,7 +46,9 @@ def job(cfg: DictConfig) -> Any:
         cfg,
         choices={g: o for g, o in settings.runtime.choices.items() if "/" not in g or (at and g[:6] != "hydra/")},
         name=name,
-        command=_command([*own_folder(settings), *(o for o in overrides if not o.startswith(f"{at}search."))]),
+        command=_command(
+            [*sweep.named(), *own_folder(settings), *(o for o in overrides if not o.startswith(f"{at}search."))]
+        ),
         sweep=folder.parent,
         milestones=set(record.get("milestones", [])),
     )

@@ -261,7 +261,9 @@ def _run(config: bytes, packed: bytes, context: dict[str, Any]) -> Any:
     try:
         if not context:
             context.update(_context(packed))
-        done = run_job(config=_load(config), job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir", **context)
+        done = run_job(
+            config=_load(config), job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir", **context
+        )
         done.cfg = done.hydra_cfg = None
         return done
     except KeyboardInterrupt:
