@@ -204,6 +204,63 @@ def test_folders_are_numbered_whatever_it_calls_them_and_chdir_is_its_own(throug
     assert next(tmp_path.glob("outputs/*/0/here"))
 
 
+def test_epochs_are_shared_and_kept_in_one_place_where_jobs_have_a_folder_of_their_own(through, conf, app, tmp_path):
+    (conf / "config.yaml").write_text(CONFIG + "hydra: {job: {chdir: true}}\n")
+    source = app.replace("start(cfg):", "start(cfg, run):").replace(
+        "    return cfg.lr * 2",
+        "    assert run.folder.is_absolute() and not hasattr(run, 'total')\n"
+        "    for epoch in run.epochs():\n        seen.append(epoch.number)\n        epoch.report({'val/loss': 1.0})",
+    )
+    code, said, module = through(source, "-m", "segsweep.epochs=1,3", *HERE)
+    assert code == 0, said
+    assert [n for n in module.seen if isinstance(n, int)] == [1, 2, 3]
+    assert [folder.parent for folder in tmp_path.rglob("runs")] == [tmp_path / "multirun"]
+
+
+def test_a_job_that_leaves_python_has_failed_and_the_others_are_run(through, conf, app, tmp_path):
+    source = app.replace("return cfg.lr", "if cfg.lr == 1: raise SystemExit\n    return cfg.lr")
+    code, said, module = through(source, "-m", "lr=1,2", *HERE)
+    assert (code, len(module.seen)) == (1, 2), said
+    assert re.search(r"job 0 failed: error: sys.exit\(None\) \(\S+:\d+, in start\)", said), said
+
+
+def test_another_primary_configuration_is_in_every_command_that_is_printed(through, conf, app, tmp_path):
+    own = "  - _self_\n  - experiment: null\n"
+    (conf / "other.yaml").write_text(CONFIG.replace("search: {radius: 2}\n", "").replace("  - _self_\n", own))
+    line = ("-cn", "other", "-m", "+search=tpe", "lr=interval(0.1, 0.5)", "segsweep.search.trials=2", *HERE)
+    code, said, module = through(app, *line)
+    assert code == 0, said
+    assert all(" --config-name other " in run["command"] for run in runs(tmp_path))
+    folder = next(tmp_path.glob("multirun/2*/search"))
+    wanted = f" --config-name other --config-dir {folder.relative_to(tmp_path)} experiment=best"
+    assert re.search(rf"the best: python -m \w+{re.escape(wanted)}", said), said
+    head = (folder / "experiment" / "best.yaml").read_text()
+    assert wanted in head, head
+    sys.argv[1:] = [*wanted.split(), *QUIET]
+    module.seen.clear()
+    module.start()  # answered
+    assert module.seen == []
+
+
+def test_a_name_in_ignored_that_is_no_key_is_told_and_one_text_is_one_name(through, conf, app):
+    source = app.replace('ignored=["workers"]', 'ignored="workers"')
+    code, said, _ = through(source, *QUIET)
+    assert code == 0
+    assert "no key" not in said
+    code, said, _ = through(app.replace('"workers"', '"worker", "net.threads"'), *QUIET)
+    assert code == 0
+    assert "segsweep.main(ignored=...): worker is no key; did you mean workers?\n" in said
+    assert "net.threads" not in said  # which may be of another option
+
+
+def test_an_application_whose_mode_is_multirun_sweeps_without_m_as_plain_hydra_does(through, conf, app, tmp_path):
+    (conf / "config.yaml").write_text(CONFIG + "hydra: {mode: MULTIRUN}\n")
+    code, said, module = through(app, "lr=1,2", *HERE)
+    assert code == 0, said
+    assert [cfg.lr for cfg in module.seen] == [1, 2]
+    assert len(json.loads(next(tmp_path.glob("multirun/2*/sweep.json")).read_text())["overrides"]) >= 1
+
+
 def test_data_are_watched_by_a_function_of_the_configuration(through, conf, app, tmp_path):
     (tmp_path / "a.csv").write_text("1")
     source = app.replace("ignored=", "data=lambda cfg: [f'{cfg.task}.csv', 'a.csv'], ignored=")
@@ -355,6 +412,48 @@ def test_a_failing_job_and_a_killed_worker_cost_themselves_alone(tmp_path, conf)
     assert sorted(run["metrics"]["val/loss"] for run in runs(tmp_path)) == [0, 2, 3]
     logs = [log.read_text() for log in tmp_path.glob("multirun/2*/1/*.log")]
     assert any("in main" in log and "Traceback" in log for log in logs)
+
+
+TYPED = """
+from dataclasses import dataclass, field
+import segsweep
+from hydra.core.config_store import ConfigStore
+from nets import Net
+@dataclass
+class Config:
+    lr: float = 0.5
+    net: Net = field(default_factory=Net)
+ConfigStore.instance().store(name="config", node=Config)
+@segsweep.main(config_path=None, config_name="config", metric="loss", direction="min")
+def main(cfg):
+    return cfg.lr * cfg.net.width
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_types_of_the_script_and_of_a_module_beside_it_reach_the_workers(tmp_path):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "train.py").write_text(TYPED)
+    (tmp_path / "app" / "nets.py").write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass Net:\n    width: int = 2\n"
+    )
+    done = sweep(tmp_path, "app/train.py", "-m", "lr=1,2", *QUIET)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(run["metrics"]["val/loss"] for run in runs(tmp_path)) == [2, 4]
+
+
+def test_a_failed_job_has_no_score_of_an_earlier_run_of_its(through, conf, app):
+    source = app.replace("return cfg.lr * 2", "return 123.5 if len(seen) == 1 else [][1]")
+    code, said, module = through(source, *QUIET)
+    assert code == 0
+    assert "123.5" in said.partition("parameters")[2]
+    sys.argv[1:] = [*QUIET, "segsweep.reuse=false"]
+    with pytest.raises(SystemExit):
+        module.start()
+    (table,) = [file.read_text() for file in conf.parent.glob("multirun/2*/table.txt") if "failed" in file.read_text()]
+    assert "123.5" not in next(line for line in table.splitlines() if " failed " in line)
 
 
 @pytest.mark.slow

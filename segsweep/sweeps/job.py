@@ -51,7 +51,7 @@ def job(cfg: DictConfig) -> Any:
         choices={g: o for g, o in settings.runtime.choices.items() if "/" not in g or (at and g[:6] != "hydra/")},
         name=name,
         command=_command(
-            [*own_folder(settings), *_environment(settings)]
+            [*sweep.named(), *own_folder(settings), *_environment(settings)]
             + [o for o in overrides if not o.startswith(f"{at}search.")]
         ),
         sweep=folder.parent,
