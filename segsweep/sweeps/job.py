@@ -91,13 +91,12 @@ def _command(arguments: list[str]) -> str:
 
 def _describe(cfg: DictConfig, settings: Any, folder: Path) -> None:
     """`.hydra` as Hydra has it, less the passwords: it would write them where a job is killed before it is here."""
-    for known in (folder, folder.parent):
-        sweep.hide_passwords(known)
+    sweep.hide_passwords(folder.parent / "multirun.yaml")  # of Hydra's own sweeper
     if settings.output_subdir is None:
         for name, node in (("config", cfg), ("hydra", {"hydra": settings}), ("overrides", settings.overrides.task)):
             artifacts.write_text(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(node))
     else:
-        sweep.hide_passwords(folder / settings.output_subdir)
+        sweep.hide_passwords(*(folder / settings.output_subdir).glob("*.yaml"))
 
 
 def _value(cfg: DictConfig, outcome: Any) -> Any:

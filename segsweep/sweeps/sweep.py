@@ -307,10 +307,11 @@ def _columns(config: DictConfig, spec: Spec | None) -> Columns | None:
     return columns(spec, factors(without(plain, left_out(under(own), spec)), chosen), chosen)
 
 
-def hide_passwords(folder: Path) -> None:
+def hide_passwords(*files: Path) -> None:
     """Out of what Hydra itself writes, where a command line has it do so."""
-    for file in folder.glob("*.yaml"):
-        artifacts.write_text(file, file.read_text(encoding="utf-8"))
+    for file in files:
+        if file.is_file() and masked(text := file.read_text(encoding="utf-8")) != text:
+            artifacts.write_text(file, text)
 
 
 def command() -> str:
