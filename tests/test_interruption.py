@@ -101,7 +101,7 @@ def test_a_signal_ends_the_sweep_with_its_state_saved_and_says_how_to_go_on(tmp_
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    output = finish(process, timeout=30)
+    output = finish(process)
     assert process.returncode == 130, output
     assert "To go on: python -m segsweep -m model=unet,r2unet" in output
     assert {run.info.status for run in mlflow_runs(cwd)} <= {"FINISHED", "KILLED"}

@@ -183,7 +183,7 @@ def test_a_job_is_tried_again_as_often_as_its_class_may(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_over_its_time_is_stopped_and_classed(tmp_path):
-    with launcher(tmp_path, timeout_min=0.02) as made:
+    with launcher(tmp_path, timeout_min=0.08) as made:
         results = values(made.launch(toys("deaf", "seed"), 0))
         child = int((tmp_path / "sweep" / "0" / "child").read_text())
         assert gone(child), "what the job had started is still there"
@@ -191,7 +191,7 @@ def test_a_job_over_its_time_is_stopped_and_classed(tmp_path):
     assert results[1] == 1.0
     job = record(tmp_path, 0)
     assert (job["status"], job["class"]) == ("failed", "timeout")
-    assert "timeout_min=0.02" in job["error"]
+    assert "timeout_min=0.08" in job["error"]
 
 
 def test_what_does_not_fit_into_the_budget_is_listed_as_not_started(tmp_path):
