@@ -198,7 +198,7 @@ class Looped(Wine):
 
 class Unscored(Wine):
     def train(self, run):
-        return Result({"test/accuracy": 1.0})
+        return Result({"test/accuracy": 1.0}, {"0": {"accuracy": 1.0, "loss": 0.1}})
 """
 
 
