@@ -350,7 +350,7 @@ def test_a_journal_whose_last_line_is_cut_off_is_told(run, tmp_path):
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("postgresql://u:secret@127.0.0.1:1/none", r"postgresql://u:\*\*\*@127.0.0.1:1/none: cannot be opened"),
+        ("postgresql://u:secret@127.0.0.1:1/none", r"postgresql://\*\*\*@127.0.0.1:1/none: cannot be opened"),
         ("nosuch://host/db", "nosuch"),
         ("optuna.db", "an address is needed, such as sqlite:///"),
         ("sqlite:////proc/none/optuna.db", "cannot be opened"),
