@@ -63,7 +63,7 @@ def sweep(folder: Path, decoded: Path, slots: int, overrides: list[str]) -> dict
         sizes = {}
         for pid in children(done.pid):
             try:
-                if b"segsweep.sweeps.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"worker.main()" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     sizes[pid] = held(pid, decoded)
             except (OSError, ProcessLookupError):  # it ended between two looks
                 continue

@@ -62,7 +62,7 @@ CASES = {
 class NoCheckpoints(Checkpoints):
     """Nothing is kept: writing is no part of an epoch's time."""
 
-    def load(self, until: int) -> None:
+    def load(self, until: int, *given: Any) -> None:
         return None
 
     def save(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:

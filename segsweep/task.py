@@ -223,8 +223,10 @@ class Stateful(Protocol):
 
 
 class Epoch(Protocol):
-    """number: from 1. last: whether no further one comes. seed: of the run's seed and the number alone; `random`, numpy
-    and torch start each epoch with it, so that an epoch that is resumed is the one that would have been."""
+    """number: from 1. seed: of the run's seed and the number alone; `random`, numpy and torch start each epoch with it,
+    so that an epoch that is resumed is the one that would have been. last: whether no further one comes; it may decide
+    what is evaluated and told as facts, and nothing of the training, as a longer run takes these epochs over
+    (`python -m segsweep.check` finds what does)."""
 
     number: int
     last: bool

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from segsweep.core.errors import DataError
+from segsweep.runs import identity
+from segsweep.sweeps import doors, why
 from segsweep.tracking import recall
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hydra_app"
@@ -22,6 +25,10 @@ import os
 import segsweep
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+
+from segsweep.core.errors import DataError
+from segsweep.runs import identity
+from segsweep.sweeps import doors, why
 OmegaConf.register_resolver("my_folder", lambda: HydraConfig.get().runtime.output_dir, replace=True)
 seen = []
 @segsweep.main(config_path="conf", config_name="config", metric="loss", direction="min", ignored=["workers"])
@@ -197,6 +204,63 @@ def test_folders_are_numbered_whatever_it_calls_them_and_chdir_is_its_own(throug
     assert next(tmp_path.glob("outputs/*/0/here"))
 
 
+def test_epochs_are_shared_and_kept_in_one_place_where_jobs_have_a_folder_of_their_own(through, conf, app, tmp_path):
+    (conf / "config.yaml").write_text(CONFIG + "hydra: {job: {chdir: true}}\n")
+    source = app.replace("start(cfg):", "start(cfg, run):").replace(
+        "    return cfg.lr * 2",
+        "    assert run.folder.is_absolute() and not hasattr(run, 'total')\n"
+        "    for epoch in run.epochs():\n        seen.append(epoch.number)\n        epoch.report({'val/loss': 1.0})",
+    )
+    code, said, module = through(source, "-m", "segsweep.epochs=1,3", *HERE)
+    assert code == 0, said
+    assert [n for n in module.seen if isinstance(n, int)] == [1, 2, 3]
+    assert [folder.parent for folder in tmp_path.rglob("runs")] == [tmp_path / "multirun"]
+
+
+def test_a_job_that_leaves_python_has_failed_and_the_others_are_run(through, conf, app, tmp_path):
+    source = app.replace("return cfg.lr", "if cfg.lr == 1: raise SystemExit\n    return cfg.lr")
+    code, said, module = through(source, "-m", "lr=1,2", *HERE)
+    assert (code, len(module.seen)) == (1, 2), said
+    assert re.search(r"job 0 failed: error: sys.exit\(None\) \(\S+:\d+, in start\)", said), said
+
+
+def test_another_primary_configuration_is_in_every_command_that_is_printed(through, conf, app, tmp_path):
+    own = "  - _self_\n  - experiment: null\n"
+    (conf / "other.yaml").write_text(CONFIG.replace("search: {radius: 2}\n", "").replace("  - _self_\n", own))
+    line = ("-cn", "other", "-m", "+search=tpe", "lr=interval(0.1, 0.5)", "segsweep.search.trials=2", *HERE)
+    code, said, module = through(app, *line)
+    assert code == 0, said
+    assert all(" --config-name other " in run["command"] for run in runs(tmp_path))
+    folder = next(tmp_path.glob("multirun/2*/search"))
+    wanted = f" --config-name other --config-dir {folder.relative_to(tmp_path)} experiment=best"
+    assert re.search(rf"the best: python -m \w+{re.escape(wanted)}", said), said
+    head = (folder / "experiment" / "best.yaml").read_text()
+    assert wanted in head, head
+    sys.argv[1:] = [*wanted.split(), *QUIET]
+    module.seen.clear()
+    module.start()  # answered
+    assert module.seen == []
+
+
+def test_a_name_in_ignored_that_is_no_key_is_told_and_one_text_is_one_name(through, conf, app):
+    source = app.replace('ignored=["workers"]', 'ignored="workers"')
+    code, said, _ = through(source, *QUIET)
+    assert code == 0
+    assert "no key" not in said
+    code, said, _ = through(app.replace('"workers"', '"worker", "net.threads"'), *QUIET)
+    assert code == 0
+    assert "segsweep.main(ignored=...): worker is no key; did you mean workers?\n" in said
+    assert "net.threads" not in said  # which may be of another option
+
+
+def test_an_application_whose_mode_is_multirun_sweeps_without_m_as_plain_hydra_does(through, conf, app, tmp_path):
+    (conf / "config.yaml").write_text(CONFIG + "hydra: {mode: MULTIRUN}\n")
+    code, said, module = through(app, "lr=1,2", *HERE)
+    assert code == 0, said
+    assert [cfg.lr for cfg in module.seen] == [1, 2]
+    assert len(json.loads(next(tmp_path.glob("multirun/2*/sweep.json")).read_text())["overrides"]) >= 1
+
+
 def test_data_are_watched_by_a_function_of_the_configuration(through, conf, app, tmp_path):
     (tmp_path / "a.csv").write_text("1")
     source = app.replace("ignored=", "data=lambda cfg: [f'{cfg.task}.csv', 'a.csv'], ignored=")
@@ -350,6 +414,48 @@ def test_a_failing_job_and_a_killed_worker_cost_themselves_alone(tmp_path, conf)
     assert any("in main" in log and "Traceback" in log for log in logs)
 
 
+TYPED = """
+from dataclasses import dataclass, field
+import segsweep
+from hydra.core.config_store import ConfigStore
+from nets import Net
+@dataclass
+class Config:
+    lr: float = 0.5
+    net: Net = field(default_factory=Net)
+ConfigStore.instance().store(name="config", node=Config)
+@segsweep.main(config_path=None, config_name="config", metric="loss", direction="min")
+def main(cfg):
+    return cfg.lr * cfg.net.width
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_types_of_the_script_and_of_a_module_beside_it_reach_the_workers(tmp_path):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "train.py").write_text(TYPED)
+    (tmp_path / "app" / "nets.py").write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass Net:\n    width: int = 2\n"
+    )
+    done = sweep(tmp_path, "app/train.py", "-m", "lr=1,2", *QUIET)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(run["metrics"]["val/loss"] for run in runs(tmp_path)) == [2, 4]
+
+
+def test_a_failed_job_has_no_score_of_an_earlier_run_of_its(through, conf, app):
+    source = app.replace("return cfg.lr * 2", "return 123.5 if len(seen) == 1 else [][1]")
+    code, said, module = through(source, *QUIET)
+    assert code == 0
+    assert "123.5" in said.partition("parameters")[2]
+    sys.argv[1:] = [*QUIET, "segsweep.reuse=false"]
+    with pytest.raises(SystemExit):
+        module.start()
+    (table,) = [file.read_text() for file in conf.parent.glob("multirun/2*/table.txt") if "failed" in file.read_text()]
+    assert "123.5" not in next(line for line in table.splitlines() if " failed " in line)
+
+
 @pytest.mark.slow
 def test_an_application_with_epochs_that_was_killed_goes_on_to_the_same_bits(tmp_path):
     folders = [Path(shutil.copytree(EXAMPLE, tmp_path / name)) for name in ("killed", "whole")]
@@ -374,3 +480,166 @@ def test_an_application_with_epochs_that_was_killed_goes_on_to_the_same_bits(tmp
     assert len(found[0]) == 4
     assert found[0] == found[1]
     assert sum(run["trained_epochs"] for run in runs(folders[1])) == 8  # of 10: one epoch of each is shared
+
+
+def called(through, source: str, first: tuple[str, ...], second: tuple[str, ...]) -> int:
+    """How often an application is called for the second command once the first was done."""
+    code, said, module = through(source, *first, *QUIET)
+    assert code == 0, said
+    module.seen.clear()
+    sys.argv[1:] = [*second, *QUIET]
+    module.start()
+    return len(module.seen)
+
+
+def test_a_value_of_one_job_in_a_list_takes_nothing_of_the_list_with_it(through, conf, app):
+    hook = "hooks: [{kind: x, gain: 50, out: '${hydra:runtime.output_dir}/x'}, '${now:%f}', [3, '${now:%f}']]\n"
+    (conf / "config.yaml").write_text(CONFIG + hook)
+    assert called(through, app, (), ()) == 0
+    for changed in ("{kind: x, gain: 90, out: 4}, 5, [3, 6]", "{kind: x, gain: 50}, 5, [4, 6]"):
+        assert called(through, app, (), (f"hooks=[{changed.replace('4}', '${hydra:runtime.output_dir}}')}]",)) == 1
+
+
+def test_a_list_that_follows_the_seed_is_one_group_and_told_by_the_seed_alone(through, conf, app, tmp_path):
+    (conf / "config.yaml").write_text(CONFIG + "both: [1, '${seed}']\n")
+    assert through(app, "-m", "seed=1,2", *HERE)[0] == 0
+    assert len({run["group"] for run in runs(tmp_path)}) == 1
+    assert not any("both" in run["factors"] for run in runs(tmp_path))
+
+
+def test_the_option_of_a_group_decides_as_any_value_does(through, conf, app, tmp_path, capfd):
+    (conf / "config.yaml").write_text(CONFIG + "name: '${hydra:runtime.choices.net}'\n")
+    for option in ("small", "large"):
+        (conf / "net" / f"{option}.yaml").write_text("width: 4\n")
+    code, said, module = through(app, "-m", "net=small,large", *HERE)
+    assert code == 0, said
+    assert {run["factors"]["name"] for run in runs(tmp_path)} == {"small", "large"}
+    sys.argv[1:] = ["-m", "net=small,large", *QUIET, "hydra/launcher=plan"]
+    module.start()  # where there is no job to ask for it
+    assert "2 jobs: 2 finished" in capfd.readouterr().out
+
+
+def test_a_whole_number_and_a_float_are_two_values_of_an_application(through, conf, app, tmp_path):
+    assert called(through, app, ("+most=1",), ("+most=1.0",)) == 1
+    assert called(through, app, ("+most=2.0", "+all=[1]"), ("+most=2.0", "+all=[1]")) == 0
+
+
+def test_data_are_where_they_are_in_which_entry_and_behind_links(tmp_path, monkeypatch):
+    train, test, far = (tmp_path / name for name in ("train", "test", "far"))
+    for folder in (train, test, far):
+        folder.mkdir()
+        (folder / folder.name).write_text("1")
+    both = doors._digest([train, test], tmp_path)
+    (train / "train").rename(test / "train")
+    (train / "a").write_text("1")
+    (test / "test").rename(train / "test")
+    moved = doors._digest([train, test], tmp_path)
+    (train / "test").rename(test / "test")
+    assert len({both, moved, doors._digest([train, test], tmp_path)}) == 3  # `name content` of all is the same twice
+    (train / "link").symlink_to(far)
+    for back in ("up", "itself"):
+        (far / back).symlink_to({"up": tmp_path, "itself": far}[back])
+    linked = doors._digest(train, tmp_path)
+    (tmp_path / "beside").write_text("what a sweep writes, say")
+    assert doors._digest(train, tmp_path) == linked
+    (far / "far").write_text("22")
+    assert doors._digest(train, tmp_path) != linked
+    monkeypatch.chdir(far)
+    assert doors._digest("train", tmp_path) == doors._digest(train, far)  # beside the program
+    assert doors._digest("v1", tmp_path) == "v1"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [("", "paths are needed"), ([""], "paths are needed"), ([], "no path"), ("./", "without files")]
+)
+def test_data_of_which_nothing_can_be_watched_are_refused(given, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=says):
+        doors._digest(given, tmp_path)
+
+
+def test_runs_of_an_application_and_of_a_script_are_compared(through, conf, app, tmp_path, capfd):
+    code, said, _ = through(app, "-m", "lr=1,2", "+list=[1,2]", *HERE)
+    assert code == 0, said
+    first, second = (str(folder) for folder in sorted(tmp_path.glob("multirun/runs/*")))
+    assert why.main([first, second]) == why.main([first, first]) == 0
+    said = capfd.readouterr().out
+    assert re.search(r"value +lr +(1 -> 2|2 -> 1)\n", said), said
+    assert "They are two runs: 1 value differs." in said
+    assert "They are the same run" in said
+    shutil.rmtree(tmp_path / "multirun")
+    script = "import segsweep\ndef train(run, *, opts: dict = {'p': 1, 'q': {'r': 2}}):\n    return opts['p']\n"
+    script += "def start():\n    segsweep.main(train, metric='loss', direction='min')\n"
+    code, said, _ = through(script, "opts.p=3", "tracking=none", "report=false")
+    assert code == 0, said
+    (only,) = map(str, tmp_path.glob("multirun/runs/*"))
+    assert why.main([only, only]) == 0
+    assert "They are the same run" in capfd.readouterr().out
+
+
+def test_a_function_that_hydra_gets_by_its_path_is_watched(through, conf, app, tmp_path):
+    helper = f"helper_{tmp_path.name}"
+    (tmp_path / f"{helper}.py").write_text("def value():\n    return 1\n")
+    asked = f"+fn={{_target_: hydra.utils.get_method, path: {helper}.value}}"
+    assert through(app, asked, *QUIET)[0] == 0
+    (run,) = runs(tmp_path)
+    assert helper in run["files"]
+
+
+def test_a_module_that_is_loaded_by_a_name_made_at_run_time_is_told_and_why_says_whether_it_changed(
+    through, conf, app, tmp_path, capfd
+):
+    plug = f"plug_{tmp_path.name}"
+    (tmp_path / f"{plug}.py").write_text("value = 1\n")
+    source = app.replace("    seen.append", f"    __import__({plug!r} + '')\n    seen.append")
+    _, told, module = through(source, *QUIET)
+    assert told.count(f"{plug}: loaded and not watched") == 1
+    module.start()
+    assert "not watched, an edit" not in "".join(capfd.readouterr())
+    (run,) = runs(tmp_path)
+    assert run["unwatched"].keys() == {plug}
+    (folder,) = tmp_path.glob("multirun/runs/*")
+    why._unwatched(run)
+    (tmp_path / f"{plug}.py").write_text("value = 2\n")
+    why._unwatched(run)
+    (tmp_path / f"{plug}.py").unlink()
+    why._unwatched(run)
+    said = [line for line in capfd.readouterr().out.splitlines() if "not watched" in line]
+    assert [line.partition("; ")[2] for line in said] == [
+        "unchanged since",
+        "it has changed since",
+        "it cannot be read now",
+    ]
+
+
+def test_a_pruner_is_the_engines_whatever_an_application_calls_so(through, conf, app, tmp_path):
+    source = app.replace("start(cfg)", "start(cfg, run)")
+    code, said, _ = through(source, "segsweep/pruner=median", *QUIET)
+    assert code == 0, said
+    code, said, _ = through(source, "segsweep/pruner=median", "segsweep.pruner.n_startup_trials=-1", *QUIET)
+    assert "n_startup_trials" in said
+
+
+def test_variables_that_hydra_sets_are_part_of_a_run_and_of_its_command(through, conf, app, tmp_path, capfd):
+    first = "+hydra.job.env_set.FLAG=1"
+    code, said, module = through(app, first, *QUIET)
+    assert code == 0, said
+    assert "hydra" not in module.seen[0]
+    (run,) = runs(tmp_path)
+    assert run["factors"]["hydra.job.env_set.FLAG"] == "1"
+    assert first in run["command"].split()
+    for line, trained in ((first, 1), ("+hydra.job.env_set.FLAG=2", 2), ("hydra.job.env_copy=[HOME]", 3)):
+        sys.argv[1:] = [line, *QUIET]
+        module.start()
+        assert len(module.seen) == trained, line
+    assert not any("HOME" in str(run["factors"]) for run in runs(tmp_path))
+    sys.argv[1:] = ["-m", first, *QUIET, "hydra/launcher=plan"]
+    module.start()
+    assert "1 jobs: 1 finished" in capfd.readouterr().out
+    script = "import segsweep\ndef train(run, *, lr: float = 1):\n    return lr\n"
+    script += "def start():\n    segsweep.main(train, metric='loss', direction='min')\n"
+    assert through(script, first, "tracking=none", "report=false")[0] == 0
+    assert sum("hydra.job.env_set.FLAG" in run["factors"] for run in runs(tmp_path)) == 3
+    assert {run["signature"] for run in runs(tmp_path)} == {
+        identity.recorded(f)[2]["signature"] for f in tmp_path.glob("multirun/runs/*")
+    }

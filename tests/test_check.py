@@ -296,3 +296,16 @@ def test_segmentation_is_well(tmp_path, capsys):
     assert list(found) == [*NAMES[:6], "files", *NAMES[6:]]
     assert {verdict.state for verdict in found.values()} <= {"ok", "noted"}, list(map(str, found.values()))
     assert not Path(tmp_path / "multirun").exists()
+
+
+def test_beside_a_script_it_says_that_it_looks_at_options_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("digits.py").write_text("import segsweep\nsegsweep.main(Digits)\n")
+    assert check.main(["epochs=2"]) == 1
+    assert capsys.readouterr().err.startswith("digits.py: what goes through segsweep.main is not looked at")
+
+
+def test_an_argument_that_the_option_does_not_name_is_to_be_added(said):
+    told, code = said("    def __init__(self, *, lr=0.1, mode='x'):\n        super().__init__(lr=lr)", "task.mode=y")
+    wanted = "task.mode: an argument of the task that its option does not name is added, +task.mode=y"
+    assert (told, code) == ({wanted: ""}, 1)

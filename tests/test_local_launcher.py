@@ -99,6 +99,15 @@ def test_results_are_in_the_order_of_the_jobs_and_workers_are_kept_between_batch
     assert all(gone(int(pid)) for pid in pids)
 
 
+def test_a_job_that_never_came_to_write_its_record_leaves_no_password(tmp_path):
+    with launcher(tmp_path) as made:
+        (job,) = toys("seed")
+        made.launch([[*(o for o in job if o != "tracking=none"), "tracking.uri='https://me:hunter2@127.0.0.1:9'"]], 0)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert files
+    assert not [file for file in files if b"hunter2" in file.read_bytes()]
+
+
 def test_one_slot_has_all_threads(tmp_path):
     with launcher(tmp_path) as made:
         assert values(made.launch(toys("threads"), 0)) == [2.0]

@@ -274,7 +274,7 @@ def test_a_sweep_leaves_no_password_and_its_server_is_asked_with_it(tmp_path, la
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["command line", "configuration"])
+@pytest.mark.parametrize("where", ["command line", "configuration", "configuration, with pickles of submitit"])
 def test_servers_that_are_not_there_are_told_of_without_the_password(tmp_path, where):
     uri, storage = f"http://{SLASHED}@127.0.0.1:9/a", f"postgresql://{SLASHED}@127.0.0.1:9/db?sslpassword=xyzzy"
     conf = tmp_path.parent / f"{tmp_path.name}_conf" / "experiment"
@@ -282,9 +282,13 @@ def test_servers_that_are_not_there_are_told_of_without_the_password(tmp_path, w
     content = {"tracking": {"uri": uri}, "search": {"storage": storage}}
     (conf / "x.yaml").write_text("# @package _global_\n" + json.dumps(content))
     given = [f"tracking.uri='{uri}'"]
-    if where == "configuration":
+    if where != "command line":
         given = ["--config-dir", str(conf.parent), "experiment=x"]
-    said = command(tmp_path, "-m", "seed=0,1", "report=false", *given, *TINY)
+    pickles = []
+    if "submitit" in where:
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+        pickles = ["hydra/launcher=slurm", "hydra.launcher.executor=local"]
+    said = command(tmp_path, "-m", "seed=0,1", "report=false", *given, *TINY, *pickles)
     assert said.count("finished") >= 2, said
     given += [f"search.storage='{storage}'"] if where == "command line" else []
     told = command(tmp_path, "-m", "+search=tpe", "search.trials=1", *given, *TINY)

@@ -90,6 +90,8 @@ def test_what_is_reused_says_that_its_data_are_not_watched_and_data_are_part_of_
         (FUNCTION.replace('"min"', '"down"'), [], "loss has direction 'down'; allowed are min and max"),
         (FUNCTION.replace('"min"', '"min", config_path="conf"'), [], "config_path=...): not of a script"),
         (FUNCTION.replace("(train, ", "(lambda run: 1, "), [], "is inside something else"),
+        (FUNCTION.replace('"min"', '"min", ignored="widht"'), [], "ignored=...): widht is no key; did you mean width?"),
+        (FUNCTION.replace('"min"', '"min", repeats=["fold"]'), [], "segsweep.main(repeats=...): fold is no key"),
         (CLASS, [], "has no data()"),
         (CLASS.replace("(A)", "(A, metric='a')"), [], "a task class says itself"),
         ("import segsweep\ndef start():\n    segsweep.main(3)", [], "found int"),
@@ -116,6 +118,14 @@ def test_a_wrong_use_is_one_sentence_and_nothing_is_trained(through, tmp_path, s
         ("Result({'test/lost': 1.0})", "Result has test/lost, which is none of its metrics"),
         ("Result({'val/loss': 1.0}, {'a': {}})", "Result has no loss for unit a"),
         ("Result({'val/loss': 1.0})", "Result has no unit; a value of loss is needed for each"),
+        ("Result({'val/loss': float('nan')})", "Result has nan for val/loss; a finite number is needed"),
+        ("Result({'val/loss': float('-inf')})", "Result has -inf for val/loss; a finite number is needed"),
+        ("Result({'val/loss': True})", "Result has bool for val/loss; a number is needed"),
+        ("sys.exit('bad data')", "sys.exit('bad data') ("),
+        ("sys.exit(0)", "sys.exit(0) ("),
+        ("Result([1.0])", "Result has list for its metrics; a mapping is needed, such as {'test/loss': 0.1}"),
+        ("Result({'val/loss': 1.0}, {'a': 3})", "Result has int for unit a; a mapping is needed, {'loss': 0.5}"),
+        ("{'loss': 0.5, 'val/loss': 0.7}", "train() returned both loss and val/loss, which are one"),
         ("[][1]", "IndexError: list index out of range ("),
     ],
 )
@@ -123,11 +133,39 @@ def test_a_wrong_return_is_one_sentence_and_a_failed_job(through, returns, says)
     source = FUNCTION.replace("return lr * width + run.seed", f"return {returns}")
     if "unit" in says:
         source = source.replace('"loss", direction="min"', '{"loss": Metric(title="L", direction="min", by_unit=True)}')
-    source = "from segsweep.task import Metric\nfrom segsweep.task import Result\n" + source
+    source = "import sys\nfrom segsweep.task import Metric\nfrom segsweep.task import Result\n" + source
     code, said, _ = through(source, *HERE[1:])
     assert code == 1
-    assert re.search(rf"failed: {'nan' if 'nan' in says else 'error'}: (door\S+: )?{re.escape(says)}", said), said
+    assert re.search(
+        rf"failed: {'nan' if 'nan' in says or 'inf ' in says else 'error'}: (door\S+: )?{re.escape(says)}", said
+    ), said
     assert "Traceback" not in said
+
+
+def test_a_result_may_hold_numpys_numbers_and_the_nan_of_a_mean_over_units_without_a_value(through, tmp_path):
+    result = "Result({'val/loss': np.float32(0.5), 'test/loss': np.nan}, {'a': {'loss': np.nan}})"
+    source = FUNCTION.replace("return lr * width + run.seed", f"return {result}")
+    source = source.replace('"loss", direction="min"', '{"loss": Metric(title="L", direction="min", by_unit=True)}')
+    code, said, _ = through(f"import numpy as np\nfrom segsweep.task import Metric, Result\n{source}", *HERE[1:])
+    assert code == 0, said
+    assert runs(tmp_path)[0]["metrics"]["val/loss"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "history.jsonl", "result.json", "last.pt"])
+def test_a_task_that_writes_a_file_of_the_engines_is_told_and_leaves_no_record(through, tmp_path, name):
+    source = FUNCTION.replace("return lr", f"(run.folder / '{name}').write_text('1'); return lr")
+    code, said, _ = through(source, *HERE[1:])
+    assert code == 1
+    assert f"train() wrote {name} in run.folder, where files of that name are the engine's own" in said, said
+    assert not list(tmp_path.glob(f"multirun/runs/*/{name}"))
+
+
+def test_a_default_that_is_a_tuple_arrives_as_one(through):
+    source = FUNCTION.replace('model: str = "mlp"', "sizes=((1, 2), (3,)), plain=[1]").replace(
+        "return lr * width", "return 1 if (sizes, plain) == (((1, 2), (5,)), [1]) else [][1]"
+    )
+    code, said, _ = through(source, "sizes=[[1,2],[5]]", *HERE[1:])
+    assert code == 0, said
 
 
 def test_a_mapping_is_kept_and_what_has_no_direction_is_compared_by_nobody(through, tmp_path):

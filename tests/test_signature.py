@@ -127,6 +127,19 @@ PROJECTS = {
         "mine.Net",
         "part.py",
     ),
+    "imported by a relative name": (
+        {"mine/__init__.py": "", "mine/net.py": f"import importlib\n{NET}importlib.import_module('.part', 'mine')\n"}
+        | {"mine/part.py": "a = 1\n"},
+        *("mine.net.Net", "mine/part.py"),
+    ),
+    "imported by a named name": (
+        {"mine.py": f"import importlib\n{NET}part = importlib.import_module(name='part')\n", "part.py": "a = 1\n"},
+        *("mine.Net", "part.py"),
+    ),
+    "got by Hydra": (
+        {"mine.py": f"from hydra.utils import get_method\n{NET}f = get_method('part.f')\n", "part.py": "f = len\n"},
+        *("mine.Net", "part.py"),
+    ),
     "what it inherits from, made at run time": (
         {"mine.py": "name = 'ba' + 'se'\nclass Net(__import__(name).Base):\n    pass\n", "base.py": "class Base: ..."},
         *("mine.Net", "base.py"),
@@ -203,3 +216,19 @@ def test_the_code_of_the_program_that_decides_numbers_is_watched():
 def test_a_file_of_another_encoding_is_read_as_python_does(tmp_path):
     (tmp_path / "latin.py").write_bytes("# -*- coding: latin-1 -*-\nname = 'é'\n".encode("latin-1"))
     assert "é" in signature._code(tmp_path / "latin.py")
+
+
+def test_modules_of_one_last_name_are_told_apart_by_as_much_of_their_names_as_it_takes():
+    one, other = ({"a.net": x, "b.net": y, "c": "z"} for x, y in (("1", "2"), ("2", "1")))
+    assert signature.fingerprint(one) != signature.fingerprint(other)
+    assert signature.fingerprint(one) == signature.fingerprint({f"src.{name}": code for name, code in one.items()})
+    assert signature.short(["a.net", "b.net", "net", "x.c"]) == {
+        "a.net": "a.net",
+        "b.net": "b.net",
+        "net": "net",
+        "x.c": "c",
+    }
+
+
+def test_this_programs_own_modules_are_known_by_their_last_names():
+    assert all("." not in name for name in signature.short(signature.code(*SPEC.code)).values())

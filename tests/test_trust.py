@@ -251,8 +251,8 @@ SECRETS = {
         {"experiment/x.yaml": f"{GLOBAL}tracking: {{experiment: '${{oc.env:SEGSWEEP_CACHE,${{oc.env:HOME,.}}/.cache/"
          "segsweep}'}\n"}, ["experiment=x"],
     ),
-    "by way of a key that reads it": (
-        {"experiment/x.yaml": f"{GLOBAL}tracking: {{experiment: 'a/${{paths.cache}}'}}\n"}, ["experiment=x"],
+    "an address that may have a password": (
+        {"experiment/x.yaml": f"{GLOBAL}tracking: {{experiment: 'a/${{search.storage}}'}}\n"}, ["experiment=x"],
     ),
     "inside a list": ({"experiment/x.yaml": f"{GLOBAL}sweep: {{exclude: ['${{oc.env:TOKEN}}']}}\n"}, ["experiment=x"]),
     "decoded": ({"experiment/x.yaml": f"{GLOBAL}seed: ${{oc.decode:'3'}}\n"}, ["experiment=x"]),
@@ -392,6 +392,11 @@ HARMLESS = {
         },
         ["-m", "+search=x"],
         None,
+    ),
+    "a key that names another, which reads the environment by the program's own": (
+        {"experiment/x.yaml": f"{GLOBAL}tracking: {{experiment: '${{paths.cache}}'}}\n"},
+        ["experiment=x"],
+        1,
     ),
     "a launcher that is installed": ({}, ["-m", "hydra/launcher=joblib", "seed=0,1"], 2),
 }

@@ -304,6 +304,23 @@ def test_training_anew_leaves_an_accepted_record_alone_and_then_answers_itself(h
     assert "finished too" in ask(capsys, first.folder)
 
 
+@pytest.mark.parametrize("flag", ["--config-dir conf", "--config-dir=conf"])
+def test_a_jobs_folder_stands_for_its_command_with_the_folder_of_its_options(flag, here, capsys):
+    cfg, choices = composed(command())
+    line = f"python -m segsweep {flag} task=count tracking=none epochs=2"
+    first = run(cfg, choices=choices, name="n", command=line, sweep=None, milestones=set())
+    job = here / "multirun" / "sweep" / "0"
+    job.mkdir(parents=True)
+    artifacts.write_json(job / "job.json", {"run": f"../../runs/{first.signature}", "overrides": command()[1:]})
+    edit(here / "counting.py")
+    assert "cannot be composed" not in ask(capsys, job)
+    (here / "conf").rename(here / "elsewhere")
+    said = accept(capsys, first.folder, code=1)
+    assert "its command cannot be composed now (" in said
+    assert "--config-dir" in said
+    assert "Accepted:" in ask(capsys, "--accept", job, "--reason", "a rename", "--config-dir", "elsewhere")
+
+
 def test_what_is_half_accepted_or_trained_anew_since_does_not_answer(here, capsys):
     first = do()
     original = (here / "counting.py").read_text()
@@ -411,8 +428,9 @@ def test_the_report_shows_it_and_pools_what_it_makes_one_program(here, capsys):
 def test_mlflow_is_told_of_it_after_the_run_was_closed(here, capsys, uri):
     from segsweep.tracking import store
 
-    cfg, choices = composed(command("tracking=mlflow", f"tracking.uri={uri}", "tracking.experiment=e"))
-    first = run(cfg, choices=choices | {"data": "d"}, name="n", command="c", sweep=None, milestones=set())
+    words = command("tracking=mlflow", f"tracking.uri={uri}", "tracking.experiment=e")
+    (cfg, choices), line = composed(words), " ".join(["python", "-m", "segsweep", *words])
+    first = run(cfg, choices=choices | {"data": "d"}, name="n", command=line, sweep=None, milestones=set())
     from segsweep.core.session import session
 
     session().copier.flush()

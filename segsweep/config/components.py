@@ -35,13 +35,32 @@ def task(cfg: DictConfig) -> Any:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     given = {key: values[key] for key in _from_the_top(values["task"]) if key in values}
     if door and values["task"]["_target_"] == door.target:
-        return door.component(**{key: item for key, item in values["task"].items() if key not in SPECIAL}, **given)
+        given |= {key: item for key, item in values["task"].items() if key not in SPECIAL}
+        of = inspect.signature(door.component).parameters
+        return door.component(
+            **{key: _like(of[key].default, item) if key in of else item for key, item in given.items()}
+        )
     return build(KINDS, "task", values["task"] | {"_partial_": True})(**given)
+
+
+def _like(default: Any, found: Any) -> Any:
+    """What a configuration has as a list, as a tuple where an argument's default is one."""
+    if not isinstance(default, tuple) or not isinstance(found, list):
+        return found
+    return tuple(_like(default[0] if default else None, item) for item in found)
 
 
 def task_class(cfg: DictConfig) -> Any:
     """Of a configuration that has been checked."""
     return locate(engine(cfg).task._target_, KINDS["task"])
+
+
+def arguments(cfg: DictConfig) -> set[str]:
+    """Of the constructor of a configuration's task; empty where it is none, which `check` tells."""
+    try:
+        return {*inspect.signature(task_class(cfg)).parameters}
+    except (ConfigError, OmegaConfBaseException, TypeError, ValueError):
+        return set()
 
 
 def spec_of(cfg: DictConfig) -> Spec | None:
@@ -145,7 +164,7 @@ def check(cfg: DictConfig) -> list[str]:
     if missing:
         return missing
     wrong_task, of_task, given = _check_task(cfg)
-    known = {f.name for f in fields(Config)} | of_task
+    known = {f.name for f in fields(Config)} | of_task | {"hydra"}  # see `compose.with_environment`
     problems: list[str | None] = [
         f"{at}{key}: no such key{nearest(key, known)}; an argument of a group's component is added as +group.key=value"
         for key in map(str, node)

@@ -16,6 +16,7 @@ from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config import trust
+from segsweep.config.schema import chosen
 from segsweep.core.session import session
 
 KINDS = 64
@@ -95,7 +96,18 @@ def bare(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     own = config.copy()
     with open_dict(own):
         del own["hydra"]
-    return own, choices
+    return with_environment(chosen(own, choices), config.hydra), choices
+
+
+def with_environment(own: DictConfig, hydra: Any) -> DictConfig:
+    """`own`, changed: of what came by a door with the variables that Hydra sets for it, `hydra.job.env_set`, as any
+    code may read those; not with those that are only copied, `hydra.job.env_copy`."""
+    given: Any = OmegaConf.to_container(hydra.job.env_set, resolve=False)
+    given = {name: text for name, text in given.items() if name not in hydra.job.env_copy}
+    if session().door and given:
+        with open_dict(own):
+            own["hydra"] = {"job": {"env_set": given}}
+    return own
 
 
 @lru_cache(4096)

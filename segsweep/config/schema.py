@@ -4,11 +4,24 @@ Types and ranges live here, values live in conf/: a dataclass has no defaults, s
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, BooleanNode, DictConfig, FloatNode, IntegerNode, OmegaConf, StringNode
+from omegaconf import (
+    MISSING,
+    BooleanNode,
+    Container,
+    DictConfig,
+    FloatNode,
+    IntegerNode,
+    ListConfig,
+    OmegaConf,
+    StringNode,
+    flag_override,
+)
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.core.signature import OWN
@@ -32,7 +45,27 @@ def engine(cfg: DictConfig) -> DictConfig:
 
 
 _PASSING = re.compile(r"\$\{\s*(hydra|now)\s*:")
+_CHOICE = re.compile(r"\$\{\s*hydra\s*:\s*runtime\.choices\.([^\s{}]+)\s*\}")
+"""The option of a group, which decides as any value does."""
 _MARK = "<of one job alone>"
+
+
+def chosen(cfg: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
+    """`cfg`, changed: with the option of each group where it asks Hydra for it, which only a job can."""
+
+    def fill(node: Container) -> None:
+        if node._is_none() or node._is_missing() or node._is_interpolation():
+            return
+        for place in list(node) if isinstance(node, DictConfig) else range(len(node)):  # type: ignore[arg-type]
+            found: Any = node._get_node(place)
+            if isinstance(found, Container):
+                fill(found)
+            elif isinstance(text := found._value(), str) and _CHOICE.search(text):
+                found._set_value(_CHOICE.sub(lambda asked: str(choices.get(asked[1], asked[0])), text))
+
+    with flag_override(cfg, "readonly", False):
+        fill(cfg)
+    return cfg
 
 
 def resolved(cfg: DictConfig, apart: tuple[str, ...] = (), folder: str = "") -> dict[str, Any]:
@@ -53,27 +86,30 @@ def _marked(node: Any, apart: tuple[str, ...], at: str = "") -> Any:
         return {key: _marked(item, apart, f"{at}.{key}" if at else str(key)) for key, item in node.items()}
     if isinstance(node, list):
         return [_marked(item, apart, f"{at}.{place}") for place, item in enumerate(node)]
-    return _MARK if isinstance(node, str) and _PASSING.search(node) else node
+    return _MARK if isinstance(node, str) and _PASSING.search(_CHOICE.sub("", node)) else node
 
 
-def _plain(node: DictConfig, folder: str) -> dict[str, Any]:
+def _plain(node: DictConfig | ListConfig, folder: str) -> Any:
+    """Less the marked values; in a list the mark stays, for the others keep their places."""
     raw: Any = OmegaConf.to_container(node, resolve=False)
-    found: dict[str, Any] = {}
-    for key in node:
+    found: dict[Any, Any] = {}
+    places: Any = list(node) if isinstance(node, DictConfig) else range(len(node))
+    for place in places:
         try:
-            item = node[key]
-            if isinstance(item, DictConfig):
+            item = node[place]
+            if isinstance(item, DictConfig | ListConfig):
                 item = _plain(item, folder)
-            elif OmegaConf.is_config(item):
-                item = OmegaConf.to_container(item, resolve=True, enum_to_str=True)
         except OmegaConfBaseException:
-            item = raw[key]
-        if folder and not isinstance(item, dict) and folder in str(item):
-            item = raw[key]
-        if isinstance(item, dict) or _MARK not in str(item):
-            kept = item is None or isinstance(item, dict | list | bool | int | float)
-            found[str(key)] = item if kept else str(getattr(item, "name", item))
-    return found
+            item = raw[place]
+        if not isinstance(item, dict | list):
+            item = raw[place] if folder and folder in str(item) else item
+            if marked := _MARK in str(item):
+                item = _MARK
+            if marked and isinstance(node, DictConfig):
+                continue
+        kept = item is None or isinstance(item, dict | list | bool | int | float)
+        found[place] = item if kept else item.name if isinstance(item, Enum) else str(item)
+    return {str(key): item for key, item in found.items()} if isinstance(node, DictConfig) else list(found.values())
 
 
 def value(**rule: Any) -> Any:

@@ -2,6 +2,7 @@
 
 A program of one's own that composes conf/, or asks MLflow by these modules, calls it too."""
 
+import contextlib
 import math
 import os
 import secrets
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep.config.schema import schema
 from segsweep.core import child
+from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
 
 if TYPE_CHECKING:
@@ -67,5 +69,8 @@ def _unpickled(
 ) -> Callable[[DictConfig], Any]:
     child.join(folders, safe)
     start()
-    session().door = door  # whose code is loaded when a job asks for it
+    session().door = door
+    if door:
+        with contextlib.suppress(SegsweepError):  # which the job tells that asks for it
+            door.component  # noqa: B018 - its code is loaded: the configurations of its jobs may be of its types
     return task

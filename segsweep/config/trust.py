@@ -71,6 +71,7 @@ CHOICES = ("runtime", "choices")
 _WORD = re.compile(r"[\w.,:=+/@-]*", re.ASCII)
 _KEY = re.compile(r"\+{0,2}(?!hydra\b)\w+([./]\w+)*", re.ASCII)
 _REFERENCE = re.compile(r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|sweep_name|select_of)\s*:[^${}]*)\s*\}")
+_ADDRESS = re.compile(r"\$\{\s*(segsweep\.)?(tracking(\.uri)?|search(\.storage)?)\s*\}")
 _GONE = object()
 _Path = tuple[Any, ...]
 
@@ -182,7 +183,7 @@ class Hold:
     def _reads(self, raw: Any, lines: Sequence[str]) -> Iterator[str]:
         """One sentence for each key of a run that a file of these folders gives a value of the environment."""
         given = {line.lstrip("+").partition("=")[0] for line in lines}
-        texts = {path: next(_unplain(value, raw), None) for path, value in _leaves(raw) if path[:1] != ("hydra",)}
+        texts = {path: next(_unplain(value), None) for path, value in _leaves(raw) if path[:1] != ("hydra",)}
         odd = {path: text for path, text in texts.items() if text and ".".join(map(str, path)) not in given}
         for own in (self._base, lambda: self._task(raw)):  # the second takes a composition for each option
             known = dict(_leaves(own())) if odd else {}
@@ -274,7 +275,7 @@ def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[s
     whole, own = dict(_leaves(there.pop("hydra"))), dict(_leaves(before.pop("hydra")))
     given, known = {line.lstrip("+").partition("=")[0] for line in lines}, dict(_leaves(before))
     known = {path: (value, _shipped().get(path[path[:1] == (OWN,) :])) for path, value in known.items()}
-    texts = [(path, value) for path, value in _leaves(there) if any(_unplain(value, there))]
+    texts = [(path, value) for path, value in _leaves(there) if any(_unplain(value))]
     odd = [path for path, value in texts if not any(_same(value, one) for one in known.get(path, ()))]
     reading = [key for path in odd if (key := ".".join(map(printable, path))) not in given]
     paths = [path for path in {**own, **whole} if path[:2] != CHOICES and path not in FILLED]
@@ -302,12 +303,13 @@ def plainly(text: str, raw: Any = None, depth: int = 0) -> bool:
     return "${" not in text
 
 
-def _unplain(value: Any, raw: Any) -> Iterator[str]:
-    """Texts, alone or in a list, that name more than other keys."""
+def _unplain(value: Any) -> Iterator[str]:
+    """Texts, alone or in a list, that name more than other keys, each of which is looked at itself, or one that may
+    have a password from the command line."""
     for part in value if isinstance(value, list) else [value]:
         if isinstance(part, list | dict):
-            yield from _unplain(list(part.values()) if isinstance(part, dict) else part, raw)
-        elif isinstance(part, str) and not plainly(part, raw):
+            yield from _unplain(list(part.values()) if isinstance(part, dict) else part)
+        elif isinstance(part, str) and (not plainly(part) or _ADDRESS.search(part)):
             yield part
 
 

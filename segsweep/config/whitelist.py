@@ -71,6 +71,8 @@ HYDRAS = (
     "segsweep.core.masks.Formatter",
 )
 """What Hydra calls for itself, and a component of a run may not."""
+GETTERS = tuple(f"hydra.utils.get_{what}" for what in ("method", "static_method", "class", "object"))
+"""What gives the function or class that its argument `path` names."""
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -214,6 +216,8 @@ def _targets(node: Any) -> Iterator[str]:
     if isinstance(node, Mapping):
         if isinstance(target := node.get("_target_"), str):
             yield target
+            if target in GETTERS and isinstance(path := node.get("path"), str):
+                yield path
         node = list(node.values())
     if isinstance(node, list | tuple):
         for item in node:

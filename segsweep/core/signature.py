@@ -6,12 +6,13 @@ module of one's own that a component reaches by importing, outside site-packages
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import json
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -29,9 +30,10 @@ CODE = ("segsweep.core.device", "segsweep.runs.loop")
 """What takes part in every task's results."""
 
 
-def digest(value: Any) -> str:
-    """16 hex digits of the SHA-256 of `value` as JSON with sorted keys, where 1 and 1.0 are one value."""
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()[:16]
+def digest(value: Any, exact: bool = False) -> str:
+    """16 hex digits of the SHA-256 of `value` as sorted JSON, where 1 and 1.0 are one value unless `exact`."""
+    plain = value if exact else _plain(value)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:
@@ -66,14 +68,16 @@ def signatures(
     that decides a number. like: the same less what repeats differ in, by which they are a group.
 
     `files`: what `code` gives. A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`),
-    so that runs of different length share a trajectory exactly when their epochs are the same computation.
+    so that runs of different length share a trajectory exactly when their epochs are the same computation. In the
+    configuration of another application 1 and 1.0 are two values: of its keys nobody knows that they are floats.
     """
+    exact = epochs != "epochs"
     identity: dict[str, Any] = {"config": kept, "code": fingerprint(files)}
     whole = identity | {"data": data, "split": split}
     return {
-        "signature": digest(whole),
-        "group": digest(identity | {"data": data, "config": like}),
-        "trajectory": digest(whole | {"config": without(kept, (epochs,))}),
+        "signature": digest(whole, exact),
+        "group": digest(identity | {"data": data, "config": like}, exact),
+        "trajectory": digest(whole | {"config": without(kept, (epochs,))}, exact),
     }
 
 
@@ -99,7 +103,22 @@ def _flatten(key: str, item: Any, choices: Mapping[str, Any], flat: dict[str, An
 
 def fingerprint(files: Mapping[str, str]) -> str:
     """Of the code in `files`, by whatever name it was imported: `src.net`, `net`, or the script that was started."""
-    return digest(sorted([name.rpartition(".")[2], content] for name, content in files.items()))
+    return digest(sorted([name, files[full]] for full, name in short(files).items()))
+
+
+def short(names: Iterable[str]) -> dict[str, str]:
+    """Module -> the last part of its name, or as many of the last as it takes to be no other's."""
+    alike: dict[str, list[list[str]]] = {}
+    for name in names:
+        parts = name.split(".")
+        alike.setdefault(parts[-1], []).append(parts)
+    found: dict[str, str] = {}
+    for several in alike.values():
+        length = 1
+        while len({tuple(parts[-length:]) for parts in several}) < len(several):
+            length += 1
+        found |= {".".join(parts): ".".join(parts[-length:]) for parts in several}
+    return found
 
 
 @cache
@@ -161,12 +180,35 @@ def _find(name: str) -> tuple[Path | None, bool]:
     return Path(spec.origin) if spec.has_location and spec.origin else None, spec.submodule_search_locations is not None
 
 
+def unwatched(watched: Collection[Path], folders: Collection[Path]) -> dict[str, Path]:
+    """Module -> file of one's own code in `folders` that was loaded by now, in ways that reading does not see, and is
+    none of the files that are `watched`; both without links."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        text = getattr(module, "__file__", None) or "/"
+        if {"site-packages", "dist-packages"} & set(Path(text).parts) or text.startswith(
+            sysconfig.get_path("stdlib")
+        ):  # of thousands, to look at few files
+            continue
+        file = Path(text).resolve()
+        if name in ("__main__", "__mp_main__") or not file.is_file() or file in watched:
+            continue
+        inside = any(file.is_relative_to(folder) for folder in folders) and not file.is_relative_to(PACKAGE)
+        if inside and is_own(file):
+            found[name] = file
+    return found
+
+
 def is_own(file: Path) -> bool:
     file = file.resolve()
     if file.is_relative_to(PACKAGE):  # a room that holds a task is a task's code; the others are the engine
         return (PACKAGE / file.relative_to(PACKAGE).parts[0] / "task.py").exists()
     installed = {"site-packages", "dist-packages"} & set(file.parts)
     return not installed and not file.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
+
+
+_IMPORTING = ("import_module", "__import__", "get_method", "get_static_method", "get_class", "get_object")
+"""Functions that import what a text names: Python's, and Hydra's."""
 
 
 def _imports(file: Path, package: str) -> Iterator[str]:
@@ -180,11 +222,17 @@ def _imports(file: Path, package: str) -> Iterator[str]:
                 base = ".".join([*around, *([module] if module else [])])
                 yield base
                 yield from (f"{base}.{name.name}" for name in names)
-            case ast.Call(
-                func=ast.Name(id=called) | ast.Attribute(attr=called), args=[ast.Constant(value=str(name)), *_]
-            ):
-                if called in ("import_module", "__import__"):
-                    yield name
+            case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)) if called in _IMPORTING:
+                given = dict(zip(("name", "package"), node.args, strict=False))
+                given |= {word.arg: word.value for word in node.keywords if word.arg}
+                texts = {key: item.value for key, item in given.items() if isinstance(item, ast.Constant)}
+                named = texts.get("path", texts.get("name"))
+                if not isinstance(named, str):
+                    continue
+                with contextlib.suppress(ImportError):  # beyond the top of a package, which fails when it is run, too
+                    yield importlib.util.resolve_name(named, str(texts.get("package") or package))
+                if called.startswith("get_"):
+                    yield named.rpartition(".")[0]
 
 
 def _code(file: Path) -> str:

@@ -180,6 +180,8 @@ class SlurmLauncher(ClusterLauncher):
         for key in KEYS:  # what is pickled lies in the sweep's folder
             if address := OmegaConf.select(config, key):
                 OmegaConf.update(config, key, reference(address))
+        if hasattr(loader := self.context.config_loader, "_active_repository"):
+            loader._active_repository = None  # the files that it read last, as they are; it reads them again
         remote.setup(hydra_context=self.context, task_function=self.task, config=config)
         shared = set(BaseQueueConf.__dataclass_fields__)
         named = {key if key in shared else f"slurm_{key}": value for key, value in remote.params.items()}

@@ -6,6 +6,7 @@ its process down with it costs the sweep that job alone.
 
 import heapq
 import os
+import pickle
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -143,14 +144,9 @@ class LocalLauncher(Launcher):
 
         slots = len(self.slots)
         new.ready = True
-        setup = {
-            "task": self.task,
-            "callbacks": self.context.callbacks,
-            "whitelist": self.context.execution_whitelist,
-            "visible": self.slots[self.workers[new]],
-            "threads": max(1, torch.get_num_threads() // slots) if slots > 1 else None,
-        }
-        new.send(("setup", setup))
+        threads = max(1, torch.get_num_threads() // slots) if slots > 1 else None
+        packed = pickle.dumps((self.task, self.context.callbacks, self.context.execution_whitelist))
+        new.send(("setup", self.slots[self.workers[new]], threads, packed))
 
     def _look_after(self) -> None:
         """Notice what no message tells: a request to stop, a job over its time, a worker that is gone."""
@@ -240,7 +236,7 @@ class LocalLauncher(Launcher):
                 return
             job.start()
             self.running[each] = job
-            each.send(("job", job.number, job.config, job.tries["oom"]))
+            each.send(("job", job.number, pickle.dumps(job.config), job.tries["oom"]))
 
     def _next(self, over: bool) -> Job | None:
         """The first that waits for no other: jobs of one trajectory run after one another and share its epochs."""

@@ -303,9 +303,11 @@ def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
     """The command of `a` with `factor` as in `b`: against `a`, the new run differs in that factor alone."""
     words = shlex.split(a.runs[0].command)
     start = 3 if words[1:2] == ["-m"] else 2 if words[0] == "python" else 1  # `python -m NAME`, a script, a command
-    folder = words.index("--config-dir") if "--config-dir" in words else len(words)
-    overrides = [word for i, word in enumerate(words) if i >= start and "=" in word and i != folder + 1]
-    head = [*words[:start], *words[folder : folder + 2]]
+    taking = ("--config-dir", "--config-name", "--config-path")
+    options = [i for i, word in enumerate(words) if i >= start and (word in taking or words[i - 1] in taking)]
+    overrides = [word for i, word in enumerate(words) if i >= start and "=" in word and i not in options]
+    named = [words[i] for i in options]
+    head = [*words[:start], *named]
     changed = {factor: exact(b.factors[factor])}
     lost = set()
     if "." not in factor:  # another option brings its own defaults: what both have stays, what only the old has goes
@@ -323,7 +325,7 @@ def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
     for name, values in {a.runs[0].seed_key: seeds, **a.repeats}.items():
         if len(values) > 1 or (values and values[0] != first[name]):
             changed[name] = ",".join(exact(value) for value in values)
-            head[start:] = ["-m"] * (len(values) > 1 or "-m" in head[start:]) + words[folder : folder + 2]
+            head[start:] = ["-m"] * (len(values) > 1 or "-m" in head[start:]) + named
     kept = [word for word in overrides if word.split("=")[0].lstrip("+~") not in {*changed, *lost}]
     return shlex.join([*head, *kept, *(f"{name}={value}" for name, value in changed.items())])
 

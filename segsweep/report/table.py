@@ -51,7 +51,8 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
         drawn.add_column(escape(name), justify="right", no_wrap=True)
     for job, found in zip(jobs, settings, strict=True):
         metrics = job.run.metrics if job.run else {}
-        done = job.run is not None and job.run.status == "finished"
+        # a job that failed may have been asked for a run that is finished, by an earlier one
+        done = job.run is not None and job.run.status == "finished" and job.status != "failed"
         cells = [_number(metrics.get(name) if done else None, spec) for _, name, spec in metrics_shown]
         cells += [
             _number(job.seconds, ",.1f"),

@@ -114,7 +114,8 @@ def _elsewhere(words: list[str], info: Mapping[str, Any]) -> Winner:
     """Of a script or another application: what was typed, as far as the run's record knows these keys."""
     count = next((n for n, word in enumerate(words) if "=" in word), len(words))
     chosen, factors = info.get("choices") or {}, info.get("factors") or {}
-    plus = "+" if any(str(key).startswith(f"{OWN}.") for key in factors) else ""
+    app = any(str(key).startswith(f"{OWN}.") for key in factors)
+    plus = "+" if app and "experiment" not in chosen else ""
     choices: dict[str, str] = {}
     values: dict[str, Any] = {}
     left: list[str] = []
@@ -124,7 +125,7 @@ def _elsewhere(words: list[str], info: Mapping[str, Any]) -> Winner:
             key, value = override.key_or_group, override.value()
         except HydraException:
             continue
-        engine = key.startswith((f"{OWN}.", f"{OWN}/")) or not plus or (key == "search" and override.is_add())
+        engine = key.startswith((f"{OWN}.", f"{OWN}/")) or not app or (key == "search" and override.is_add())
         if engine and re.split(r"[./]", re.sub(rf"^{OWN}[./]", "", key))[0] in IGNORED:
             continue
         if key in chosen and isinstance(value, str) and re.fullmatch(r"[\w-]+", value):

@@ -1,5 +1,6 @@
 """Which run a configuration is, today, and which one a record is: what `signature` hashes, side by side."""
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from yaml import YAMLError
 from segsweep.config import whitelist
 from segsweep.config.before import spec_of
 from segsweep.config.schema import resolved, under
-from segsweep.core import artifacts
+from segsweep.core import artifacts, signature
 from segsweep.core.errors import SegsweepError
 from segsweep.core.signature import code, factors, left_out, places, signatures, without
 from segsweep.task import Data, Spec
@@ -44,7 +45,29 @@ class Identity:
     def factors(self, choices: dict[str, Any], spec: Spec, at: str) -> dict[str, Any]:
         """As `signature.factors`, where what follows a repeat is told by that alone."""
         whole, like = factors(self.config, choices), factors(self.like, choices)
-        return {key: value for key, value in whole.items() if key in like or key in repeats(spec, at)}
+        alike = {key for key, value in whole.items() if key in like and str(like[key]) == str(value)}
+        return {key: value for key, value in whole.items() if key in alike or key in repeats(spec, at)}
+
+    @property
+    def exact(self) -> bool:
+        """Whether 1 and 1.0 are two values, see `signature.signatures`."""
+        return self.epochs != "epochs"
+
+
+def unwatched(found: Identity) -> dict[str, dict[str, str]]:
+    """Module -> file and hash of one's own code that this process has loaded and `found` does not know: in the working
+    directory, and where its own modules are imported from."""
+    folders = {Path.cwd()}
+    watched = {name: Path(file).resolve() for name, file in found.places.items()}
+    for name, file in watched.items():
+        inside = name.count(".") + (file.stem == "__init__")
+        folders.add(file.parents[min(inside, len(file.parents) - 1)])
+    files = signature.unwatched(set(watched.values()), folders)
+    kept = {}
+    for name, place in files.items():
+        with contextlib.suppress(OSError, SyntaxError, ValueError):  # gone by now, or no module of Python's
+            kept[name] = {"file": str(place), "hash": signature.hashes({name: place})[name]}
+    return kept
 
 
 def repeats(spec: Spec, at: str) -> tuple[str, ...]:
@@ -73,11 +96,12 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
     try:
         spec = spec_of(info)
         cfg = configuration(folder)
-        whole: Any = OmegaConf.to_container(cfg, resolve=True)
         at = under(cfg)
+        whole: Any = OmegaConf.to_container(cfg, resolve=True)
         config = without(whole, left_out(at, spec))
-        plain = {key for key, value in config.items() if not (isinstance(value, dict) and "_target_" in value)}
-        settled = {key: info["factors"][key] for key in plain if info["factors"][key] != config[key]}
+        plain = {key for key, value in config.items() if not isinstance(value, dict)} | set(info.get("resolved") or ())
+        told = info["factors"]
+        settled = {key: told[key] for key in sorted(plain & set(told)) if told[key] != config.get(key)}
         data, split = (info[part]["digest"] or "" for part in ("data", "split"))
         config |= settled
         like = without(config, repeats(spec, at))

@@ -72,7 +72,7 @@ class Loop:
         emit: Callable[..., None] = lambda kind, **facts: None,
         describe: Callable[..., None] = lambda **facts: None,
     ):
-        self.spec, self.part, self.total, self.seed = spec, part, epochs, seed
+        self.spec, self.part, self._total, self.seed = spec, part, epochs, seed
         self.checkpoints, self.folder, self.device, self.retries = checkpoints, folder, device, retries
         self.samples, self.every, self.keep, self.milestones = samples, every, keep, {*milestones, epochs}
         self.writer, self.on_epoch, self.judge = writer, on_epoch, judge
@@ -106,7 +106,7 @@ class Loop:
 
     def _epochs(self, state: dict[str, Stateful]) -> Iterator["Epoch"]:
         self._take_up(state)
-        for number in range(self.done + 1, self.total + 1):
+        for number in range(self.done + 1, self._total + 1):
             epoch = Epoch(self, number)
             seed_all(epoch.seed)
             epoch.began = time.perf_counter()
@@ -120,7 +120,7 @@ class Loop:
 
     def _take_up(self, state: dict[str, Stateful]) -> None:
         """What was trained before, and the judgement of it: with nothing left to train there is nothing to end."""
-        found = self.checkpoints.load(self.total, self._scored)
+        found = self.checkpoints.load(self._total, self._scored)
         if found is not None:
             if missing := state.keys() - found.keys():
                 raise TaskError(
@@ -131,7 +131,7 @@ class Loop:
                 thing.load_state_dict(found[name])
             self.history = found["history"]
         self.done = len(self.history)
-        behind = self.judge(self.history) if 0 < self.done < self.total else None
+        behind = self.judge(self.history) if 0 < self.done < self._total else None
         if self.done:
             self.on_epoch(self.history[: behind.epoch] if behind else self.history)  # type: ignore[attr-defined]
         if behind:
@@ -144,7 +144,7 @@ class Loop:
             self._best = {"epoch": number, "model": on_host(state["model"].state_dict())}
         self.history.append(row)
         stop = self.interrupted(number) if self.stopping() else None
-        end = (stop or self.judge(self.history)) if number < self.total else None
+        end = (stop or self.judge(self.history)) if number < self._total else None
         save = number % self.every == 0 or number in self.milestones or end is not None
         kept = {"epoch": number, **{name: thing.state_dict() for name, thing in state.items()}, "history": self.history}
         if save and not self._kept:
@@ -157,9 +157,9 @@ class Loop:
         else:
             self._write(kept if save else None, self._best, self.history)
         self._best = None if save else self._best
-        if end or number == self.total:
+        if end or number == self._total:
             self._wait()
-        self.emit("epoch", epochs=self.total, epoch=number, **self._told(row))
+        self.emit("epoch", epochs=self._total, epoch=number, **self._told(row))
         if end:
             raise end
 
@@ -200,9 +200,9 @@ class Loop:
 
     def finish(self) -> None:
         """Raise TaskError where the loop was left before its end."""
-        if self.state is not None and len(self.history) < self.total:
+        if self.state is not None and len(self.history) < self._total:
             raise TaskError(
-                f"the loop over run.epochs(...) was left after {len(self.history)} of {self.total} epochs; let it run "
+                f"the loop over run.epochs(...) was left after {len(self.history)} of {self._total} epochs; let it run "
                 "to its end: a pruner ends what falls behind, and a run that is to stop early has fewer epochs"
             )
 
@@ -211,7 +211,7 @@ class Epoch:
     """One turn of the loop; see `task.Epoch`."""
 
     def __init__(self, loop: Loop, number: int):
-        self.loop, self.number, self.last = loop, number, number == loop.total
+        self.loop, self.number, self.last = loop, number, number == loop._total
         self.seed = epoch_seed(loop.seed, number)
         self.began = 0.0
         self.row: dict[str, Any] | None = None
@@ -219,7 +219,7 @@ class Epoch:
     def step(self, done: float) -> None:
         rate = self.loop.samples * done / max(time.perf_counter() - self.began, 1e-9)
         text = f"{rate:.0f} {self.loop.spec.sample}s/s" if rate else ""
-        self.loop.emit("step", epoch=self.number, epochs=self.loop.total, done=done, text=text)
+        self.loop.emit("step", epoch=self.number, epochs=self.loop._total, done=done, text=text)
 
     def report(self, metrics: Mapping[str, float], **facts: float) -> None:
         """`facts` stand beside the metrics in the history; `seconds`, of the training alone, is measured where it is
@@ -248,16 +248,21 @@ class Epoch:
         self.row = {"epoch": self.number, "seconds": seconds, **facts, **values}
 
 
-def _value(what: str, value: Any) -> Any:
-    """A plain number of what a metric may come as: a number, or a tensor or array that holds one."""
+def plain(value: Any) -> Any:
+    """A plain number of what a metric may come as: a number, or a tensor or array that holds one; None of others."""
     item = getattr(value, "item", None)
     try:
         value = item() if callable(item) else value
     except (RuntimeError, ValueError):  # a tensor of several
-        value = None
-    if not isinstance(value, int | float):
-        raise TaskError(f"{what} is not a number; found {type(value).__name__ if value is not None else 'several'}")
-    return value
+        return None
+    return value if isinstance(value, int | float) else None
+
+
+def _value(what: str, value: Any) -> Any:
+    if (found := plain(value)) is None:
+        several = callable(getattr(value, "item", None))
+        raise TaskError(f"{what} is not a number; found {'several' if several else type(value).__name__}")
+    return found
 
 
 def _number(value: Any) -> float:

@@ -5,7 +5,9 @@ A run is a function of its signature: whoever asks for it, in whatever sweep, ge
 
 import contextlib
 import dataclasses
+import functools
 import logging
+import math
 import os
 import shutil
 import sys
@@ -28,8 +30,8 @@ from segsweep.core.device import out_of_memory, pick_device
 from segsweep.core.errors import ConfigError, NotFiniteError, SegsweepError, TaskError
 from segsweep.core.session import Interrupted, Pruned, session
 from segsweep.core.signature import OWN, PACKAGE, code, fingerprint, is_own, without
-from segsweep.runs.identity import identity
-from segsweep.runs.loop import Loop, seed_all
+from segsweep.runs.identity import identity, unwatched
+from segsweep.runs.loop import Loop, plain, seed_all
 from segsweep.search import pruning
 from segsweep.task import Data, Result, Spec
 from segsweep.tracking.mirrors import Mirror, forget
@@ -78,7 +80,7 @@ def run(
             return _run(asked, outcome, stack)
         except Interrupted as stop:
             outcome.status, outcome.epoch, outcome.error = "interrupted", stop.epoch, str(stop)
-        except Exception as error:  # whatever a job dies of, the sweep goes on
+        except (Exception, SystemExit) as error:  # whatever a job dies of, the sweep goes on
             outcome.status, outcome.failure = "failed", classify(error)
             outcome.error = told(error)
             if isinstance(error, OSError) and error.errno in artifacts.NO_ROOM:
@@ -101,13 +103,14 @@ def told(error: BaseException) -> str:
     """An error in words: with the last line of one's own code that it went through, where it is not the engine's."""
     if isinstance(error, SegsweepError):
         return str(error)
+    said = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
     frames = []
     for frame in traceback.extract_tb(error.__traceback__):
         file = Path(frame.filename).resolve()
         if file.is_file() and is_own(file) and not file.is_relative_to(PACKAGE):
             frames.append(frame)
     where = f" ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{said}{where}"
 
 
 def _keep_traceback() -> None:
@@ -142,9 +145,11 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own), durable=True)
     record = _Described(asked)
     mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
+    before = _states(place)
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
         artifacts.write_lines(place / "history.jsonl", history)
+        before["history.jsonl"] = _state(place / "history.jsonl")
         mirror.update()
 
     here = session()
@@ -176,6 +181,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         result = asked.task.train(loop)
     except Pruned as end:
         assert judge
+        _refuse_written(place, before | {"run.json": record.state})
         history = artifacts.read_lines(place / "history.jsonl")
         facts = end.record | {"metrics": _metrics(history[-1]), "parameters": record.facts.get("parameters")}
         facts |= _sums(history)
@@ -185,7 +191,8 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         return _answer_pruned(outcome, facts)
     spent = time.perf_counter() - began
     loop.finish()
-    if not (isinstance(result, Result) and isinstance(result.metrics, Mapping) and isinstance(result.units, Mapping)):
+    _refuse_written(place, before | {"run.json": record.state})
+    if not isinstance(result, Result):
         made = cfg.task._target_
         raise TaskError(f"train() of {made} gave {type(result).__name__}; a task.Result(metrics, units) is needed")
     may_loop = hasattr(asked.task, "function")  # of a script or an application, which may loop or not
@@ -193,7 +200,7 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         raise TaskError(
             "train() did not loop over run.epochs(...); a task that trains at one go says so: Spec(epochs=False)"
         )
-    _check(result, asked.task.spec, str(cfg.task._target_))
+    result = _checked(result, asked.task.spec, str(cfg.task._target_))
     record.facts["seconds"] = spent
     facts = _finished(asked, loop, result, record.facts) | {"trained_epochs": asked.epochs - loop.done}
     _close(asked, "result.json", facts, loop.history, record)
@@ -201,11 +208,39 @@ def _run(asked: "_Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     checkpoints.end(asked.epochs)
     if judge:
         judge.end("COMPLETE", loop.history)
-    return _answer(outcome, facts, _status(loop))
+    return _answer(outcome, facts, _status(loop.done, asked.epochs))
 
 
-def _status(loop: Loop) -> str:
-    return "finished" if not loop.done else "continued" if loop.done < loop.total else "reused"
+def _status(done: int, epochs: int) -> str:
+    return "finished" if not done else "continued" if done < epochs else "reused"
+
+
+_State = tuple[int, int, int] | None
+
+
+def _state(file: Path) -> _State:
+    """What changes with a file, whoever writes it; None where there is none."""
+    with contextlib.suppress(OSError):
+        about = file.stat()
+        return about.st_ino, about.st_mtime_ns, about.st_size
+    return None
+
+
+def _states(place: Path) -> dict[str, _State]:
+    """Of the engine's files that nobody writes while a task trains, or the one that writes them says so."""
+    apart = ("mlflow.json", "trial.json", accepted.FILE)
+    return {name: _state(place / name) for name in sorted(artifacts.ENGINES.difference(apart))}
+
+
+def _refuse_written(place: Path, before: Mapping[str, _State]) -> None:
+    """Raise TaskError where a task wrote a file of the engine's; it is removed, so that it passes for no record."""
+    if wrong := [name for name, state in before.items() if _state(place / name) != state]:
+        for name in wrong:
+            artifacts.remove(place / name)
+        raise TaskError(
+            f"train() wrote {', '.join(wrong)} in run.folder, where files of that name are the engine's own; call it "
+            "otherwise"
+        )
 
 
 class _Asked:
@@ -231,12 +266,12 @@ class _Asked:
         self.sweep, self.milestones = sweep, milestones
         self.device = pick_device(self.engine.device)
         environment.reset_peak_memory(self.device)
-        runs = Path(self.engine.paths.runs)
+        runs = Path(self.engine.paths.runs).absolute()  # whatever folder the code that trains goes to
 
         session().emit("note", text="reading the data set")
         self.task = components.task(cfg)
         self.data: Data = self.task.data()
-        self.whole = resolved(cfg)
+        self.whole = resolved(cfg, (), str(sweep.absolute()) if sweep else "")
         self.epochs = self.engine.epochs if self.task.spec.epochs else 1
         self.identity = identity(cfg, self.task.spec, self.data, sweep)
         self.runs = runs
@@ -376,6 +411,9 @@ def _close(
     """Write the file that ends a run once all else that its record stands on is on the medium."""
     place = asked.place
     artifacts.write_lines(place / "history.jsonl", history, durable=True)
+    if loaded := unwatched(asked.identity):
+        record.about["unwatched"] = loaded
+        _tell(*sorted(loaded))
     record.keep()
     files = [PurePosixPath(name) for name in artifacts.of_task(place)]
     for file in files:  # pictures are drawn again
@@ -385,6 +423,16 @@ def _close(
         artifacts.flush(place / inner)
     artifacts.write_json(place / name, facts, durable=True)
     artifacts.flush(place)
+
+
+@functools.cache
+def _tell(*modules: str) -> None:
+    """Once in a process."""
+    log.warning(
+        "%s: loaded and not watched, an edit does not train anew; import it in a line that names it, or have Spec.code "
+        "name it",
+        ", ".join(modules),
+    )
 
 
 class _Described:
@@ -405,7 +453,11 @@ class _Described:
             | environment.facts(asked.device, asked.identity.roots)
         )
         self.facts: dict[str, Any] = {}
+        self._write()
+
+    def _write(self) -> None:
         artifacts.write_json(self.file, self.about)
+        self.state = _state(self.file)
 
     def add(self, **facts: Any) -> None:
         """What a name has already, if it is a mapping, is added to."""
@@ -413,26 +465,51 @@ class _Described:
             before = self.about.get(name)
             self.about[name] = before | fact if isinstance(before, dict) and isinstance(fact, dict) else fact
         self.facts |= facts
-        artifacts.write_json(self.file, self.about)
+        self._write()
 
     def keep(self) -> None:
         artifacts.write_json(self.file, self.about, durable=True)
 
 
-def _check(result: Result, spec: Spec, made: str) -> None:
-    """Raise TaskError where a test's numbers are not what the task said that it measures."""
+def _checked(result: Result, spec: Spec, made: str) -> Result:
+    """With plain numbers. Raise TaskError where a test's numbers are not what the task said that it measures, and
+    NotFiniteError where one is none, but for the NaN of a mean over units of which none has a value."""
+    for name, found, example in (("metrics", result.metrics, "{'test/loss': 0.1}"), ("units", result.units, "{}")):
+        if not isinstance(found, Mapping):
+            raise TaskError(
+                f"{made}: Result has {type(found).__name__} for its {name}; a mapping is needed, such as {example}"
+            )
+    metrics: dict[str, Any] = {}
     for key, value in result.metrics.items():
         if spec.metric(key) is None:
             raise TaskError(
                 f"{made}: Result has {key}, which is none of its metrics: test/{', test/'.join(spec.metrics)}"
             )
-        if not isinstance(value, int | float):
+        metrics[key] = plain(value)
+        if metrics[key] is None or isinstance(metrics[key], bool):
             raise TaskError(f"{made}: Result has {type(value).__name__} for {key}; a number is needed")
     if spec.scores and not result.units:
         raise TaskError(f"{made}: Result has no {spec.unit}; a value of {', '.join(spec.scores)} is needed for each")
     for unit, values in result.units.items():
+        if not isinstance(values, Mapping):
+            scores = ", ".join(f"{name!r}: 0.5" for name in spec.scores or ("score",))
+            raise TaskError(
+                f"{made}: Result has {type(values).__name__} for {spec.unit} {unit}; a mapping is needed, {{{scores}}}"
+            )
         if lacks := [name for name in spec.scores if name not in values]:
             raise TaskError(f"{made}: Result has no {lacks[0]} for {spec.unit} {unit}; NaN where it is undefined")
+    for key, value in metrics.items():
+        name = key.partition("/")[2]
+        undefined = math.isnan(value) and name in spec.scores and _undefined(result, name)
+        if not math.isfinite(value) and not undefined:
+            raise NotFiniteError(f"{made}: Result has {value} for {key}; a finite number is needed")
+    return Result(metrics, result.units)
+
+
+def _undefined(result: Result, name: str) -> bool:
+    """Whether no unit has a value of a metric."""
+    found = (plain(values[name]) for values in result.units.values())
+    return all(value is None or math.isnan(value) for value in found)
 
 
 def _finished(asked: _Asked, loop: Loop, result: Result, known: dict[str, Any]) -> dict[str, Any]:

@@ -61,11 +61,11 @@ def problems(cfg: DictConfig, spec: Spec) -> list[str]:
     except OmegaConfBaseException:  # which `components.check` tells
         return []
     try:
-        node: Any = OmegaConf.to_container(cfg.pruner, resolve=True)
+        node: Any = OmegaConf.to_container(engine(cfg).pruner, resolve=True)
     except OmegaConfBaseException as error:
         return [f"pruner: {str(error).splitlines()[0]}"]
     wrong = components.mistakes(KINDS, "pruner", node)
-    wrong = wrong or components.tried("pruner", f"pruner {node}", lambda: attempt(make(cfg.pruner)))[0]
+    wrong = wrong or components.tried("pruner", f"pruner {node}", lambda: attempt(make(engine(cfg).pruner)))[0]
     return [*wrong, *filter(None, [problem(cfg, spec, validation=1)])]
 
 

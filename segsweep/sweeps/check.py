@@ -536,6 +536,13 @@ def _listed(names: Any) -> str:
     return ", ".join(texts[:MOST]) + (f" and {len(texts) - MOST} more" if len(texts) > MOST else "")
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 all is well, 1 something is wrong, and is named."""
     start()
@@ -553,6 +560,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     from segsweep.sweeps.preflight import composed, preflight
 
+    chosen = any(override.startswith(("task=", "+task=")) for override in options.overrides)
+    doors = [] if chosen else [str(file) for file in sorted(Path().glob("*.py")) if "segsweep.main" in _text(file)]
+    if doors:
+        print(
+            f"{', '.join(doors)}: what goes through segsweep.main is not looked at, as only an option can be; write "
+            "one for its class, conf/task/NAME.yaml, and say --config-dir conf task=NAME",
+            file=sys.stderr,
+        )
+        return 1
     argv = [f"--config-dir={options.config_dir}"] * bool(options.config_dir) + options.overrides
     try:
         try:

@@ -96,7 +96,8 @@ def _main() -> int:
             _hydra()
         except (KeyboardInterrupt, SystemExit) as error:
             stopped = session().heard or isinstance(error, KeyboardInterrupt)
-            code = 0 if stopped else int(getattr(error, "code", 0) or 0)
+            found = getattr(error, "code", None)  # a text of somebody's, say, or nothing
+            code = 0 if stopped or found in (None, 0) else found if isinstance(found, int) else 1
             if not stopped and lead.abandon():
                 return code
         finally:

@@ -16,18 +16,23 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from hydra._internal.utils import compute_search_path_dir, detect_calling_file_or_module_from_task_function
+from hydra._internal.utils import (
+    compute_search_path_dir,
+    detect_calling_file_or_module_from_task_function,
+    get_args,
+)
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -38,7 +43,7 @@ from segsweep.config.schema import Config, conf_dir, schema
 from segsweep.config.start import start
 from segsweep.config.trust import NOWHERE
 from segsweep.core import child
-from segsweep.core.errors import ConfigError, DataError, NotFiniteError, SegsweepError, TaskError
+from segsweep.core.errors import ConfigError, DataError, NotFiniteError, SegsweepError, TaskError, nearest
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
 from segsweep.task import PARTS, WORD, Data, Metric, Result, Spec
@@ -62,8 +67,8 @@ def main(
     metric: str | Mapping[str, str | Metric] | None = None,
     direction: str | None = None,
     data: Any = None,
-    ignored: tuple[str, ...] | list[str] = (),
-    repeats: tuple[str, ...] | list[str] = (),
+    ignored: str | tuple[str, ...] | list[str] = (),
+    repeats: str | tuple[str, ...] | list[str] = (),
     version_base: str | None = None,
     execution_whitelist: Any = None,
 ) -> Any:
@@ -79,7 +84,8 @@ def main(
 
     A wrong use is told in a sentence, and so is a failure; the exit code is then not 0. Where another process of the
     engine loads the script, nothing is started."""
-    asked = Asked(metric, direction, data, tuple(ignored), tuple(repeats))
+    ignored, repeats = ((keys,) if isinstance(keys, str) else tuple(keys) for keys in (ignored, repeats))
+    asked = Asked(metric, direction, data, ignored, repeats)
     at_hydra = {"config_path": config_path, "config_name": config_name, "version_base": version_base}
     if task is not None:
         return _start(lambda: _script(task, asked, [key for key, found in at_hydra.items() if found is not None]))
@@ -187,7 +193,8 @@ class Door:
     """How code that is not this program's came to the engine, and how other processes come to it.
 
     target: its name, MODULE.NAME. file: to load the module from; None: by its name. folder: in which its own modules
-    lie. program: the command, less its arguments. asked: of a function that was given to `main`."""
+    lie. program: the command, less its arguments. asked: of a function that was given to `main`. named: what the
+    command line says of which configuration an application begins with."""
 
     target: str
     file: str | None
@@ -199,6 +206,21 @@ class Door:
     config_name: str | None = None
     version_base: str | None = None
     whitelist: Any = None
+    named: tuple[str, ...] = ()
+
+    def unknown(self, cfg: DictConfig, names: Iterable[str]) -> list[str]:
+        """Of what an application told `main`, a sentence for each key that a configuration of it has not, `names` being
+        those that it has; what is below a group may be in another option."""
+        if not self.app:
+            return []
+        tops, groups = {*map(str, cfg)}, {str(group) for group in cfg.hydra.runtime.choices}
+
+        def known(key: str) -> bool:
+            top = key.partition(".")[0]
+            return key in names or any(n.startswith(f"{key}.") for n in names) or (top in tops and top in groups)
+
+        asked = getattr(getattr(sys.modules[self.target.rpartition(".")[0]], self.target.rpartition(".")[2]), _MARK)
+        return unknown(asked, known, names)
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -239,6 +261,10 @@ class Door:
         """Make known to Hydra the engine's options and keys, and a script's arguments."""
         Plugins.instance()  # whose own options come first, so that those below take their place
         made, at = self.component, f"{OWN}." if self.app else ""
+        if self.app:
+            given = get_args(sys.argv[1:])
+            asked = {"--config-path": given.config_path, "--config-name": given.config_name}
+            self.named = tuple(word for pair in asked.items() if pair[1] is not None for word in pair)
         _check_class(made, self.target)
         keys: dict[str, Any] = {"task": {"_target_": self.target}}
         if self.app and not made.takes_run:
@@ -246,6 +272,7 @@ class Door:
         help_option = "default"
         if not self.app:
             arguments = _arguments(made, self.target)
+            _stop_unknown(self.asked, {*arguments} | {f.name for f in fields(Config)})
             keys["task"] |= {"epochs": "${epochs}"} if "epochs" in arguments else {}
             keys |= {key: found for key, found in arguments.items() if key in _SHARED and found != "???"}
             node = {"defaults": ["_self_", {"experiment": None}]} | arguments
@@ -266,11 +293,12 @@ class Door:
         from hydra.errors import HydraException
         from hydra.initialize import initialize_config_search_path
 
-        place = self.place()
+        given = get_args(sys.argv[1:])
+        place, name = self.place(given.config_path), given.config_name or self.config_name
         try:
             with initialize_config_search_path([place or NOWHERE]):
                 options = GlobalHydra.instance().config_loader().get_group_options("search")
-                return bool(options) or "search" in compose(self.config_name)
+                return bool(options) or "search" in compose(name)
         except HydraException:  # which the checks tell, or --config-name
             return False
 
@@ -398,7 +426,8 @@ class _Function:
 
     def data(self) -> Data:
         try:
-            return Data(digest=_digest(self._watched() if callable(self.asked.data) else self.asked.data))
+            found = self._watched() if callable(self.asked.data) else self.asked.data
+            return Data(digest=_digest(found, Path(inspect.getfile(inspect.unwrap(self.function))).parent))
         except SegsweepError:
             raise
         except Exception as error:  # of somebody's function
@@ -423,6 +452,8 @@ class _Script(_Function):
 class _App(_Function):
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg.copy()
+        with open_dict(self.cfg):
+            self.cfg.pop("hydra", None)  # see `compose.with_environment`
         own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != OWN])
         if f"${{{OWN}." not in OmegaConf.to_yaml(own):  # else the application means to know
             with open_dict(self.cfg):
@@ -510,6 +541,10 @@ def _result(found: Any, spec: Spec, name: str, run: Any) -> Result:
     for key, value in several.items():
         full = str(key) if str(key).partition("/")[0] in PARTS and "/" in str(key) else f"val/{key}"
         number = _number(value)
+        if full in metrics:
+            raise TaskError(
+                f"{name} returned both {full.partition('/')[2]} and {full}, which are one; give one of them"
+            )
         if spec.metric(full) is None:
             beside[str(key)] = number if number is not None else str(value)
         elif number is None:
@@ -535,28 +570,50 @@ def _number(value: Any) -> float | None:
 # What data are
 
 
-def _digest(found: Any) -> str | None:
+def _digest(found: Any, beside: Path) -> str | None:
     """Of files and folders, by what is in them and not by where they lie; of a text, which is a digest itself unless a
-    file is called so."""
+    file is called so, here or in the folder `beside`, the program's."""
     if found is None:
         return None
-    if isinstance(found, str) and not (re.search(r"[./\\]", found) or Path(found).exists()):
-        return found
+    if isinstance(found, str) and found and not re.search(r"[./\\]", found):
+        there = next((path for path in (Path(found), beside / found) if path.exists()), None)
+        if there is None:
+            return found
+        found = there
     if isinstance(found, str | os.PathLike):
         found = [found]
-    if not isinstance(found, list | tuple) or not all(isinstance(each, str | os.PathLike) for each in found):
+    if not isinstance(found, list | tuple) or not all(
+        isinstance(each, str | os.PathLike) and str(each) for each in found
+    ):
         raise DataError(f"data={found!r}: paths are needed, or a digest as text")
-    whole = hashlib.sha256()
+    if not found:
+        raise DataError("data=[]: no path; of data that are not to be watched say data=None")
+    whole = []
     for each in map(Path, found):
-        files = sorted(f for f in each.rglob("*") if f.is_file()) if each.is_dir() else [each]
-        for file in files:
-            try:
-                about = file.stat()
-                content = _content(str(file.absolute()), about.st_size, about.st_mtime_ns)
-            except OSError as error:
-                raise DataError(f"data={file}: {error.strerror}") from None
-            whole.update(f"{file.relative_to(each) if each.is_dir() else ''} {content}\n".encode())
-    return whole.hexdigest()[:32]
+        try:
+            files = list(_files(each)) if each.is_dir() else [each]
+            contents = [_content(str(f.absolute()), (about := f.stat()).st_size, about.st_mtime_ns) for f in files]
+        except OSError as error:
+            raise DataError(f"data={error.filename or each}: {error.strerror}") from None
+        if not files:
+            raise DataError(f"data={each}: a folder without files, of which nothing can be watched")
+        names = [str(file.relative_to(each)) if file != each else "" for file in files]
+        whole.append(list(zip(names, contents, strict=True)))
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
+
+
+def _files(folder: Path, inside: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All below a folder, behind links too; not behind one that leads back to where it lies in.
+
+    inside: the folders around it, the outermost first."""
+    real = folder.resolve()
+    if inside and (real in inside or inside[0].is_relative_to(real)):
+        return
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            yield from _files(entry, (*inside, real))
+        elif entry.is_file():
+            yield entry
 
 
 @functools.cache
@@ -594,6 +651,22 @@ def _arguments(made: Any, target: str) -> dict[str, Any]:
                 "mapping of such, which a command line can give"
             ) from None
     return found
+
+
+def unknown(asked: Asked | None, known: Callable[[str], bool], names: Iterable[str]) -> list[str]:
+    """A sentence for each of the keys in `ignored` and `repeats` that is none."""
+    named = {"ignored": asked.ignored, "repeats": asked.repeats} if asked else {}
+    return [
+        f"segsweep.main({word}=...): {key} is no key{nearest(key, names)}"
+        for word, keys in named.items()
+        for key in keys
+        if not known(key)
+    ]
+
+
+def _stop_unknown(asked: Asked | None, names: set[str]) -> None:
+    if problems := unknown(asked, lambda key: str(key).partition(".")[0] in names, names):
+        raise ConfigError("\n".join(problems))
 
 
 def _store_engine(at: str, keys: dict[str, Any], help_option: str) -> None:

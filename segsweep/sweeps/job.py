@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from segsweep.config.compose import with_environment
 from segsweep.config.schema import engine, under
 from segsweep.core import artifacts, masks
 from segsweep.core.errors import SegsweepError
@@ -30,6 +31,7 @@ def job(cfg: DictConfig) -> Any:
             handler.handleError = lambda record: None  # type: ignore[method-assign]
             masks.guard(handler)
     settings = HydraConfig.get()
+    cfg = with_environment(cfg, settings)
     folder = Path(settings.runtime.output_dir)
     masks.learn(*(OmegaConf.select(engine(cfg), key) for key in masks.KEYS))
     _describe(cfg, settings, folder)
@@ -48,7 +50,10 @@ def job(cfg: DictConfig) -> Any:
         cfg,
         choices={g: o for g, o in settings.runtime.choices.items() if "/" not in g or (at and g[:6] != "hydra/")},
         name=name,
-        command=_command([*own_folder(settings), *(o for o in overrides if not o.startswith(f"{at}search."))]),
+        command=_command(
+            [*sweep.named(), *own_folder(settings), *_environment(settings)]
+            + [o for o in overrides if not o.startswith(f"{at}search.")]
+        ),
         sweep=folder.parent,
         milestones=set(record.get("milestones", [])),
     )
@@ -73,6 +78,12 @@ def own_folder(settings: Any) -> list[str]:
     return ["--config-dir", found[0] if near[0].startswith("..") else near[0]] if found else []
 
 
+def _environment(settings: Any) -> list[str]:
+    """The arguments that set variables for code that came by a door."""
+    given: Any = OmegaConf.to_container(settings.overrides.hydra, resolve=False) if session().door else []
+    return [line for line in given if line.lstrip("+~").startswith("hydra.job.env_set")]
+
+
 def _command(arguments: list[str]) -> str:
     """What trains a job alone."""
     return f"{sweep.program()} {shlex.join(map(masks.masked, arguments))}".strip()
@@ -80,13 +91,12 @@ def _command(arguments: list[str]) -> str:
 
 def _describe(cfg: DictConfig, settings: Any, folder: Path) -> None:
     """`.hydra` as Hydra has it, less the passwords: it would write them where a job is killed before it is here."""
-    for known in (folder, folder.parent):
-        sweep.hide_passwords(known)
+    sweep.hide_passwords(folder.parent / "multirun.yaml")  # of Hydra's own sweeper
     if settings.output_subdir is None:
         for name, node in (("config", cfg), ("hydra", {"hydra": settings}), ("overrides", settings.overrides.task)):
             artifacts.write_text(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(node))
     else:
-        sweep.hide_passwords(folder / settings.output_subdir)
+        sweep.hide_passwords(*(folder / settings.output_subdir).glob("*.yaml"))
 
 
 def _value(cfg: DictConfig, outcome: Any) -> Any:

@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from hydra.initialize import initialize_config_search_path
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config import components, trust
+from segsweep.config.compose import bare
 from segsweep.config.conditions import condition
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
@@ -68,13 +71,17 @@ def preflight(argv: list[str]) -> Checked:
                 groups = {o.key_or_group: loader.get_group_options(o.key_or_group) for o in overrides}
             except HydraException as error:
                 raise ConfigError("\n".join(_unreadable(lines)) or str(error).strip()) from None
-            problems = [] if args.multirun else _needs_multirun(overrides)
+            needs = [] if args.multirun else _needs_multirun(overrides)
+            problems: list[str] = []
             chosen = [o for o in overrides if groups[o.key_or_group]]
             values = [o for o in overrides if not groups[o.key_or_group]]
             for override in chosen:
                 problems += _wrong_options(override, groups[override.key_or_group])
-            _stop(problems)
+            _stop([*needs, *problems] if problems else [])
             bases = list(_compositions(root.name, chosen, values))
+            if not args.multirun and bases[0].hydra.mode is RunMode.MULTIRUN:  # as plain Hydra goes by it
+                args.multirun, needs, argv = True, [], ["-m", *argv]
+            _stop(needs)
             if hold:
                 _stop(_foreign(root.name, hold, chosen, values, bases))
             if not (beside := _beside(bases[0], overrides)):
@@ -90,6 +97,10 @@ def preflight(argv: list[str]) -> Checked:
         else:
             problems += _wrong_objective(bases, tasks)
         _stop(problems)
+    if door := session().door:
+        added = {o.key_or_group for o in overrides}
+        for text in door.unknown(bases[0], {*_keys(bases[0]), *added}):
+            print(text, file=sys.stderr)
     _check_data(bases, tasks, list(engine(bases[0]).search.objective) if search else [])
     here = not args.multirun or "BasicLauncher" in str(OmegaConf.select(bases[0], "hydra.launcher._target_"))
     argv = [*argv, *_numbered(bases[0])]
@@ -118,20 +129,21 @@ def _numbered(cfg: DictConfig) -> list[str]:
     return [f"{key}={QuotedString(text, Quote.single).with_quotes()}" for key, text in given.items()]
 
 
-def composed(argv: list[str]) -> tuple[DictConfig, dict[str, Any]]:
-    """The configuration of a single run without Hydra's part, and the option chosen in each group. Raises ConfigError
-    where Hydra cannot make one; what it is worth `preflight` tells."""
+def composed(
+    argv: list[str], overrides: list[str] | None = None, config_dir: str | None = None
+) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration of a single run without Hydra's part, and the option chosen in each group: of a command line,
+    or with other `overrides` and another folder of options. Raises ConfigError where Hydra cannot make one; what it is
+    worth `preflight` tells."""
     try:
         args = get_args(argv)
     except SystemExit:  # argparse, of a command line that was recorded
         raise ConfigError(f"{' '.join(argv)}: not a command line of this program") from None
+    args.overrides, args.config_dir = overrides or args.overrides, config_dir or args.config_dir
     root = trust.root(args)
     with initialize_config_search_path([*root.places, *_beside_it(args)]):
-        cfg = _composed(root.name, args.overrides)
-    choices = {group: option for group, option in cfg.hydra.runtime.choices.items() if "/" not in group}
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg, choices
+        cfg, choices = bare(_composed(root.name, args.overrides))
+    return cfg, {group: option for group, option in choices.items() if "/" not in group}
 
 
 def searching(cfg: DictConfig) -> bool:
@@ -358,6 +370,8 @@ def _wrong_key(override: Override, bases: list[DictConfig]) -> list[str]:
         return [f"{key}: not a key of {', '.join(f'{group}={n}' for n in names)}; sweep those options apart"]
     keys = sorted({k for cfg in bases for k in _keys(cfg) if not k.startswith("hydra")})
     group, _, name = key.rpartition(".")
+    if group == f"{under(bases[0])}task" and name in components.arguments(bases[0]):
+        return [f"{key}: an argument of the task that its option does not name is added, +{override.input_line}"]
     own = {k.rpartition(".")[2]: k for k in keys if group and k.rpartition(".")[0] == group}
     if not own:
         return [f"{key}: no such key{nearest(key, [*keys, *{k.split('.')[0] for k in keys}])}"]
@@ -426,9 +440,7 @@ def _apply(cfg: DictConfig, override: Override, value: Any) -> None:
 def _variants(bases: list[DictConfig], tasks: list[Override]) -> Iterable[DictConfig]:
     """Each base with the first value of everything, then with every other swept value once."""
     for base in bases:
-        whole = copy.deepcopy(base)
-        with open_dict(whole):
-            del whole["hydra"]
+        whole, _ = bare(base)
         for override in tasks:
             if values := _values(override):
                 _apply(whole, override, values[0])

@@ -50,6 +50,7 @@ class Sweep:
         self.folder: Path | None = None
         self.reported = True
         self.spec: Spec | None = None  # of the task that the command line chooses
+        self.plus = ""  # before `experiment=`, of an application that has no such group
         self.storage: str | None = None  # of its study, with the password that its records leave out
         self._opening: threading.Thread | None = None
         self._preparing: threading.Timer | None = None
@@ -65,6 +66,7 @@ class Sweep:
         self.folder, self.reported, self.spec = folder, own.report, components.spec_of(config)
         self.storage = OmegaConf.select(own, "search.storage")
         learn(*(OmegaConf.select(own, key) for key in KEYS))
+        self.plus = "+" if under(config) and "experiment" not in config.hydra.runtime.choices else ""
         try:
             self._begin(folder, config, parent)
         except (SegsweepError, OSError) as error:
@@ -203,8 +205,8 @@ class Sweep:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             return f"not written ({reason}); again: python -m segsweep.report.search {folder}"
         best = folder / "search" / "experiment" / "best.yaml"
-        plus = "+" if (door := session().door) and door.app else ""
-        again = f"   the best: {program()} --config-dir {folder / 'search'} {plus}experiment=best"
+        line = shlex.join([*named(), "--config-dir", str(folder / "search"), f"{self.plus}experiment=best"])
+        again = f"   the best: {program()} {line}"
         return f"{page}{again if best.exists() else ''}"
 
     def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> None:
@@ -305,10 +307,11 @@ def _columns(config: DictConfig, spec: Spec | None) -> Columns | None:
     return columns(spec, factors(without(plain, left_out(under(own), spec)), chosen), chosen)
 
 
-def hide_passwords(folder: Path) -> None:
+def hide_passwords(*files: Path) -> None:
     """Out of what Hydra itself writes, where a command line has it do so."""
-    for file in folder.glob("*.yaml"):
-        artifacts.write_text(file, file.read_text(encoding="utf-8"))
+    for file in files:
+        if file.is_file() and masked(text := file.read_text(encoding="utf-8")) != text:
+            artifacts.write_text(file, text)
 
 
 def command() -> str:
@@ -325,6 +328,11 @@ def raw(overrides: Any) -> list[str]:
 def program() -> str:
     """The command less its arguments."""
     return shlex.join(door.program if (door := session().door) else ("python", "-m", "segsweep"))
+
+
+def named() -> list[str]:
+    """Arguments that say which configuration an application begins with, where they were given."""
+    return list(door.named) if (door := session().door) else []
 
 
 def milestones(overrides: list[str], key: str = "epochs") -> list[int]:

@@ -3,7 +3,6 @@ again today. `--accept RUN --reason TEXT` lets a record stand for today's code.
 """
 
 import argparse
-import contextlib
 import getpass
 import json
 import shlex
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 from segsweep.config.start import start
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
-from segsweep.core.signature import digest
+from segsweep.core.signature import digest, hashes, short
 from segsweep.runs.identity import Identity, identity, recorded
 from segsweep.task import Data
 
@@ -52,7 +51,7 @@ def differences(old: Identity, new: Identity) -> list[Difference]:
     found = []
     for name in dict.fromkeys([*first, *second]):
         a, b = (_text(side[name]) if name in side else None for side in (first, second))
-        if a is None or b is None or digest(first[name]) != digest(second[name]):
+        if a is None or b is None or digest(first[name], new.exact) != digest(second[name], new.exact):
             found.append(Difference("value", printable(name), a, b))
     found += _files(old, new)
     for kind, what in (("data", "content of the data"), ("split", "who is in which part")):
@@ -77,10 +76,11 @@ def _text(value: Any) -> str:
 def _files(old: Identity, new: Identity) -> Iterator[Difference]:
     """Modules whose code differs. In a signature the last part of a module's name counts: `src.net` is `net`."""
     first, second = (
-        {name: (name.rpartition(".")[2], content) for name, content in side.files.items()} for side in (old, new)
+        {name: (part, side.files[name]) for name, part in short(side.files).items()} for side in (old, new)
     )
-    gone = {name for name in first if first[name] not in second.values()}
-    came = {name for name in second if second[name] not in first.values()}
+    same = {name for name in first if old.files[name] == new.files.get(name)}
+    gone = {name for name in first if first[name] not in second.values()} - same
+    came = {name for name in second if second[name] not in first.values()} - same
     for name in sorted(gone | came):
         where = printable(new.places.get(name) or old.places.get(name) or "")
         a = first[name][1] if name in gone else None
@@ -120,12 +120,9 @@ def composition(reference: str, info: Mapping[str, Any], config_dir: str | None)
         raise SegsweepError(f"its command was not recorded as one types it: {error}") from None
     if words[:3] != ["python", "-m", "segsweep"]:
         raise SegsweepError("its command is not recorded")
-    argv = words[3:]
-    if job.get("overrides"):
-        argv = [word for word in argv if word.startswith("--config-dir")] + [str(line) for line in job["overrides"]]
-    if config_dir:
-        argv = [f"--config-dir={config_dir}", *(word for word in argv if not word.startswith("--config-dir"))]
-    return composed(argv)[0]
+    lines = [str(line) for line in job.get("overrides") or ()]
+    lines += [word for word in words if lines and word.lstrip("+~").startswith("hydra.job.env_set")]
+    return composed(words[3:], lines, config_dir)[0]
 
 
 def compare(first: Path, second: Path) -> None:
@@ -155,6 +152,7 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     now, lacks = today(then, cfg)
     found = differences(then, now)
     _show(found, "today's")
+    _unwatched(info)
     print(lacks, end="\n" * bool(lacks))
     _versions(info.get("versions") or {}, environment.versions(*_packages(now)))
     _accepted(folder)
@@ -181,7 +179,7 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
     from segsweep.core import environment
     from segsweep.core.signature import code, fingerprint
 
-    then, cfg, info = recorded(folder)
+    then, _, info = recorded(folder)
     name, runs = folder.name, folder.parent.parent
     if folder.parent.name != "runs" or name != info["signature"]:
         raise SegsweepError(f"{folder}: not among the runs of this machine, so that no command would be led to it")
@@ -189,8 +187,13 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
         raise SegsweepError(f"{name}: a job works on it just now; accept it when that has ended")
     if not artifacts.result(folder):
         raise SegsweepError(f"{name}: not finished; only a finished record can stand for others")
-    with contextlib.suppress(SegsweepError):  # of another folder, say; then its own configuration has to do
+    try:
         cfg = composition(reference, info, config_dir)
+    except SegsweepError as error:
+        raise SegsweepError(
+            f"{name}: its command cannot be composed now ({str(error).splitlines()[0]}), and nobody else knows what it "
+            "would be today; give the folder of its options with --config-dir, or start this where it was started"
+        ) from error
     now, lacks = today(then, cfg)
     if lacks:
         raise SegsweepError(f"{name}: {lacks} A record is accepted for the same data alone")
@@ -242,6 +245,17 @@ def _show(found: list[Difference], second: str) -> None:
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
     for kind, name, change in rows:
         print(f"  {kind:<{widths[0]}}  {name:<{widths[1]}}  {change}")
+
+
+def _unwatched(info: Mapping[str, Any]) -> None:
+    """What a run had loaded that decides nothing here, and may have decided a number."""
+    for name, about in (info.get("unwatched") or {}).items():
+        try:
+            same = hashes({name: Path(about["file"])})[name] == about["hash"]
+            state = "unchanged since" if same else "it has changed since"
+        except (OSError, SyntaxError, ValueError):
+            state = "it cannot be read now"
+        print(f"  not watched  {printable(name)} ({printable(about['file'])})  was loaded; {state}")
 
 
 def _versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

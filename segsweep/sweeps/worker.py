@@ -152,15 +152,17 @@ def main() -> None:
     whitelist.own()  # before a job's configuration may change the environment
     send("ready")
     context: dict[str, Any] = {}
+    packed = b""
     lines = _Lines()
     while True:
         kind, *content = pickle.loads(inbox.get())
         if kind == "setup":
-            context = _set_up(**content[0])
+            visible, threads, packed = content
+            _set_up(visible, threads)
             sys.stdout = sys.stderr = lines
         elif kind == "job":
             number, config, here.retries = content
-            done = _run(config, **context)
+            done = _run(config, packed, context)
             lines.end()
             send("done", number, done)
             _free()
@@ -220,11 +222,10 @@ class _Lines(io.TextIOBase):
             self.write("\n")
 
 
-def _set_up(task: Any, callbacks: Any, whitelist: Any, visible: str | None, threads: int | None) -> dict[str, Any]:
+def _set_up(visible: str | None, threads: int | None) -> None:
     """`visible`: CUDA devices of this worker, as in CUDA_VISIBLE_DEVICES; None: all."""
     import torch
     from hydra.core.utils import setup_globals
-    from hydra.types import HydraContext
 
     setup_globals()
     if visible is not None:
@@ -232,22 +233,46 @@ def _set_up(task: Any, callbacks: Any, whitelist: Any, visible: str | None, thre
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
+
+
+class _Unpickler(pickle.Unpickler):
+    """What is `__main__` where the script was started has here the name by which its door is found."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        door = session().door
+        return super().find_class(door.target.rpartition(".")[0] if door and module == "__main__" else module, name)
+
+
+def _load(packed: bytes) -> Any:
+    return _Unpickler(io.BytesIO(packed)).load()
+
+
+def _context(packed: bytes) -> dict[str, Any]:
+    """Of `(task, callbacks, whitelist)`; the first brings the code that the others, and configurations, may be of."""
+    from hydra.types import HydraContext
+
+    task, callbacks, whitelist = _load(packed)
     context = HydraContext(config_loader=None, callbacks=callbacks, execution_whitelist=whitelist)  # type: ignore[arg-type]
     return {"task_function": task, "hydra_context": context}
 
 
-def _run(config: Any, **context: Any) -> Any:
-    """Hydra's JobReturn, less the configurations, which the parent has; None where the job was interrupted."""
+def _run(config: bytes, packed: bytes, context: dict[str, Any]) -> Any:
+    """Hydra's JobReturn, less the configurations, which the parent has; None where the job was interrupted. `context`
+    is filled of `packed` by the first job: what cannot be loaded fails the job."""
     from hydra.core.utils import JobReturn, JobStatus, run_job
 
     try:
-        done = run_job(config=config, job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir", **context)
+        if not context:
+            context.update(_context(packed))
+        done = run_job(
+            config=_load(config), job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir", **context
+        )
         done.cfg = done.hydra_cfg = None
         return done
     except KeyboardInterrupt:
         return None
     except BaseException as error:  # SystemExit in a component: its job fails, the worker lives
-        failed = JobReturn(overrides=list(config.hydra.overrides.task), status=JobStatus.FAILED)
+        failed = JobReturn(overrides=[], status=JobStatus.FAILED)
         failed.return_value = RuntimeError(f"{type(error).__name__}: {error}")
         return failed
 
