@@ -232,7 +232,7 @@ def test_what_only_ones_own_configuration_may_say_to_hydra_is_refused(mine, cont
         (
             {"search/x.yaml": f"{SEARCH}search: {{when: ['optim=sgd: +hydra.job.env_set.A=choice(b,c)']}}\n"},
             ["-m", "+search=x"],
-            ["hydra"],
+            ["+hydra.job.env_set.A=choice(b,c): what Hydra itself is told is no part of a search"],
         ),
     ],
 )

@@ -164,7 +164,8 @@ def check(cfg: DictConfig) -> list[str]:
     if missing:
         return missing
     wrong_task, of_task, given = _check_task(cfg)
-    known = {f.name for f in fields(Config)} | of_task | {"hydra"}  # see `compose.with_environment`
+    known = {f.name for f in fields(Config)} | of_task
+    known |= {"hydra"} if session().door else set()  # see `compose.with_environment`
     problems: list[str | None] = [
         f"{at}{key}: no such key{nearest(key, known)}; an argument of a group's component is added as +group.key=value"
         for key in map(str, node)

@@ -214,6 +214,9 @@ def _wrong_search(
         except HydraException as error:
             problems.append(str(error).strip() if "no condition" in str(error) else f"{at}search.when: {text}: {error}")
             continue
+        if any(re.match(r"hydra\b", part or "") for part in (override.key_or_group, override.package)):
+            problems.append(f"{at}search.when: {text}: what Hydra itself is told is no part of a search")
+            continue
         given = {term.key: f"{term.key}={term.value}" for term in terms if term.sign in ("=", "==")}
         apart = {*given, override.key_or_group}
         kept = [line for line, o in zip(lines, overrides, strict=True) if o.key_or_group not in apart]
