@@ -79,7 +79,7 @@ def test_a_process_that_this_one_starts_takes_none_and_finds_ones_own(trapped, m
 def test_the_working_and_the_scripts_folder_come_last_and_those_that_pythonpath_names_do_not(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "scripts" / "mine.py"))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "scripts" / "mine.py"), raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/kept", "", str(tmp_path)]))
     path = [str(tmp_path / "scripts"), "", "/kept", str(tmp_path), "/usr/lib", str(tmp_path / "work")]
     late = [str(tmp_path / "scripts"), str(tmp_path / "work")]
