@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from segsweep.core import contents
 from segsweep.core.errors import DataError
 from segsweep.runs import identity
-from segsweep.sweeps import doors, why
+from segsweep.sweeps import why
 from segsweep.tracking import recall
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hydra_app"
@@ -26,6 +27,7 @@ import segsweep
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from segsweep.core import contents
 from segsweep.core.errors import DataError
 from segsweep.runs import identity
 from segsweep.sweeps import doors, why
@@ -529,24 +531,24 @@ def test_data_are_where_they_are_in_which_entry_and_behind_links(tmp_path, monke
     for folder in (train, test, far):
         folder.mkdir()
         (folder / folder.name).write_text("1")
-    both = doors._digest([train, test], tmp_path)
+    both = contents.digest([train, test], tmp_path)
     (train / "train").rename(test / "train")
     (train / "a").write_text("1")
     (test / "test").rename(train / "test")
-    moved = doors._digest([train, test], tmp_path)
+    moved = contents.digest([train, test], tmp_path)
     (train / "test").rename(test / "test")
-    assert len({both, moved, doors._digest([train, test], tmp_path)}) == 3  # `name content` of all is the same twice
+    assert len({both, moved, contents.digest([train, test], tmp_path)}) == 3  # `name content` of all is the same twice
     (train / "link").symlink_to(far)
     for back in ("up", "itself"):
         (far / back).symlink_to({"up": tmp_path, "itself": far}[back])
-    linked = doors._digest(train, tmp_path)
+    linked = contents.digest(train, tmp_path)
     (tmp_path / "beside").write_text("what a sweep writes, say")
-    assert doors._digest(train, tmp_path) == linked
+    assert contents.digest(train, tmp_path) == linked
     (far / "far").write_text("22")
-    assert doors._digest(train, tmp_path) != linked
+    assert contents.digest(train, tmp_path) != linked
     monkeypatch.chdir(far)
-    assert doors._digest("train", tmp_path) == doors._digest(train, far)  # beside the program
-    assert doors._digest("v1", tmp_path) == "v1"
+    assert contents.digest("train", tmp_path) == contents.digest(train, far)  # beside the program
+    assert contents.digest("v1", tmp_path) == "v1"
 
 
 @pytest.mark.parametrize(
@@ -555,7 +557,7 @@ def test_data_are_where_they_are_in_which_entry_and_behind_links(tmp_path, monke
 def test_data_of_which_nothing_can_be_watched_are_refused(given, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=says):
-        doors._digest(given, tmp_path)
+        contents.digest(given, tmp_path)
 
 
 def test_runs_of_an_application_and_of_a_script_are_compared(through, conf, app, tmp_path, capfd):

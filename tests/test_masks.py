@@ -118,7 +118,7 @@ WRITERS = {  # module.function -> why it does not go by artifacts.write_text
     "segsweep.segmentation.data.cache.__init__": "opened to be locked, and not written to",
     "segsweep.core.artifacts.save": "weights and states of optimizers",
     "segsweep.core.artifacts.end": "a mark, which stays empty",
-    "segsweep.runs.run._finished": "weights",
+    "segsweep.runs.record.finished": "weights",
     "segsweep.runs.loop._check_keepable": "weights, in memory",
     "segsweep.tracking.store._make": "MLflow's own empty database",
     "segsweep.segmentation.data.source._remember": "sizes and digests of files",

@@ -10,52 +10,42 @@ keys lie under `segsweep.` there. They come in by the way of Hydra's own first c
 begins with: so whatever an application says itself, its launcher and sweeper too, is said later and wins.
 """
 
-import contextlib
 import functools
-import hashlib
 import importlib
 import importlib.util
 import inspect
-import json
-import math
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 from hydra._internal.utils import (
     compute_search_path_dir,
     detect_calling_file_or_module_from_task_function,
     get_args,
 )
-from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from segsweep.config.schema import Config, conf_dir, schema
+from segsweep.config import stored
+from segsweep.config.schema import Config
 from segsweep.config.start import start
 from segsweep.config.trust import NOWHERE
 from segsweep.core import child
-from segsweep.core.errors import ConfigError, DataError, NotFiniteError, SegsweepError, TaskError, nearest
+from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
-from segsweep.task import PARTS, WORD, Data, Metric, Result, Spec
+from segsweep.sweeps.functions import USAGE, App, Asked, Script, adapted, named, takes_run
+from segsweep.task import Metric, Spec
 
 _SHARED = ("epochs", "seed", "device")
 """Keys of the engine that a script may take as arguments, too; another default of theirs is then the engine's."""
 _MARK = "_segsweep"
-_USAGE = (
-    "segsweep.main takes a task class, segsweep.main(Digits); a function with its metric, segsweep.main(train, "
-    'metric="loss", direction="min"); or stands over the main(cfg) of a Hydra application, '
-    '@segsweep.main(config_path="conf", config_name="config", metric="loss", direction="min")'
-)
 
 
 def main(
@@ -102,7 +92,7 @@ def main(
             return _start(lambda: _application(started, at_hydra, execution_whitelist))
 
         try:
-            _takes_run(function)
+            takes_run(function)
         except SegsweepError as error:
             _refuse(error)
         setattr(started, _MARK, asked)
@@ -141,51 +131,6 @@ def _start(made: Callable[[], "Door"]) -> None:
         signal.signal(signal.SIGINT, before)
     if code:
         raise SystemExit(code)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What `main` was told of a function."""
-
-    metric: Any = None
-    direction: str | None = None
-    data: Any = None
-    ignored: tuple[str, ...] = ()
-    repeats: tuple[str, ...] = ()
-
-    @property
-    def empty(self) -> bool:
-        return self == Asked()
-
-    def spec(self, ignored: tuple[str, ...] = ()) -> Spec:
-        """Raises ConfigError."""
-        words = {"min": "min", "minimize": "min", "max": "max", "maximize": "max"}
-        if self.metric is None or (isinstance(self.metric, str) and self.direction is None):
-            raise ConfigError(f"segsweep.main: metric= and direction= are needed, as nobody else knows which. {_USAGE}")
-        if not isinstance(self.metric, str) and self.direction is not None:
-            raise ConfigError(
-                "segsweep.main: direction= is for one metric; of several each has its own in metric={...}"
-            )
-        several = {self.metric: self.direction} if isinstance(self.metric, str) else self.metric
-        if not isinstance(several, Mapping) or not several:
-            raise ConfigError(
-                f"segsweep.main(metric={self.metric!r}): a name is needed, or names with their directions"
-            )
-        metrics = {}
-        for name, found in several.items():
-            if not isinstance(name, str) or not WORD.fullmatch(name):
-                raise ConfigError(f"segsweep.main(metric=...): {name!r} is no name of letters, digits, _ and -")
-            if not isinstance(found, Metric) and found not in words:
-                raise ConfigError(f"segsweep.main: {name} has direction {found!r}; allowed are min and max")
-            if not isinstance(found, Metric):
-                found = Metric(title=name[:1].upper() + name[1:], direction=words[found], format=".4g")  # type: ignore[arg-type]
-            metrics[name] = found
-        return Spec(
-            metrics=metrics,
-            select=f"val/{next(iter(metrics))}",
-            ignored=(*self.ignored, *ignored),
-            repeats=self.repeats,
-        )
 
 
 @dataclass(eq=False)
@@ -240,8 +185,8 @@ class Door:
                 f"{self.file or module} cannot be loaded in another process: {type(error).__name__}: {error}"
             ) from error
         if self.app:
-            return _adapted(found.__wrapped__, getattr(found, _MARK), _App)
-        return _adapted(found, self.asked, _Script) if self.asked else found
+            return adapted(found.__wrapped__, getattr(found, _MARK), App)
+        return adapted(found, self.asked, Script) if self.asked else found
 
     @property
     def wrapped(self) -> Any:
@@ -277,14 +222,14 @@ class Door:
             keys |= {key: found for key, found in arguments.items() if key in _SHARED and found != "???"}
             node = {"defaults": ["_self_", {"experiment": None}]} | arguments
             ConfigStore.instance().store(name=str(self.config_name), node=node, replace=True)
-            _keep(group="hydra/help", name=OWN, node=_help(self, made, arguments))
+            stored.keep(group="hydra/help", name=OWN, node=_help(self, made, arguments))
             help_option = OWN
-        _store_engine(at, keys, help_option)
+        stored.store_engine(at, keys, help_option)
         asks = [argument for argument in sys.argv[1:] if argument.startswith("+search=")]
         if self.app and not asks:
             return
         if not self.app or not self._has_search():
-            _store_searches("search")
+            stored.store_searches("search")
 
     def _has_search(self) -> bool:
         """Whether the application has a group or a key of that name, which then is meant by `+search=`."""
@@ -306,15 +251,15 @@ class Door:
 def _script(task: Any, asked: Asked, at_hydra: list[str]) -> Door:
     """at_hydra: what was said that is of an application alone. Raises ConfigError."""
     if at_hydra:
-        raise ConfigError(f"segsweep.main({_named(task)}, {at_hydra[0]}=...): not of a script. {_USAGE}")
+        raise ConfigError(f"segsweep.main({named(task)}, {at_hydra[0]}=...): not of a script. {USAGE}")
     if isinstance(task, type):
         if not asked.empty:
             raise ConfigError(
-                f"segsweep.main({_named(task)}, ...): a task class says itself what it measures and on what"
+                f"segsweep.main({named(task)}, ...): a task class says itself what it measures and on what"
             )
         return _door(task, config_name=_stem())
     if not inspect.isfunction(task):
-        raise ConfigError(f"segsweep.main({task!r}): found {type(task).__name__}. {_USAGE}")
+        raise ConfigError(f"segsweep.main({task!r}): found {type(task).__name__}. {USAGE}")
     asked.spec()
     if inspect.isfunction(asked.data):
         where, _, name = _door(asked.data).target.rpartition(".")
@@ -407,229 +352,11 @@ class _ByName:
         return inspect.signature(getattr(sys.modules[self.module], self.name))
 
 
-# What a function is as a task
-
-
-class _Function:
-    """`_call` it, and make of what it returns a `Result`."""
-
-    spec: ClassVar[Spec]
-    function: ClassVar[Any]
-    asked: ClassVar[Asked]
-    takes_run: ClassVar[bool] = True
-
-    def _call(self, run: Any) -> Any:
-        raise NotImplementedError
-
-    def _watched(self) -> Any:
-        raise NotImplementedError
-
-    def data(self) -> Data:
-        try:
-            found = self._watched() if callable(self.asked.data) else self.asked.data
-            return Data(digest=_digest(found, Path(inspect.getfile(inspect.unwrap(self.function))).parent))
-        except SegsweepError:
-            raise
-        except Exception as error:  # of somebody's function
-            raise DataError(f"data= of {_named(self.function)}: {type(error).__name__}: {error}") from error
-
-    def train(self, run: Any) -> Result:
-        found = self._call(run)
-        return _result(found, self.spec, _named(self.function), run)
-
-
-class _Script(_Function):
-    def __init__(self, **values: Any):
-        self.values = values
-
-    def _call(self, run: Any) -> Any:
-        return self.function(run, **self.values)
-
-    def _watched(self) -> Any:
-        return self.asked.data(**{key: self.values[key] for key in inspect.signature(self.asked.data).parameters})
-
-
-class _App(_Function):
-    def __init__(self, cfg: DictConfig):
-        self.cfg = cfg.copy()
-        with open_dict(self.cfg):
-            self.cfg.pop("hydra", None)  # see `compose.with_environment`
-        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != OWN])
-        if f"${{{OWN}." not in OmegaConf.to_yaml(own):  # else the application means to know
-            with open_dict(self.cfg):
-                del self.cfg[OWN]
-
-    def _call(self, run: Any) -> Any:
-        with _in_its_folder():
-            return self.function(self.cfg, run) if self.takes_run else self.function(self.cfg)
-
-    def _watched(self) -> Any:
-        return self.asked.data(self.cfg)
-
-
-def _adapted(function: Any, asked: Asked, kind: type[_Function]) -> type[_Function]:
-    """The function as a task class, with its arguments and their annotations. Raises ConfigError."""
-    facts: dict[str, Any] = {"function": staticmethod(function), "asked": asked, "__module__": function.__module__}
-    if kind is _App:
-        facts["takes_run"] = _takes_run(function)
-        return type(
-            function.__name__, (kind,), facts | {"spec": asked.spec(() if facts["takes_run"] else (f"{OWN}.epochs",))}
-        )
-    everything = list(inspect.signature(function).parameters.values())
-    others = everything[1:]
-    bad = [p.name for p in others if p.kind not in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if [p.name for p in everything[:1]] != ["run"] or bad:
-        wrong = f"it takes *{bad[0]}" if bad else "its first argument is not run"
-        raise ConfigError(
-            f"segsweep.main({_named(function)}): {wrong}; a training function is train(run, *, lr: float = 0.1, ...)"
-        )
-
-    def __init__(self: Any, **values: Any) -> None:
-        _Script.__init__(self, **values)
-
-    __init__.__wrapped__ = function  # type: ignore[attr-defined]
-    __init__.__annotations__ = {k: v for k, v in function.__annotations__.items() if k not in ("run", "return")}
-    facts |= {
-        "__init__": __init__,
-        "__signature__": inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in others]),
-        "spec": asked.spec(),
-    }
-    return type(function.__name__, (kind,), facts)
-
-
-def _takes_run(function: Any) -> bool:
-    """Whether it is main(cfg, run), and not main(cfg). Raises ConfigError where it is neither."""
-    if not inspect.isfunction(inspect.unwrap(function)):
-        raise ConfigError(f"@segsweep.main: over a {type(function).__name__}. {_USAGE}")
-    parameters = list(inspect.signature(function).parameters.values())
-    needed = [p for p in parameters if p.default is p.empty]
-    plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed)
-    if not plain or len(needed) not in (1, 2) or (len(needed) == 2 and needed[1].name != "run"):
-        raise ConfigError(
-            f"@segsweep.main: {function.__name__}({', '.join(map(str, parameters))}) takes other arguments "
-            "than (cfg) or (cfg, run)"
-        )
-    return len(needed) == 2
-
-
-@contextlib.contextmanager
-def _in_its_folder() -> Iterator[None]:
-    """`hydra.job.chdir` is for the application; the engine stays where it was started."""
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    if hydra is None or not hydra.job.chdir:
-        yield
-        return
-    with contextlib.chdir(hydra.runtime.output_dir):
-        yield
-
-
-def _result(found: Any, spec: Spec, name: str, run: Any) -> Result:
-    """Of what a function returned; raises TaskError and NotFiniteError."""
-    looped = run.state is not None
-    if isinstance(found, Result):
-        return found
-    chosen = spec.select.partition("/")[2]
-    if found is None and looped:
-        return Result({})
-    number = _number(found)
-    several = {chosen: found} if number is not None else found
-    if not isinstance(several, Mapping):
-        wanted = f"a number ({chosen}), a mapping of metrics or a segsweep.task.Result"
-        raise TaskError(f"{name} returned {'nothing' if found is None else type(found).__name__}; {wanted} is needed")
-    metrics: dict[str, float] = {}
-    beside: dict[str, Any] = {}
-    for key, value in several.items():
-        full = str(key) if str(key).partition("/")[0] in PARTS and "/" in str(key) else f"val/{key}"
-        number = _number(value)
-        if full in metrics:
-            raise TaskError(
-                f"{name} returned both {full.partition('/')[2]} and {full}, which are one; give one of them"
-            )
-        if spec.metric(full) is None:
-            beside[str(key)] = number if number is not None else str(value)
-        elif number is None:
-            raise TaskError(f"{name} returned {type(value).__name__} for {key}; a number is needed")
-        elif math.isfinite(number):
-            metrics[full] = number
-        else:
-            raise NotFiniteError(f"{name} returned {number} for {key}")
-    if spec.select not in metrics and not looped:
-        raise TaskError(f"{name} returned {', '.join(map(str, several)) or 'nothing'}, and no {chosen}, its metric")
-    if beside:  # kept, and compared by nobody, as nobody said which way is better
-        run.describe(returned=beside)
-    return Result(metrics)
-
-
-def _number(value: Any) -> float | None:
-    item = getattr(value, "item", None)
-    with contextlib.suppress(RuntimeError, ValueError, TypeError):  # a tensor of several
-        value = item() if callable(item) else value
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-# What data are
-
-
-def _digest(found: Any, beside: Path) -> str | None:
-    """Of files and folders, by what is in them and not by where they lie; of a text, which is a digest itself unless a
-    file is called so, here or in the folder `beside`, the program's."""
-    if found is None:
-        return None
-    if isinstance(found, str) and found and not re.search(r"[./\\]", found):
-        there = next((path for path in (Path(found), beside / found) if path.exists()), None)
-        if there is None:
-            return found
-        found = there
-    if isinstance(found, str | os.PathLike):
-        found = [found]
-    if not isinstance(found, list | tuple) or not all(
-        isinstance(each, str | os.PathLike) and str(each) for each in found
-    ):
-        raise DataError(f"data={found!r}: paths are needed, or a digest as text")
-    if not found:
-        raise DataError("data=[]: no path; of data that are not to be watched say data=None")
-    whole = []
-    for each in map(Path, found):
-        try:
-            files = list(_files(each)) if each.is_dir() else [each]
-            contents = [_content(str(f.absolute()), (about := f.stat()).st_size, about.st_mtime_ns) for f in files]
-        except OSError as error:
-            raise DataError(f"data={error.filename or each}: {error.strerror}") from None
-        if not files:
-            raise DataError(f"data={each}: a folder without files, of which nothing can be watched")
-        names = [str(file.relative_to(each)) if file != each else "" for file in files]
-        whole.append(list(zip(names, contents, strict=True)))
-    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
-
-
-def _files(folder: Path, inside: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All below a folder, behind links too; not behind one that leads back to where it lies in.
-
-    inside: the folders around it, the outermost first."""
-    real = folder.resolve()
-    if inside and (real in inside or inside[0].is_relative_to(real)):
-        return
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir():
-            yield from _files(entry, (*inside, real))
-        elif entry.is_file():
-            yield entry
-
-
-@functools.cache
-def _content(file: str, size: int, changed: int) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-# What Hydra is told
-
-
 def _check_class(made: Any, target: str) -> None:
     lacks = [name for name in ("data", "train") if not callable(getattr(made, name, None))]
     if lacks or not isinstance(getattr(made, "spec", None), Spec):
         wrong = f"no {lacks[0]}()" if lacks else "no `spec`, a segsweep.task.Spec that says what it measures"
-        raise ConfigError(f"segsweep.main: {target} has {wrong}. {_USAGE}")
+        raise ConfigError(f"segsweep.main: {target} has {wrong}. {USAGE}")
 
 
 def _arguments(made: Any, target: str) -> dict[str, Any]:
@@ -669,71 +396,6 @@ def _stop_unknown(asked: Asked | None, names: set[str]) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _store_engine(at: str, keys: dict[str, Any], help_option: str) -> None:
-    """The engine's keys and groups: at the root, or in their node."""
-    package, group = ("_global_." + at.rstrip(".")).rstrip("."), at.replace(".", "/")
-    whole = _read(conf_dir() / "config.yaml", at)
-    own: Any = OmegaConf.to_container(whole, resolve=False)
-    hydra, _ = own.pop("hydra"), own.pop("defaults")
-    _keep(group=OWN, name="engine", node=OmegaConf.merge(schema(), own, keys))
-    for name in ("pruner", "tracking"):
-        _keep_all(conf_dir() / name, f"{group}{name}", at)
-    for name in ("launcher", "sweeper", "hydra_logging", "job_logging"):
-        _keep_all(conf_dir() / "hydra" / name, f"hydra/{name}", at)
-    if at:
-        _store_searches(f"{group}search")
-    usual = {"launcher": "local", "sweeper": "grid", "hydra_logging": "quiet", "help": help_option}
-    usual |= {} if at else {"job_logging": "quiet"}  # what an application writes to its log is to be seen as before
-    told = ConfigStore.instance().load("hydra/config.yaml")  # by an application, too
-    node: Any = OmegaConf.structured(HydraConf()) if told.provider == OWN else told.node.copy()
-    plain, defaults = HydraConf().defaults, OmegaConf.to_container(node.defaults)
-    assert isinstance(defaults, list)
-    defaults = [
-        {k: usual.get(k, v) for k, v in d.items()} if isinstance(d, dict) and d in plain else d for d in defaults
-    ]
-    defaults += [f"/{OWN}/engine@{package}"]
-    defaults += [
-        {f"/{group}{name}@_global_.{at}{name}": option} for name, option in (("pruner", "none"), ("tracking", "mlflow"))
-    ]
-    if not at:  # an application may look for what Hydra itself writes
-        node.output_subdir = None
-    node.defaults, node.callbacks[OWN] = defaults, hydra["callbacks"]["sweep"]
-    for part, key in (("run", "dir"), ("sweep", "dir"), ("sweep", "subdir")):
-        if OmegaConf.is_missing(node[part], key):
-            node[part][key] = hydra[part][key]
-    _keep(group="hydra", name="config", node=node)
-
-
-def _store_searches(group: str) -> None:
-    """The presets of a search, less what they say of a task: the space is the command line's."""
-    for file in (conf_dir() / "search").glob("*.yaml"):
-        found = OmegaConf.load(file)
-        defaults = [d for d in found.defaults if isinstance(d, DictConfig) and "hydra" in str(d)]
-        sampler = OmegaConf.select(found, "hydra.sweeper.sampler") or {}
-        node = {"defaults": ["_self_", *map(dict, defaults)], "hydra": {"sweeper": {"sampler": sampler}}}
-        _keep(group=group, name=file.stem, node=node, package="_global_")
-
-
-def _keep_all(folder: Path, group: str, at: str) -> None:
-    for file in folder.glob("*.yaml"):
-        _keep(group=group, name=file.stem, node=_read(file, at))
-
-
-def _keep(**facts: Any) -> None:
-    ConfigStore.instance().store(provider=OWN, replace=True, **facts)
-
-
-def _read(file: Path, at: str) -> DictConfig:
-    """A file of conf/, whose references to the engine's keys are to those below `at`."""
-    keys = "|".join(f.name for f in fields(Config))
-    text = re.sub(rf"\$\{{(?=(?:{keys})\b)", f"${{{at}", file.read_text(encoding="utf-8"))
-    found = OmegaConf.create(text)
-    assert isinstance(found, DictConfig)
-    for formatter in found.get("formatters", {}).values() if at else ():
-        del formatter["class"]  # which an application's whitelist lacks; a job's file and the streams are told anyway
-    return found
-
-
 def _help(door: Door, made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     program = " ".join(door.program)
     about = (inspect.getdoc(getattr(made, "function", made)) or "").split("\n\n")[0]
@@ -753,11 +415,3 @@ def _help(door: Door, made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         "    python -m segsweep.report multirun/NAME      tables, curves, statistics of a sweep\n"
     )
     return {"app_name": door.program[-1], "template": text.replace("$", "$$")}
-
-
-def _named(thing: Any) -> str:
-    return (
-        f"{getattr(thing, '__name__', thing)}()"
-        if inspect.isfunction(thing)
-        else str(getattr(thing, "__name__", thing))
-    )

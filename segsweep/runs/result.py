@@ -1,0 +1,50 @@
+"""What a task's `train` gives, held against what its Spec says that it measures."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from segsweep.core.errors import NotFiniteError, TaskError
+from segsweep.runs.loop import plain
+from segsweep.task import Result, Spec
+
+
+def checked(result: Result, spec: Spec, made: str) -> Result:
+    """With plain numbers. Raise TaskError where a test's numbers are not what the task said that it measures, and
+    NotFiniteError where one is none, but for the NaN of a mean over units of which none has a value."""
+    for name, found, example in (("metrics", result.metrics, "{'test/loss': 0.1}"), ("units", result.units, "{}")):
+        if not isinstance(found, Mapping):
+            raise TaskError(
+                f"{made}: Result has {type(found).__name__} for its {name}; a mapping is needed, such as {example}"
+            )
+    metrics: dict[str, Any] = {}
+    for key, value in result.metrics.items():
+        if spec.metric(key) is None:
+            raise TaskError(
+                f"{made}: Result has {key}, which is none of its metrics: test/{', test/'.join(spec.metrics)}"
+            )
+        metrics[key] = plain(value)
+        if metrics[key] is None or isinstance(metrics[key], bool):
+            raise TaskError(f"{made}: Result has {type(value).__name__} for {key}; a number is needed")
+    if spec.scores and not result.units:
+        raise TaskError(f"{made}: Result has no {spec.unit}; a value of {', '.join(spec.scores)} is needed for each")
+    for unit, values in result.units.items():
+        if not isinstance(values, Mapping):
+            scores = ", ".join(f"{name!r}: 0.5" for name in spec.scores or ("score",))
+            raise TaskError(
+                f"{made}: Result has {type(values).__name__} for {spec.unit} {unit}; a mapping is needed, {{{scores}}}"
+            )
+        if lacks := [name for name in spec.scores if name not in values]:
+            raise TaskError(f"{made}: Result has no {lacks[0]} for {spec.unit} {unit}; NaN where it is undefined")
+    for key, value in metrics.items():
+        name = key.partition("/")[2]
+        undefined = math.isnan(value) and name in spec.scores and _undefined(result, name)
+        if not math.isfinite(value) and not undefined:
+            raise NotFiniteError(f"{made}: Result has {value} for {key}; a finite number is needed")
+    return Result(metrics, result.units)
+
+
+def _undefined(result: Result, name: str) -> bool:
+    """Whether no unit has a value of a metric."""
+    found = (plain(values[name]) for values in result.units.values())
+    return all(value is None or math.isnan(value) for value in found)
