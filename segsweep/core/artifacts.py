@@ -47,6 +47,7 @@ NEXT = ".anew"
 """Folder in a finished run's: where it is trained anew until it is whole and takes the finished one's place."""
 PRUNING = "pruning.log"
 """Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
+IN_USE = "in use"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 """What a file system answers that has no locks, the last where it locks nothing that is open for reading."""
@@ -89,6 +90,14 @@ def save(value: Any, path: Path) -> None:
             while below and not isinstance(below, OSError):
                 below = below.__context__
             raise below or error from None
+
+
+def state_of(file: Path) -> tuple[int, int, int] | None:
+    """What changes with a file, whoever writes it; None where there is none."""
+    with suppress(OSError):
+        about = file.stat()
+        return about.st_ino, about.st_mtime_ns, about.st_size
+    return None
 
 
 def unique() -> str:
@@ -242,15 +251,11 @@ def made(file: Path, make: Callable[[Path], None]) -> Iterator[None]:
 
 
 @contextmanager
-def alone(file: Path) -> Iterator[None]:
-    """For the block, no other process or thread is in one of this file; waits. Where no locks are, nobody does."""
+def alone(file: Path) -> Iterator[bool]:
+    """For the block, no other process or thread is in one of this file; waits. False where no locks are, and nobody
+    waits."""
     with file.open("a") as guard:
-        try:
-            fcntl.flock(guard, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        yield
+        yield bool(_taken(guard, wait=True))
 
 
 def share(file: Path) -> None:
@@ -295,10 +300,10 @@ def _make(folder: Path) -> None:
         flush(place.parent)
 
 
-def _taken(file: IO[str]) -> bool | None:
+def _taken(file: IO[str], wait: bool = False) -> bool | None:
     """None where the file system has no locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:
@@ -324,15 +329,11 @@ def held(folder: Path) -> bool | None:
 
 
 @contextmanager
-def free(folder: Path) -> Iterator[bool]:
-    """For the block, whether nobody works on `folder`, whose lock is held then; False too where that cannot be told."""
-    try:
-        file = (folder / "lock").open("a")
-    except OSError:
-        yield False
-        return
-    with file:
-        yield _taken(file) is True
+def free(file: Path) -> Iterator[str]:
+    """For the block, a lock that nobody else has: gives "" then, else why not. Raises OSError where `file` cannot be
+    opened."""
+    with file.open("a") as guard:
+        yield {True: "", False: IN_USE, None: "its file system has no locks, so it may be in use"}[_taken(guard)]
 
 
 def check(weights: Path) -> None:

@@ -1,6 +1,5 @@
 """A run's folder: cleared before it trains, described, and closed so that a power cut leaves it whole or not there."""
 
-import contextlib
 import functools
 import logging
 import os
@@ -97,26 +96,15 @@ def _tell(*modules: str) -> None:
     )
 
 
-State = tuple[int, int, int] | None
-
-
-def state_of(file: Path) -> State:
-    """What changes with a file, whoever writes it; None where there is none."""
-    with contextlib.suppress(OSError):
-        about = file.stat()
-        return about.st_ino, about.st_mtime_ns, about.st_size
-    return None
-
-
-def states(place: Path) -> dict[str, State]:
+def states(place: Path) -> dict[str, tuple[int, int, int] | None]:
     """Of the engine's files that nobody writes while a task trains, or the one that writes them says so."""
     apart = ("mlflow.json", "trial.json", accepted.FILE)
-    return {name: state_of(place / name) for name in sorted(artifacts.ENGINES.difference(apart))}
+    return {name: artifacts.state_of(place / name) for name in sorted(artifacts.ENGINES.difference(apart))}
 
 
-def refuse_written(place: Path, before: Mapping[str, State]) -> None:
+def refuse_written(place: Path, before: Mapping[str, tuple[int, int, int] | None]) -> None:
     """Raise TaskError where a task wrote a file of the engine's; it is removed, so that it passes for no record."""
-    if wrong := [name for name, state in before.items() if state_of(place / name) != state]:
+    if wrong := [name for name, state in before.items() if artifacts.state_of(place / name) != state]:
         for name in wrong:
             artifacts.remove(place / name)
         raise TaskError(
@@ -159,7 +147,7 @@ class Described:
 
     def _write(self) -> None:
         artifacts.write_json(self.file, self.about)
-        self.state = state_of(self.file)
+        self.state = artifacts.state_of(self.file)
 
     def add(self, **facts: Any) -> None:
         """What a name has already, if it is a mapping, is added to."""
