@@ -81,6 +81,11 @@ def database(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
 
 
+def here(uri: str) -> bool:
+    """Whether a store is a file or a folder of this machine, and no server."""
+    return database(uri) is not None or "://" not in uri or uri.startswith("file:")
+
+
 def lacks(uri: str, signature: str) -> bool:
     """Whether an SQLite store surely has no run of this signature. It is asked without MLflow, whose import takes
     seconds; False where that is not possible."""
