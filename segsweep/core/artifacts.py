@@ -206,9 +206,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = False) -> None:
-    """One row a mapping; NaN becomes an empty cell."""
+    """One row a mapping, with the columns of all; NaN, and what a row does not have, becomes an empty cell."""
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()
     for row in rows:
         writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})

@@ -358,7 +358,9 @@ def _units(run: Run, problems: list[str]) -> dict[str, dict[str, float]]:
             rows = list(csv.DictReader(file))
         if not rows:
             raise ValueError(f"no {unit} in it")
-        return {row.pop(unit): {key: _number(value) for key, value in row.items()} for row in rows}
+        cells = [(key, value) for row in rows for key, value in row.items() if key not in run.spec.scores]
+        texts = {key for key, value in cells if key not in (unit, None) and not _is_number(value)}
+        return {row.pop(unit): {k: _number(v) for k, v in row.items() if k not in texts} for row in rows}
     except FileNotFoundError:
         if run.spec.scores:
             problems.append(f"{_short(path)} is missing: the run has no interval and takes part in no contrast")
@@ -374,6 +376,14 @@ def _number(value: Any) -> float:
     if value in (None, ""):
         return float("nan")
     return float(value == "True") if value in ("True", "False") else float(value)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        _number(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _short(path: Path) -> str:
