@@ -27,7 +27,7 @@ from segsweep.task import Spec
 class Run:
     """One run folder. `status`: finished, pruned, failed or unfinished; `info` is run.json, `result` is result.json, or
     pruned.json of a run that was pruned; `accepted`: by whom it was let stand for edited code (`accepted.entries`);
-    `pooled`: the group of that code, where it is among these runs."""
+    `pooled`: the group of that code, where another run here is of it or was accepted for it."""
 
     folder: Path
     signature: str
@@ -201,9 +201,12 @@ def _settle(record: Record) -> None:
         if not run.info and run.status == "finished":
             run.units = _units(run, record.problems)
     record.runs = kept
-    groups = {run.group for run in kept}
+    alike: dict[str, set[str]] = {}  # group -> those of the runs that are of it, or were accepted for it
     for run in kept:
-        run.pooled = next((e["group"] for e in reversed(run.accepted) if e["group"] in groups), "")
+        for group in (run.group, *(e["group"] for e in run.accepted)):
+            alike.setdefault(group, set()).add(run.group)
+    for run in kept:
+        run.pooled = next((e["group"] for e in reversed(run.accepted) if len(alike[e["group"]]) > 1), "")
 
 
 def _kind(run: Run) -> tuple[str, ...] | None:

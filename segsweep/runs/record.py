@@ -134,7 +134,7 @@ class Described:
             asked.ids
             | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
             | {"code": fingerprint(code()), "files": asked.identity.files, "evaluated_on": data.part}
-            | {"places": asked.identity.places, "accepted": accepted.begun(asked.checkpoints, asked.epochs)}
+            | {"places": asked.identity.places, "accepted": None}
             | {"factors": asked.identity.factors(choices, asked.task.spec, asked.at), "task": asked.task.spec.to_json()}
             | {"data": {"name": choices.get("data") or choices.get("task"), "digest": data.digest} | dict(data.facts)}
             | {"split": {"kind": choices.get("split"), "digest": data.split, "leaks": data.leaks} | dict(data.parts)}

@@ -166,6 +166,7 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         interrupted=Interrupted,
         emit=here.emit,
         describe=described.add,
+        taken_up=lambda done: described.add(accepted=accepted.begun(checkpoints, done)),
     )
     seed_all(cfg.seed)
     here.emit("note", text="training")
