@@ -100,13 +100,21 @@ class Restorer:
             run = _in_time(find, client, experiment, folder.name, "FINISHED", wait=None if file else PATIENCE)
             if run is None:
                 return False
-            with alone(folder):
-                return _restore(client, run, folder, uri, experiment, wanted)
+            try:
+                with alone(folder):
+                    return _restore(client, run, folder, uri, experiment, wanted)
+            except Exception as error:  # of this record, if the store still answers
+                _in_time(find, client, experiment, folder.name, "FINISHED", wait=None if file else PATIENCE)
+                about = "MLflow's run %s of %s cannot be restored, and it is trained again: %s"
+                log.warning(about, run.info.run_id, folder.name, _reason(error))
         except Exception as error:  # MLflow raises what its back end raises; the run is trained then
             self.silent[uri] = time.monotonic() + SILENCE
-            reason = told((str(error) or type(error).__name__).splitlines()[0])
-            log.warning("MLflow was not asked for %s: %s", folder.name, reason)
-            return False
+            log.warning("MLflow was not asked for %s: %s", folder.name, _reason(error))
+        return False
+
+
+def _reason(error: Exception) -> str:
+    return told((str(error) or type(error).__name__).splitlines()[0])
 
 
 def restorer() -> Restorer:
