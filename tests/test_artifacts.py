@@ -97,6 +97,17 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+def test_nothing_of_what_was_trained_is_left_when_it_is_forgotten(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for epoch in (1, 2):
+        checkpoints.save(state(epoch), state(epoch)["model"])
+    checkpoints.end(2)
+    checkpoints.state(2).write_bytes(b"half")
+    assert checkpoints.load(2)["epoch"] == 1
+    checkpoints.clear()
+    assert not list(tmp_path.iterdir())
+
+
 def test_old_checkpoints_go_and_the_ends_of_runs_stay(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for epoch in range(1, 8):

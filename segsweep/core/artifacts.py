@@ -427,7 +427,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Forget all that was trained."""
-        for pattern in ("*.pt", "end_*", "accepted.json"):
+        for pattern in ("*.pt", "*.damaged", "end_*", "accepted.json"):
             for file in self.folder.glob(pattern):
                 file.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from segsweep.core import accepted, artifacts
 from segsweep.core.artifacts import NEXT, WEIGHTS
+from segsweep.core.errors import printable
 
 KINDS = {
     "checkpoints": "of runs that have finished and have their weights",
@@ -173,7 +174,7 @@ def _alone(*folders: Path) -> Iterator[str]:
 def table(found: Sequence[Item], left: Mapping[Path, str] = MappingProxyType({})) -> str:
     """One line each, and what each kind comes to. `left`: what stays -> why."""
     told = {place: f"{why if why in FINE else 'not removed'}: left" for place, why in left.items()}
-    rows = [(item.kind, str(item.place), shown(item.bytes), told.get(item.place, "")) for item in found]
+    rows = [(item.kind, printable(item.place), shown(item.bytes), told.get(item.place, "")) for item in found]
     if not rows:
         return "Nothing can go."
     widths = [max(len(row[column]) for row in rows) for column in range(3)]

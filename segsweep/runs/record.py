@@ -197,7 +197,9 @@ def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) ->
         "metrics": metrics,
         "evaluation_seconds": sum(row.get("eval_seconds", 0.0) for row in history),
         "total_seconds": time.perf_counter() - asked.began,
-        "images_per_second": loop.samples * asked.epochs / max(spent["training_seconds"], 1e-9),
+        "images_per_second": loop.samples * asked.epochs / max(spent["training_seconds"], 1e-9)
+        if loop.samples
+        else None,
         "peak_memory_bytes": environment.peak_memory(asked.device),
         "parameters": known.get("parameters"),
         "gflops": known.get("gflops"),
