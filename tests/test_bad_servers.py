@@ -162,7 +162,7 @@ class Late(threading.Condition):
         return super().wait_for(predicate)
 
 
-@pytest.mark.parametrize("uri, whole", [("sqlite:///x", True), ("mlruns", True), ("https://host", False)])
+@pytest.mark.parametrize(("uri", "whole"), [("sqlite:///x", True), ("mlruns", True), ("https://host", False)])
 def test_the_end_waits_for_a_slow_store_of_this_machine_as_long_as_copies_come(folders, monkeypatch, uri, whole):
     copied, late = [], Late(over=2)
 

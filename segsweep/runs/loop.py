@@ -45,9 +45,10 @@ class Loop:
     part: what each epoch is scored on, "val" or "test". samples: of the training part, for the display's rate.
     `writer`: one thread, which writes an epoch's checkpoint from a copy in the host's memory while the next epoch
     trains; for a GPU, as on a CPU it would only take the time in which that one trains. `taken_up` is told how many
-    epochs were there, `on_epoch` comes after the checkpoint. `judge` is asked after each epoch but the last, of those already there at once, and gives what to raise
-    once the state is saved, or None. `stopping`: whether the run is asked to stop, and `interrupted` makes what is then
-    raised, once the state is saved. After `train`, `finish` tells a loop that was left early."""
+    epochs were there, `on_epoch` comes after the checkpoint. `judge` is asked after each epoch but the last, of those
+    already there at once, and gives what to raise once the state is saved, or None. `stopping`: whether the run is
+    asked to stop, and `interrupted` makes what is then raised, once the state is saved. After `train`, `finish` tells a
+    loop that was left early."""
 
     def __init__(
         self,

@@ -86,9 +86,10 @@ def validation(spec: Spec) -> str:
 
 
 def check_part(samples: int, names: list[str], spec: Spec, at: str = "") -> None:
-    """`samples`: in the validation part. at: how the engine's keys begin. Raises ConfigError where there is none to search on."""
+    """`samples`: in the validation part. at: how the engine's keys begin. Raises ConfigError where there is none to
+    search on."""
     if not samples:
         raise ConfigError(
-            f"{at}search.objective={names[0]}: these data have no validation part, and nothing is chosen on the test part; "
-            f"{validation(spec)}"
+            f"{at}search.objective={names[0]}: these data have no validation part, and nothing is chosen on the test "
+            f"part; {validation(spec)}"
         )

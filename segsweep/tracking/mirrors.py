@@ -52,7 +52,7 @@ SWEEPS = 200
 PAUSE = 5.0
 """Seconds between two copies of one run that goes on."""
 END = 60.0
-"""Seconds that the end of a command waits for MLflow at most; for a store on this machine, from one copy to the next."""
+"""Seconds that the end of a command waits for MLflow at most; for a store of this machine, for its next copy."""
 LATER = 3.0
 """Seconds that the first copy waits for: MLflow's import takes that long, and would hold up the first training step."""
 
