@@ -283,24 +283,22 @@ def test_a_run_id_of_a_server_names_no_folder_elsewhere(tmp_path, monkeypatch):
     from segsweep.runs import find as found
 
     monkeypatch.setattr("segsweep.tracking.registry.origin", lambda reference: (None, "../../x"))
-    monkeypatch.setattr("segsweep.tracking.registry.download", lambda *given: pytest.fail("was asked for"))
+    monkeypatch.setattr("segsweep.tracking.recall.download", lambda *given: pytest.fail("was asked for"))
     with pytest.raises(SegsweepError, match="not the id of an MLflow run"):
         found.find("models:/m/1", tmp_path)
 
 
 def test_a_run_whose_task_writes_no_split_is_downloaded(uri, folders, tmp_path, monkeypatch):
-    from segsweep.tracking import registry
-
     (folders[0] / "config.yaml").write_text("{}")
     artifacts.write_json(folders[0] / "result.json", RESULT)
     run_id = mirrors.push(folders[0], uri, "e", None, final=True)
-    monkeypatch.setattr(registry, "default", lambda: uri)
-    registry.download(run_id, tmp_path / "got")
+    monkeypatch.setattr(recall, "default", lambda: uri)
+    recall.download(run_id, tmp_path / "got")
     assert sorted(file.name for file in (tmp_path / "got").iterdir()) == ["config.yaml", "run.json"]
 
 
 def test_pictures_and_weights_of_a_server_take_no_other_names(uri, folders, tmp_path, monkeypatch):
-    from segsweep.tracking import registry, store
+    from segsweep.tracking import store
 
     folder, evil = folders[0], tmp_path / "evil"
     evil.mkdir()
@@ -323,8 +321,8 @@ def test_pictures_and_weights_of_a_server_take_no_other_names(uri, folders, tmp_
     assert not files & {"x.py", "last.pt"}
     assert (there / "lock").read_text() == ""
     assert json.loads((there / "result.json").read_text())["metrics"] == RESULT["metrics"]
-    monkeypatch.setattr(registry, "default", lambda: uri)
-    registry.download(run_id, tmp_path / "got")
+    monkeypatch.setattr(recall, "default", lambda: uri)
+    recall.download(run_id, tmp_path / "got")
     assert sorted(file.name for file in (tmp_path / "got").rglob("*")) == [
-        *("config.yaml", "last.pt", "run.json", "split.json"),
+        *("config.yaml", "curves.png", "last.pt", "patients.csv", "run.json", "split.json"),
     ]

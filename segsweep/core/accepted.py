@@ -12,8 +12,7 @@ from segsweep.core import artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError, printable
 
-FILE = "accepted.json"
-"""In a run's folder; in a trajectory's, which of its states (by epoch) were taken over, and from which accepted run."""
+FILE = artifacts.ACCEPTED
 LIST = "accepted"
 
 

@@ -41,7 +41,14 @@ DONE = (*WHOLE, "pruned")
 RECORD = ("config.yaml", "run.json", "history.jsonl", "result.json")
 """Files of every finished run, whatever its task."""
 WEIGHTS = ("last.pt", "best.pt")
-ENGINES = {*RECORD, *WEIGHTS, "failure.json", "pruned.json", "trial.json", "mlflow.json", "anew.json", "accepted.json"}
+MLFLOW = "mlflow.json"
+"""In a run folder: what of it MLflow has."""
+ANEW = "anew.json"
+"""In the folder of a run or a trajectory: the sweep that began it anew."""
+ACCEPTED = "accepted.json"
+"""In a run's folder: for which code its record stands, too (`accepted`); in a trajectory's, which of its states (by
+epoch) were taken over, and from which accepted run."""
+ENGINES = {*RECORD, *WEIGHTS, "failure.json", "pruned.json", "trial.json", MLFLOW, ANEW, ACCEPTED}
 """The engine's own files in a run's folder; beside these and locks all that is there is its task's."""
 NEXT = ".anew"
 """Folder in a finished run's: where it is trained anew until it is whole and takes the finished one's place."""
@@ -76,6 +83,11 @@ def full(error: OSError, folder: Path) -> str:
     """Of an error in writing below `folder`, one sentence that names it, and what helps where the disk is full."""
     said = f"{folder} cannot be written ({error.strerror or error})"
     return f"{said}; python -m segsweep.clean lists what can go" if error.errno in NO_ROOM else said
+
+
+def cache_folder() -> Path:
+    """`paths.cache` where no configuration is composed: conf/config.yaml has the same."""
+    return Path(os.environ.get("SEGSWEEP_CACHE") or Path.home() / ".cache" / "segsweep")
 
 
 def save(value: Any, path: Path) -> None:
@@ -427,7 +439,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Forget all that was trained."""
-        for pattern in ("*.pt", "*.damaged", "end_*", "accepted.json"):
+        for pattern in ("*.pt", "*.damaged", "end_*", ACCEPTED):
             for file in self.folder.glob(pattern):
                 file.unlink(missing_ok=True)
 

@@ -114,14 +114,14 @@ def _registered(reference: str) -> tuple[Path, str]:
 
 def _download(run_id: str) -> Path:
     """A run folder made of the files that MLflow keeps of a run; it goes with this process."""
-    from segsweep.tracking import registry
+    from segsweep.tracking.recall import download
 
     place = tempfile.mkdtemp(prefix="segsweep-")
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     if not RUN_ID.fullmatch(run_id):  # it names a folder here, and may be a server's word
         raise SegsweepError(f"{run_id!r}: not the id of an MLflow run")
     folder = Path(place) / run_id
-    registry.download(run_id, folder)
+    download(run_id, folder)
     if not (folder / "run.json").exists():
         raise SegsweepError(f"{run_id}: MLflow keeps no run.json of this run; expected a run that segsweep recorded")
     return folder

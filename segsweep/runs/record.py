@@ -10,9 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segsweep.core import accepted, artifacts, environment
+from segsweep.core.artifacts import ANEW
 from segsweep.core.errors import TaskError
 from segsweep.core.signature import code, fingerprint
-from segsweep.runs.asked import ANEW, Asked
+from segsweep.runs.asked import Asked
 from segsweep.runs.identity import unwatched
 from segsweep.runs.loop import Loop
 from segsweep.task import Result
@@ -98,7 +99,7 @@ def _tell(*modules: str) -> None:
 
 def states(place: Path) -> dict[str, tuple[int, int, int] | None]:
     """Of the engine's files that nobody writes while a task trains, or the one that writes them says so."""
-    apart = ("mlflow.json", "trial.json", accepted.FILE)
+    apart = (artifacts.MLFLOW, "trial.json", accepted.FILE)
     return {name: artifacts.state_of(place / name) for name in sorted(artifacts.ENGINES.difference(apart))}
 
 

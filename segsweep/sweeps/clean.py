@@ -4,13 +4,13 @@ Finished runs stay whole, and what a running job holds is left alone. Checkpoint
 train it further, as `epochs=20` does after `epochs=10`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from segsweep.config.start import start
+from segsweep.core import artifacts
 from segsweep.runs import clean
 
 Stored = Callable[[Path], Iterable[tuple[Path, Callable[[], AbstractContextManager[str]]]]]
@@ -20,7 +20,7 @@ def main(stored: Stored) -> int:
     """`stored`: of a cache's folder, the decoded data sets, and what keeps others from one for a block and gives "", or
     why not."""
     start()
-    usual = Path(os.environ.get("SEGSWEEP_CACHE") or Path.home() / ".cache" / "segsweep")
+    usual = artifacts.cache_folder()
     kinds = "; ".join(f"{kind}: {about}" for kind, about in clean.KINDS.items())
     parser = argparse.ArgumentParser(prog="python -m segsweep.clean", description=__doc__)
     parser.add_argument("runs", nargs="?", type=Path, default=Path("multirun"), help="paths.runs; default: multirun")
