@@ -15,9 +15,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from segsweep.core import contents
-from segsweep.core.errors import DataError
+from segsweep.core.errors import ConfigError, DataError
 from segsweep.runs import identity
-from segsweep.sweeps import why
+from segsweep.search import objective, pruning
+from segsweep.sweeps import preflight, why
+from segsweep.task import Metric, Spec
 from segsweep.tracking import recall
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hydra_app"
@@ -620,6 +622,22 @@ def test_a_pruner_is_the_engines_whatever_an_application_calls_so(through, conf,
     assert code == 0, said
     code, said, _ = through(source, "segsweep/pruner=median", "segsweep.pruner.n_startup_trials=-1", *QUIET)
     assert "n_startup_trials" in said
+    assert said.startswith("segsweep.pruner: ")
+    code, said, _ = through(source, "segsweep/pruner=median", "+segsweep.pruner.odd=1", *QUIET)
+    assert "segsweep.pruner.odd: " in said
+
+
+def test_what_is_wrong_is_named_as_an_application_types_it():
+    cfg = OmegaConf.create({"lr": 0.1, "device": 0.5, "segsweep": {"seed": 0, "part": 0.5, "search": {}, "pruner": {}}})
+    spec = Spec(metrics={"loss": Metric(title="Loss", direction="min")}, select="val/loss")
+    said = pruning.problem(cfg, spec, validation=0)
+    assert said.startswith("segsweep.pruner: runs are compared by their validation part")
+    assert said.endswith("or use segsweep/pruner=none")
+    with pytest.raises(ConfigError, match=r"^segsweep\.search\.objective=val/loss: these data have no validation part"):
+        objective.check_part(0, ["val/loss"], spec, "segsweep.")
+    assert preflight._searchable(cfg) == "'lr=tag(log, interval(1e-4, 1e-1))'"
+    del cfg.lr
+    assert preflight._searchable(cfg) == "'device=interval(0.1, 0.9)' or device=0.1,0.2"  # its own, whatever it is
 
 
 def test_variables_that_hydra_sets_are_part_of_a_run_and_of_its_command(through, conf, app, tmp_path, capfd):

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from segsweep.config.schema import conf_dir
 from segsweep.core import artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError
@@ -95,6 +97,24 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     torch.save({"epoch": 3, "x": Evil()}, checkpoints.state(3))
     assert checkpoints.load(3)["epoch"] == 1
     assert not (tmp_path / "made").exists()
+
+
+def test_where_no_configuration_is_composed_the_cache_is_where_conf_says(monkeypatch, tmp_path):
+    for name, value in (("SEGSWEEP_CACHE", str(tmp_path)), ("HOME", "/home/somebody")):
+        monkeypatch.setenv(name, value)
+        assert OmegaConf.load(conf_dir() / "config.yaml").paths.cache == str(artifacts.cache_folder())
+        monkeypatch.delenv("SEGSWEEP_CACHE", raising=False)
+
+
+def test_nothing_of_what_was_trained_is_left_when_it_is_forgotten(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for epoch in (1, 2):
+        checkpoints.save(state(epoch), state(epoch)["model"])
+    checkpoints.end(2)
+    checkpoints.state(2).write_bytes(b"half")
+    assert checkpoints.load(2)["epoch"] == 1
+    checkpoints.clear()
+    assert not list(tmp_path.iterdir())
 
 
 def test_old_checkpoints_go_and_the_ends_of_runs_stay(tmp_path):

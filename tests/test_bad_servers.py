@@ -125,6 +125,85 @@ def test_of_a_run_that_goes_on_no_two_copies_are_made_within_a_pause(folders, mo
     assert copied[-1] == (folders[0], True)
 
 
+def test_the_end_of_a_run_is_its_last_copy_whoever_names_its_folder(folders, monkeypatch, tmp_path):
+    """A worker tells of its run by an absolute path; who ends the worker in the pause between two copies by another."""
+    copied, went = [], threading.Semaphore(0)
+
+    def push(folder, *given, final):
+        copied.append(final)
+        went.release()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mirrors, "push", push)
+    session().copier = mirrors.Copier(later=0.0, pause=3600.0)
+    settings = OmegaConf.create({"uri": "sqlite:///x", "experiment": "e"})
+    mirrors.Mirror(folders[0], settings, None).update()
+    went.acquire()
+    mirrors.Mirror(folders[0], settings, None).update()
+    mirrors.Mirror(folders[0].relative_to(tmp_path), settings, None).__exit__()
+    assert session().copier.flush()
+    assert copied == [False, True]
+
+
+class Late(threading.Condition):
+    """For who waits with a bound, its seconds are over at once as often as `over` says."""
+
+    def __init__(self, over: int):
+        super().__init__()
+        self.over, self.waits = over, [threading.Event() for _ in range(over + 1)]
+
+    def wait_for(self, predicate, timeout=None):
+        self.waits[len(self.waits) - 1 - self.over].set()
+        if self.over:
+            self.over -= 1
+            super().wait_for(lambda: self.copier._copies > self.seen)
+            self.seen = self.copier._copies
+            return predicate()
+        return super().wait_for(predicate)
+
+
+@pytest.mark.parametrize(("uri", "whole"), [("sqlite:///x", True), ("mlruns", True), ("https://host", False)])
+def test_the_end_waits_for_a_slow_store_of_this_machine_as_long_as_copies_come(folders, monkeypatch, uri, whole):
+    copied, late = [], Late(over=2)
+
+    def push(folder, *given, final):
+        if copied:  # the second comes when the first bound is over, the others when the next is
+            late.waits[min(len(copied), 2)].wait()
+        copied.append(folder)
+
+    monkeypatch.setattr(mirrors, "push", push)
+    session().copier = late.copier = mirrors.Copier(later=0.0)
+    late.seen, late.copier._changed = 0, late
+    settings = OmegaConf.create({"uri": uri, "experiment": "e"})
+    for folder in folders:
+        mirrors.Mirror(folder, settings, None).__exit__()
+    assert session().copier.flush() is whole
+    late.waits[1].set()
+    late.waits[2].set()
+    assert [bool(mirrors.lacking(folder)) for folder in folders].count(True) == (0 if whole else 3)
+
+
+def test_one_run_that_a_store_of_this_machine_does_not_take_keeps_none_of_the_others_from_it(folders, monkeypatch):
+    copied, go = [], threading.Event()
+
+    def push(folder, *given, final):
+        go.wait()
+        if folder == folders[0]:
+            raise OSError("database is locked")
+        copied.append(folder)
+
+    monkeypatch.setattr(mirrors, "push", push)
+    session().copier = made = mirrors.Copier(later=0.0)
+    settings = OmegaConf.create({"uri": "sqlite:///x", "experiment": "e"})
+    for folder in folders:
+        mirrors.Mirror(folder, settings, None).__exit__()
+    made._flushing = True
+    go.set()
+    assert made.flush()
+    assert copied == folders[1:]
+    assert [mirrors.lacking(folder) for folder in folders] == ["database is locked", None, None, None]
+
+
 @pytest.mark.parametrize("server", ["silent"], indirect=True)
 def test_jobs_are_trained_before_a_silent_server_says_a_word_and_it_is_asked_once(
     server, tmp_path, allow, monkeypatch, caplog
@@ -204,24 +283,22 @@ def test_a_run_id_of_a_server_names_no_folder_elsewhere(tmp_path, monkeypatch):
     from segsweep.runs import find as found
 
     monkeypatch.setattr("segsweep.tracking.registry.origin", lambda reference: (None, "../../x"))
-    monkeypatch.setattr("segsweep.tracking.registry.download", lambda *given: pytest.fail("was asked for"))
+    monkeypatch.setattr("segsweep.tracking.recall.download", lambda *given: pytest.fail("was asked for"))
     with pytest.raises(SegsweepError, match="not the id of an MLflow run"):
         found.find("models:/m/1", tmp_path)
 
 
 def test_a_run_whose_task_writes_no_split_is_downloaded(uri, folders, tmp_path, monkeypatch):
-    from segsweep.tracking import registry
-
     (folders[0] / "config.yaml").write_text("{}")
     artifacts.write_json(folders[0] / "result.json", RESULT)
     run_id = mirrors.push(folders[0], uri, "e", None, final=True)
-    monkeypatch.setattr(registry, "default", lambda: uri)
-    registry.download(run_id, tmp_path / "got")
+    monkeypatch.setattr(recall, "default", lambda: uri)
+    recall.download(run_id, tmp_path / "got")
     assert sorted(file.name for file in (tmp_path / "got").iterdir()) == ["config.yaml", "run.json"]
 
 
 def test_pictures_and_weights_of_a_server_take_no_other_names(uri, folders, tmp_path, monkeypatch):
-    from segsweep.tracking import registry, store
+    from segsweep.tracking import store
 
     folder, evil = folders[0], tmp_path / "evil"
     evil.mkdir()
@@ -244,8 +321,8 @@ def test_pictures_and_weights_of_a_server_take_no_other_names(uri, folders, tmp_
     assert not files & {"x.py", "last.pt"}
     assert (there / "lock").read_text() == ""
     assert json.loads((there / "result.json").read_text())["metrics"] == RESULT["metrics"]
-    monkeypatch.setattr(registry, "default", lambda: uri)
-    registry.download(run_id, tmp_path / "got")
+    monkeypatch.setattr(recall, "default", lambda: uri)
+    recall.download(run_id, tmp_path / "got")
     assert sorted(file.name for file in (tmp_path / "got").rglob("*")) == [
-        *("config.yaml", "last.pt", "run.json", "split.json"),
+        *("config.yaml", "curves.png", "last.pt", "patients.csv", "run.json", "split.json"),
     ]

@@ -1,5 +1,7 @@
 """`python -m segsweep.clean`: what can go goes, what is of use or in use stays."""
 
+import errno
+import fcntl
 import shutil
 import sys
 from contextlib import ExitStack
@@ -11,6 +13,7 @@ import toy_task
 
 from segsweep import clean
 from segsweep.core import accepted, artifacts
+from segsweep.runs import clean as found
 from segsweep.runs.loop import Loop
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.phantom import Phantom
@@ -119,6 +122,64 @@ def test_what_a_job_holds_is_left_alone_and_said(runs, monkeypatch, capsys, whic
         run(runs, "--what", "failed", monkeypatch=monkeypatch)
     assert tree(runs / which) == before
     assert "in use: left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("which", ["failed", "checkpoints"])
+def test_what_became_of_use_after_it_was_found_is_left_alone_and_said(runs, cfg, monkeypatch, capsys, which):
+    """Found as failed or of no more use; before it is removed another process trains it on, and lets go of it."""
+    real, meanwhile = found.items, {"failed": {"seed": 1}, "checkpoints": {"seed": 0, "epochs": 5}}
+
+    def items(place):
+        listed = real(place)
+        with monkeypatch.context() as patch:
+            if which == "checkpoints":  # a longer run of these states, which is cut off
+                patch.setattr(Loop, "finish", lambda self: 1 / 0)
+            toy_task.do(cfg, runs, **meanwhile[which])
+        for file in runs.glob("runs/*/failure.json"):
+            file.unlink()
+        return listed
+
+    monkeypatch.setattr(found, "items", items)
+    run(runs, "--what", which, monkeypatch=monkeypatch)
+    assert len(list(runs.glob("runs/*/result.json"))) == 2 - (which == "checkpoints")
+    assert list(runs.glob("trajectories/*/state_0003.pt"))
+    said = capsys.readouterr().out
+    assert f"{found.CHANGED}: left" in said
+    assert "Nothing was removed." in said or which == "failed"
+
+
+def test_a_file_that_goes_while_sizes_are_taken_is_left_out(runs, monkeypatch):
+    real = Path.lstat
+    monkeypatch.setattr(Path, "lstat", lambda path: (path.name == "state_0002.pt" and path.unlink(), real(path))[1])
+    monkeypatch.setattr(Path, "is_file", lambda path: True)  # as it was a moment ago
+    assert all(item.bytes for item in found.items(runs))
+
+
+def test_what_may_not_be_opened_is_a_failure_and_not_in_use(runs, monkeypatch, capsys):
+    real = Path.open
+
+    def open_(path, *args, **options):
+        if path.name == "lock" and args == ("a",):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_)
+    run(runs, monkeypatch=monkeypatch, code=1)
+    said = capsys.readouterr()
+    assert "was not removed: Permission denied: " in said.err
+    assert "in use" not in said.out
+    assert "Nothing was removed." in said.out
+
+
+def test_where_nobody_can_tell_what_is_in_use_that_is_said(runs, monkeypatch, capsys):
+    def flock(*given):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    before = tree(runs)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    run(runs, monkeypatch=monkeypatch, code=1)
+    assert "was not removed: its file system has no locks" in capsys.readouterr().err
+    assert tree(runs) == before
 
 
 def test_checkpoints_stay_where_a_finished_run_has_lost_its_weights(runs, cfg, monkeypatch):

@@ -243,6 +243,15 @@ def test_asked_to_stop_the_running_jobs_end_and_no_other_starts(tmp_path):
         assert not (tmp_path / "sweep" / "1").exists()
 
 
+def test_what_failed_is_told_before_it_is_tried_again_as_a_sweep_that_is_stopped_tries_nothing(tmp_path, monkeypatch):
+    told: list[int] = []
+    monkeypatch.setattr(Job, "mirror", lambda job: told.append(job.number))
+    with launcher(tmp_path, retries={"killed": 1}) as made:
+        job = Job(3, toys("seed")[0], tmp_path / "sweep" / "3")
+        made._fail(job, "killed", "the worker process ended")
+        assert (made.waiting, told) == ([job], [3])
+
+
 def test_results_come_as_jobs_end(tmp_path):
     with launcher(tmp_path, jobs_per_device=2) as made:
         for number, overrides in enumerate(toys("last", "seed")):

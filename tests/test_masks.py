@@ -114,7 +114,6 @@ WRITERS = {  # module.function -> why it does not go by artifacts.write_text
     "segsweep.core.artifacts.link": "weights, a second time",
     "segsweep.core.artifacts.lock": "a lock, which stays empty",
     "segsweep.core.artifacts.held": "a lock, which stays empty",
-    "segsweep.segmentation.data.cache._locked": "a lock, which stays empty",
     "segsweep.segmentation.data.cache.__init__": "opened to be locked, and not written to",
     "segsweep.core.artifacts.save": "weights and states of optimizers",
     "segsweep.core.artifacts.end": "a mark, which stays empty",

@@ -59,6 +59,13 @@ def test_what_is_on_disk_is_not_trained_again():
     assert (points[1].note, points[2].state, points[2].note) == ("from epoch 7", "duplicate", "of job 2")
 
 
+def test_names_of_others_do_not_command_the_terminal(tmp_path):
+    text = table(["model=\x1b[2Ja"], [DataError("\x1b]0;title\x07")], planner(tmp_path))
+    assert "model= [2Ja" in text
+    assert " ]0;title" in text
+    assert "\x1b" not in text
+
+
 def test_the_table_has_every_job_and_the_totals(tmp_path):
     plan = planner(tmp_path)
     plan._measured = {("unet",): Measured(train=0.01, held_out=0.005, beside=2.0, memory=3 * 2**20)}

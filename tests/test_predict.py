@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_task
 from omegaconf import OmegaConf
 from PIL import Image
 from test_run import do
@@ -412,6 +413,15 @@ def test_the_best_of_a_sweep_is_chosen_by_validation_never_by_test(tmp_path, ref
     assert folder.name == "bb"
     assert "validation Dice, 0.7000 (of its best epoch: --weights best), of 2 finished runs" in why
     assert "1 without a validation part" in why
+
+
+def test_runs_of_two_tasks_have_no_common_best(tmp_path):
+    sweep_of(tmp_path, ("aa", "val", 0.6), ("bb", "val", 0.7))
+    task = toy_task.Line.spec.to_json()
+    artifacts.write_json(tmp_path / "runs" / "bb" / "run.json", {"evaluated_on": "val", "task": task})
+    several = r"of several tasks \(val/dice of a patient and val/rmse of a point\)"
+    with pytest.raises(SegsweepError, match=several):
+        find_run("best:s", tmp_path)
 
 
 def test_a_sweep_without_validation_has_no_best(tmp_path):

@@ -229,6 +229,17 @@ def test_of_epochs_reported_at_once_the_first_that_falls_behind_decides(tmp_path
     assert (second.state.name, sorted(second.intermediate_values)) == ("COMPLETE", [1, 2, 3, 4, 5])
 
 
+def test_an_epoch_without_the_metric_is_said_and_the_others_are_judged(tmp_path, caplog):
+    cfg, _ = composed(tmp_path, "pruner=patient", "pruner.patience=1", "epochs=9")
+    facts = {"pruner": "patient", "name": "a", "data": "d", "split": "s", "sweep": tmp_path}
+    rows = [{"epoch": epoch, "val/dice": dice} for epoch, dice in enumerate([0.1, 0.5, 0.4, 0.4, 0.4], 1)]
+    del rows[2]["val/dice"]
+    with pruning.Judge(cfg, SPEC, signature="a", **facts) as judge:
+        assert judge(rows).epoch == 5
+    (said,) = caplog.messages
+    assert said.startswith("pruner=patient: epoch 3 was reported without val/dice, by which runs are compared")
+
+
 def test_a_task_whose_score_is_to_be_low_prunes_what_is_high(tmp_path):
     rmse = Metric(title="RMSE", direction="min", format=".1f", scale=("loss",))
     spec = Spec(metrics={"rmse": rmse}, select="val/rmse")

@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow.artifacts
 import pytest
@@ -193,6 +194,28 @@ def test_a_server_that_does_not_answer_is_asked_once_and_the_run_trained(tmp_pat
     assert not recall.restorer().restore(tmp_path, away, "segsweep")
     assert time.monotonic() - began < 0.1
     assert caplog.text.count("MLflow was not asked") == 1
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_bad_record_is_left_out_alone_and_a_server_that_fails_is_silent_for_a_while(
+    tmp_path, monkeypatch, caplog, answers
+):
+    asked = []
+
+    def find(client, experiment, signature, status):
+        asked.append(signature)
+        if len(asked) > 1 and not answers:
+            raise OSError("connection refused")
+        return SimpleNamespace(info=SimpleNamespace(run_id="r1"))
+
+    monkeypatch.setattr(recall, "connect", lambda uri: None)
+    monkeypatch.setattr(recall, "find", find)
+    monkeypatch.setattr(recall, "_restore", lambda *given: {}["factors"])
+    asking = recall.Restorer()
+    assert not asking.restore(tmp_path, "http://host", "e")
+    assert ("http://host" in asking.silent) is not answers
+    said = "MLflow's run r1 of" if answers else "MLflow was not asked for"
+    assert [said in record.message for record in caplog.records] == [True]
 
 
 def test_a_plan_knows_what_another_machine_has_finished(tmp_path, uri):

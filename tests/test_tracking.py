@@ -170,6 +170,21 @@ def test_a_run_trained_anew_takes_the_place_of_the_old_one(uri, folder):
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1]
 
 
+def test_a_run_is_forgotten_while_nobody_copies_it(folder, monkeypatch):
+    """A copy under way would write over it what it has read before."""
+    found, write = [], artifacts.write_json
+
+    def spied(path, *given, **more):
+        with artifacts.free(folder / "mlflow.lock") as taken:
+            found.append(taken)
+        write(path, *given, **more)
+
+    monkeypatch.setattr(artifacts, "write_json", spied)
+    mirrors.forget(folder)
+    assert found == [artifacts.IN_USE]
+    assert artifacts.read_json(folder / store.STATE) == {"anew": True}
+
+
 def test_a_run_without_best_weights_goes_to_a_new_store_when_its_old_one_is_gone(uri, folder, tmp_path):
     finish(folder)
     mirrors.push(folder, uri, "e", None, final=True)

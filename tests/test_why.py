@@ -11,6 +11,7 @@ import pytest
 from test_signature import OWN, PROJECTS
 
 from segsweep.core import accepted, artifacts, signature
+from segsweep.core.errors import SegsweepError
 from segsweep.report import records
 from segsweep.report.contrasts import _programs
 from segsweep.report.files import write as build
@@ -282,6 +283,36 @@ def test_runs_of_one_trajectory_are_accepted_each_for_its_epochs(here, capsys):
     shorter = do("epochs=3")
     assert json.loads((shorter.folder / "run.json").read_text())["accepted"]["run"] == first.signature
     assert (do("epochs=2").folder, do("epochs=5").folder) == (first.folder, second.folder)
+
+
+def test_a_run_that_could_take_up_nothing_of_an_accepted_one_is_its_own(here, capsys):
+    first = do()
+    edit(here / "counting.py")
+    accept(capsys, first.folder)
+    (entry,) = accepted.entries(first.folder)
+    states = here / "multirun" / "trajectories" / entry["trajectory"]
+    for state in states.glob("state_*.pt"):
+        state.write_bytes(b"half")
+    for epochs in (3, 4):  # the second goes on from what the first has made
+        own = do(f"epochs={epochs}")
+        assert json.loads((own.folder / "run.json").read_text())["accepted"] is None
+    assert (own.status, artifacts.read_json(states / accepted.FILE)) == ("continued", {})
+
+
+@pytest.mark.parametrize("content", [None, "{}", "half"])
+def test_a_record_without_its_description_stands_for_no_other(here, capsys, content):
+    first = do()
+    edit(here / "counting.py")
+    accept(capsys, first.folder)
+    (entry,) = accepted.entries(first.folder)
+    (first.folder / "run.json").unlink()
+    if content:
+        (first.folder / "run.json").write_text(content)
+    assert accepted.standing(here / "multirun", entry["signature"]) is None
+    with pytest.raises(SegsweepError, match=r"run\.json is missing or damaged"):
+        accepted.accept(first.folder, entry)
+    again = do()
+    assert (again.status, again.folder == first.folder) == ("reused", False)  # from its states
 
 
 def test_a_run_that_is_not_finished_is_the_same_run(here, capsys):

@@ -12,8 +12,7 @@ from segsweep.core import artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError, printable
 
-FILE = "accepted.json"
-"""In a run's folder; in a trajectory's, which of its states (by epoch) were taken over, and from which accepted run."""
+FILE = artifacts.ACCEPTED
 LIST = "accepted"
 
 
@@ -43,18 +42,32 @@ def standing(runs: Path, signature: str) -> dict[str, Any] | None:
     if not pointer or artifacts.result(runs / "runs" / signature):
         return None
     folder = runs / "runs" / Path(str(pointer.get("run"))).name
-    info = artifacts.read_json(folder / "run.json") or {}
     entry = next((e for e in entries(folder) if e["signature"] == signature), None)
-    if not entry or not artifacts.result(folder):
+    if not entry or not artifacts.result(folder) or not (ids := _ids(folder)):
         return None
-    return entry | {"ids": {key: info[key] for key in ("signature", "group", "trajectory")}}
+    return entry | {"ids": ids}
 
 
-def begun(checkpoints: Checkpoints, epochs: int) -> dict[str, Any] | None:
-    """What a run of so many epochs takes up from an accepted one: run, its signature, and epochs, how many."""
-    known = artifacts.read_json(checkpoints.folder / FILE) or {}
-    last = max((int(epoch) for epoch in known if int(epoch) <= epochs), default=None)
-    return None if last is None else {"run": known[str(last)], "epochs": last}
+def _ids(folder: Path) -> dict[str, str]:
+    """What a run is known by; nothing where its run.json is lost or damaged, and then it answers for no other."""
+    info = artifacts.read_json(folder / "run.json") or {}
+    found = {key: info.get(key) for key in ("signature", "group", "trajectory")}
+    return {key: value for key, value in found.items() if isinstance(value, str)} if all(found.values()) else {}
+
+
+def begun(checkpoints: Checkpoints, done: int) -> dict[str, Any] | None:
+    """What a run that took up `done` epochs has from an accepted one: run, its signature, and epochs, how many.
+
+    For the holder of the folder's lock. Of states that could not be taken up the mark goes: what comes in their place
+    is the run's own."""
+    file = checkpoints.folder / FILE
+    known = {epoch: run for epoch, run in (artifacts.read_json(file) or {}).items() if epoch.isdecimal()}
+    taken = {epoch: run for epoch, run in known.items() if int(epoch) <= done}
+    if taken != known and not any(epoch > done for epoch in checkpoints.epochs()):
+        artifacts.write_json(file, taken, durable=True)
+        artifacts.flush(checkpoints.folder)
+    last = max(map(int, taken), default=None)
+    return None if last is None else {"run": taken[str(last)], "epochs": last}
 
 
 def accept(folder: Path, entry: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -67,6 +80,8 @@ def accept(folder: Path, entry: dict[str, Any]) -> tuple[dict[str, Any], str]:
     with artifacts.lock(folder):
         if not (result := artifacts.result(folder)):
             raise SegsweepError(f"{folder.name}: not finished; a record that stands for others has a result")
+        if not (ids := _ids(folder)):
+            raise SegsweepError(f"{folder / 'run.json'} is missing or damaged; a record that stands for others has one")
         known = entries(folder)
         artifacts.write_json(_pointer(runs, signature), {"run": folder.name, "created": artifacts.now()}, durable=True)
         if earlier := next((e for e in known if e["signature"] == signature), None):
@@ -75,8 +90,7 @@ def accept(folder: Path, entry: dict[str, Any]) -> tuple[dict[str, Any], str]:
             artifacts.write_json(folder / FILE, {LIST: [*known, entry]}, durable=True)
         for place in (folder, runs / LIST, runs):
             artifacts.flush(place)
-    info = artifacts.read_json(folder / "run.json") or {}
-    old, new = (runs / "trajectories" / about["trajectory"] for about in (info, entry))
+    old, new = (runs / "trajectories" / about["trajectory"] for about in (ids, entry))
     return entry, _link(Checkpoints(old), Checkpoints(new), folder.name, int(result["epochs"]))
 
 

@@ -41,12 +41,20 @@ DONE = (*WHOLE, "pruned")
 RECORD = ("config.yaml", "run.json", "history.jsonl", "result.json")
 """Files of every finished run, whatever its task."""
 WEIGHTS = ("last.pt", "best.pt")
-ENGINES = {*RECORD, *WEIGHTS, "failure.json", "pruned.json", "trial.json", "mlflow.json", "anew.json", "accepted.json"}
+MLFLOW = "mlflow.json"
+"""In a run folder: what of it MLflow has."""
+ANEW = "anew.json"
+"""In the folder of a run or a trajectory: the sweep that began it anew."""
+ACCEPTED = "accepted.json"
+"""In a run's folder: for which code its record stands, too (`accepted`); in a trajectory's, which of its states (by
+epoch) were taken over, and from which accepted run."""
+ENGINES = {*RECORD, *WEIGHTS, "failure.json", "pruned.json", "trial.json", MLFLOW, ANEW, ACCEPTED}
 """The engine's own files in a run's folder; beside these and locks all that is there is its task's."""
 NEXT = ".anew"
 """Folder in a finished run's: where it is trained anew until it is whole and takes the finished one's place."""
 PRUNING = "pruning.log"
 """Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
+IN_USE = "in use"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 """What a file system answers that has no locks, the last where it locks nothing that is open for reading."""
@@ -77,6 +85,11 @@ def full(error: OSError, folder: Path) -> str:
     return f"{said}; python -m segsweep.clean lists what can go" if error.errno in NO_ROOM else said
 
 
+def cache_folder() -> Path:
+    """`paths.cache` where no configuration is composed: conf/config.yaml has the same."""
+    return Path(os.environ.get("SEGSWEEP_CACHE") or Path.home() / ".cache" / "segsweep")
+
+
 def save(value: Any, path: Path) -> None:
     """torch.save, durable. Raises OSError as any other write does, where torch's own writing says RuntimeError."""
     import torch
@@ -89,6 +102,14 @@ def save(value: Any, path: Path) -> None:
             while below and not isinstance(below, OSError):
                 below = below.__context__
             raise below or error from None
+
+
+def state_of(file: Path) -> tuple[int, int, int] | None:
+    """What changes with a file, whoever writes it; None where there is none."""
+    with suppress(OSError):
+        about = file.stat()
+        return about.st_ino, about.st_mtime_ns, about.st_size
+    return None
 
 
 def unique() -> str:
@@ -197,9 +218,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = False) -> None:
-    """One row a mapping; NaN becomes an empty cell."""
+    """One row a mapping, with the columns of all; NaN, and what a row does not have, becomes an empty cell."""
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()
     for row in rows:
         writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
@@ -242,15 +263,11 @@ def made(file: Path, make: Callable[[Path], None]) -> Iterator[None]:
 
 
 @contextmanager
-def alone(file: Path) -> Iterator[None]:
-    """For the block, no other process or thread is in one of this file; waits. Where no locks are, nobody does."""
+def alone(file: Path) -> Iterator[bool]:
+    """For the block, no other process or thread is in one of this file; waits. False where no locks are, and nobody
+    waits."""
     with file.open("a") as guard:
-        try:
-            fcntl.flock(guard, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        yield
+        yield bool(_taken(guard, wait=True))
 
 
 def share(file: Path) -> None:
@@ -295,10 +312,10 @@ def _make(folder: Path) -> None:
         flush(place.parent)
 
 
-def _taken(file: IO[str]) -> bool | None:
+def _taken(file: IO[str], wait: bool = False) -> bool | None:
     """None where the file system has no locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:
@@ -324,15 +341,11 @@ def held(folder: Path) -> bool | None:
 
 
 @contextmanager
-def free(folder: Path) -> Iterator[bool]:
-    """For the block, whether nobody works on `folder`, whose lock is held then; False too where that cannot be told."""
-    try:
-        file = (folder / "lock").open("a")
-    except OSError:
-        yield False
-        return
-    with file:
-        yield _taken(file) is True
+def free(file: Path) -> Iterator[str]:
+    """For the block, a lock that nobody else has: gives "" then, else why not. Raises OSError where `file` cannot be
+    opened."""
+    with file.open("a") as guard:
+        yield {True: "", False: IN_USE, None: "its file system has no locks, so it may be in use"}[_taken(guard)]
 
 
 def check(weights: Path) -> None:
@@ -426,7 +439,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Forget all that was trained."""
-        for pattern in ("*.pt", "end_*", "accepted.json"):
+        for pattern in ("*.pt", "*.damaged", "end_*", ACCEPTED):
             for file in self.folder.glob(pattern):
                 file.unlink(missing_ok=True)
 

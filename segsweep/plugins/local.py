@@ -284,10 +284,10 @@ class LocalLauncher(Launcher):
     def _fail(self, job: Job, failure: str, reason: str) -> None:
         """What a job does when it fails, done for one that no longer can."""
         job.fail(failure, reason)
+        job.mirror()  # though it may be tried again: a sweep that is stopped tries nothing
         if self._left(job):
             session().emit(**_retry(job, reason) | {"job": job.number})
         else:
-            job.mirror()
             session().emit("end", job=job.number, status="failed", error=reason, failure=failure)
         self._end(job, job.without_value())
 

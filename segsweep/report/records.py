@@ -27,7 +27,7 @@ from segsweep.task import Spec
 class Run:
     """One run folder. `status`: finished, pruned, failed or unfinished; `info` is run.json, `result` is result.json, or
     pruned.json of a run that was pruned; `accepted`: by whom it was let stand for edited code (`accepted.entries`);
-    `pooled`: the group of that code, where it is among these runs."""
+    `pooled`: the group of that code, where another run here is of it or was accepted for it."""
 
     folder: Path
     signature: str
@@ -202,9 +202,12 @@ def _settle(record: Record) -> None:
         if not run.info and run.status == "finished":
             run.units = _units(run, record.problems)
     record.runs = kept
-    groups = {run.group for run in kept}
+    alike: dict[str, set[str]] = {}  # group -> those of the runs that are of it, or were accepted for it
     for run in kept:
-        run.pooled = next((e["group"] for e in reversed(run.accepted) if e["group"] in groups), "")
+        for group in (run.group, *(e["group"] for e in run.accepted)):
+            alike.setdefault(group, set()).add(run.group)
+    for run in kept:
+        run.pooled = next((e["group"] for e in reversed(run.accepted) if len(alike[e["group"]]) > 1), "")
 
 
 def _kind(run: Run) -> tuple[str, ...] | None:
@@ -359,7 +362,9 @@ def _units(run: Run, problems: list[str]) -> dict[str, dict[str, float]]:
             rows = list(csv.DictReader(file))
         if not rows:
             raise ValueError(f"no {unit} in it")
-        return {row.pop(unit): {key: _number(value) for key, value in row.items()} for row in rows}
+        cells = [(key, value) for row in rows for key, value in row.items() if key not in run.spec.scores]
+        texts = {key for key, value in cells if key not in (unit, None) and not _is_number(value)}
+        return {row.pop(unit): {k: _number(v) for k, v in row.items() if k not in texts} for row in rows}
     except FileNotFoundError:
         if run.spec.scores:
             problems.append(f"{_short(path)} is missing: the run has no interval and takes part in no contrast")
@@ -375,6 +380,14 @@ def _number(value: Any) -> float:
     if value in (None, ""):
         return float("nan")
     return float(value == "True") if value in ("True", "False") else float(value)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        _number(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _short(path: Path) -> str:

@@ -17,9 +17,6 @@ from segsweep.runs.identity import identity
 from segsweep.search import pruning
 from segsweep.task import Data
 
-ANEW = "anew.json"
-"""In the folder of a run or a trajectory: the sweep that began it anew."""
-
 
 class Asked:
     """What a job asks for, and which run that is; nothing is built or written yet.
@@ -71,4 +68,6 @@ class Asked:
     def anew(self, folder: Path) -> bool:
         """Whether what `folder` holds is not to be used: with reuse=false, but for what this very sweep has trained. So
         its jobs share epochs, and a job that is tried again goes on."""
-        return not self.engine.reuse and not (self.by and artifacts.read_json(folder / ANEW) == {"by": self.by})
+        return not self.engine.reuse and not (
+            self.by and artifacts.read_json(folder / artifacts.ANEW) == {"by": self.by}
+        )

@@ -5,16 +5,20 @@ weights are not.
 """
 
 import os
+import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from segsweep.core import accepted, artifacts
 from segsweep.core.artifacts import NEXT, WEIGHTS
+from segsweep.core.errors import printable
 
 KINDS = {
     "checkpoints": "of runs that have finished and have their weights",
@@ -25,15 +29,21 @@ KINDS = {
 ENDS = {"failed": "failure.json", "pruned": "pruned.json"}
 
 
+CHANGED = "changed meanwhile"
+FINE = (artifacts.IN_USE, CHANGED)
+"""Why something stays that is no failure."""
+
+
 @dataclass
 class Item:
-    """Something that can go. place: what it is called by. files: of it, folders included. alone: gives whether nobody
-    else works on it for the time of a block."""
+    """Something that can go. place: what it is called by. files: of it, folders included. alone: for the time of a
+    block nobody else works on it; gives "", or why not. still: its kind as it is now, None where it may not go."""
 
     kind: str
     place: Path
     files: list[Path]
-    alone: Callable[[], AbstractContextManager[bool]]
+    alone: Callable[[], AbstractContextManager[str]]
+    still: Callable[[], str | None]
     content: Counter[tuple[int, int, int, int]] = field(init=False)
     """Of each content its device, inode, bytes and number of names -> how many of these names are here."""
 
@@ -44,21 +54,27 @@ class Item:
     def bytes(self) -> int:
         return sum(size for _, _, size, _ in self.content)
 
-    def remove(self) -> bool:
-        """False where somebody works on it, and it is left alone. Raises OSError."""
-        with self.alone() as free:
-            for path in self.files if free else []:
+    def remove(self) -> str:
+        """Why it is left alone, "" where it is gone. Raises OSError.
+
+        What it was when it was found may have been trained further since: its kind is asked once nobody works on it."""
+        with self.alone() as taken:
+            if taken or self.still() != self.kind:
+                return taken or CHANGED
+            for path in self.files:
                 artifacts.remove(path)
-        return free
+        return ""
 
 
 def _content(paths: Sequence[Path]) -> Counter[tuple[int, int, int, int]]:
     found: Counter[tuple[int, int, int, int]] = Counter()
     for path in paths:
-        for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
-            if file.is_file() and not file.is_symlink():
-                stat = file.stat()
-                found[stat.st_dev, stat.st_ino, stat.st_size, stat.st_nlink] += 1
+        inner = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+        for file in chain([path], inner):
+            with suppress(FileNotFoundError):  # a running sweep's, which has another name by now
+                about = file.lstat()
+                if stat.S_ISREG(about.st_mode):
+                    found[about.st_dev, about.st_ino, about.st_size, about.st_nlink] += 1
     return found
 
 
@@ -71,25 +87,63 @@ def gain(found: Iterable[Item]) -> int:
 def items(runs: Path) -> list[Item]:
     """Below `paths.runs`, by kind."""
     found: list[Item] = []
-    ends: dict[str, list[str]] = {}  # trajectory -> how its runs ended
-    folders: dict[str, list[Path]] = {}
-    for folder in sorted(path for path in (runs / "runs").glob("*") if path.is_dir()):
-        end, trajectory = _end(folder), (artifacts.read_json(folder / "run.json") or {}).get("trajectory", "")
-        # where a record was accepted its states are those of another trajectory, too
-        for name in {trajectory, *(entry["trajectory"] for entry in accepted.entries(folder))}:
-            ends.setdefault(name, []).append(end)
-            folders.setdefault(name, []).append(folder)
-        if end in ("failed", "unfinished"):
-            found.append(Item(end, folder, _all(folder), partial(_alone, folder)))
-        elif (folder / NEXT).is_dir():
-            found.append(Item("unfinished", folder / NEXT, [folder / NEXT], partial(_alone, folder)))
-    for folder in sorted(path for path in (runs / "trajectories").glob("*") if path.is_dir()):
-        ended = {*ends.get(folder.name, ["unfinished"])}
-        kind = "unfinished" if ended & {"unfinished", "pruned"} else "failed" if "failed" in ended else "checkpoints"
-        if "bare" not in ended:
-            found.append(Item(kind, folder, _all(folder), partial(_alone, folder, *folders.get(folder.name, []))))
+    known = _Runs(runs)
+    # states before the runs that they are judged by
+    for folder in _folders(runs / "trajectories"):
+        if kind := known.states(folder):
+            alone = partial(_alone, folder, *known.of(folder.name))
+            found.append(Item(kind, folder, _all(folder), alone, partial(known.states, folder)))
+    for folder in known.folders():
+        for kind, place, inner in ((_kind(folder), folder, None), (_next(folder), folder / NEXT, [folder / NEXT])):
+            if kind:
+                still = partial(_next if inner else _kind, folder)
+                found.append(Item(kind, place, inner or _all(folder), partial(_alone, folder), still))
     order = list(KINDS)
     return sorted((item for item in found if item.files), key=lambda item: order.index(item.kind))
+
+
+def _folders(place: Path) -> list[Path]:
+    return sorted(path for path in place.glob("*") if path.is_dir())
+
+
+class _Runs:
+    """Which runs there are and which states are theirs, as it is whenever it is asked; what has not changed is not read
+    again."""
+
+    def __init__(self, runs: Path):
+        self.runs = runs
+        self._read: dict[Path, tuple[Any, set[str]]] = {}
+
+    def folders(self) -> list[Path]:
+        return _folders(self.runs / "runs")
+
+    def of(self, trajectory: str) -> list[Path]:
+        return [folder for folder in self.folders() if trajectory in self._trajectories(folder)]
+
+    def _trajectories(self, folder: Path) -> set[str]:
+        """Where a record was accepted its states are those of another trajectory, too."""
+        about = [artifacts.state_of(folder / name) for name in ("run.json", accepted.FILE)]
+        if self._read.get(folder, (None,))[0] != about:
+            names = {(artifacts.read_json(folder / "run.json") or {}).get("trajectory", "")}
+            self._read[folder] = about, names | {entry["trajectory"] for entry in accepted.entries(folder)}
+        return self._read[folder][1]
+
+    def states(self, folder: Path) -> str | None:
+        """The kind of a trajectory's."""
+        ended = {_end(run) for run in self.of(folder.name)} or {"unfinished"}
+        if "bare" in ended:
+            return None
+        return "unfinished" if ended & {"unfinished", "pruned"} else "failed" if "failed" in ended else "checkpoints"
+
+
+def _kind(folder: Path) -> str | None:
+    """Of a run's folder."""
+    return end if (end := _end(folder)) in ("failed", "unfinished") else None
+
+
+def _next(folder: Path) -> str | None:
+    """Of what a run in `folder` is trained anew in, where the folder itself stays."""
+    return "unfinished" if (folder / NEXT).is_dir() and not _kind(folder) else None
 
 
 def _end(folder: Path) -> str:
@@ -107,18 +161,20 @@ def _end(folder: Path) -> str:
 
 def _all(folder: Path) -> list[Path]:
     """But for its lock: who waits for that is to find the same."""
-    return sorted(path for path in folder.iterdir() if path.name not in ("lock", "mlflow.lock"))
+    return sorted(path for path in folder.glob("*") if path.name not in ("lock", "mlflow.lock"))
 
 
 @contextmanager
-def _alone(*folders: Path) -> Iterator[bool]:
+def _alone(*folders: Path) -> Iterator[str]:
     with ExitStack() as stack:
-        yield all(stack.enter_context(artifacts.free(folder)) for folder in folders)
+        taken = (stack.enter_context(artifacts.free(folder / "lock")) for folder in folders)
+        yield next(filter(None, taken), "")
 
 
-def table(found: Sequence[Item], left: Sequence[Path] = ()) -> str:
-    """One line each, and what each kind comes to. `left`: those on which somebody works."""
-    rows = [(item.kind, str(item.place), shown(item.bytes), "in use: left" * (item.place in left)) for item in found]
+def table(found: Sequence[Item], left: Mapping[Path, str] = MappingProxyType({})) -> str:
+    """One line each, and what each kind comes to. `left`: what stays -> why."""
+    told = {place: f"{why if why in FINE else 'not removed'}: left" for place, why in left.items()}
+    rows = [(item.kind, printable(item.place), shown(item.bytes), told.get(item.place, "")) for item in found]
     if not rows:
         return "Nothing can go."
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -142,7 +198,9 @@ def remove(found: Sequence[Item]) -> Iterator[tuple[Item, str]]:
     """Of each that stays, why."""
     for item in found:
         try:
-            if not item.remove():
-                yield item, "in use"
+            if why := item.remove():
+                yield item, why
+        except FileNotFoundError:
+            yield item, CHANGED
         except OSError as error:
             yield item, f"{error.strerror or error}: {os.fspath(error.filename or item.place)}"

@@ -56,15 +56,22 @@ def _best(name: str, root: Path) -> tuple[Path, str]:
         sweeps = [p.parent.name for p in root.glob("*/sweep.json")]
         raise SegsweepError(f"best:{name}: no such sweep{nearest(name, sweeps)}; expected a folder with sweep.json")
     scored: dict[Path, float] = {}
-    tested, spec = 0, spec_of({})
-    for run in {job["folder"] for job in artifacts.jobs(folder) if job["folder"]}:
+    tested, spec, tasks = 0, spec_of({}), set()
+    for run in dict.fromkeys(job["folder"] for job in artifacts.jobs(folder) if job["folder"]):
         result, info = (artifacts.read_json(run / file) or {} for file in ("result.json", "run.json"))
         if result.get("status") != "finished" or result.get("objective") is None:
             continue
+        spec = spec_of(info)
+        tasks.add((spec.select, spec.unit, spec.metrics[spec.select.partition("/")[2]].direction))
         if info.get("evaluated_on") == "val":
-            scored[run], spec = result["objective"], spec_of(info)
+            scored[run] = result["objective"]
         else:
-            tested, spec = tested + 1, spec_of(info)
+            tested += 1
+    if len(tasks) > 1:
+        scores = " and ".join(f"{select} of a {unit}" for select, unit, _ in sorted(tasks))
+        raise SegsweepError(
+            f"best:{name}: its runs are of several tasks ({scores}), which have no common best: name a run"
+        )
     if not scored:
         why = f"{tested} of them have only a test part" if tested else "none has finished"
         raise SegsweepError(
@@ -107,14 +114,14 @@ def _registered(reference: str) -> tuple[Path, str]:
 
 def _download(run_id: str) -> Path:
     """A run folder made of the files that MLflow keeps of a run; it goes with this process."""
-    from segsweep.tracking import registry
+    from segsweep.tracking.recall import download
 
     place = tempfile.mkdtemp(prefix="segsweep-")
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     if not RUN_ID.fullmatch(run_id):  # it names a folder here, and may be a server's word
         raise SegsweepError(f"{run_id!r}: not the id of an MLflow run")
     folder = Path(place) / run_id
-    registry.download(run_id, folder)
+    download(run_id, folder)
     if not (folder / "run.json").exists():
         raise SegsweepError(f"{run_id}: MLflow keeps no run.json of this run; expected a run that segsweep recorded")
     return folder

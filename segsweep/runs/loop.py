@@ -44,10 +44,11 @@ class Loop:
 
     part: what each epoch is scored on, "val" or "test". samples: of the training part, for the display's rate.
     `writer`: one thread, which writes an epoch's checkpoint from a copy in the host's memory while the next epoch
-    trains; for a GPU, as on a CPU it would only take the time in which that one trains. `on_epoch` comes after the
-    checkpoint. `judge` is asked after each epoch but the last, of those already there at once, and gives what to raise
-    once the state is saved, or None. `stopping`: whether the run is asked to stop, and `interrupted` makes what is then
-    raised, once the state is saved. After `train`, `finish` tells a loop that was left early."""
+    trains; for a GPU, as on a CPU it would only take the time in which that one trains. `taken_up` is told how many
+    epochs were there, `on_epoch` comes after the checkpoint. `judge` is asked after each epoch but the last, of those
+    already there at once, and gives what to raise once the state is saved, or None. `stopping`: whether the run is
+    asked to stop, and `interrupted` makes what is then raised, once the state is saved. After `train`, `finish` tells a
+    loop that was left early."""
 
     def __init__(
         self,
@@ -71,12 +72,14 @@ class Loop:
         interrupted: Callable[[int], BaseException] = lambda epoch: KeyboardInterrupt(f"after epoch {epoch}"),
         emit: Callable[..., None] = lambda kind, **facts: None,
         describe: Callable[..., None] = lambda **facts: None,
+        taken_up: Callable[[int], None] = lambda done: None,
     ):
         self.spec, self.part, self._total, self.seed = spec, part, epochs, seed
         self.checkpoints, self.folder, self.device, self.retries = checkpoints, folder, device, retries
         self.samples, self.every, self.keep, self.milestones = samples, every, keep, {*milestones, epochs}
         self.writer, self.on_epoch, self.judge = writer, on_epoch, judge
         self.stopping, self.interrupted, self.emit, self.describe = stopping, interrupted, emit, describe
+        self.taken_up = taken_up
         self.state: dict[str, Stateful] | None = None
         self.history: list[dict[str, Any]] = []
         self.done = 0
@@ -131,6 +134,7 @@ class Loop:
                 thing.load_state_dict(found[name])
             self.history = found["history"]
         self.done = len(self.history)
+        self.taken_up(self.done)
         behind = self.judge(self.history) if 0 < self.done < self._total else None
         if self.done:
             self.on_epoch(self.history[: behind.epoch] if behind else self.history)  # type: ignore[attr-defined]

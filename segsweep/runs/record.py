@@ -1,6 +1,5 @@
 """A run's folder: cleared before it trains, described, and closed so that a power cut leaves it whole or not there."""
 
-import contextlib
 import functools
 import logging
 import os
@@ -11,9 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segsweep.core import accepted, artifacts, environment
+from segsweep.core.artifacts import ANEW
 from segsweep.core.errors import TaskError
 from segsweep.core.signature import code, fingerprint
-from segsweep.runs.asked import ANEW, Asked
+from segsweep.runs.asked import Asked
 from segsweep.runs.identity import unwatched
 from segsweep.runs.loop import Loop
 from segsweep.task import Result
@@ -97,26 +97,15 @@ def _tell(*modules: str) -> None:
     )
 
 
-State = tuple[int, int, int] | None
-
-
-def state_of(file: Path) -> State:
-    """What changes with a file, whoever writes it; None where there is none."""
-    with contextlib.suppress(OSError):
-        about = file.stat()
-        return about.st_ino, about.st_mtime_ns, about.st_size
-    return None
-
-
-def states(place: Path) -> dict[str, State]:
+def states(place: Path) -> dict[str, tuple[int, int, int] | None]:
     """Of the engine's files that nobody writes while a task trains, or the one that writes them says so."""
-    apart = ("mlflow.json", "trial.json", accepted.FILE)
-    return {name: state_of(place / name) for name in sorted(artifacts.ENGINES.difference(apart))}
+    apart = (artifacts.MLFLOW, "trial.json", accepted.FILE)
+    return {name: artifacts.state_of(place / name) for name in sorted(artifacts.ENGINES.difference(apart))}
 
 
-def refuse_written(place: Path, before: Mapping[str, State]) -> None:
+def refuse_written(place: Path, before: Mapping[str, tuple[int, int, int] | None]) -> None:
     """Raise TaskError where a task wrote a file of the engine's; it is removed, so that it passes for no record."""
-    if wrong := [name for name, state in before.items() if state_of(place / name) != state]:
+    if wrong := [name for name, state in before.items() if artifacts.state_of(place / name) != state]:
         for name in wrong:
             artifacts.remove(place / name)
         raise TaskError(
@@ -146,7 +135,7 @@ class Described:
             asked.ids
             | {"name": asked.name, "command": asked.command, "created": artifacts.now(), "choices": choices}
             | {"code": fingerprint(code()), "files": asked.identity.files, "evaluated_on": data.part}
-            | {"places": asked.identity.places, "accepted": accepted.begun(asked.checkpoints, asked.epochs)}
+            | {"places": asked.identity.places, "accepted": None}
             | {"factors": asked.identity.factors(choices, asked.task.spec, asked.at), "task": asked.task.spec.to_json()}
             | {"data": {"name": choices.get("data") or choices.get("task"), "digest": data.digest} | dict(data.facts)}
             | {"split": {"kind": choices.get("split"), "digest": data.split, "leaks": data.leaks} | dict(data.parts)}
@@ -159,7 +148,7 @@ class Described:
 
     def _write(self) -> None:
         artifacts.write_json(self.file, self.about)
-        self.state = state_of(self.file)
+        self.state = artifacts.state_of(self.file)
 
     def add(self, **facts: Any) -> None:
         """What a name has already, if it is a mapping, is added to."""
@@ -209,7 +198,9 @@ def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) ->
         "metrics": metrics,
         "evaluation_seconds": sum(row.get("eval_seconds", 0.0) for row in history),
         "total_seconds": time.perf_counter() - asked.began,
-        "images_per_second": loop.samples * asked.epochs / max(spent["training_seconds"], 1e-9),
+        "images_per_second": loop.samples * asked.epochs / max(spent["training_seconds"], 1e-9)
+        if loop.samples
+        else None,
         "peak_memory_bytes": environment.peak_memory(asked.device),
         "parameters": known.get("parameters"),
         "gflops": known.get("gflops"),

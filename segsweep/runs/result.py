@@ -28,6 +28,7 @@ def checked(result: Result, spec: Spec, made: str) -> Result:
             raise TaskError(f"{made}: Result has {type(value).__name__} for {key}; a number is needed")
     if spec.scores and not result.units:
         raise TaskError(f"{made}: Result has no {spec.unit}; a value of {', '.join(spec.scores)} is needed for each")
+    units: dict[str, dict[str, Any]] = {}
     for unit, values in result.units.items():
         if not isinstance(values, Mapping):
             scores = ", ".join(f"{name!r}: 0.5" for name in spec.scores or ("score",))
@@ -36,15 +37,27 @@ def checked(result: Result, spec: Spec, made: str) -> Result:
             )
         if lacks := [name for name in spec.scores if name not in values]:
             raise TaskError(f"{made}: Result has no {lacks[0]} for {spec.unit} {unit}; NaN where it is undefined")
+        units[unit] = {name: _column(name, value, spec, f"{made}: Result", unit) for name, value in values.items()}
     for key, value in metrics.items():
         name = key.partition("/")[2]
-        undefined = math.isnan(value) and name in spec.scores and _undefined(result, name)
+        undefined = math.isnan(value) and name in spec.scores and _undefined(units, name)
         if not math.isfinite(value) and not undefined:
             raise NotFiniteError(f"{made}: Result has {value} for {key}; a finite number is needed")
-    return Result(metrics, result.units)
+    return Result(metrics, units)
 
 
-def _undefined(result: Result, name: str) -> bool:
+def _column(name: str, value: Any, spec: Spec, said: str, unit: str) -> Any:
+    """A score as a plain number; a further column may be text."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str) and name not in (*spec.scores, spec.unit):
+        return value
+    if (number := plain(value)) is None or name == spec.unit:
+        wanted = "its name has that column" if name == spec.unit else "a number is needed, NaN where it is undefined"
+        raise TaskError(f"{said} has {type(value).__name__} for {name} of {spec.unit} {unit}; {wanted}")
+    return number
+
+
+def _undefined(units: Mapping[str, Mapping[str, Any]], name: str) -> bool:
     """Whether no unit has a value of a metric."""
-    found = (plain(values[name]) for values in result.units.values())
-    return all(value is None or math.isnan(value) for value in found)
+    return all(math.isnan(values[name]) for values in units.values())

@@ -142,7 +142,7 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
         artifacts.write_lines(place / "history.jsonl", history)
-        before["history.jsonl"] = record.state_of(place / "history.jsonl")
+        before["history.jsonl"] = artifacts.state_of(place / "history.jsonl")
         mirror.update()
 
     here = session()
@@ -166,6 +166,7 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         interrupted=Interrupted,
         emit=here.emit,
         describe=described.add,
+        taken_up=lambda done: described.add(accepted=accepted.begun(checkpoints, done)),
     )
     seed_all(cfg.seed)
     here.emit("note", text="training")

@@ -85,10 +85,11 @@ def validation(spec: Spec) -> str:
     return f"give them one, as with {spec.validation}" if spec.validation else "give them one in the task's data()"
 
 
-def check_part(samples: int, names: list[str], spec: Spec) -> None:
-    """`samples`: in the validation part. Raises ConfigError where there is none to search on."""
+def check_part(samples: int, names: list[str], spec: Spec, at: str = "") -> None:
+    """`samples`: in the validation part. at: how the engine's keys begin. Raises ConfigError where there is none to
+    search on."""
     if not samples:
         raise ConfigError(
-            f"search.objective={names[0]}: these data have no validation part, and nothing is chosen on the test part; "
-            f"{validation(spec)}"
+            f"{at}search.objective={names[0]}: these data have no validation part, and nothing is chosen on the test "
+            f"part; {validation(spec)}"
         )

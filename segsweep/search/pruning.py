@@ -63,27 +63,29 @@ def problems(cfg: DictConfig, spec: Spec) -> list[str]:
     try:
         node: Any = OmegaConf.to_container(engine(cfg).pruner, resolve=True)
     except OmegaConfBaseException as error:
-        return [f"pruner: {str(error).splitlines()[0]}"]
-    wrong = components.mistakes(KINDS, "pruner", node)
-    wrong = wrong or components.tried("pruner", f"pruner {node}", lambda: attempt(make(engine(cfg).pruner)))[0]
+        return [f"{under(cfg)}pruner: {str(error).splitlines()[0]}"]
+    at = under(cfg)
+    wrong = [f"{at}{line}" for line in components.mistakes(KINDS, "pruner", node)]
+    wrong = wrong or components.tried(f"{at}pruner", f"pruner {node}", lambda: attempt(make(engine(cfg).pruner)))[0]
     return [*wrong, *filter(None, [problem(cfg, spec, validation=1)])]
 
 
 def problem(cfg: DictConfig, spec: Spec, validation: int) -> str | None:
     """Why these runs cannot be pruned, in one sentence. `validation`: number of samples in the validation part."""
     at = under(cfg)
+    none = f"use {at.replace('.', '/')}pruner=none"
     if not spec.epochs:
-        return f"{at}pruner: this task trains at one go, and has no epoch after which it could end; use pruner=none"
+        return f"{at}pruner: this task trains at one go, and has no epoch after which it could end; {none}"
     name, measured = metric(cfg, spec), objective.scores(spec)
     if len(objectives(cfg, spec)) > 1:
-        return f"{at}pruner: a search with two objectives has no order that a run could fall behind in; use pruner=none"
+        return f"{at}pruner: a search with two objectives has no order that a run could fall behind in; {none}"
     if name not in measured:
         allowed = ", ".join(sorted(measured))
         return f"{at}pruner: compares after each epoch, and {name} is not measured then; allowed are {allowed}"
     if not validation:
         return (
-            "pruner: runs are compared by their validation part, and these data have none (never by the test part); "
-            f"{objective.validation(spec)}, or use pruner=none"
+            f"{at}pruner: runs are compared by their validation part, and these data have none (never by the test "
+            f"part); {objective.validation(spec)}, or {none}"
         )
     return None
 
@@ -206,7 +208,10 @@ class Judge:
     def _report(self, row: Mapping[str, Any]) -> bool:
         """Whether the run falls behind at this epoch."""
         assert self.study is not None
-        value, storage = row[self.metric], self.study._storage
+        value, storage = row.get(self.metric), self.study._storage
+        if self.metric not in row:
+            about = "pruner=%s: epoch %s was reported without %s, by which runs are compared: it is not judged"
+            log.warning(about, self.name, row["epoch"], self.metric)
         if value is None or not math.isfinite(value):  # it is undefined for all of the validation part: nothing is said
             return False
         if row["epoch"] < (storage.get_trial(self.trial).last_step or 0):
@@ -230,7 +235,7 @@ class Judge:
         better = sum(self.sign * (other["value"] - value) > 0 for other in against)
         form = self.about.format
         reason = f"after epoch {epoch} of {self.epochs} by {self.name}: {self.metric} {value:{form}}"
-        earlier = [r for r in history[:-1] if r[self.metric] is not None and math.isfinite(r[self.metric])]
+        earlier = [r for r in history[:-1] if r.get(self.metric) is not None and math.isfinite(r[self.metric])]
         best = max(earlier, key=lambda r: self.sign * r[self.metric], default=row)
         if self.sign * (best[self.metric] - value) > 0:
             reason += f" (its best {best[self.metric]:{form}} in epoch {best['epoch']})"

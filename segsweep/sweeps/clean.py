@@ -4,22 +4,23 @@ Finished runs stay whole, and what a running job holds is left alone. Checkpoint
 train it further, as `epochs=20` does after `epochs=10`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from segsweep.config.start import start
+from segsweep.core import artifacts
 from segsweep.runs import clean
 
-Stored = Callable[[Path], Iterable[tuple[Path, Callable[[], AbstractContextManager[bool]]]]]
+Stored = Callable[[Path], Iterable[tuple[Path, Callable[[], AbstractContextManager[str]]]]]
 
 
 def main(stored: Stored) -> int:
-    """`stored`: of a cache's folder, the decoded data sets, and what gives for a block whether nobody uses one."""
+    """`stored`: of a cache's folder, the decoded data sets, and what keeps others from one for a block and gives "", or
+    why not."""
     start()
-    usual = Path(os.environ.get("SEGSWEEP_CACHE") or Path.home() / ".cache" / "segsweep")
+    usual = artifacts.cache_folder()
     kinds = "; ".join(f"{kind}: {about}" for kind, about in clean.KINDS.items())
     parser = argparse.ArgumentParser(prog="python -m segsweep.clean", description=__doc__)
     parser.add_argument("runs", nargs="?", type=Path, default=Path("multirun"), help="paths.runs; default: multirun")
@@ -34,13 +35,14 @@ def main(stored: Stored) -> int:
         print(f"{args.runs}: no such folder; give the one that paths.runs names", file=sys.stderr)
         return 1
     found = clean.items(args.runs)
-    found += [clean.Item("decoded", place, [place], alone) for place, alone in stored(args.cache)]
+    found += [clean.Item("decoded", place, [place], alone, lambda: "decoded") for place, alone in stored(args.cache)]
     found = [item for item in found if item.kind in args.what]
-    stay = [] if args.dry_run else list(clean.remove(found))
-    print(clean.table(found, [item.place for item, _ in stay]))
+    stay = {} if args.dry_run else {item.place: why for item, why in clean.remove(found)}
+    print(clean.table(found, stay))
     if found:
-        print("Nothing was removed (--dry-run)." if args.dry_run else "Removed.")
-    failed = [(item, reason) for item, reason in stay if reason != "in use"]
-    for item, reason in failed:
-        print(f"{item.place} was not removed: {reason}", file=sys.stderr)
+        gone = "Removed." if len(stay) < len(found) else "Nothing was removed."
+        print("Nothing was removed (--dry-run)." if args.dry_run else gone)
+    failed = {place: why for place, why in stay.items() if why not in clean.FINE}
+    for place, why in failed.items():
+        print(f"{place} was not removed: {why}", file=sys.stderr)
     return 1 if failed else 0

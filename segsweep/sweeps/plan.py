@@ -18,7 +18,7 @@ from segsweep.config import components
 from segsweep.config.schema import engine, under
 from segsweep.core import accepted, artifacts
 from segsweep.core.artifacts import Checkpoints
-from segsweep.core.errors import SegsweepError
+from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
 from segsweep.runs.identity import identity, repeats
@@ -255,6 +255,7 @@ def table(names: Sequence[str], points: Sequence[Point | SegsweepError], planner
             + ("–" if parameters is None else f"{parameters:,}", "–" if work is None else f"{work:,.4g}")
             + ("" if over else clock(time), memory or "not measured")
         )
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     aligned = [str.rjust, str.ljust, str.ljust] + [str.rjust] * 5
     lines = ["  ".join(a(c, w) for a, c, w in zip(aligned, row, widths, strict=True)).rstrip() for row in rows]

@@ -232,7 +232,8 @@ def _wrong_search(
 
 def _searchable(cfg: DictConfig) -> str:
     """An example with a setting of the task at hand: its learning rate, or else the first number."""
-    chosen = {key: OmegaConf.select(cfg, key) for key in _keys(cfg) if key.partition(".")[0] not in ("hydra", *IGNORED)}
+    apart = ("hydra", *((OWN,) if under(cfg) else IGNORED))  # an application calls its own keys as it likes
+    chosen = {key: OmegaConf.select(cfg, key) for key in _keys(cfg) if key.partition(".")[0] not in apart}
     numbers = [key for key, value in chosen.items() if isinstance(value, float)]
     rates = [key for key in numbers if key.rpartition(".")[2] == "lr"]
     key = next(iter([*rates, *numbers]), "KEY")
@@ -466,7 +467,7 @@ def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str
                 seen[key] = int(components.task(cfg).data().part == "val")
             spec = components.task_class(cfg).spec
             if scores:
-                objective.check_part(seen[key], scores, spec)
+                objective.check_part(seen[key], scores, spec, under(cfg))
             if OmegaConf.select(engine(cfg), "pruner._target_"):
                 pruning.refuse(cfg, spec, seen[key])
         except SegsweepError as error:

@@ -210,14 +210,15 @@ class Sweep:
         return f"{page}{again if best.exists() else ''}"
 
     def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> None:
-        """In `mirrors.END` seconds at most: a server that does not answer holds nobody up."""
+        """A server that does not answer holds nobody up: its bound is `mirrors.END`."""
         if not (place := self._record().get("mlflow")):
             return
-        from segsweep.tracking import mirrors
+        from segsweep.tracking import mirrors, store
 
         until = time.monotonic() + mirrors.END
         late = f"it did not answer within {mirrors.END:.0f} s"
         done = mirrors.copier().flush(mirrors.END)
+        until = time.monotonic() + mirrors.END if store.here(place["uri"]) else until
         if self._opening and done:
             self._opening.join(until - time.monotonic())
             place = self._record().get("mlflow") or place

@@ -30,6 +30,7 @@ from segsweep.tracking.store import (
     connect,
     experiment_id,
     find,
+    here,
     kept_as,
     load,
     sweeps_of,
@@ -51,7 +52,7 @@ SWEEPS = 200
 PAUSE = 5.0
 """Seconds between two copies of one run that goes on."""
 END = 60.0
-"""Seconds that the end of a command waits for MLflow at most."""
+"""Seconds that the end of a command waits for MLflow at most; for a store of this machine, for its next copy."""
 LATER = 3.0
 """Seconds that the first copy waits for: MLflow's import takes that long, and would hold up the first training step."""
 
@@ -60,7 +61,8 @@ class Mirror:
     """Copies one run folder in the background: soon after the start, after each epoch and, in the end, whole."""
 
     def __init__(self, folder: Path, tracking: Any, sweep: Path | None):
-        self.folder, self.uri, self.experiment, self.sweep = folder, tracking.uri, tracking.experiment, sweep
+        # absolute: of one run there is one latest, whoever tells of it
+        self.folder, self.uri, self.experiment, self.sweep = folder.absolute(), tracking.uri, tracking.experiment, sweep
         self.final = False
 
     def __enter__(self) -> "Mirror":
@@ -89,7 +91,8 @@ class Copier:
         self.elsewhere, self.later, self.pause = elsewhere, later, pause
         self._due: dict[Path, Mirror] = {}
         self._after: dict[Path | str, float] = {}  # when a run, or a store, may be copied, or asked, again
-        self._busy: Path | None = None
+        self._busy: Mirror | None = None
+        self._copies = 0  # that went well
         self._flushing = self._closed = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -121,18 +124,25 @@ class Copier:
 
     def flush(self, wait: float = END) -> bool:
         """Wait until everything is copied, or known to be out of reach, but no longer than `wait` seconds: then what is
-        left is noted in its folders, False is given and it is for `python -m segsweep.sync`."""
+        left is noted in its folders, False is given and it is for `python -m segsweep.sync`. A store on this machine is
+        slow at worst, and not gone: there it is `wait` seconds in which no copy ends well."""
         self.at_once()
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
-            done = self._changed.wait_for(lambda: not self._due and self._busy is None, max(wait, 0.0))
-            left = [*self._due, *([self._busy] if self._busy else [])]
+            copies, done = -1, False
+            while not done and (copies < 0 or (self._copies > copies and all(here(m.uri) for m in self._left()))):
+                copies = self._copies
+                done = self._changed.wait_for(lambda: not self._left(), max(wait, 0.0))
+            left = self._left()
             self._flushing = False
             self._due.clear()
-        for folder in left:
-            _note(folder, f"it did not answer within {wait:.0f} s")
+        for mirror in left:
+            _note(mirror.folder, f"it did not answer within {wait:.0f} s")
         return done
+
+    def _left(self) -> list[Mirror]:
+        return [*self._due.values(), *([self._busy] if self._busy else [])]
 
     def close(self) -> None:
         """The same, and end the thread."""
@@ -150,8 +160,8 @@ class Copier:
                     bounds: list[Path | str] = ["", mirror.uri] if mirror.final else ["", mirror.uri, mirror.folder]
                     until = max(self._after.get(bound, 0.0) for bound in bounds)
                     if self._flushing or until <= now:
-                        self._busy = mirror.folder
-                        return self._due.pop(mirror.folder)
+                        self._busy = self._due.pop(mirror.folder)
+                        return mirror
                     soon.append(until - now)
                 self._changed.wait(min(soon, default=None))
             return None
@@ -167,12 +177,15 @@ class Copier:
             except Exception as error:  # MLflow raises what its back end raises; none of it may cost a run
                 failed = told((str(error) or type(error).__name__).splitlines()[0])
                 log.info("MLflow: %s", error)
-                _note(folder, failed)
+                with contextlib.suppress(OSError), alone(folder):
+                    _note(folder, failed)
             with self._changed:
                 self._imported.set()
                 self._after[folder] = time.monotonic() + self.pause
-                if failed and self._flushing:  # the others would wait for the same
-                    for other in [other for other in self._due.values() if other.uri == mirror.uri]:
+                self._copies += not failed
+                if failed and self._flushing:
+                    others = [other for other in self._due.values() if other.uri == mirror.uri]
+                    for other in [] if here(mirror.uri) else others:  # with a server they would wait for the same
                         _note(self._due.pop(other.folder).folder, failed)
                 elif failed:
                     self._after[mirror.uri] = time.monotonic() + SILENCE
@@ -189,9 +202,9 @@ def _note(folder: Path, error: str) -> None:
 
 def copier() -> Copier:
     """The session's."""
-    here = session()
-    here.copier = here.copier or Copier()
-    return here.copier
+    own = session()
+    own.copier = own.copier or Copier()
+    return own.copier
 
 
 def lacking(folder: Path) -> str | None:
@@ -201,7 +214,8 @@ def lacking(folder: Path) -> str | None:
 
 def forget(folder: Path) -> None:
     """The run of `folder` is trained anew: its next copy takes the place of the one that MLflow has."""
-    artifacts.write_json(folder / STATE, {"anew": True})
+    with alone(folder):  # a copy under way would write over it what it has read before
+        artifacts.write_json(folder / STATE, {"anew": True})
 
 
 def push(folder: Path, uri: str, experiment: str, sweep: Path | None, *, final: bool) -> str:
@@ -274,8 +288,7 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
     if result and state["status"] != status:
         # one value at step 0: MLflow draws such metrics as bars, side by side
         values += [Metric(k, float(v), now, 0) for k, v in _final_metrics(result, history).items()]
-    for start in range(0, len(values), 1000):
-        client.log_batch(run_id, metrics=values[start : start + 1000])
+    client.log_batch(run_id, metrics=values)
     state["epochs"] = max(state["epochs"], len(history))
 
     if status != state["status"]:

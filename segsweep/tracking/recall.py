@@ -100,13 +100,21 @@ class Restorer:
             run = _in_time(find, client, experiment, folder.name, "FINISHED", wait=None if file else PATIENCE)
             if run is None:
                 return False
-            with alone(folder):
-                return _restore(client, run, folder, uri, experiment, wanted)
+            try:
+                with alone(folder):
+                    return _restore(client, run, folder, uri, experiment, wanted)
+            except Exception as error:  # of this record, if the store still answers
+                _in_time(find, client, experiment, folder.name, "FINISHED", wait=None if file else PATIENCE)
+                about = "MLflow's run %s of %s cannot be restored, and it is trained again: %s"
+                log.warning(about, run.info.run_id, folder.name, _reason(error))
         except Exception as error:  # MLflow raises what its back end raises; the run is trained then
             self.silent[uri] = time.monotonic() + SILENCE
-            reason = told((str(error) or type(error).__name__).splitlines()[0])
-            log.warning("MLflow was not asked for %s: %s", folder.name, reason)
-            return False
+            log.warning("MLflow was not asked for %s: %s", folder.name, _reason(error))
+        return False
+
+
+def _reason(error: Exception) -> str:
+    return told((str(error) or type(error).__name__).splitlines()[0])
 
 
 def restorer() -> Restorer:
@@ -136,38 +144,24 @@ def _in_time(ask: Callable[..., Any], *given: Any, wait: float | None) -> Any:
 def _restore(
     client: "MlflowClient", run: "Run", folder: Path, uri: str, experiment: str, wanted: Callable[[], bool]
 ) -> bool:
-    from mlflow.artifacts import download_artifacts
-
-    run_id, root, store = run.info.run_id, run.info.artifact_uri, client.tracking_uri
+    run_id = run.info.run_id
     for half in folder.glob(".restore-*"):  # of a process that was killed
         shutil.rmtree(half, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
-        there, got = _Kept(root, store), dict[str, Path]()
-
-        def bring(name: str) -> None:
-            # whatever names a server gives, it is written under the one that it has here
-            beside = (Path(place) / name).parent
-            beside.mkdir(parents=True, exist_ok=True)
-            given = download_artifacts(f"{root}/{kept_as(name)}", dst_path=str(beside), tracking_uri=store)
-            got[name] = inside(given, place)
-
+        there = _Kept(run.info.artifact_uri, client.tracking_uri)
         lost = [name for name in artifacts.RECORD if name not in there]
         if not lost:
-            for name in artifacts.RECORD:
-                bring(name)
+            got = {name: there.bring(name, place) for name in artifacts.RECORD}
             files = _files(got["run.json"], got["result.json"], there)
             lost = [name for name in files if kept_as(name) not in there]
         if lost:
             log.warning("MLflow's run %s of %s lacks %s: it is trained again", run_id, folder.name, ", ".join(lost))
             return False
         files = [*files, *(name for name in (accepted.FILE,) if name in there)]
-        for name in files:
-            bring(name)
+        got = {name: there.bring(name, place) for name in files} | got
         if not wanted():
             return False
-        for name in (*files, *artifacts.RECORD):  # result.json last
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(got[name], folder / name)
+        _put(got, folder)  # result.json last
     for ended in ("failure.json", "pruned.json"):
         (folder / ended).unlink(missing_ok=True)
     status = (artifacts.read_json(folder / "result.json") or {}).get("status")
@@ -175,6 +169,29 @@ def _restore(
     state |= {"sweeps": sweeps_of(run), "epochs": len(artifacts.read_lines(folder / "history.jsonl"))}
     artifacts.write_json(folder / STATE, state)
     return True
+
+
+def _put(got: dict[str, Path], folder: Path) -> None:
+    for name, file in got.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, folder / name)
+
+
+def download(run_id: str, folder: Path) -> None:
+    """What MLflow keeps of a run into `folder`, under these names and no other, but for its history and result: the
+    folder is no record that answers. Raises SegsweepError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        client = connect(default())
+        there = _Kept(client.get_run(run_id).info.artifact_uri, client.tracking_uri)
+        with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
+            own = [name for name in (*artifacts.RECORD, *artifacts.WEIGHTS) if kept_as(name) in there]
+            got, none = {name: there.bring(name, place) for name in own}, Path(place) / "none"
+            tasks = _files(got.get("run.json", none), got.pop("result.json", none), there)
+            got.pop("history.jsonl", None)
+            _put(got | {name: there.bring(name, place) for name in tasks if kept_as(name) in there}, folder)
+    except Exception as error:  # MLflow raises what its back end raises
+        raise SegsweepError(f"{run_id}: MLflow does not give the files of this run: {_reason(error)}") from error
 
 
 def inside(file: str, place: str) -> Path:
@@ -199,6 +216,17 @@ class _Kept:
             found = list_artifacts(f"{self.root}/{folder}".rstrip("/"), tracking_uri=self.store)
             self.known[folder] = {Path(file.path).name for file in found if not file.is_dir}
         return self.known[folder]
+
+    def bring(self, name: str, place: str) -> Path:
+        """A file of a run's folder, into the folder `place`; whatever names a server gives, under the one it has here.
+
+        Raises what MLflow raises, and ValueError where it is no file."""
+        from mlflow.artifacts import download_artifacts
+
+        beside = (Path(place) / name).parent
+        beside.mkdir(parents=True, exist_ok=True)
+        given = download_artifacts(f"{self.root}/{kept_as(name)}", dst_path=str(beside), tracking_uri=self.store)
+        return inside(given, place)
 
     def __contains__(self, name: str) -> bool:
         folder, _, last = name.rpartition("/")

@@ -4,8 +4,6 @@ The ONNX flavour is the sturdiest that MLflow has: a standard graph without pick
 environment needs neither segsweep nor torch to load it with `mlflow.pyfunc`, and no version of either can break it.
 """
 
-import os
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,7 @@ import numpy as np
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.tracking.mirrors import push
-from segsweep.tracking.recall import inside
-from segsweep.tracking.store import connect, default, kept_as
+from segsweep.tracking.store import connect, default
 
 REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime")
 """All that loading and predicting needs; pinned to the versions that the export was checked with."""
@@ -34,7 +31,7 @@ def register(
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    uri = (artifacts.read_json(run / "mlflow.json") or {}).get("uri") or default()
+    uri = (artifacts.read_json(run / artifacts.MLFLOW) or {}).get("uri") or default()
     single = np.dtype(np.float32)
     image = Schema([TensorSpec(single, (-1, *example.shape[1:]))])  # without a name: `predict` then takes the array
     logits = Schema([TensorSpec(single, (-1, *output.shape[1:]), "logits")])
@@ -86,23 +83,3 @@ def origin(reference: str) -> tuple[Path | None, str]:
         raise SegsweepError(f"{reference}: this model belongs to no run; register it with python -m segsweep.export")
     folder = found.tags.get("folder")
     return Path(folder) if folder else None, found.run_id
-
-
-def download(run_id: str, folder: Path) -> None:
-    """What MLflow keeps of a run into `folder`, under these names and no other. Raises SegsweepError."""
-    from mlflow.artifacts import download_artifacts
-
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        client = connect(default())
-        kept = {file.path for place in (None, "weights") for file in client.list_artifacts(run_id, place)}
-        with tempfile.TemporaryDirectory(prefix=".restore-", dir=folder) as place:
-            for path in sorted(kept & {"config.yaml", "run.json", "split.json", *map(kept_as, artifacts.WEIGHTS)}):
-                given = {"run_id": run_id, "artifact_path": path, "dst_path": place}
-                os.replace(
-                    inside(download_artifacts(**given, tracking_uri=client.tracking_uri), place),
-                    folder / Path(path).name,
-                )
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise SegsweepError(f"{run_id}: MLflow does not give the files of this run: {reason}") from error

@@ -33,8 +33,7 @@ OF_TASK = "segsweep.task"
 """Tag of an experiment: the task that VIEW is of."""
 FIGURES = "figures"
 """Folder of a run's pictures among its artifacts."""
-STATE = "mlflow.json"
-"""In a run folder: what of it MLflow has."""
+STATE = artifacts.MLFLOW
 QUERY = "?timeout=60"
 """Seconds that SQLite waits for another writer."""
 
@@ -79,6 +78,11 @@ def default() -> str:
 def database(uri: str) -> Path | None:
     """The file of an SQLite store, None for a server."""
     return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+def here(uri: str) -> bool:
+    """Whether a store is a file or a folder of this machine, and no server."""
+    return database(uri) is not None or "://" not in uri or uri.startswith("file:")
 
 
 def lacks(uri: str, signature: str) -> bool:
@@ -134,9 +138,7 @@ def _make(file: Path) -> None:
         file.with_name(file.name + left).unlink(missing_ok=True)
     with artifacts.atomic(file) as partial:
         try:
-            empty = (
-                Path(os.environ.get("SEGSWEEP_CACHE") or Path.home() / ".cache" / "segsweep") / f"mlflow-{VERSION}.db"
-            )
+            empty = artifacts.cache_folder() / f"mlflow-{VERSION}.db"
             if not empty.exists():
                 empty.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with artifacts.atomic(empty) as whole:

@@ -171,3 +171,23 @@ def test_a_history_with_text_where_a_number_belongs_loses_that_epoch_alone(tmp_p
     record = read([sweep])
     assert len(record.runs[0].history["test/dice"]) == len(lines) - 1
     assert "1 damaged line left out" in record.problems[0]
+
+
+def accepted_for(folder, *groups):
+    """Its record stands for the code of other groups."""
+    entry = {"signature": "s", "trajectory": "t", "code": "c", "files": {}}
+    (folder / "accepted.json").write_text(json.dumps({"accepted": [entry | {"group": group} for group in groups]}))
+
+
+def test_records_of_two_old_versions_that_stand_for_one_code_are_pooled(tmp_path):
+    """No run of that code itself is among them."""
+    sweep = write_sweep(tmp_path, "sweep", [Spec(factors(seed=seed)) for seed in range(4)])
+    folders = sorted((tmp_path / "runs").iterdir())
+    for version, folder in enumerate(folders):
+        info = json.loads((folder / "run.json").read_text()) | {"group": f"old{min(version, 2)}"}
+        (folder / "run.json").write_text(json.dumps(info))
+    for folder in folders[:2]:
+        accepted_for(folder, "today")
+    accepted_for(folders[2], "another day")  # as is one of two of the same old version: these stay together
+    groups = {run.folder.name: run.group for run in read([sweep]).runs}
+    assert [groups[folder.name] for folder in folders] == ["today", "today", "old2", "old2"]

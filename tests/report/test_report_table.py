@@ -55,3 +55,15 @@ def test_narrow_terminal_cuts_nothing(jobs):
 def test_colour_is_asked_for(jobs):
     assert "\x1b[" not in table(jobs)
     assert "\x1b[31m" in table(jobs, color=True)
+
+
+def test_names_of_others_command_neither_the_table_nor_the_terminal(tmp_path):
+    names = [{"[red]model": f"[/nope]\x1b[2J{name}", "[b]all": "[i]\x1b]0;title\x07"} for name in "ab"]
+    specs = [Spec(factors(**settings)) for settings in names]
+    specs[1].status, specs[1].error = "failed", "[/red]\x1b[2J"
+    text = table(read([write_sweep(tmp_path, "s", specs)]).jobs, width=200)
+    assert "[red]model" in text
+    assert "[/nope] [2Ja" in text
+    assert "[b]all=[i] ]0;title" in text
+    assert "oom: [/red] [2J" in text
+    assert "\x1b" not in text

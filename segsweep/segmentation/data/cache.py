@@ -18,15 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from segsweep.core import child
-from segsweep.core.artifacts import unique
+from segsweep.core import artifacts, child
 from segsweep.core.errors import DataError
 from segsweep.core.signature import fingerprint, hashes, reached
 from segsweep.segmentation.data.source import Manifest, listed
@@ -84,7 +83,7 @@ def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Vol
     if opened is None:
         try:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked(cache / f"{key}.lock") as alone:
+            with artifacts.alone(cache / f"{key}.lock") as alone:
                 opened = _open(place, manifest)
                 if opened is None:
                     _build(dataset, manifest, place, workers, alone)
@@ -134,26 +133,17 @@ class _Used:
             os.close(self.descriptor)
 
 
-def stored(cache: Path) -> list[tuple[Path, Callable[[], contextlib.AbstractContextManager[bool]]]]:
-    """Decoded data sets, and half of one that a killed process left: the folder, and what gives for a block whether
-    nobody uses it."""
+def stored(cache: Path) -> list[tuple[Path, Callable[[], contextlib.AbstractContextManager[str]]]]:
+    """Decoded data sets, and half of one that a killed process left: the folder, and what keeps others from it for a
+    block and gives "", or why not."""
     found = sorted(place for place in cache.glob("*") if re.fullmatch(r"[0-9a-f]{32}(\.tmp-.*)?", place.name))
     return [(place, functools.partial(_unused, place)) for place in found if place.is_dir()]
 
 
-@contextlib.contextmanager
-def _unused(place: Path) -> Iterator[bool]:
+def _unused(place: Path) -> contextlib.AbstractContextManager[str]:
     whole = place / "statistics.npy"
-    file = whole if whole.exists() and ".tmp-" not in place.name else place.with_name(f"{place.name[:32]}.lock")
-    with contextlib.ExitStack() as stack:
-        try:
-            import fcntl
-
-            fcntl.flock(stack.enter_context(open(file, "rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except (ImportError, OSError):
-            free = False
-        yield free
+    there = whole.exists() and ".tmp-" not in place.name
+    return artifacts.free(whole if there else place.with_name(f"{place.name[:32]}.lock"))
 
 
 def _key(dataset: DataSet, manifest: Manifest) -> str:
@@ -246,20 +236,6 @@ def _boot() -> str:
         return "once"
 
 
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[bool]:
-    """Hold an exclusive lock; False where the system or the file system has none, and two may then do the same work."""
-    with open(file, "a") as stream:
-        try:
-            import fcntl
-
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            yield False
-        else:
-            yield True
-
-
 @dataclass
 class _Task:
     """What a decoding process is told."""
@@ -278,7 +254,7 @@ def _build(dataset: DataSet, manifest: Manifest, place: Path, workers: int, alon
     if alone:  # what killed processes left
         for left in place.parent.glob(f"{place.name}.tmp-*"):
             shutil.rmtree(left, ignore_errors=True)
-    folder = place.with_name(f"{place.name}.tmp-{unique()}")
+    folder = place.with_name(f"{place.name}.tmp-{artifacts.unique()}")
     folder.mkdir(mode=0o700, parents=True)
     (folder / "work").mkdir()
     try:
