@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -35,12 +36,20 @@ SEARCH = GLOBAL + "defaults:\n  - space: step\n  - _self_\n  - override /hydra/s
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch) -> Path:
+def mine(tmp_path, monkeypatch) -> Iterator[Path]:
     """The folder from elsewhere, my_conf, beside which the commands run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(trust.TRUST, raising=False)
     (tmp_path / "my_conf").mkdir()
-    return tmp_path / "my_conf"
+    trust.named.cache_clear()
+    yield tmp_path / "my_conf"
+    trust.named.cache_clear()
+
+
+def conf(monkeypatch, folders: str) -> None:
+    """SEGSWEEP_CONF for this process, which reads it once."""
+    monkeypatch.setenv(trust.TRUST, folders)
+    trust.named.cache_clear()
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -279,7 +288,7 @@ def test_a_folder_of_ones_own_reads_it_beside_one_of_others(mine, monkeypatch):
     write(mine, {"experiment/y.yaml": f"{GLOBAL}seed: 3\n"})
     write(own, {"experiment/x.yaml": f"{GLOBAL}tracking: {{experiment: '${{oc.env:TOKEN}}'}}\n"})
     monkeypatch.setenv("TOKEN", "brain")
-    monkeypatch.setenv(trust.TRUST, "own")
+    conf(monkeypatch, "own")
     assert passes("--config-dir", "own", "hydra.searchpath=[my_conf]", "experiment=x").foreign
 
 
@@ -421,12 +430,20 @@ def test_a_folder_that_the_environment_names_may_say_everything(mine, monkeypatc
     write(mine, {"experiment/x.yaml": f"{GLOBAL}hydra: {{job: {{env_set: {{A: b}}}}}}\n"})
     asked = ["--config-dir", "my_conf", "experiment=x"]
     for own in ("", os.pathsep, "elsewhere", "my_conf/experiment"):
-        monkeypatch.setenv(trust.TRUST, own)
+        conf(monkeypatch, own)
         assert "or trust the folder: SEGSWEEP_CONF=my_conf" in message(*asked)
     monkeypatch.setattr(trust, "Hold", None)  # nothing is composed a second time
     for own in ("my_conf", f"elsewhere{os.pathsep}{mine}", f"{mine}/../my_conf/"):
-        monkeypatch.setenv(trust.TRUST, own)
+        conf(monkeypatch, own)
         assert passes(*asked) == Checked(1, [*asked, *TINY, "paths.cache=cache"], here=True)
+
+
+def test_the_folders_that_the_environment_names_are_read_once(mine, monkeypatch):
+    write(mine, {"experiment/x.yaml": f"{GLOBAL}hydra: {{job: {{env_set: {{A: b}}}}}}\n"})
+    asked = ["--config-dir", "my_conf", "experiment=x"]
+    message(*asked)
+    monkeypatch.setenv(trust.TRUST, "my_conf")  # as hydra.job.env_set would
+    assert "hydra.job.env_set.A: set by" in message(*asked)
 
 
 def test_without_a_folder_of_others_nothing_is_composed_a_second_time(mine, monkeypatch):

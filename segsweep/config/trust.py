@@ -106,10 +106,15 @@ def root(args: Namespace) -> Root:
 
 def trusted() -> set[Path]:
     """The installed conf/, the folder of the application that came by a door, and those that SEGSWEEP_CONF names."""
-    named = os.environ.get(TRUST, "").split(os.pathsep)
     own = door.place() if (door := session().door) else None
-    paths = [conf_dir(), *(Path(text) for text in named if text.strip()), *([Path(_path(own))] if own else [])]
-    return {path.resolve() for path in paths}
+    return {*named(), *(path.resolve() for path in [conf_dir(), *([Path(_path(own))] if own else [])])}
+
+
+@cache
+def named() -> tuple[Path, ...]:
+    """Folders of one's own, SEGSWEEP_CONF=FOLDER:...: read once, as SEGSWEEP_ALLOW is."""
+    texts = os.environ.get(TRUST, "").split(os.pathsep)
+    return tuple(Path(text).resolve() for text in texts if text.strip())
 
 
 def refuse(args: Namespace) -> None:
