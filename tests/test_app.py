@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from segsweep.core import contents
+from segsweep.core import contents, masks
 from segsweep.core.errors import DataError
 from segsweep.runs import identity
 from segsweep.sweeps import why
@@ -280,7 +280,8 @@ def test_data_are_watched_by_a_function_of_the_configuration(through, conf, app,
 def test_a_password_in_its_configuration_is_in_no_file_and_no_line(through, conf, app, tmp_path, monkeypatch):
     address = "http://me:hunter2xyzzy@127.0.0.1:9"
     (conf / "config.yaml").write_text(CONFIG + f"segsweep: {{tracking: {{uri: '{address}'}}}}\n")
-    monkeypatch.setenv("SEGSWEEP_ADDRESS_0", "")  # what is kept goes with the test
+    name = masks.reference(address).removeprefix("${oc.env:").rstrip("}")
+    monkeypatch.setenv(name, os.environ.pop(name))  # what is kept goes with the test
     source = app.replace("    seen", f"    import logging\n    logging.warning('at %s', {address!r})\n    seen")
     (conf.parent / "out").mkdir()
     monkeypatch.chdir(conf.parent / "out")
