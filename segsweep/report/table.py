@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segsweep.config.before import spec_of
+from segsweep.core.masks import first_line
 from segsweep.report import own
 from segsweep.report.comparison import key, show
 from segsweep.report.content import inside
@@ -80,7 +81,7 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
     modules, _ = own.modules(spec)
     for job in jobs:
         if job.error:
-            first = job.error.strip().splitlines()[0]
+            first = first_line(job.error)
             console.print(
                 Text(
                     f"job {job.number} {job.status}: {f'{job.error_class}: ' if job.error_class else ''}{first}",

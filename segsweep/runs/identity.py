@@ -15,6 +15,7 @@ from segsweep.config.before import spec_of
 from segsweep.config.schema import resolved, under
 from segsweep.core import artifacts, signature
 from segsweep.core.errors import SegsweepError
+from segsweep.core.masks import first_line
 from segsweep.core.signature import code, factors, left_out, places, signatures, without
 from segsweep.task import Data, Spec
 from segsweep.tracking.recall import configuration
@@ -108,7 +109,7 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
         found = Identity(config, like, data, split, dict(info["files"]), f"{at}epochs")
         same = found.ids["signature"] == info["signature"]
     except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {str(error).splitlines()[0]}") from error
+        raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {first_line(error)}") from error
     except (KeyError, TypeError, ValueError, AttributeError):
         same = False
     if not info:

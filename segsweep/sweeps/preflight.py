@@ -32,6 +32,7 @@ from segsweep.config.compose import bare
 from segsweep.config.conditions import condition
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
+from segsweep.core.masks import first_line
 from segsweep.core.session import session
 from segsweep.core.signature import IGNORED, OWN
 from segsweep.search import objective, pruning
@@ -412,7 +413,7 @@ def _wrong_values(override: Override, bases: list[DictConfig]) -> list[str]:
         try:
             _apply(copy.deepcopy(cfg), override, value)
         except OmegaConfBaseException as error:
-            problems.append(f"{override.key_or_group}={value}: {str(error).splitlines()[0]}")
+            problems.append(f"{override.key_or_group}={value}: {first_line(error)}")
     return problems
 
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
-from segsweep.core.masks import told
+from segsweep.core.masks import first_line
 from segsweep.core.session import session, thread
 from segsweep.core.signature import OWN
 from segsweep.task import Spec
@@ -104,7 +104,7 @@ class Restorer:
                 return _restore(client, run, folder, uri, experiment, wanted)
         except Exception as error:  # MLflow raises what its back end raises; the run is trained then
             self.silent[uri] = time.monotonic() + SILENCE
-            reason = told((str(error) or type(error).__name__).splitlines()[0])
+            reason = first_line(error)
             log.warning("MLflow was not asked for %s: %s", folder.name, reason)
             return False
 
@@ -250,7 +250,7 @@ def finished(uri: str | None, experiment: str, signatures: Iterable[str]) -> set
         client = connect(uri)
         return {signature for signature in signatures if find(client, experiment, signature, "FINISHED")}
     except Exception as error:
-        log.warning("MLflow was not asked: %s", (str(error) or type(error).__name__).splitlines()[0])
+        log.warning("MLflow was not asked: %s", first_line(error))
         return set()
 
 
