@@ -426,6 +426,32 @@ def test_what_the_command_line_says_to_hydra_itself_goes(mine):
     assert passes("--config-dir", "my_conf", "experiment=x", "hydra.run.dir=b", "~hydra.callbacks.sweep").jobs == 1
 
 
+@pytest.mark.parametrize(
+    "line", ["~hydra/job_logging", "~hydra/launcher", "~data.noise", "model._target_=torch.nn.ReLU"]
+)
+def test_what_the_command_line_takes_out_or_names_is_no_files_doing(mine, line):
+    write(mine, {"experiment/x.yaml": f"{GLOBAL}seed: 3\n"})
+    given = ["--config-dir", "my_conf", "experiment=x", line]
+    if "_target_" in line:
+        assert "torch.nn.ReLU takes no such argument" in message(*given)
+    else:
+        assert passes(*given).foreign
+
+
+def test_a_mapping_of_the_command_line_reads_the_environment_and_what_a_file_has_beside_it_does_not(mine, monkeypatch):
+    monkeypatch.setenv("TOKEN", "brain")
+    write(mine, {"optim/mine.yaml": "_target_: torch.optim.SGD\n_partial_: true\nlr: ${oc.env:TOKEN}\n"})
+    with initialize_config_search_path([f"file://{conf_dir()}", f"file://{mine}"]):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+        monkeypatch.setattr(session(), "foreign", True)
+        compose = Composer(loader, master)
+        own = "++tracking={experiment: '${oc.env:TOKEN}', uri: null}"
+        assert compose([own]).tracking.experiment == "brain"
+        with pytest.raises(HydraException, match=r"^optim\.lr: the files of a job's options may not"):
+            compose(["optim=mine", "++optim={momentum: '${oc.env:TOKEN}'}"])
+
+
 def test_a_folder_that_the_environment_names_may_say_everything(mine, monkeypatch):
     write(mine, {"experiment/x.yaml": f"{GLOBAL}hydra: {{job: {{env_set: {{A: b}}}}}}\n"})
     asked = ["--config-dir", "my_conf", "experiment=x"]

@@ -162,7 +162,8 @@ class Hold:
         self.own = _loader(*root.places, *(f"file://{f.absolute()}" for f in beside if f.resolve() in own))
         self._offers = cache(self.own.get_group_options)
         self._is_known = cache(lambda group: bool(loader.get_group_options(group, None, self.name, self.paths)))
-        self.values = [_force(o) for o in given if o.is_hydra_override() and not _is_searchpath(o) and not _is_group(o)]
+        told = [o for o in given if o.is_hydra_override() and not _is_searchpath(o)]
+        self.values = [_force(o) for o in told if not _is_group(o) or o.is_delete()]
         self._base = cache(lambda: OmegaConf.to_container(self._compose([]), resolve=False))
         self.known: dict[tuple[tuple[str, str], ...], dict[_Path, Any]] = {}
 
@@ -187,7 +188,7 @@ class Hold:
 
     def _reads(self, raw: Any, lines: Sequence[str]) -> Iterator[str]:
         """One sentence for each key of a run that a file of these folders gives a value of the environment."""
-        given = {line.lstrip("+").partition("=")[0] for line in lines}
+        given = _given(lines)
         texts = {path: next(_unplain(value), None) for path, value in _leaves(raw) if path[:1] != ("hydra",)}
         odd = {path: text for path, text in texts.items() if text and ".".join(map(str, path)) not in given}
         for own in (self._base, lambda: self._task(raw)):  # the second takes a composition for each option
@@ -278,7 +279,7 @@ def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[s
     there: Any = OmegaConf.to_container(job, resolve=False)
     before: Any = OmegaConf.to_container(master, resolve=False)
     whole, own = dict(_leaves(there.pop("hydra"))), dict(_leaves(before.pop("hydra")))
-    given, known = {line.lstrip("+").partition("=")[0] for line in lines}, dict(_leaves(before))
+    given, known = _given(lines), dict(_leaves(before))
     known = {path: (value, _shipped().get(path[path[:1] == (OWN,) :])) for path, value in known.items()}
     texts = [(path, value) for path, value in _leaves(there) if any(_unplain(value))]
     odd = [path for path, value in texts if not any(_same(value, one) for one in known.get(path, ()))]
@@ -405,6 +406,15 @@ def _parsed(lines: Iterable[str]) -> list[Override]:
             found.append(OverridesParser.create().parse_override(line))
         except HydraException:
             continue
+    return found
+
+
+def _given(lines: Sequence[str]) -> set[str]:
+    """Keys that overrides give a value, those in a mapping too; nothing that an option of a group brings."""
+    found = {line.lstrip("+").partition("=")[0] for line in lines}
+    for override in _parsed(line for line in lines if "{" in line):
+        if isinstance(value := override.value(), dict):
+            found |= {".".join(map(str, (override.key_or_group, *path))) for path, _ in _leaves(value)}
     return found
 
 
