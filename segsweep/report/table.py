@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segsweep.config.before import spec_of
+from segsweep.core.errors import printable
 from segsweep.core.masks import first_line
 from segsweep.report import own
 from segsweep.report.comparison import key, show
@@ -46,7 +47,9 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("job", *columns):
-        drawn.add_column(name.replace(".", ".\n", 1), no_wrap=True, justify="right" if name == "job" else "left")
+        drawn.add_column(
+            _plain(name).replace(".", ".\n", 1), no_wrap=True, justify="right" if name == "job" else "left"
+        )
     drawn.add_column("status", no_wrap=True)
     for name in (*(title for title, _, _ in metrics_shown), "seconds", "parameters"):
         drawn.add_column(escape(name), justify="right", no_wrap=True)
@@ -59,10 +62,10 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
             _number(job.seconds, ",.1f"),
             _number(metrics.get("parameters") or (job.run.info.get("parameters") if job.run else None), ",d"),
         ]
-        state = Text(job.status, style=STYLES.get(job.status, ""))
+        state = Text(printable(job.status), style=STYLES.get(job.status, ""))
         drawn.add_row(
             str(job.number) if job.number >= 0 else "–",
-            *(show(found[c]) if c in found else "–" for c in columns),
+            *(_plain(show(found[c])) if c in found else "–" for c in columns),
             state,
             *cells,
         )
@@ -73,7 +76,7 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
     console.print(drawn)
     console.width = room
     if shared and len(jobs) > 1:
-        console.print(f"All: {shared}")
+        console.print(f"All: {_plain(shared)}")
     if blind := [job for job in jobs if job.status == "reused" and job.run and job.run.unwatched]:
         whose = f"job{'s' * (len(blind) > 1)} {', '.join(str(job.number) for job in blind)}"
         text = f"{whose}: answered from the record; the data are not watched (data= says what they are)"
@@ -82,17 +85,17 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
     for job in jobs:
         if job.error:
             first = first_line(job.error)
-            console.print(
-                Text(
-                    f"job {job.number} {job.status}: {f'{job.error_class}: ' if job.error_class else ''}{first}",
-                    style=STYLES.get(job.status, "red"),
-                ),
-                soft_wrap=True,
-            )
+            text = f"job {job.number} {job.status}: {f'{job.error_class}: ' if job.error_class else ''}{first}"
+            console.print(Text(printable(text), style=STYLES.get(job.status, "red")), soft_wrap=True)
         for text in own.ask(modules, "note", [], job):
             if text:
                 console.print(Text(f"job {job.number}: {text}", style="yellow"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines()) + "\n"  # type: ignore[attr-defined]
+
+
+def _plain(text: str) -> str:
+    """Names and values may be anybody's: what is no command to a terminal, and no markup to rich."""
+    return escape(printable(text))
 
 
 def _spec(jobs: Sequence[Job]) -> Spec:

@@ -55,3 +55,15 @@ def test_narrow_terminal_cuts_nothing(jobs):
 def test_colour_is_asked_for(jobs):
     assert "\x1b[" not in table(jobs)
     assert "\x1b[31m" in table(jobs, color=True)
+
+
+def test_names_and_values_of_anybodys_are_neither_markup_nor_commands_to_the_terminal(tmp_path):
+    kinds = ("[/_]", "\x1b[2Jx")
+    specs = [Spec(factors(loss=kind) | {"[/a]\x07": number}) for number, kind in enumerate(kinds)]
+    specs[0].status, specs[0].error = "failed", "\x1b]0;title\x07[/b]"
+    folder = write_sweep(tmp_path, "s", specs)
+    file = folder / "1" / "job.json"
+    file.write_text(file.read_text().replace('"finished"', '"fin\\u001b[1mished"'))
+    text = table(read([folder]).jobs, width=200)
+    assert all(part in text for part in ("[/_]", " [2Jx", "[/a]", "]0;title [/b]", "fin [1mished")), text
+    assert not {sign for sign in text if not sign.isprintable()} - {"\n"}
