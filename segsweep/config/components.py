@@ -5,6 +5,7 @@ conf/ is the registry: a component is any class that the whitelist allows, and i
 
 import inspect
 import os
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -241,7 +242,15 @@ def _folder_problem(key: str, text: Any) -> str | None:
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not there.is_dir():
         return f"{key}={text}: {there} is a file; a folder is needed"
-    return None if os.access(there, os.W_OK | os.X_OK) else f"{key}={text}: {there} cannot be written to"
+    wrong = f"{key}={text}: {there} cannot be written to"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return wrong
+    try:  # root may do everything, except where a file system takes no folder (/proc)
+        if os.geteuid() == 0 and there.absolute() != folder.absolute():
+            os.rmdir(tempfile.mkdtemp(prefix=".segsweep-", dir=there))
+    except OSError as error:
+        return f"{wrong} ({error.strerror})"
+    return None
 
 
 def _uri_problem(key: str, uri: Any) -> str | None:

@@ -108,6 +108,7 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
         like = without(config, repeats(spec, at))
         found = Identity(config, like, data, split, dict(info["files"]), f"{at}epochs")
         same = found.ids["signature"] == info["signature"]
+        found = replace(found, settled=settled, places=dict(info.get("places") or {}))
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {first_line(error)}") from error
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -115,9 +116,9 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
     if not info:
         raise SegsweepError(f"{folder / 'run.json'}: missing or damaged; expected the record of a run")
     if not same:
-        made = (info.get("versions") or {}).get("segsweep", "of unknown version")
+        made = artifacts.made_by(info).get("segsweep", "of unknown version")
         raise SegsweepError(
             f"{folder}: its signature does not follow from its record, which is damaged or was made by a segsweep "
             f"({made}) that named runs by other rules; what it is cannot be compared"
         )
-    return replace(found, settled=settled, places=dict(info.get("places") or {})), cfg, info
+    return found, cfg, info

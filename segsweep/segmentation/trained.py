@@ -112,7 +112,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
 
 def _version(info: dict[str, Any]) -> str:
     """What to do where the record is of another version of the program."""
-    made = info.get("versions") or {}
+    made = artifacts.made_by(info)
     commit = f" (commit {info['commit']})" if info.get("commit") else ""
     return (
         f"\nThe run was made by segsweep {made.get('segsweep', 'of unknown version')}{commit} with torch "

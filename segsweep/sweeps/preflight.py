@@ -266,14 +266,15 @@ def _unreadable(lines: list[str]) -> list[str]:
         except HydraException:
             key, equals, value = line.partition("=")
             text = f"{line}: not in Hydra's grammar, which takes key=value, +key=value and ~key"
-            left_open = any(value.count(a) != value.count(b) for a, b in ("()", "[]", "{}"))
-            if left_open or any(value.count(sign) % 2 for sign in "'\""):
-                text += "; is a bracket or a quote left open?"
-            elif equals:
+            brackets = any(value.count(a) != value.count(b) for a, b in ("()", "[]", "{}"))
+            left_open = brackets or any(value.count(sign) % 2 for sign in "'\"")
+            text += "; is a bracket or a quote left open?" * left_open
+            if equals and (not left_open or re.search(r"[\\^?*+|]", value)):  # the latter of a regular expression
                 quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
                 with contextlib.suppress(HydraException):
                     OverridesParser.create().parse_override(quoted)
-                    text += f"; a text with such signs has to be quoted, for the shell too: {shlex.quote(quoted)}"
+                    text += f"{' A' if left_open else '; a'} text with such signs has to be quoted, for the shell too: "
+                    text += shlex.quote(quoted)
             problems.append(text)
     return problems
 
