@@ -3,6 +3,9 @@
 Requests and the order of events count here; how long anything takes does not."""
 
 import json
+import os
+import pickle
+import shutil
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -216,6 +219,61 @@ def test_a_run_id_of_a_server_names_no_folder_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr("segsweep.tracking.registry.download", lambda *given: pytest.fail("was asked for"))
     with pytest.raises(SegsweepError, match="not the id of an MLflow run"):
         found.find("models:/m/1", tmp_path)
+
+
+class Attack:
+    """Pickled, it makes a folder where it is read."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("by", ["a registered model", "the id of a run"])
+@pytest.mark.parametrize(
+    ("width", "weights", "says"),
+    [
+        (
+            {"_target_": "mine_of_test.mark"},
+            b"",
+            r"model\.width\._target_=mine_of_test\.mark: not allowed to be called",
+        ),
+        ("${oc.env:HOME}", b"", r"width: \$\{oc\.env:HOME\}: a run's record has values, and nothing to look up"),
+        (4, None, r"last\.pt: damaged, or not a checkpoint of segsweep"),
+    ],
+)
+def test_what_a_hostile_server_keeps_as_a_run_is_read_and_runs_nothing(
+    uri, tmp_path, monkeypatch, by, width, weights, says
+):
+    from segsweep.core.errors import SegsweepError
+    from segsweep.runs import find as found
+    from segsweep.segmentation import trained
+    from segsweep.tracking import store
+
+    mark, folder = tmp_path / "mark", tmp_path / "runs" / ("0" * 16)
+    (tmp_path / "mine_of_test.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nmark = print\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    model = {"_target_": "segsweep.segmentation.models.unet.UNet", "width": width, "depth": 2}
+    artifacts.write_text(folder / "config.yaml", json.dumps({"model": model, "data": {"image_size": 16}}))
+    artifacts.write_json(
+        folder / "run.json", RUN | {"signature": folder.name, "data": RUN["data"] | {"image_shape": [16, 16, 3]}}
+    )
+    artifacts.write_json(folder / "result.json", RESULT)
+    (folder / "last.pt").write_bytes(pickle.dumps(Attack(mark)) if weights is None else weights)
+    run_id = mirrors.push(folder, uri, "e", None, final=True)
+    shutil.rmtree(folder)
+    if by == "a registered model":
+        client = store.connect(uri)
+        client.create_registered_model("m")
+        client.create_model_version("m", client.get_run(run_id).info.artifact_uri, run_id, tags={"folder": "../x"})
+    place, _ = found.find("models:/m/1" if by == "a registered model" else run_id, tmp_path / "none")
+    assert (place / "last.pt").exists()
+    with pytest.raises(SegsweepError, match=says):
+        trained.load(place)
+    assert not mark.exists()
 
 
 def test_a_run_whose_task_writes_no_split_is_downloaded(uri, folders, tmp_path, monkeypatch):

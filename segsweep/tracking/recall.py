@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
-from segsweep.core.masks import first_line
+from segsweep.core.masks import first_line, masked
 from segsweep.core.session import session, thread
 from segsweep.core.signature import OWN
 from segsweep.task import Spec
@@ -260,7 +260,7 @@ def find_runs(reference: str, uri: str | None = None) -> list[Path]:
     `uri`: the store, where it is not `store.default`."""
     uri = uri or default()
     if (file := database(uri)) and not file.exists():  # to ask is no reason to make one
-        raise SegsweepError(f"{uri}: there is no such store")
+        raise SegsweepError(f"{masked(uri)}: there is no such store")
     client = connect(uri)
     experiment = client.get_experiment_by_name(reference)
     runs = client.search_runs([experiment.experiment_id]) if experiment else [client.get_run(reference)]
