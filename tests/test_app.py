@@ -308,6 +308,25 @@ def test_what_others_say_reads_no_environment_and_what_it_says_itself_does(throu
     assert (code, len(module.seen)) == (0, 1), said
 
 
+@pytest.mark.parametrize("flag", ["--config-path", "-cp"])
+def test_a_folder_that_takes_the_place_of_its_own_says_no_more_than_one_beside_it(through, conf, app, tmp_path, flag):
+    others = tmp_path / "others"
+    shutil.copytree(conf, others)
+    given = [flag, str(others), *HERE]
+    code, said, module = through(app, *given)
+    assert (code, len(module.seen)) == (0, 1), said
+    text = (others / "config.yaml").read_text()
+    for more, says in (
+        ("hydra: {job: {env_set: {A: b}}}", f"hydra.job.env_set.A: set by a file under {others} (--config-path)"),
+        ("home: ${oc.env:HOME}", f"home: '${{oc.env:HOME}}' is from a file under {others} (--config-path)"),
+    ):
+        (others / "config.yaml").write_text(f"{text}{more}\n")
+        for asks in ([], ["--help"]):
+            code, said, _ = through(app, *given, *asks)
+            assert (code, says in said) == (1, True), said
+            assert f"SEGSWEEP_CONF={others}" in said
+
+
 def test_what_its_record_says_is_text(through, app, tmp_path):
     assert through(app, *QUIET)[0] == 0
     (run,) = tmp_path.glob("multirun/runs/*")

@@ -64,7 +64,7 @@ def preflight(argv: list[str]) -> Checked:
     root = trust.root(args)
     with initialize_config_search_path([*root.places, *_beside_it(args)]):
         loader = GlobalHydra.instance().config_loader()
-        hold = trust.Hold(args, loader, root) if trust.foreign(args) else None
+        hold = trust.Hold(args, loader) if trust.foreign(args) else None
         lines: list[str] = args.overrides
         while True:
             try:
