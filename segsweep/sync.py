@@ -7,7 +7,7 @@ from pathlib import Path
 from segsweep.config.schema import engine
 from segsweep.config.start import start
 from segsweep.core import artifacts
-from segsweep.core.masks import learn, masked, told
+from segsweep.core.masks import first_line, learn, masked
 from segsweep.tracking import mirrors
 from segsweep.tracking.recall import configuration
 from segsweep.tracking.store import STATE
@@ -41,7 +41,7 @@ def main() -> int:
             try:
                 settings = engine(configuration(run)).tracking
             except Exception as error:  # missing, or no YAML, or of another program
-                print(f"{run}/config.yaml is missing or damaged: {str(error).splitlines()[0]}", file=sys.stderr)
+                print(f"{run}/config.yaml is missing or damaged: {first_line(error)}", file=sys.stderr)
                 failed += 1
                 continue
             state = artifacts.read_json(run / STATE) or {}  # a run of another machine: the store it came from
@@ -56,7 +56,7 @@ def main() -> int:
                 try:
                     print(f"{run.name}: MLflow run {mirrors.push(run, uri, experiment, asked_by, final=True)}")
                 except Exception as error:  # whatever the store raises: the other runs are still copied
-                    print(f"{run}: {masked(uri)} did not take it: {told(str(error).splitlines()[0])}", file=sys.stderr)
+                    print(f"{run}: {masked(uri)} did not take it: {first_line(error)}", file=sys.stderr)
                     failed += 1
     return 1 if failed else 0
 

@@ -24,7 +24,8 @@ import optuna
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import TrialState, create_trial
 
 import segsweep
@@ -36,6 +37,7 @@ from segsweep.report import records
 from segsweep.report.search import pages, trials
 from segsweep.runs import identity
 from segsweep.runs.run import run
+from segsweep.search import pruning
 from segsweep.segmentation import trained
 from segsweep.sweeps.preflight import preflight
 from segsweep.tracking import recall
@@ -156,6 +158,8 @@ class Targets:
                     yield from (name.asname or name.name, f"{name.asname or name.name}.{self.draw.choice(CALLED)}")
 
 
+REFUSED = (SegsweepError, OmegaConfBaseException)
+"""What wrong input comes to. Another error is a mistake of the program's, or of this one's, and told."""
 CALLED = ("system", "run", "rmtree", "load", "loads", "exec", "remove", "Popen", "open", "import_module", "eval")
 PLACES = ("../../x", "/etc/x", "/tmp/x/y", "..", "~/x", "a\nb", "\x1b[2J", "x" * 300, "")
 ENVIRONMENT = ("${oc.env:HOME}", "${oc.decode:'${oc.env:HOME}'}", "${hydra:runtime.cwd}", "${oc.create:{a: 1}}")
@@ -181,10 +185,10 @@ class Fuzz:
         self.choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if "/" not in k}
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
-        self.cfg = cfg
+        self.cfg, self.spec = cfg, components.spec_of(cfg)
         self.url = f"sqlite:///{folder}/studies.db"
         self.storage = optuna.storages.RDBStorage(self.url)
-        self.mine, self.number = folder / "mine", 0
+        self.mine, self.number, self.best = folder / "mine", 0, 0  # the last: files best.yaml that were written
         self.mine.mkdir()
 
     def warm(self) -> None:
@@ -192,7 +196,12 @@ class Fuzz:
         outcome = run(self.cfg, choices=self.choices, name="n", command="c", sweep=None, milestones=set())
         assert outcome.status == "finished", outcome.error
         self.made = outcome.folder
-        self.read(self.made)
+        assert not self.read(self.made)
+        for group, kind in whitelist.every().items():
+            cfg = self.with_group(group, self.plain(group))
+            assert self.mistakes(cfg) == [], group
+            made = self.build(cfg, group)
+            assert kind.is_base_of(getattr(made, "func", type(made))), group
         for kind, attempts in ((self.component, 12), (self.record, 12), (self.study, 1), (self.folder_of_others, 1)):
             for attempt in range(attempts):
                 kind(f"no_such_module_of_test{attempt}.Thing")
@@ -217,25 +226,38 @@ class Fuzz:
             return found | hidden
         return found | {self.draw.choice([*keys, "more"]): wrapped}
 
+    def plain(self, group: str) -> dict[str, Any]:
+        """A group's settings that nobody has mutated."""
+        if group == "pruner":
+            return {"_target_": "optuna.pruners.PatientPruner", "wrapped_pruner": None, "patience": 1}
+        return OmegaConf.to_container(self.cfg[group], resolve=True)
+
+    def with_group(self, group: str, node: dict[str, Any]) -> DictConfig:
+        cfg = copy.deepcopy(self.cfg)
+        cfg[group] = node
+        return cfg
+
+    def mistakes(self, cfg: DictConfig) -> list[str]:
+        """As the checks before the first job find them."""
+        return components.check(cfg) + pruning.problems(cfg, self.spec)
+
+    def build(self, cfg: DictConfig, group: str) -> Any:
+        """As a run does, which has looked at nothing itself."""
+        if group == "task":
+            return components.task(cfg)
+        if group == "pruner":
+            return pruning.make(cfg.pruner)
+        given = {"in_channels": 3} if group == "model" else {}
+        return components.build(whitelist.every(), group, cfg[group], **given)
+
     def component(self, target: str) -> bool:
         """A group's settings with a target that nobody has listed: the check, and whoever builds it unchecked."""
         group = self.draw.choice([*whitelist.every()])
-        plain = OmegaConf.to_container(self.cfg[group], resolve=True) if group in self.cfg else {}
-        if group == "pruner":
-            plain = {"_target_": "optuna.pruners.PatientPruner", "wrapped_pruner": None, "patience": 1}
-        node = self.hide(plain, target)
-        cfg = copy.deepcopy(self.cfg)
-        cfg[group] = node
-        refused = True
-        if group != "pruner":
-            refused &= bool(components.check(cfg))
-        try:
-            components.build(group, OmegaConf.create(node))
-            refused = False
-        except (SegsweepError, TypeError, ValueError):
-            pass
-        except Exception as error:  # OmegaConf's own words for what cannot be looked up
-            refused &= "omegaconf" in type(error).__module__
+        cfg = self.with_group(group, self.hide(self.plain(group), target))
+        refused = bool(self.mistakes(cfg))
+        with contextlib.suppress(*REFUSED):
+            self.build(cfg, group)
+            return False
         return refused
 
     def record(self, target: str) -> bool | None:
@@ -277,7 +299,7 @@ class Fuzz:
             try:
                 reader(place)
                 refused = False
-            except Exception:  # in what words is not the matter here
+            except REFUSED:
                 refused = True
             if reader is trained.load:
                 by_load = refused
@@ -298,11 +320,14 @@ class Fuzz:
             create_trial(params={key: value}, distributions=kinds, value=0.9, user_attrs=attributes, system_attrs=state)
         )
         study.add_trial(create_trial(state=TrialState.WAITING, params={key: value}, distributions=kinds))
+        file = self.folder / "search" / "experiment" / "best.yaml"
+        file.unlink(missing_ok=True)
         with contextlib.suppress(SegsweepError):
             found = trials.load(name, self.url, self.folder / "runs")
             pages.winners(found, self.folder / "search")
-            text = (self.folder / "search" / "experiment" / "best.yaml").read_text()
-            written = yaml.safe_load(text) or {}
+        if file.exists():
+            self.best += 1
+            written = yaml.safe_load(file.read_text()) or {}
             if {"hydra", "_target_"} & {*keys(written)} or "${" in str(written):
                 return False
         try:
@@ -339,6 +364,15 @@ def keys(node: Any) -> Iterator[Any]:
 
 def _everything(*given: Any) -> bool:
     return True
+
+
+HOLES = {  # name -> what reaches it, and how often that is tried
+    "list": {"record": 60, "component": 60},
+    "pickles": {"study": 5},
+    "weights": {"record": 12},
+    "hydra": {"folder_of_others": 4},
+    "environment": {"record": 60},
+}
 
 
 @contextlib.contextmanager
@@ -384,17 +418,16 @@ def main(folder: Path, seed: int, cases: int, planted: str = "") -> None:
     watch, fuzz, counts = Watch(folder), Fuzz(folder, seed), Counter()
     fuzz.warm()
     for name in planted.split():
-        of, often = {"pickles": (fuzz.study, 5), "hydra": (fuzz.folder_of_others, 4)}.get(
-            name, (fuzz.record, 12 if name == "weights" else 60)
-        )
-        targets = [t for t in (fuzz.target() for _ in range(2 * often)) if t.partition(".")[0] not in sys.modules]
-        with hole(name):  # of modules that are not imported: nothing is called, as the hook stops the import
-            for target in targets[:often]:
-                report(watch, fuzz, of, target, hole=name)
+        for of, often in HOLES[name].items():
+            targets = [t for t in (fuzz.target() for _ in range(2 * often)) if t.partition(".")[0] not in sys.modules]
+            with hole(name):  # of modules that are not imported: nothing is called, as the hook stops the import
+                for target in targets[:often]:
+                    report(watch, fuzz, getattr(fuzz, of), target, hole=name)
+    fuzz.best = 0
     for _ in range(cases):
         kind = fuzz.draw.choice(fuzz.kinds())
         counts[f"{kind.__name__} {report(watch, fuzz, kind, fuzz.target())}"] += 1
-    print(json.dumps(counts))
+    print(json.dumps(counts | {"best.yaml": fuzz.best}))
 
 
 if __name__ == "__main__":

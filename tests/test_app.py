@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from segsweep.core import contents
+from segsweep.core import contents, masks
 from segsweep.core.errors import ConfigError, DataError
 from segsweep.runs import identity
 from segsweep.search import objective, pruning
@@ -29,8 +29,6 @@ import segsweep
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from segsweep.core import contents
-from segsweep.core.errors import DataError
 from segsweep.runs import identity
 from segsweep.sweeps import doors, why
 OmegaConf.register_resolver("my_folder", lambda: HydraConfig.get().runtime.output_dir, replace=True)
@@ -282,7 +280,8 @@ def test_data_are_watched_by_a_function_of_the_configuration(through, conf, app,
 def test_a_password_in_its_configuration_is_in_no_file_and_no_line(through, conf, app, tmp_path, monkeypatch):
     address = "http://me:hunter2xyzzy@127.0.0.1:9"
     (conf / "config.yaml").write_text(CONFIG + f"segsweep: {{tracking: {{uri: '{address}'}}}}\n")
-    monkeypatch.setenv("SEGSWEEP_ADDRESS_0", "")  # what is kept goes with the test
+    name = masks.reference(address).removeprefix("${oc.env:").rstrip("}")
+    monkeypatch.setenv(name, os.environ.pop(name))  # what is kept goes with the test
     source = app.replace("    seen", f"    import logging\n    logging.warning('at %s', {address!r})\n    seen")
     (conf.parent / "out").mkdir()
     monkeypatch.chdir(conf.parent / "out")
@@ -307,6 +306,25 @@ def test_what_others_say_reads_no_environment_and_what_it_says_itself_does(throu
     assert (code, "part.inner.place: '${oc.env:HOME}' is from a file" in said) == (1, True), said
     code, said, module = through(app, *given, "+part/inner=home")
     assert (code, len(module.seen)) == (0, 1), said
+
+
+@pytest.mark.parametrize("flag", ["--config-path", "-cp"])
+def test_a_folder_that_takes_the_place_of_its_own_says_no_more_than_one_beside_it(through, conf, app, tmp_path, flag):
+    others = tmp_path / "others"
+    shutil.copytree(conf, others)
+    given = [flag, str(others), *HERE]
+    code, said, module = through(app, *given)
+    assert (code, len(module.seen)) == (0, 1), said
+    text = (others / "config.yaml").read_text()
+    for more, says in (
+        ("hydra: {job: {env_set: {A: b}}}", f"hydra.job.env_set.A: set by a file under {others} (--config-path)"),
+        ("home: ${oc.env:HOME}", f"home: '${{oc.env:HOME}}' is from a file under {others} (--config-path)"),
+    ):
+        (others / "config.yaml").write_text(f"{text}{more}\n")
+        for asks in ([], ["--help"]):
+            code, said, _ = through(app, *given, *asks)
+            assert (code, says in said) == (1, True), said
+            assert f"SEGSWEEP_CONF={others}" in said
 
 
 def test_what_its_record_says_is_text(through, app, tmp_path):

@@ -3,7 +3,11 @@
 Requests and the order of events count here; how long anything takes does not."""
 
 import json
+import os
+import pickle
+import shutil
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +30,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, silent: bool):
         self.asked: list[str] = []
+        self.came = threading.Semaphore(0)
         self.released = threading.Event()
         if not silent:
             self.released.set()
@@ -37,6 +42,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
+        self.server.came.release()
         self.server.released.wait()
         self.send_error(500)
 
@@ -49,6 +55,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(request, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # no client gives up by itself
     made = Server(silent=request.param == "silent")
     yield made
     made.released.set()
@@ -64,12 +71,14 @@ def folders(tmp_path):
     return made
 
 
-def trained(folder: Path, uri: str, epochs: int = 100) -> None:
+def trained(folder: Path, uri: str, epochs: int = 100, after_first: Callable[[], object] = lambda: None) -> None:
     settings = OmegaConf.create({"uri": uri, "experiment": "e"})
     with mirrors.Mirror(folder, settings, None) as mirror:
         for epoch in range(1, epochs + 1):
             artifacts.write_lines(folder / "history.jsonl", [row(e) for e in range(1, epoch + 1)])
             mirror.update()
+            if epoch == 1:
+                after_first()
         artifacts.write_json(folder / "result.json", RESULT | {"epochs": epochs})
 
 
@@ -89,19 +98,19 @@ def test_a_server_that_answers_500_is_asked_once_and_once_more_at_the_end_whatev
 
 
 def test_while_a_copy_is_under_way_a_hundred_epochs_are_one_copy_and_the_end(folders, monkeypatch):
-    copied, go = [], threading.Event()
+    copied, begun, go = [], threading.Event(), threading.Event()
 
     def push(folder, *given, final):
         copied.append((len(artifacts.read_lines(folder / "history.jsonl")), final))
+        begun.set()
         go.wait()
 
     monkeypatch.setattr(mirrors, "push", push)
     session().copier = mirrors.Copier(later=0.0)
-    trained(folders[0], "sqlite:///x")  # ends, whatever the store does
+    trained(folders[0], "sqlite:///x", after_first=begun.wait)  # ends, whatever the store does
     go.set()
     assert session().copier.flush()
-    assert len(copied) <= 2
-    assert copied[-1] == (100, True)
+    assert copied == [(1, False), (100, True)]
 
 
 def test_of_a_run_that_goes_on_no_two_copies_are_made_within_a_pause(folders, monkeypatch):
@@ -210,16 +219,19 @@ def test_jobs_are_trained_before_a_silent_server_says_a_word_and_it_is_asked_onc
 ):
     allow("toy_task.*")
     monkeypatch.setattr(recall, "PATIENCE", 0.1)
+    session().copier = mirrors.Copier(later=0.0)
     cfg = toy_task.composed(tmp_path)
     settings = {"uri": server.uri, "experiment": "e"}
     ended = [toy_task.do(cfg, tmp_path / "runs", tracking=settings, seed=seed) for seed in range(3)]
     assert [outcome.status for outcome in ended] == ["finished"] * 3
     assert not server.released.is_set()
-    assert len(server.asked) <= 2  # whether it knows the first run, and the first copy
+    for _ in ("whether it knows the first run", "the first copy"):
+        assert server.came.acquire(timeout=60)
     assert caplog.text.count("MLflow was not asked") == 1
     assert "no answer within 0 s" in caplog.text
     assert not mirrors.copier().flush(0.1)
     assert all("did not answer" in mirrors.lacking(outcome.folder) for outcome in ended)
+    assert len(server.asked) == 2
 
 
 def led(folder: Path, runs: list[Path], place: dict | None) -> Sweep:
@@ -286,6 +298,61 @@ def test_a_run_id_of_a_server_names_no_folder_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr("segsweep.tracking.recall.download", lambda *given: pytest.fail("was asked for"))
     with pytest.raises(SegsweepError, match="not the id of an MLflow run"):
         found.find("models:/m/1", tmp_path)
+
+
+class Attack:
+    """Pickled, it makes a folder where it is read."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("by", ["a registered model", "the id of a run"])
+@pytest.mark.parametrize(
+    ("width", "weights", "says"),
+    [
+        (
+            {"_target_": "mine_of_test.mark"},
+            b"",
+            r"model\.width\._target_=mine_of_test\.mark: not allowed to be called",
+        ),
+        ("${oc.env:HOME}", b"", r"width: \$\{oc\.env:HOME\}: a run's record has values, and nothing to look up"),
+        (4, None, r"last\.pt: damaged, or not a checkpoint of segsweep"),
+    ],
+)
+def test_what_a_hostile_server_keeps_as_a_run_is_read_and_runs_nothing(
+    uri, tmp_path, monkeypatch, by, width, weights, says
+):
+    from segsweep.core.errors import SegsweepError
+    from segsweep.runs import find as found
+    from segsweep.segmentation import trained
+    from segsweep.tracking import store
+
+    mark, folder = tmp_path / "mark", tmp_path / "runs" / ("0" * 16)
+    (tmp_path / "mine_of_test.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nmark = print\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    model = {"_target_": "segsweep.segmentation.models.unet.UNet", "width": width, "depth": 2}
+    artifacts.write_text(folder / "config.yaml", json.dumps({"model": model, "data": {"image_size": 16}}))
+    artifacts.write_json(
+        folder / "run.json", RUN | {"signature": folder.name, "data": RUN["data"] | {"image_shape": [16, 16, 3]}}
+    )
+    artifacts.write_json(folder / "result.json", RESULT)
+    (folder / "last.pt").write_bytes(pickle.dumps(Attack(mark)) if weights is None else weights)
+    run_id = mirrors.push(folder, uri, "e", None, final=True)
+    shutil.rmtree(folder)
+    if by == "a registered model":
+        client = store.connect(uri)
+        client.create_registered_model("m")
+        client.create_model_version("m", client.get_run(run_id).info.artifact_uri, run_id, tags={"folder": "../x"})
+    place, _ = found.find("models:/m/1" if by == "a registered model" else run_id, tmp_path / "none")
+    assert (place / "last.pt").exists()
+    with pytest.raises(SegsweepError, match=says):
+        trained.load(place)
+    assert not mark.exists()
 
 
 def test_a_run_whose_task_writes_no_split_is_downloaded(uri, folders, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import accuracy, common, memory, plain, same, search_idle, sweep, train
+from benchmarks import accuracy, common, durability, memory, plain, same, search_idle, sweep, train
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.models.r2unet import R2UNet
 from segsweep.segmentation.models.unet import UNet
@@ -247,6 +247,21 @@ def test_an_epoch_is_as_long_as_asked_up_to_a_number_of_steps():
     assert (train.steps(4, 0.5, CPU), train.steps(4, 0.5, CUDA)) == (8, 8)
     assert (train.steps(4, 0.001, CPU), train.steps(4, 0.001, CUDA)) == (32, 400)
     assert train.steps(4, 100, CPU) == 1
+
+
+def test_the_durability_benchmark_counts_flushes_and_leaves_fsync_as_it_was(tmp_path, monkeypatch):
+    fsync = os.fsync
+    monkeypatch.setattr(durability, "JOB", [*durability.JOB, "data.slices=4", "data.image_size=16"])
+    monkeypatch.setattr(durability, "EPOCHS", 1)
+    given = ["durability", "--jobs", "1", "--rounds", "1", "--place", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", given)
+    durability.main()
+    assert os.fsync is fsync
+    found = json.loads((tmp_path / "durability.json").read_text())
+    assert found["flushes"]["an_epoch"] >= 1
+    assert found["flushes"]["a_job_beside"] >= 4  # of files, and of the folders that name them
+    assert found["flushing"] > 0
+    assert set(found["seconds"]) == {"with", "without"}
 
 
 def test_a_share_is_of_the_precision_that_is_computed_in(monkeypatch):

@@ -1,7 +1,9 @@
 """Where processes look for modules: a file beside the command takes the place of no module, and runs by being imported
 by its name alone, as one's own package is."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -86,3 +88,21 @@ def test_the_working_and_the_scripts_folder_come_last_and_those_that_pythonpath_
     assert child.ordered(path) == ["/kept", str(tmp_path), "/usr/lib", *late]
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "work"))
     assert child.ordered(["", "/usr/lib"]) == ["", "/usr/lib"]
+
+
+@pytest.mark.parametrize("typing", [False, True])
+def test_a_ctrl_c_ends_a_program_before_its_first_job_and_no_notebook_that_runs_it(monkeypatch, typing):
+    before, codes = signal.getsignal(signal.SIGINT), []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    if typing:
+        monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    else:
+        monkeypatch.delattr(sys, "ps1", raising=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        child.leave_at_once()
+        with pytest.raises(KeyboardInterrupt) if typing else contextlib.nullcontext():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert codes == ([] if typing else [130])

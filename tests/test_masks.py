@@ -13,12 +13,19 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import cloudpickle
 import optuna
 import pytest
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.types import HydraContext
+from omegaconf import OmegaConf
 from test_imports import PACKAGE
 
 from segsweep.core import artifacts, masks
 from segsweep.core.errors import ConfigError
+from segsweep.plugins._jobs import Job
 from segsweep.search.study import open_storage
 from segsweep.tracking import store
 
@@ -89,11 +96,63 @@ def test_a_log_and_a_stream_are_told(capsys):
 def test_a_command_line_has_the_name_of_an_address_and_what_is_started_has_the_address():
     argv = ["-m", "seed=0,1", "tracking.uri='https://me:pw@host'", "+a=http://host", "b=x,https://u:v@h", "~c"]
     away = masks.put_away(argv)
-    assert away == [*argv[:2], "tracking.uri=${oc.env:SEGSWEEP_ADDRESS_0}", *argv[3:]]
-    assert os.environ["SEGSWEEP_ADDRESS_0"] == "https://me:pw@host"
+    (name,) = [name for name in os.environ if name.startswith(masks.KEPT)]
+    assert away == [*argv[:2], f"tracking.uri=${{oc.env:{name}}}", *argv[3:]]
+    assert os.environ[name] == "https://me:pw@host"
     assert masks.put_away(argv) == away
     assert masks.masked(away[2]) == "tracking.uri=https://***@host"
-    assert masks.masked(r"tracking.uri=$\{oc.env\:SEGSWEEP_ADDRESS_0\}") == "tracking.uri=https://***@host"
+    assert masks.masked(rf"tracking.uri=$\{{oc.env\:{name}\}}") == "tracking.uri=https://***@host"
+
+
+def test_the_name_of_an_address_is_of_its_server_and_no_address_takes_the_place_of_another(monkeypatch):
+    first, second, other = "https://me:pw@host", "https://me:pw2@host", "https://me:pw@other"
+    names = [masks.reference(address) for address in (first, second, other)]
+    assert len({*names}) == 3
+    assert [masks.reference(address) for address in (other, second, first)] == names[::-1]
+    for name in [name for name in os.environ if name.startswith(masks.KEPT)]:
+        monkeypatch.delenv(name)
+    assert masks.reference(other) == names[2]  # in an environment that knows no other
+    assert masks.masked(names[0]) == names[0]
+    assert names[0] != masks.reference("https://me:pw@third")
+    assert masks.reference(second) == names[0]  # which leads to the same server
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError(""), "ValueError"),
+        (ValueError(" \n"), "ValueError"),
+        (ValueError("\n a\x1b[2J\nb"), "a [2J"),
+        ("", ""),
+        (OSError("no answer of https://me:pw@host/x"), "no answer of https://***@host/x"),
+    ],
+)
+def test_an_error_in_one_line_has_words_and_no_password(error, line):
+    assert masks.first_line(error) == line
+
+
+def test_the_registry_is_named_without_its_password(monkeypatch):
+    from segsweep.core.errors import SegsweepError
+    from segsweep.tracking import registry
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@host")
+
+    class Client:
+        def get_model_version(self, *given: str) -> None:
+            raise ValueError("hunter2 is wrong")
+
+        def search_model_versions(self, *given: str) -> list:
+            return []
+
+    monkeypatch.setattr(registry, "connect", lambda uri: Client())
+    for reference, says in [("m/1", ": *** is wrong"), ("m/latest", " has no registered model m")]:
+        with pytest.raises(SegsweepError) as told:
+            registry.origin(f"models:/{reference}")
+        assert str(told.value) == f"models:/{reference}: MLflow at https://***@host{says}"
+
+
+def test_no_first_line_is_taken_of_what_may_have_none(files):
+    assert [path for path, source in files.items() if "splitlines()[0]" in source] == []
 
 
 def test_an_address_of_a_record_is_reached_from_the_environment_and_else_asked_for(monkeypatch):
@@ -245,6 +304,11 @@ def leaks(folder: Path, said: str) -> list[str]:
     return [name for name, text in texts.items() if any(part in text for part in PARTS)]
 
 
+def statuses(folder: Path) -> list[str]:
+    """Of the jobs of the one sweep there."""
+    return [json.loads(file.read_text())["status"] for file in folder.glob("multirun/2*/*/job.json")]
+
+
 USER = "me:" + SECRET
 SLASHED = "me:hunter2/xyzzy@plugh:x"
 
@@ -257,7 +321,7 @@ def test_a_sweep_leaves_no_password_and_its_server_is_asked_with_it(tmp_path, la
     with server() as (port, asked):
         uri = f"http://{USER}@127.0.0.1:{port}"
         said = command(tmp_path, "-m", "seed=0,1", "report=false", f"tracking.uri={uri}", *TINY, *launcher)
-        assert said.count("finished") >= 2, said
+        assert statuses(tmp_path) == ["finished"] * 2, said
         assert leaks(tmp_path, said) == []
         whole = "Basic " + base64.b64encode(b"me:hunter2/xyzzy@plugh").decode()
         assert {who for who, _ in asked} == {whole}
@@ -270,6 +334,27 @@ def test_a_sweep_leaves_no_password_and_its_server_is_asked_with_it(tmp_path, la
         said = command(tmp_path, str(sweep), module="segsweep.sync", MLFLOW_TRACKING_URI=uri)
         assert {who for who, _ in asked} == {whole}
         assert leaks(tmp_path, said + away) == []
+
+
+@pytest.mark.parametrize("at", ["", "segsweep."])
+def test_what_slurm_pickles_has_the_names_of_addresses_in_an_application_too(tmp_path, monkeypatch, at):
+    submitit = pytest.importorskip("submitit")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    from segsweep.plugins.cluster import SlurmLauncher
+
+    pickled = []
+    keep = lambda self, *given: pickled.append(cloudpickle.dumps(given)) or []  # noqa: E731 - nothing is started
+    monkeypatch.setattr(submitit.AutoExecutor, "map_array", keep)
+    config = OmegaConf.create({"hydra": {"runtime": {"config_sources": []}, "sweep": {"dir": str(tmp_path)}}})
+    for key in masks.KEYS:
+        OmegaConf.update(config, f"{at}{key}", f"https://{USER}@host", force_add=True)
+    launcher = SlurmLauncher("local", submitit_folder=str(tmp_path), max_num_timeout=0, python=None)
+    launcher.config, launcher.task = config, len
+    launcher.context = HydraContext(ConfigLoaderImpl(create_config_search_path(None)), Callbacks(), [])
+    launcher.start([Job(0, [], tmp_path)])
+    assert masks.KEPT.encode() in pickled[0]
+    assert not any(part.encode() in pickled[0] for part in PARTS)
+    assert OmegaConf.select(config, f"{at}tracking.uri") == f"https://{USER}@host"  # as it is reached from here
 
 
 @pytest.mark.slow
@@ -288,7 +373,7 @@ def test_servers_that_are_not_there_are_told_of_without_the_password(tmp_path, w
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
         pickles = ["hydra/launcher=slurm", "hydra.launcher.executor=local"]
     said = command(tmp_path, "-m", "seed=0,1", "report=false", *given, *TINY, *pickles)
-    assert said.count("finished") >= 2, said
+    assert statuses(tmp_path) == ["finished"] * 2, said
     given += [f"search.storage='{storage}'"] if where == "command line" else []
     told = command(tmp_path, "-m", "+search=tpe", "search.trials=1", *given, *TINY)
     assert "search.storage=postgresql://***@127.0.0.1:9/db?sslpassword=***: cannot be opened" in told

@@ -17,6 +17,7 @@ from test_run import do
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.runs.find import find as find_run
+from segsweep.runs.identity import recorded
 from segsweep.segmentation import predict
 from segsweep.segmentation.data import batches
 from segsweep.segmentation.figures import OUTLINES
@@ -357,6 +358,32 @@ def test_the_record_of_anybodys_run_looks_nothing_up(run, monkeypatch):
     (run / "config.yaml").write_text(text.replace("  width: 4\n", "  width: ${oc.env:TOKEN}\n"))
     with pytest.raises(SegsweepError, match=r"width: \$\{oc\.env:TOKEN\}: a run's record has values"):
         load(run)
+
+
+def test_a_run_with_a_network_of_ones_own_says_how_it_is_allowed(run):
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("segsweep.segmentation.models.unet.UNet", "mynets_of_test.Net"))
+    with pytest.raises(SegsweepError, match=r"mynets_of_test\.Net: not allowed.*set SEGSWEEP_ALLOW=package\.\* in"):
+        load(run)
+
+
+@pytest.mark.parametrize("found", ["a text", 3, ["a"], None])
+def test_a_record_that_is_damaged_where_it_says_who_made_it_is_refused_in_a_sentence(run, found):
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"versions": found, "places": found, "signature": "x"}))
+    (run / "last.pt").write_bytes(b"")
+    with pytest.raises(SegsweepError, match="made by segsweep of unknown version"):
+        load(run)
+    with pytest.raises(SegsweepError, match=r"its signature does not follow.*\(of unknown version\)"):
+        recorded(run)
+
+
+@pytest.mark.parametrize("found", ["a text", 3])
+def test_a_record_whose_places_are_damaged_is_refused_in_a_sentence(run, found):
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"places": found}))
+    with pytest.raises(SegsweepError, match="its signature does not follow from its record, which is damaged"):
+        recorded(run)
 
 
 def test_what_a_run_lacks_is_said(made, run, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -35,12 +36,20 @@ SEARCH = GLOBAL + "defaults:\n  - space: step\n  - _self_\n  - override /hydra/s
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch) -> Path:
+def mine(tmp_path, monkeypatch) -> Iterator[Path]:
     """The folder from elsewhere, my_conf, beside which the commands run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(trust.TRUST, raising=False)
     (tmp_path / "my_conf").mkdir()
-    return tmp_path / "my_conf"
+    trust.named.cache_clear()
+    yield tmp_path / "my_conf"
+    trust.named.cache_clear()
+
+
+def conf(monkeypatch, folders: str) -> None:
+    """SEGSWEEP_CONF for this process, which reads it once."""
+    monkeypatch.setenv(trust.TRUST, folders)
+    trust.named.cache_clear()
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -279,7 +288,7 @@ def test_a_folder_of_ones_own_reads_it_beside_one_of_others(mine, monkeypatch):
     write(mine, {"experiment/y.yaml": f"{GLOBAL}seed: 3\n"})
     write(own, {"experiment/x.yaml": f"{GLOBAL}tracking: {{experiment: '${{oc.env:TOKEN}}'}}\n"})
     monkeypatch.setenv("TOKEN", "brain")
-    monkeypatch.setenv(trust.TRUST, "own")
+    conf(monkeypatch, "own")
     assert passes("--config-dir", "own", "hydra.searchpath=[my_conf]", "experiment=x").foreign
 
 
@@ -417,16 +426,50 @@ def test_what_the_command_line_says_to_hydra_itself_goes(mine):
     assert passes("--config-dir", "my_conf", "experiment=x", "hydra.run.dir=b", "~hydra.callbacks.sweep").jobs == 1
 
 
+@pytest.mark.parametrize(
+    "line", ["~hydra/job_logging", "~hydra/launcher", "~data.noise", "model._target_=torch.nn.ReLU"]
+)
+def test_what_the_command_line_takes_out_or_names_is_no_files_doing(mine, line):
+    write(mine, {"experiment/x.yaml": f"{GLOBAL}seed: 3\n"})
+    given = ["--config-dir", "my_conf", "experiment=x", line]
+    if "_target_" in line:
+        assert "torch.nn.ReLU takes no such argument" in message(*given)
+    else:
+        assert passes(*given).foreign
+
+
+def test_a_mapping_of_the_command_line_reads_the_environment_and_what_a_file_has_beside_it_does_not(mine, monkeypatch):
+    monkeypatch.setenv("TOKEN", "brain")
+    write(mine, {"optim/mine.yaml": "_target_: torch.optim.SGD\n_partial_: true\nlr: ${oc.env:TOKEN}\n"})
+    with initialize_config_search_path([f"file://{conf_dir()}", f"file://{mine}"]):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+        monkeypatch.setattr(session(), "foreign", True)
+        compose = Composer(loader, master)
+        own = "++tracking={experiment: '${oc.env:TOKEN}', uri: null}"
+        assert compose([own]).tracking.experiment == "brain"
+        with pytest.raises(HydraException, match=r"^optim\.lr: the files of a job's options may not"):
+            compose(["optim=mine", "++optim={momentum: '${oc.env:TOKEN}'}"])
+
+
 def test_a_folder_that_the_environment_names_may_say_everything(mine, monkeypatch):
     write(mine, {"experiment/x.yaml": f"{GLOBAL}hydra: {{job: {{env_set: {{A: b}}}}}}\n"})
     asked = ["--config-dir", "my_conf", "experiment=x"]
     for own in ("", os.pathsep, "elsewhere", "my_conf/experiment"):
-        monkeypatch.setenv(trust.TRUST, own)
+        conf(monkeypatch, own)
         assert "or trust the folder: SEGSWEEP_CONF=my_conf" in message(*asked)
     monkeypatch.setattr(trust, "Hold", None)  # nothing is composed a second time
     for own in ("my_conf", f"elsewhere{os.pathsep}{mine}", f"{mine}/../my_conf/"):
-        monkeypatch.setenv(trust.TRUST, own)
+        conf(monkeypatch, own)
         assert passes(*asked) == Checked(1, [*asked, *TINY, "paths.cache=cache"], here=True)
+
+
+def test_the_folders_that_the_environment_names_are_read_once(mine, monkeypatch):
+    write(mine, {"experiment/x.yaml": f"{GLOBAL}hydra: {{job: {{env_set: {{A: b}}}}}}\n"})
+    asked = ["--config-dir", "my_conf", "experiment=x"]
+    message(*asked)
+    monkeypatch.setenv(trust.TRUST, "my_conf")  # as hydra.job.env_set would
+    assert "hydra.job.env_set.A: set by" in message(*asked)
 
 
 def test_without_a_folder_of_others_nothing_is_composed_a_second_time(mine, monkeypatch):

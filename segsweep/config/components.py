@@ -5,6 +5,7 @@ conf/ is the registry: a component is any class that the whitelist allows, and i
 
 import inspect
 import os
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from segsweep.config.before import today
 from segsweep.config.schema import Config, engine, range_problem, ranges, resolved, under
 from segsweep.config.whitelist import KINDS, ROOMS, SPECIAL, Kind, locate, own, targets
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
+from segsweep.core.masks import first_line
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
 from segsweep.task import Range, Spec
@@ -107,7 +109,7 @@ def _check_task(cfg: DictConfig) -> tuple[list[str], set[str], dict[str, Any]]:
             return [none] if epochs != 1 and not made.takes_run else [], set(), {}
         signature, hints = inspect.signature(made), get_type_hints(made.__init__, include_extras=True)
     except (ConfigError, OmegaConfBaseException, TypeError, ValueError, NameError) as error:
-        text = str(error).splitlines()[0]
+        text = first_line(error)
         return [text if isinstance(error, ConfigError) else f"task: {text}"], set(), {}
     given: dict[str, Any] = {}
     top = {name for name in signature.parameters if name not in node and name in cfg}
@@ -119,7 +121,7 @@ def _check_task(cfg: DictConfig) -> tuple[list[str], set[str], dict[str, Any]]:
             if isinstance(found, Container):
                 found = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
-            wrong.append(f"{key}: {str(error).splitlines()[0]}")
+            wrong.append(f"{key}: {first_line(error)}")
             continue
         told = any(text.startswith(f"task.{name}=") for text in wrong)
         if misfit := _misfit(key, found, hints.get(name)):
@@ -160,7 +162,7 @@ def check(cfg: DictConfig) -> list[str]:
     try:
         missing = [f"{at}{key}: a value is needed, {at}{key}=..." for key in sorted(OmegaConf.missing_keys(node))]
     except OmegaConfBaseException as error:
-        return [str(error).splitlines()[0]]
+        return [first_line(error)]
     if missing:
         return missing
     wrong_task, of_task, given = _check_task(cfg)
@@ -184,7 +186,7 @@ def check(cfg: DictConfig) -> list[str]:
         try:
             problems.append(range_problem(f"{at}{key}", OmegaConf.select(node, key, throw_on_missing=True), rule))
         except OmegaConfBaseException as error:
-            problems.append(f"{at}{key}: {str(error).splitlines()[0]}")
+            problems.append(f"{at}{key}: {first_line(error)}")
     found = [problem for problem in problems if problem] + wrong_task
     keys = [*ranges(), *of_task]
     wrong = [f"${{{key}}}" for key in keys if any(problem.startswith(f"{key}=") for problem in found)]
@@ -240,7 +242,15 @@ def _folder_problem(key: str, text: Any) -> str | None:
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not there.is_dir():
         return f"{key}={text}: {there} is a file; a folder is needed"
-    return None if os.access(there, os.W_OK | os.X_OK) else f"{key}={text}: {there} cannot be written to"
+    wrong = f"{key}={text}: {there} cannot be written to"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return wrong
+    try:  # root may do everything, except where a file system takes no folder (/proc)
+        if os.geteuid() == 0 and there.absolute() != folder.absolute():
+            os.rmdir(tempfile.mkdtemp(prefix=".segsweep-", dir=there))
+    except OSError as error:
+        return f"{wrong} ({error.strerror})"
+    return None
 
 
 def _uri_problem(key: str, uri: Any) -> str | None:

@@ -81,6 +81,9 @@ def foreign(args: Namespace) -> list[tuple[str, str]]:
     own = trusted()
     folder = args.config_dir
     named = [(folder, "--config-dir")] if folder is not None and Path(folder).resolve() not in own else []
+    if (door := session().door) and args.config_path is not None:
+        place = _path(door.place(args.config_path) or "")
+        named += [(place, "--config-path")] if "://" in place or (place and Path(place).resolve() not in own) else []
     paths = [o for o in _parsed(line for line in args.overrides if "searchpath" in line) if _is_searchpath(o)]
     texts = [str(entry) for o in paths for entry in _listed(o)]
     named += [(t, "hydra.searchpath") for t in texts if "://" in _path(t) or Path(_path(t)).resolve() not in own]
@@ -97,19 +100,32 @@ class Root:
 
 def root(args: Namespace) -> Root:
     """The installed conf/, or the folder of the application or script that came by a door, which are trusted as their
-    code is."""
+    code is, or the one that --config-path names in its place."""
     if (door := session().door) is None:
         return Root((f"file://{conf_dir()}",), "config")
     place = door.place(args.config_path)
     return Root((place or NOWHERE,), args.config_name or door.config_name)
 
 
+def _own_root(args: Namespace) -> Root:
+    """The same without a --config-path that nobody vouches for."""
+    door = session().door
+    if door is None or not any(where == "--config-path" for _, where in foreign(args)):
+        return root(args)
+    return Root((door.place() or NOWHERE,), door.config_name)
+
+
 def trusted() -> set[Path]:
     """The installed conf/, the folder of the application that came by a door, and those that SEGSWEEP_CONF names."""
-    named = os.environ.get(TRUST, "").split(os.pathsep)
     own = door.place() if (door := session().door) else None
-    paths = [conf_dir(), *(Path(text) for text in named if text.strip()), *([Path(_path(own))] if own else [])]
-    return {path.resolve() for path in paths}
+    return {*named(), *(path.resolve() for path in [conf_dir(), *([Path(_path(own))] if own else [])])}
+
+
+@cache
+def named() -> tuple[Path, ...]:
+    """Folders of one's own, SEGSWEEP_CONF=FOLDER:...: read once, as SEGSWEEP_ALLOW is."""
+    texts = os.environ.get(TRUST, "").split(os.pathsep)
+    return tuple(Path(text).resolve() for text in texts if text.strip())
 
 
 def refuse(args: Namespace) -> None:
@@ -138,7 +154,7 @@ def question(argv: list[str]) -> None:
         cfg = loader.load_configuration(own.name, args.overrides, RunMode.RUN, skip_missing_defaults=True)
     except (HydraException, OmegaConfBaseException, KeyError) as error:
         raise ConfigError(str(error).strip()) from None
-    if problems := Hold(args, loader, own).problems(cfg, args.overrides):
+    if problems := Hold(args, loader).problems(cfg, args.overrides):
         raise ConfigError("\n".join(problems))
 
 
@@ -147,17 +163,19 @@ class Hold:
 
     `loader`: the one that composes from all of its folders."""
 
-    def __init__(self, args: Namespace, loader: ConfigLoader, root: Root):
-        self.name = root.name
+    def __init__(self, args: Namespace, loader: ConfigLoader):
+        own_root, whole = _own_root(args), root(args)
+        self.name = own_root.name
         self.folders, own = foreign(args), trusted()
         self.where = " or ".join(f"{text} ({place})" for text, place in self.folders)
         given = _parsed(args.overrides)
         self.paths = [str(o.input_line) for o in given if _is_searchpath(o)]
         beside = [] if args.config_dir is None else [Path(args.config_dir)]
-        self.own = _loader(*root.places, *(f"file://{f.absolute()}" for f in beside if f.resolve() in own))
+        self.own = _loader(*own_root.places, *(f"file://{f.absolute()}" for f in beside if f.resolve() in own))
         self._offers = cache(self.own.get_group_options)
-        self._is_known = cache(lambda group: bool(loader.get_group_options(group, None, self.name, self.paths)))
-        self.values = [_force(o) for o in given if o.is_hydra_override() and not _is_searchpath(o) and not _is_group(o)]
+        self._is_known = cache(lambda group: bool(loader.get_group_options(group, None, whole.name, self.paths)))
+        told = [o for o in given if o.is_hydra_override() and not _is_searchpath(o)]
+        self.values = [_force(o) for o in told if not _is_group(o) or o.is_delete()]
         self._base = cache(lambda: OmegaConf.to_container(self._compose([]), resolve=False))
         self.known: dict[tuple[tuple[str, str], ...], dict[_Path, Any]] = {}
 
@@ -182,7 +200,7 @@ class Hold:
 
     def _reads(self, raw: Any, lines: Sequence[str]) -> Iterator[str]:
         """One sentence for each key of a run that a file of these folders gives a value of the environment."""
-        given = {line.lstrip("+").partition("=")[0] for line in lines}
+        given = _given(lines)
         texts = {path: next(_unplain(value), None) for path, value in _leaves(raw) if path[:1] != ("hydra",)}
         odd = {path: text for path, text in texts.items() if text and ".".join(map(str, path)) not in given}
         for own in (self._base, lambda: self._task(raw)):  # the second takes a composition for each option
@@ -273,7 +291,7 @@ def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[s
     there: Any = OmegaConf.to_container(job, resolve=False)
     before: Any = OmegaConf.to_container(master, resolve=False)
     whole, own = dict(_leaves(there.pop("hydra"))), dict(_leaves(before.pop("hydra")))
-    given, known = {line.lstrip("+").partition("=")[0] for line in lines}, dict(_leaves(before))
+    given, known = _given(lines), dict(_leaves(before))
     known = {path: (value, _shipped().get(path[path[:1] == (OWN,) :])) for path, value in known.items()}
     texts = [(path, value) for path, value in _leaves(there) if any(_unplain(value))]
     odd = [path for path, value in texts if not any(_same(value, one) for one in known.get(path, ()))]
@@ -400,6 +418,15 @@ def _parsed(lines: Iterable[str]) -> list[Override]:
             found.append(OverridesParser.create().parse_override(line))
         except HydraException:
             continue
+    return found
+
+
+def _given(lines: Sequence[str]) -> set[str]:
+    """Keys that overrides give a value, those in a mapping too; nothing that an option of a group brings."""
+    found = {line.lstrip("+").partition("=")[0] for line in lines}
+    for override in _parsed(line for line in lines if "{" in line):
+        if isinstance(value := override.value(), dict):
+            found |= {".".join(map(str, (override.key_or_group, *path))) for path, _ in _leaves(value)}
     return found
 
 

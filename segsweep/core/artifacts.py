@@ -227,6 +227,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = Fal
     write_text(path, file.getvalue(), durable)
 
 
+def made_by(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions of what made the run of a run.json; none where it does not say, or is damaged there."""
+    found = info.get("versions")
+    return found if isinstance(found, dict) else {}
+
+
 def is_tasks(name: str) -> bool:
     """Whether a path relative to a run's folder can be of a file that its task wrote: within it, not hidden, not the
     engine's. Records may be anybody's."""

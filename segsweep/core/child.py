@@ -20,9 +20,12 @@ def settle() -> None:
 
 def leave_at_once() -> None:
     """Have a Ctrl-C end this process, as long as nobody says otherwise. Before the first job there is nothing to save,
-    and an exception would meet torch's C++ half imported (abort)."""
+    and an exception would meet torch's C++ half imported (abort). Not where somebody types (a notebook runs scripts in
+    its kernel, which is to stay)."""
     import signal  # not at the top: of `settle` it would be the one in the working folder
 
+    if hasattr(sys, "ps1"):
+        return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not what a script started with &
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 

@@ -5,7 +5,12 @@ from collections.abc import Iterable
 
 
 class SegsweepError(Exception):
-    """Something that the user can mend: the message says what, where, what was found and what is allowed."""
+    """Something that the user can mend: the message says what, where, what was found and what is allowed.
+
+    What was found may be anybody's: of a message no sign reaches a terminal that this would obey."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class ConfigError(SegsweepError):

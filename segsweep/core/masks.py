@@ -1,10 +1,13 @@
 """Passwords: addresses of servers have them, and no record, no line of the terminal and no server's row does.
 
-An address with a password is kept in the environment of the command and of what it starts, as SEGSWEEP_ADDRESS_n; the
+An address with a password is kept in the environment of the command and of what it starts, as SEGSWEEP_ADDRESS_x; the
 command line has its name from then on, so that nothing which writes a command line down (Hydra, launchers' pickles)
-knows it. What is written goes through `masked`, and what other libraries say through `told` too.
+knows it. The name is of what is not secret of the address: where it is read again, in another environment, it is that
+of the same server or of none. What is written goes through `masked`, and what other libraries say through `told` too.
 """
 
+import hashlib
+import itertools
 import json
 import logging
 import os
@@ -14,7 +17,7 @@ from html import escape
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from segsweep.core.errors import ConfigError
+from segsweep.core.errors import ConfigError, printable
 
 KEPT = "SEGSWEEP_ADDRESS_"
 NAMED = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "MYSQL_PWD")
@@ -26,7 +29,7 @@ LEAST = 5
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:(?![A-Za-z][A-Za-z0-9+.-]*://)[^\s\"<>`])+")
 _SECRET = re.compile(r"pass|pwd|token|secret|key|auth|credential", re.IGNORECASE)
 _QUERY = re.compile(r"(?<=[?&;])([\w.%-]+)=([^&;#\s]+?)(?=[:,.]*(?:[&;#\s]|$))")
-_NAME = re.compile(rf"\$\\?\{{oc\.env\\?:({KEPT}\d+)\\?\}}")
+_NAME = re.compile(rf"\$\\?\{{oc\.env\\?:({KEPT}\w+)\\?\}}")
 
 
 def masked(text: str) -> str:
@@ -49,6 +52,13 @@ def told(text: str) -> str:
         if len(secret) >= LEAST or (len(secret) > 2 and not secret.isalnum()):
             text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return text
+
+
+def first_line(error: object) -> str:
+    """An error, or what another process has said of one, in one line, `told`, for a terminal or a record; an error
+    without words by its class."""
+    named = "" if isinstance(error, str) else type(error).__name__
+    return printable(told(next((line for line in str(error).splitlines() if line.strip()), named).strip()))
 
 
 def has_secret(address: str) -> bool:
@@ -77,8 +87,7 @@ def reach(address: str) -> str:
     """The whole address of one that was read from a record. Raises ConfigError where nobody has said it."""
     if "***" not in address:
         return address
-    known = [*_kept(), os.environ.get("MLFLOW_TRACKING_URI", "")]
-    for whole in known:
+    for whole in _kept():
         if masked(whole) == address:
             return whole
     raise ConfigError(
@@ -162,17 +171,17 @@ def _secrets() -> Iterator[str]:
 
 
 def _kept() -> list[str]:
-    return [value for name, value in os.environ.items() if name.startswith(KEPT)]
+    """Addresses with a secret that this process knows."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    kept = [value for name, value in os.environ.items() if name.startswith(KEPT)]
+    return [*kept, *([given] if has_secret(given) else [])]
 
 
 def _keep(address: str) -> str:
-    """The name of its place in the environment."""
-    for name, value in os.environ.items():
-        if name.startswith(KEPT) and value == address:
-            return name
-    name = f"{KEPT}{len(_kept())}"
-    os.environ[name] = address
-    return name
+    """The name of its place in the environment; one server with two passwords has two."""
+    name = f"{KEPT}{hashlib.sha256(_masked(address).encode()).hexdigest()[:12]}"
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    return next(name for name in names if os.environ.setdefault(name, address) == address)
 
 
 def _put_away(argument: str) -> str:

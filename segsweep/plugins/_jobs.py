@@ -17,6 +17,7 @@ from omegaconf import DictConfig, open_dict
 from segsweep.config.compose import bare
 from segsweep.config.schema import engine
 from segsweep.core import artifacts, child
+from segsweep.core.masks import first_line
 from segsweep.sweeps import sweep
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Job:
 
     def fail(self, failure: str, reason: str) -> None:
         """Write the failure down, in the run folder too, unless another process works there by now."""
-        self.failure, error = failure, reason.splitlines()[0]
+        self.failure, error = failure, first_line(reason)
         self.close("failed", failure, error)
         if self.point is None or artifacts.held(self.point.folder) or artifacts.result(self.point.folder):
             return

@@ -178,8 +178,8 @@ class SlurmLauncher(ClusterLauncher):
         remote = Remote(**self.params)
         config = self.config.copy()
         for key in KEYS:  # what is pickled lies in the sweep's folder
-            if address := OmegaConf.select(config, key):
-                OmegaConf.update(config, key, reference(address))
+            if address := OmegaConf.select(own := engine(config), key):
+                OmegaConf.update(own, key, reference(address))
         if hasattr(loader := self.context.config_loader, "_active_repository"):
             loader._active_repository = None  # the files that it read last, as they are; it reads them again
         remote.setup(hydra_context=self.context, task_function=self.task, config=config)
@@ -203,7 +203,7 @@ class SlurmLauncher(ClusterLauncher):
             return handle.results()[0]
         except FailedJobError as error:
             trace = (str(error).split("-" * 22)[1:] or [str(error)])[0].strip()
-            return Lost("error", f"{trace.splitlines()[-1]}\n{trace}")
+            return Lost("error", f"{trace.rpartition(chr(10))[2]}\n{trace}")
         except UncompletedJobError as error:
             failure = {"OUT_OF_MEMORY": "oom", "TIMEOUT": "timeout"}.get(handle.state, "killed")
             return Lost(failure, f"the job ended without a result, in state {handle.state}\n{error}")

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config.compose import Composer
 from segsweep.config.schema import engine, under
+from segsweep.core.masks import first_line
 from segsweep.core.session import session, thread
 from segsweep.core.signature import IGNORED, OWN
 from segsweep.plugins._jobs import Job, oom_kills
@@ -304,7 +305,7 @@ class LocalLauncher(Launcher):
 def _retry(job: Job, reason: str) -> dict[str, Any]:
     """The event of it. After want of memory the same steps are taken in twice as many parts (`train.in_parts`)."""
     how = " with batches in twice as many parts" if job.failure == "oom" else ""
-    return {"kind": "retry", "text": f"{reason.splitlines()[0]}; trying again{how}"}
+    return {"kind": "retry", "text": f"{first_line(reason)}; trying again{how}"}
 
 
 def _restore(asking: Worker, folder: Path, uri: str, experiment: str) -> None:

@@ -53,10 +53,9 @@ def table_of_runs(record: Record, comparison: Comparison) -> str:
         line |= {"error": job.error, "error_class": job.error_class}
         lines.append(line)
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, list(dict.fromkeys(name for line in lines for name in line)), restval="", lineterminator="\n"
-    )
-    writer.writeheader()
+    names = dict.fromkeys(name for line in lines for name in line)
+    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
+    writer.writerow({name: cell(name) for name in names})
     writer.writerows({name: cell(value) for name, value in line.items()} for line in lines)
     return text.getvalue()
 

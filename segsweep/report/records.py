@@ -19,6 +19,7 @@ from segsweep.config.before import spec_of
 from segsweep.core import accepted
 from segsweep.core.artifacts import parse_json
 from segsweep.core.errors import SegsweepError
+from segsweep.core.masks import first_line
 from segsweep.core.signature import OWN
 from segsweep.task import Spec
 
@@ -235,7 +236,7 @@ def _folders(source: Path | str, problems: list[str]) -> list[Path]:
     try:
         named = find_runs(str(source))  # of another machine: where they are here, if they were reused here
     except Exception as error:  # MLflow raises what its back end raises
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SegsweepError(
             f"{source}: no such folder, and no experiment or run of MLflow has this name: {reason}"
         ) from error

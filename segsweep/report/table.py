@@ -14,6 +14,7 @@ from rich.text import Text
 
 from segsweep.config.before import spec_of
 from segsweep.core.errors import printable
+from segsweep.core.masks import first_line
 from segsweep.report import own
 from segsweep.report.comparison import key, show
 from segsweep.report.content import inside
@@ -80,7 +81,7 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
     modules, _ = own.modules(spec)
     for job in jobs:
         if job.error:
-            first = job.error.strip().splitlines()[0]
+            first = first_line(job.error)
             text = f"job {job.number} {job.status}: {f'{job.error_class}: ' if job.error_class else ''}{first}"
             console.print(Text(printable(text), style=STYLES.get(job.status, "red")), soft_wrap=True)
         for text in own.ask(modules, "note", [], job):

@@ -9,6 +9,7 @@ from pathlib import Path
 from segsweep.config.before import spec_of
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError, nearest
+from segsweep.core.masks import first_line
 
 REFERENCE = (
     "a run folder; a run's signature or its unique beginning; best:SWEEP (the run of a sweep with the best "
@@ -95,7 +96,7 @@ def _mlflow_run(run_id: str) -> Path:
     try:
         found = find_runs(run_id)
     except Exception as error:  # MLflow raises what its back end raises
-        raise SegsweepError(f"{run_id}: MLflow has no such run: {str(error).splitlines()[0]}") from error
+        raise SegsweepError(f"{run_id}: MLflow has no such run: {first_line(error)}") from error
     if not found:
         raise SegsweepError(
             f"{run_id}: this MLflow run is no run of segsweep (a sweep's parent?); name one of its runs"

@@ -15,6 +15,7 @@ from segsweep.config.before import spec_of
 from segsweep.config.schema import resolved, under
 from segsweep.core import artifacts, signature
 from segsweep.core.errors import SegsweepError
+from segsweep.core.masks import first_line
 from segsweep.core.signature import code, deciding, factors, left_out, places, signatures, without
 from segsweep.task import Data, Spec
 from segsweep.tracking.recall import configuration
@@ -107,16 +108,17 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
         like = without(config, repeats(spec, at))
         found = Identity(config, like, data, split, dict(info["files"]), f"{at}epochs")
         same = found.ids["signature"] == info["signature"]
+        found = replace(found, settled=settled, places=dict(info.get("places") or {}))
     except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {str(error).splitlines()[0]}") from error
+        raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {first_line(error)}") from error
     except (KeyError, TypeError, ValueError, AttributeError):
         same = False
     if not info:
         raise SegsweepError(f"{folder / 'run.json'}: missing or damaged; expected the record of a run")
     if not same:
-        made = (info.get("versions") or {}).get("segsweep", "of unknown version")
+        made = artifacts.made_by(info).get("segsweep", "of unknown version")
         raise SegsweepError(
             f"{folder}: its signature does not follow from its record, which is damaged or was made by a segsweep "
             f"({made}) that named runs by other rules; what it is cannot be compared"
         )
-    return replace(found, settled=settled, places=dict(info.get("places") or {})), cfg, info
+    return found, cfg, info

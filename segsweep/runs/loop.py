@@ -21,6 +21,7 @@ import torch
 
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import NotFiniteError, TaskError, nearest
+from segsweep.core.masks import first_line
 from segsweep.task import PARTS, Spec, Stateful
 
 RESERVED = ("epoch", "history")
@@ -282,7 +283,7 @@ def _check_keepable(state: dict[str, Any]) -> None:
             buffer.seek(0)
             torch.load(buffer, weights_only=True)
         except Exception as error:  # of pickling, whatever it meets
-            reason = str(error).splitlines()[0].split(". ")[0]
+            reason = first_line(error).split(". ")[0]
             raise TaskError(
                 f"run.epochs({name}=...): its state_dict() holds more than tensors, numbers, text, lists and "
                 f"dictionaries, so that it could not be taken up again: {reason}"

@@ -20,6 +20,7 @@ from segsweep.config.schema import engine, under
 from segsweep.config.whitelist import KINDS
 from segsweep.core.artifacts import PRUNING, now
 from segsweep.core.errors import ConfigError
+from segsweep.core.masks import first_line
 from segsweep.core.session import Pruned
 from segsweep.core.signature import digest
 from segsweep.search import objective
@@ -63,7 +64,7 @@ def problems(cfg: DictConfig, spec: Spec) -> list[str]:
     try:
         node: Any = OmegaConf.to_container(engine(cfg).pruner, resolve=True)
     except OmegaConfBaseException as error:
-        return [f"{under(cfg)}pruner: {str(error).splitlines()[0]}"]
+        return [f"{under(cfg)}pruner: {first_line(error)}"]
     at = under(cfg)
     wrong = [f"{at}{line}" for line in components.mistakes(KINDS, "pruner", node)]
     wrong = wrong or components.tried(f"{at}pruner", f"pruner {node}", lambda: attempt(make(engine(cfg).pruner)))[0]
@@ -270,7 +271,7 @@ class Judge:
 
     def _lose(self, error: Exception) -> None:
         self.study = None
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         log.warning("pruner=%s: its study is out of reach, so this run is not pruned: %s", self.name, reason)
 
 

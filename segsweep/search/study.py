@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from segsweep.core import artifacts
 from segsweep.core.errors import ConfigError, SegsweepError
-from segsweep.core.masks import learn, masked, told
+from segsweep.core.masks import first_line, learn, masked
 
 BEAT = 10.0
 """Seconds between two signs of life that a process leaves on its running trials."""
@@ -51,7 +51,7 @@ def reason(error: BaseException) -> str:
     """The first line of what lies beneath: Optuna's own says only that something happened."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return told((str(error).strip() or type(error).__name__).splitlines()[0])
+    return first_line(error)
 
 
 def shown(url: str) -> str:

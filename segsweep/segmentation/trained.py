@@ -20,6 +20,7 @@ from segsweep import __version__
 from segsweep.core import artifacts
 from segsweep.core.environment import spare_dynamo
 from segsweep.core.errors import SegsweepError
+from segsweep.core.masks import first_line
 from segsweep.segmentation import groups
 from segsweep.tracking import recall
 
@@ -93,7 +94,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
         artifacts.check(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         mend = "The run's own command (in run.json) mends the weights of a finished run"
         raise SegsweepError(f"{file}: damaged, or not a checkpoint of segsweep: {reason}. {mend}{other}") from error
     if not isinstance(state, dict) or not {"epoch", "model"} <= state.keys():
@@ -111,7 +112,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
 
 def _version(info: dict[str, Any]) -> str:
     """What to do where the record is of another version of the program."""
-    made = info.get("versions") or {}
+    made = artifacts.made_by(info)
     commit = f" (commit {info['commit']})" if info.get("commit") else ""
     return (
         f"\nThe run was made by segsweep {made.get('segsweep', 'of unknown version')}{commit} with torch "
@@ -125,5 +126,5 @@ def _fetched(file: Path) -> bool:
     try:
         return recall.fetch(file)
     except Exception as error:  # MLflow raises what its back end raises
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise SegsweepError(f"{file}: MLflow has it and does not give it now: {reason}") from error

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from segsweep.core.artifacts import DONE
 from segsweep.core.errors import printable
+from segsweep.core.masks import first_line
 
 
 class Display:
@@ -113,7 +114,7 @@ class Display:
         if event.get("note"):
             facts += f", {event['note']}"
         if event.get("error"):
-            facts += f": {event['error'].splitlines()[0]}"
+            facts += f": {first_line(event['error'])}"
         self._say(f"{self._label(job)} {self.names.get(job) or event.get('name', '')}: {facts}{self._outlook()}")
 
     def _outlook(self) -> str:

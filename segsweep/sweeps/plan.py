@@ -19,6 +19,7 @@ from segsweep.config.schema import engine, under
 from segsweep.core import accepted, artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError, printable
+from segsweep.core.masks import first_line
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
 from segsweep.runs.identity import identity, repeats
@@ -241,7 +242,7 @@ def table(names: Sequence[str], points: Sequence[Point | SegsweepError], planner
     seconds, unknown = 0.0, 0
     for number, (name, point, left) in enumerate(zip(names, known, todo, strict=True), 1):
         if point is None:
-            rows.append((str(number), name, str(points[number - 1]).splitlines()[0], *[""] * 5))
+            rows.append((str(number), name, first_line(points[number - 1]), *[""] * 5))
             continue
         state = {"continue": "to continue", "failed": "failed, again"}.get(point.state, point.state)
         over = point.answered or point.state == "duplicate"

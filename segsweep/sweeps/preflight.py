@@ -32,6 +32,7 @@ from segsweep.config.compose import bare
 from segsweep.config.conditions import condition
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
+from segsweep.core.masks import first_line
 from segsweep.core.session import session
 from segsweep.core.signature import IGNORED, OWN
 from segsweep.search import objective, pruning
@@ -63,7 +64,7 @@ def preflight(argv: list[str]) -> Checked:
     root = trust.root(args)
     with initialize_config_search_path([*root.places, *_beside_it(args)]):
         loader = GlobalHydra.instance().config_loader()
-        hold = trust.Hold(args, loader, root) if trust.foreign(args) else None
+        hold = trust.Hold(args, loader) if trust.foreign(args) else None
         lines: list[str] = args.overrides
         while True:
             try:
@@ -266,14 +267,15 @@ def _unreadable(lines: list[str]) -> list[str]:
         except HydraException:
             key, equals, value = line.partition("=")
             text = f"{line}: not in Hydra's grammar, which takes key=value, +key=value and ~key"
-            left_open = any(value.count(a) != value.count(b) for a, b in ("()", "[]", "{}"))
-            if left_open or any(value.count(sign) % 2 for sign in "'\""):
-                text += "; is a bracket or a quote left open?"
-            elif equals:
+            brackets = any(value.count(a) != value.count(b) for a, b in ("()", "[]", "{}"))
+            left_open = brackets or any(value.count(sign) % 2 for sign in "'\"")
+            text += "; is a bracket or a quote left open?" * left_open
+            if equals and (not left_open or re.search(r"[\\^?*+|]", value)):  # the latter of a regular expression
                 quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
                 with contextlib.suppress(HydraException):
                     OverridesParser.create().parse_override(quoted)
-                    text += f"; a text with such signs has to be quoted, for the shell too: {shlex.quote(quoted)}"
+                    text += f"{' A' if left_open else '; a'} text with such signs has to be quoted, for the shell too: "
+                    text += shlex.quote(quoted)
             problems.append(text)
     return problems
 
@@ -413,7 +415,7 @@ def _wrong_values(override: Override, bases: list[DictConfig]) -> list[str]:
         try:
             _apply(copy.deepcopy(cfg), override, value)
         except OmegaConfBaseException as error:
-            problems.append(f"{override.key_or_group}={value}: {str(error).splitlines()[0]}")
+            problems.append(f"{override.key_or_group}={value}: {first_line(error)}")
     return problems
 
 

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segsweep.config.schema import engine, resolved, under
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
-from segsweep.core.masks import KEYS, has_secret, learn, masked, told
+from segsweep.core.masks import KEYS, first_line, has_secret, learn, masked
 from segsweep.core.session import session, thread
 from segsweep.task import Spec
 from segsweep.tracking.store import Columns, columns, database
@@ -115,7 +115,7 @@ class Sweep:
             about = record["name"], record["command"]
             place["run_id"] = start_parent(place["uri"], place["experiment"], *about, shown)
         except Exception as error:  # MLflow is a mirror: the sweep runs without it
-            place["error"] = told((str(error) or type(error).__name__).splitlines()[0])
+            place["error"] = first_line(error)
             self._imported.set()
         with contextlib.suppress(OSError):  # a full disk: the end of the sweep says so
             self.note(mlflow=place)
@@ -202,7 +202,7 @@ class Sweep:
         try:
             page = pages.write(pages.of_sweep(folder, self.storage), folder)
         except Exception as error:  # the study is kept: its reading can be made again
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             return f"not written ({reason}); again: python -m segsweep.report.search {folder}"
         best = folder / "search" / "experiment" / "best.yaml"
         line = shlex.join([*named(), "--config-dir", str(folder / "search"), f"{self.plus}experiment=best"])
@@ -251,7 +251,7 @@ class Sweep:
             summary = _summary(folder / "report.md")
             mirrors.end_parent(place["uri"], place["run_id"], status, files, folder / "figures", summary, folders)
         except Exception as problem:  # the files are the record
-            wrong.append(told((str(problem) or type(problem).__name__).splitlines()[0]))
+            wrong.append(first_line(problem))
 
 
 class SweepCallback(Callback):

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from segsweep.config.start import start
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
+from segsweep.core.masks import first_line
 from segsweep.core.signature import digest, hashes, short
 from segsweep.runs.identity import Identity, identity, recorded
 from segsweep.task import Data
@@ -100,7 +101,7 @@ def today(then: Identity, cfg: DictConfig) -> tuple[Identity, str]:
         try:
             data, lacks = task.data(), ""
         except Exception as error:  # somebody's own code; the rest is told all the same
-            lacks = f"The data cannot be looked at now ({told(error).splitlines()[0]}): taken to be what they were."
+            lacks = f"The data cannot be looked at now ({first_line(told(error))}): taken to be what they were."
             data = Data(digest=then.data, split=then.split, settings=then.settled)
         return identity(cfg, task.spec, data), lacks
     except SegsweepError:
@@ -147,7 +148,7 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     try:
         cfg = composition(reference, info, config_dir)
     except SegsweepError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         print(f"Its command cannot be composed now ({reason}): taken is its recorded configuration.")
     now, lacks = today(then, cfg)
     found = differences(then, now)
@@ -191,7 +192,7 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
         cfg = composition(reference, info, config_dir)
     except SegsweepError as error:
         raise SegsweepError(
-            f"{name}: its command cannot be composed now ({str(error).splitlines()[0]}), and nobody else knows what it "
+            f"{name}: its command cannot be composed now ({first_line(error)}), and nobody else knows what it "
             "would be today; give the folder of its options with --config-dir, or start this where it was started"
         ) from error
     now, lacks = today(then, cfg)
@@ -230,7 +231,7 @@ def _mirror(folder: Path) -> None:
         push(folder, state["uri"], state["experiment"], None, final=True)
     except Exception as error:  # MLflow raises what its back end raises
         print(
-            f"MLflow does not know yet ({str(error).splitlines()[0]}): python -m segsweep.sync {folder}",
+            f"MLflow does not know yet ({first_line(error)}): python -m segsweep.sync {folder}",
             file=sys.stderr,
         )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from segsweep.core import accepted, artifacts
 from segsweep.core.artifacts import WEIGHTS
-from segsweep.core.masks import masked, told
+from segsweep.core.masks import first_line, masked
 from segsweep.core.session import session, thread
 from segsweep.task import PARTS
 from segsweep.tracking.recall import SILENCE, fetch_alone
@@ -175,7 +175,7 @@ class Copier:
                     self._imported.set()
                 push(folder, mirror.uri, mirror.experiment, mirror.sweep, final=mirror.final)
             except Exception as error:  # MLflow raises what its back end raises; none of it may cost a run
-                failed = told((str(error) or type(error).__name__).splitlines()[0])
+                failed = first_line(error)
                 log.info("MLflow: %s", error)
                 with contextlib.suppress(OSError), alone(folder):
                     _note(folder, failed)

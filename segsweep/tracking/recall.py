@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
-from segsweep.core.masks import told
+from segsweep.core.masks import first_line, masked
 from segsweep.core.session import session, thread
 from segsweep.core.signature import OWN
 from segsweep.task import Spec
@@ -106,15 +106,11 @@ class Restorer:
             except Exception as error:  # of this record, if the store still answers
                 _in_time(find, client, experiment, folder.name, "FINISHED", wait=None if file else PATIENCE)
                 about = "MLflow's run %s of %s cannot be restored, and it is trained again: %s"
-                log.warning(about, run.info.run_id, folder.name, _reason(error))
+                log.warning(about, run.info.run_id, folder.name, first_line(error))
         except Exception as error:  # MLflow raises what its back end raises; the run is trained then
             self.silent[uri] = time.monotonic() + SILENCE
-            log.warning("MLflow was not asked for %s: %s", folder.name, _reason(error))
+            log.warning("MLflow was not asked for %s: %s", folder.name, first_line(error))
         return False
-
-
-def _reason(error: Exception) -> str:
-    return told((str(error) or type(error).__name__).splitlines()[0])
 
 
 def restorer() -> Restorer:
@@ -191,7 +187,7 @@ def download(run_id: str, folder: Path) -> None:
             got.pop("history.jsonl", None)
             _put(got | {name: there.bring(name, place) for name in tasks if kept_as(name) in there}, folder)
     except Exception as error:  # MLflow raises what its back end raises
-        raise SegsweepError(f"{run_id}: MLflow does not give the files of this run: {_reason(error)}") from error
+        raise SegsweepError(f"{run_id}: MLflow does not give the files of this run: {first_line(error)}") from error
 
 
 def inside(file: str, place: str) -> Path:
@@ -278,7 +274,7 @@ def finished(uri: str | None, experiment: str, signatures: Iterable[str]) -> set
         client = connect(uri)
         return {signature for signature in signatures if find(client, experiment, signature, "FINISHED")}
     except Exception as error:
-        log.warning("MLflow was not asked: %s", (str(error) or type(error).__name__).splitlines()[0])
+        log.warning("MLflow was not asked: %s", first_line(error))
         return set()
 
 
@@ -288,7 +284,7 @@ def find_runs(reference: str, uri: str | None = None) -> list[Path]:
     `uri`: the store, where it is not `store.default`."""
     uri = uri or default()
     if (file := database(uri)) and not file.exists():  # to ask is no reason to make one
-        raise SegsweepError(f"{uri}: there is no such store")
+        raise SegsweepError(f"{masked(uri)}: there is no such store")
     client = connect(uri)
     experiment = client.get_experiment_by_name(reference)
     runs = client.search_runs([experiment.experiment_id]) if experiment else [client.get_run(reference)]

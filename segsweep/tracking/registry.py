@@ -12,6 +12,7 @@ import numpy as np
 
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
+from segsweep.core.masks import first_line, masked
 from segsweep.tracking.mirrors import push
 from segsweep.tracking.store import connect, default
 
@@ -55,7 +56,7 @@ def register(
         for key, value in (facts | {"signature": run.name, "folder": str(run.resolve())}).items():
             client.set_model_version_tag(name, number, key, value)
     except Exception as error:  # MLflow raises what its back end raises
-        raise SegsweepError(f"MLflow at {uri} did not take the model {name}: {str(error).splitlines()[0]}") from error
+        raise SegsweepError(f"MLflow at {masked(uri)} did not take the model {name}: {first_line(error)}") from error
     return f"models:/{name}/{number}"
 
 
@@ -72,13 +73,13 @@ def origin(reference: str) -> tuple[Path | None, str]:
             versions = client.search_model_versions(f"name = '{name}'")
             found = max(versions, key=lambda v: int(v.version), default=None)
             if found is None:
-                raise SegsweepError(f"{reference}: MLflow at {default()} has no registered model {name}")
+                raise SegsweepError(f"{reference}: MLflow at {masked(default())} has no registered model {name}")
         else:
             found = client.get_model_version(name, number)
     except SegsweepError:
         raise
     except Exception as error:
-        raise SegsweepError(f"{reference}: MLflow at {default()}: {str(error).splitlines()[0]}") from error
+        raise SegsweepError(f"{reference}: MLflow at {masked(default())}: {first_line(error)}") from error
     if not found.run_id:
         raise SegsweepError(f"{reference}: this model belongs to no run; register it with python -m segsweep.export")
     folder = found.tags.get("folder")

@@ -1,10 +1,14 @@
 """Other people's layouts."""
 
+import struct
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from segsweep.core.errors import DataError
+from segsweep.segmentation.data import images
 from segsweep.segmentation.data.folder import Folder
 
 RNG = np.random.default_rng(0)
@@ -56,6 +60,49 @@ def test_without_a_slice_group_each_file_is_a_patient(tmp_path):
         write(tmp_path, f"images/{name}.png")
     manifest = data_set(tmp_path, patient=r"/(?P<patient>\w+)\.").scan(tmp_path / "cache")
     assert manifest.patients == {"x": ["x"], "y": ["y"]}
+
+
+def signed(pixels: np.ndarray) -> bytes:
+    """A TIFF of 16 bit with a sign, which Pillow does not write."""
+    height, width = pixels.shape
+    tags = {256: width, 257: height, 258: 16, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: pixels.nbytes, 339: 2}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    body = pixels.astype("<i2").tobytes()
+    return struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "spoil", "says"),
+    [
+        ("png", lambda file: file.write_bytes(file.read_bytes()[:-40]), "truncated, or not an image"),
+        ("tif", lambda file: file.write_bytes(file.read_bytes()[:-40]), "truncated, or not an image"),
+        ("jpg", lambda file: file.write_bytes(file.read_bytes()[:-40]), "truncated, or not an image"),
+        ("bmp", lambda file: file.write_bytes(file.read_bytes()[:-40]), "truncated, or not an image"),
+        ("tif", lambda file: Image.fromarray(np.ones((12, 16), np.float32)).save(file), "pixels of type float32"),
+        ("tif", lambda file: file.write_bytes(signed(np.full((12, 16), -7))), "pixels of type int32 from -7 to -7;"),
+        ("tif", lambda file: Image.open(file).save(file, save_all=True, append_images=[Image.new("L", (16, 12))]),
+         "2 images in one file"),
+    ],
+)  # fmt: skip
+def test_an_image_that_cannot_be_decoded_is_told_by_the_scan_and_not_by_each_job(tmp_path, suffix, spoil, says):
+    for name in (1, 2):
+        write(tmp_path, f"images/a-{name}.{suffix}", f"masks/a-{name}.png")
+    spoil(tmp_path / "images" / f"a-2.{suffix}")
+    with warnings.catch_warnings(action="error"):
+        for _ in range(2):  # it is not remembered as read
+            with pytest.raises(DataError, match=rf"a-2\.{suffix}: {says}"):
+                data_set(tmp_path).scan(tmp_path / "cache")
+
+
+def test_a_scan_decodes_no_image_that_is_whole(tmp_path, monkeypatch):
+    for name, suffix in enumerate(("png", "tif", "jpg")):
+        write(tmp_path, f"images/a-{name}.{suffix}", f"masks/a-{name}.png")
+    (tmp_path / "images" / "a-3.tif").write_bytes(signed(np.ones((12, 16))))
+    write(tmp_path, "x.png", "masks/a-3.png")
+    decoded, read = [], images.read
+    monkeypatch.setattr(images, "read", lambda *given: (decoded.append(given[0][-7:]), read(*given)))
+    assert len(data_set(tmp_path).scan(tmp_path / "cache").patients["a"]) == 4
+    assert decoded == ["a-3.tif"]  # which might have been below 0
 
 
 def test_a_mask_compressed_as_jpeg_is_refused_with_the_reason(tmp_path):

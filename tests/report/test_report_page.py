@@ -215,6 +215,13 @@ def test_a_cell_of_runs_csv_is_no_formula():
     ]  # fmt: skip
 
 
+def test_no_name_in_the_head_of_runs_csv_is_a_formula(tmp_path):
+    record = read([write_sweep(tmp_path / "multirun", "s", [Spec(factors() | {"=1+1": 2})])])
+    head = files.table_of_runs(record, compare(record)).splitlines()[0].split(",")
+    assert "'=1+1" in head
+    assert "=1+1" not in head
+
+
 def test_same_patients_are_shown_for_every_row(text):
     part = text.split("## What does it look like?")[1].split("## ")[0]
     for role in ("best", "median", "worst"):

@@ -57,13 +57,13 @@ def test_colour_is_asked_for(jobs):
     assert "\x1b[31m" in table(jobs, color=True)
 
 
-def test_names_of_others_command_neither_the_table_nor_the_terminal(tmp_path):
-    names = [{"[red]model": f"[/nope]\x1b[2J{name}", "[b]all": "[i]\x1b]0;title\x07"} for name in "ab"]
-    specs = [Spec(factors(**settings)) for settings in names]
-    specs[1].status, specs[1].error = "failed", "[/red]\x1b[2J"
-    text = table(read([write_sweep(tmp_path, "s", specs)]).jobs, width=200)
-    assert "[red]model" in text
-    assert "[/nope] [2Ja" in text
-    assert "[b]all=[i] ]0;title" in text
-    assert "oom: [/red] [2J" in text
-    assert "\x1b" not in text
+def test_names_and_values_of_anybodys_are_neither_markup_nor_commands_to_the_terminal(tmp_path):
+    kinds = ("[/_]", "\x1b[2Jx")
+    specs = [Spec(factors(loss=kind) | {"[/a]\x07": number}) for number, kind in enumerate(kinds)]
+    specs[0].status, specs[0].error = "failed", "\x1b]0;title\x07[/b]"
+    folder = write_sweep(tmp_path, "s", specs)
+    file = folder / "1" / "job.json"
+    file.write_text(file.read_text().replace('"finished"', '"fin\\u001b[1mished"'))
+    text = table(read([folder]).jobs, width=200)
+    assert all(part in text for part in ("[/_]", " [2Jx", "[/a]", "]0;title [/b]", "fin [1mished")), text
+    assert not {sign for sign in text if not sign.isprintable()} - {"\n"}

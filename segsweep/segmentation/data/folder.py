@@ -55,7 +55,7 @@ class Folder:
         root = source.folder(self.root)
         masks = self._find(root, "masks", set())
         found = self._find(root, "images", set(masks.values()))
-        return source.manifest(root, source.pair(found, masks), cache)
+        return source.manifest(root, source.pair(found, masks), cache, images.doubtful, images.read)
 
     def _find(self, root: Path, key: str, taken: set[str]) -> dict[tuple[str, str], str]:
         pattern = getattr(self, key)

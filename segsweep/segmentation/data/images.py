@@ -4,6 +4,7 @@ Pillow reads every format; files that differ from one that it has read in their 
 """
 
 import functools
+import io
 import warnings
 
 import numpy as np
@@ -42,7 +43,8 @@ def read(file: str, mask: bool = False) -> np.ndarray:
     if pixels.dtype == np.int32 and pixels.min() >= 0 and pixels.max() < 1 << 16:  # some Pillows read 16 bit as 32
         pixels = pixels.astype(np.uint16)
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{file}: pixels of type {pixels.dtype}; expected 8 or 16 bit whole numbers")
+        found = f" from {pixels.min():g} to {pixels.max():g}"
+        raise DataError(f"{file}: pixels of type {pixels.dtype}{found}; expected 8 or 16 bit whole numbers, at least 0")
     if mask and pixels.ndim == 3:
         if (pixels != pixels[..., :1]).any():
             raise DataError(f"{file}: a mask in colour; expected one channel with two values (is it an image?)")
@@ -54,6 +56,29 @@ def read(file: str, mask: bool = False) -> np.ndarray:
         if data[start:end] == pixels.tobytes():
             _layouts[len(data), mask] = data[:start], data[end:], pixels.shape
     return pixels
+
+
+_STRIPS = ((273, 324), (279, 325))
+"""Tags of a TIFF: where its strips, or tiles, begin, and how long they are."""
+
+
+def doubtful(data: bytes) -> bool:
+    """Whether an image file's content may be none that `read` takes, by all that can be told without decoding it: its
+    header, a PNG's checksums, where a TIFF's strips and a JPEG end."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:  # in threads: whoever starts them has warnings of odd tags ignored
+            odd = image.mode in ("F", "I") or getattr(image, "n_frames", 1) != 1
+            if odd or image.format not in ("TIFF", "JPEG", "PNG"):
+                return True
+            if image.format == "JPEG":
+                return b"\xff\xd9" not in data[-4096:]
+            if image.format == "PNG":
+                image.verify()
+                return False
+            starts, counts = ((tags.get(a) or tags.get(b) or ()) for tags in [image.tag_v2] for a, b in _STRIPS)
+            return max(map(sum, zip(starts, counts, strict=True))) > len(data)
+    except Exception:  # Pillow raises a dozen kinds for broken files
+        return True
 
 
 def _pixels(image: Image.Image, mask: bool) -> np.ndarray:

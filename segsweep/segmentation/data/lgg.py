@@ -54,7 +54,7 @@ class LGG:
             )
         if empty:
             raise DataError(f"patient {empty[0]}: {root / place / empty[0]} has no files {empty[0]}_<k>.tif")
-        return source.manifest(root / place, source.pair(found, masks), cache)
+        return source.manifest(root / place, source.pair(found, masks), cache, images.doubtful, images.read)
 
     def decode(self, manifest: Manifest, patient: str) -> tuple[np.ndarray, np.ndarray]:
         """Images (D, H, W, 3) uint8 and masks (D, H, W) uint8 of {0, 1} of one patient. Raises DataError."""

@@ -8,9 +8,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +107,14 @@ def _anatomical(key: tuple[str, str]) -> tuple[str, list[tuple[int, str]]]:
     return key[0], natural(key[1])
 
 
-def manifest(root: Path, pairs: Pairs, cache: Path) -> Manifest:
+def manifest(
+    root: Path, pairs: Pairs, cache: Path, doubtful: Callable[[bytes], bool], read: Callable[[str, bool], Any]
+) -> Manifest:
     """The manifest of matched files, all under `root`.
 
     A file's digest is remembered in `cache` with its size and times, so that an unchanged tree is not read again.
-    Raises DataError naming a file that is empty or cannot be read."""
+    Raises DataError naming a file that is empty or cannot be read, and what `read(file, whether it is a mask)` raises
+    of one whose content is `doubtful`: once, before any job, and not in each."""
     memory = cache / "digests" / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]}.json"
     known = _recall(memory)
     start = len(os.path.join(root, ""))
@@ -133,10 +138,19 @@ def manifest(root: Path, pairs: Pairs, cache: Path) -> Manifest:
     if unread:
         count = min(8, os.cpu_count() or 1)
         shares = [unread[k::count] for k in range(count)]
-        with ThreadPoolExecutor(count) as pool:  # reading and hashing release the GIL
-            for share, digests in zip(shares, pool.map(_digests, shares), strict=True):
-                for file, digest in zip(share, digests, strict=True):
+        doubts = set()
+        with (
+            warnings.catch_warnings(action="ignore"),
+            ThreadPoolExecutor(count) as pool,
+        ):  # reading and hashing release the GIL
+            for share, digests in zip(shares, pool.map(partial(_digests, doubtful), shares), strict=True):
+                for file, (digest, doubt) in zip(share, digests, strict=True):
                     found[file[start:]][3] = digest
+                    doubts |= {file} if doubt else set()
+        for _, *files in (slice_ for slices in pairs.values() for slice_ in slices) if doubts else ():
+            for file, is_mask in zip(files, (False, True), strict=True):
+                if file in doubts:
+                    read(file, is_mask)
         _remember(memory, found)
     total = hashlib.sha256()
     for patient, slices in pairs.items():
@@ -150,12 +164,13 @@ def manifest(root: Path, pairs: Pairs, cache: Path) -> Manifest:
     )
 
 
-def _digests(files: list[str]) -> list[str]:
+def _digests(doubtful: Callable[[bytes], bool], files: list[str]) -> list[tuple[str, bool]]:
+    """SHA-256 of each file, and whether its content is doubtful."""
     found = []
     for file in files:
         try:
-            with open(file, "rb", buffering=0) as stream:
-                found.append(hashlib.file_digest(stream, "sha256").hexdigest())
+            data = Path(file).read_bytes()
+            found.append((hashlib.sha256(data).hexdigest(), doubtful(data)))
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     return found
