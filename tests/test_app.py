@@ -219,6 +219,23 @@ def test_epochs_are_shared_and_kept_in_one_place_where_jobs_have_a_folder_of_the
     assert [folder.parent for folder in tmp_path.rglob("runs")] == [tmp_path / "multirun"]
 
 
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("${oc.select:segsweep.epochs,10}", 3),
+        ("${oc.select:${where},10}", 10),  # what another key names nobody can read
+        ("${oc.decode:'${segsweep.epochs}'}", 3),
+        ("a/segsweep.epochs", "a/segsweep.epochs"),
+    ],
+)
+def test_what_an_application_asks_of_the_engine_by_whatever_resolver_is_the_value(through, conf, app, text, given):
+    (conf / "config.yaml").write_text(f'{CONFIG}\nasked: "{text}"\nwhere: nowhere\n')
+    source = app.replace("start(cfg):", "start(cfg, run):").replace("seen.append(cfg)", "seen.append(cfg.asked)")
+    code, said, module = through(source, "segsweep.epochs=3", *HERE)
+    assert code == 0, said
+    assert module.seen == [given]
+
+
 def test_a_job_that_leaves_python_has_failed_and_the_others_are_run(through, conf, app, tmp_path):
     source = app.replace("return cfg.lr", "if cfg.lr == 1: raise SystemExit\n    return cfg.lr")
     code, said, module = through(source, "-m", "lr=1,2", *HERE)

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,20 @@ class Asked:
         )
 
 
+_ASKS = re.compile(rf"\$\{{(?:[^{{}}]|\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})*?(?<!\w)(?<!\w\.){OWN}(?!\w)")
+"""In an interpolation, whatever resolver it calls, and inside others."""
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            yield from _texts(item)
+    elif isinstance(node, str):
+        yield node
+
+
 class _Function:
     """`_call` it, and make of what it returns a `Result`."""
 
@@ -112,10 +127,10 @@ class App(_Function):
         self.cfg = cfg.copy()
         with open_dict(self.cfg):
             self.cfg.pop("hydra", None)  # see `compose.with_environment`
-        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != OWN])
-        if f"${{{OWN}." not in OmegaConf.to_yaml(own):  # else the application means to know
-            with open_dict(self.cfg):
-                del self.cfg[OWN]
+        with open_dict(self.cfg):
+            engine = self.cfg.pop(OWN)
+            if any(map(_ASKS.search, _texts(OmegaConf.to_container(self.cfg)))):  # the application means to know
+                self.cfg[OWN] = engine
 
     def _call(self, run: Any) -> Any:
         with _in_its_folder():
