@@ -28,6 +28,8 @@ IGNORED = ("device", "reuse", "report", "checkpoint", "paths", "tracking", "swee
 PACKAGE = Path(__file__).resolve().parents[1]
 CODE = ("segsweep.core.device", "segsweep.runs.loop")
 """What takes part in every task's results."""
+ADAPTERS = ("lightning.py",)
+"""What takes part in those of a task that imports it."""
 
 
 def digest(value: Any, exact: bool = False) -> str:
@@ -202,7 +204,8 @@ def unwatched(watched: Collection[Path], folders: Collection[Path]) -> dict[str,
 def is_own(file: Path) -> bool:
     file = file.resolve()
     if file.is_relative_to(PACKAGE):  # a room that holds a task is a task's code; the others are the engine
-        return (PACKAGE / file.relative_to(PACKAGE).parts[0] / "task.py").exists()
+        top = file.relative_to(PACKAGE).parts[0]
+        return top in ADAPTERS or (PACKAGE / top / "task.py").exists()
     installed = {"site-packages", "dist-packages"} & set(file.parts)
     return not installed and not file.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
 
