@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -594,6 +595,30 @@ def test_runs_of_an_application_and_of_a_script_are_compared(through, conf, app,
     (only,) = map(str, tmp_path.glob("multirun/runs/*"))
     assert why.main([only, only]) == 0
     assert "They are the same run" in capfd.readouterr().out
+
+
+def test_an_application_says_why_by_the_configuration_that_its_command_named(through, conf, app, tmp_path, capfd):
+    (conf / "other.yaml").write_text(CONFIG + BASIC.replace("  - ", "#"))
+    code, said, module = through(app, "-m", "--config-name", "other", "net=large,small", *HERE)
+    assert code == 0, said
+    job = str(next(tmp_path.glob("multirun/2*/0")))
+    for edit, says in (("", "The same run: its record answers."), ("lr: 0.3", "It would be trained again, as ")):
+        (conf / "other.yaml").write_text(CONFIG.replace("lr: 0.1", edit or "lr: 0.1"))
+        sys.argv[1:] = ["--why", job]
+        module.start()
+        said = capfd.readouterr().out
+        assert says in said
+    assert re.search(r"value +lr +0.1 -> 0.3\n", said)
+    assert len(module.seen) == 2
+
+
+def test_an_application_is_checked_where_it_asks_hydra_for_its_folder(through, conf, app, tmp_path):
+    source = app.replace("seen.append(cfg)", "seen.append((cfg.out, cfg.net.width))")
+    code, said, module = through(source, "--check", "net=large")
+    assert (code, said.splitlines()[-1]) == (0, "All well."), said
+    assert "noted  epochs: it trains at one go" in said
+    assert {(Path(out).parent.parent, width) for out, width in module.seen} == {(Path(tempfile.gettempdir()), 8)}
+    assert not (tmp_path / "multirun").exists()
 
 
 def test_a_function_that_hydra_gets_by_its_path_is_watched(through, conf, app, tmp_path):

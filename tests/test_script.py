@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from segsweep.sweeps import doors
+from segsweep.core import signature
+from segsweep.sweeps import doors, why
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "script"
 FUNCTION = """
@@ -191,6 +192,56 @@ def test_an_argument_called_epochs_is_the_engines_and_parts_runs_of_different_le
     plain = through(FUNCTION, "-m", "epochs=3,5", *HERE)
     assert plain[0] == 0
     assert len({run["trajectory"] for run in runs(tmp_path) if "lr" in run["factors"]}) == 1
+
+
+def test_a_script_says_why_and_accepts_without_training(through, tmp_path, capfd):
+    code, said, module = through(FUNCTION, "lr=0.2", *HERE[1:])
+    assert code == 0, said
+    (job,) = map(str, tmp_path.glob("multirun/2*/0"))
+
+    def ask(*arguments: str) -> tuple[int, str]:
+        sys.argv[1:] = arguments
+        signature.code.cache_clear()
+        capfd.readouterr()
+        try:
+            module.start()
+        except SystemExit as end:
+            return end.code, "".join(capfd.readouterr())
+        return 0, "".join(capfd.readouterr())
+
+    assert "The same run: its record answers." in ask("--why", job)[1]
+    file = Path(module.__file__)
+    file.write_text(file.read_text() + "\nother = 1\n")
+    code, said = ask("--why", job)
+    assert (code, f" --why --accept {job} --reason TEXT" in said) == (0, True), said
+    assert why.main([job]) == why.main([job, "--accept", "--reason", "x"]) == 1  # of `python -m segsweep.why`
+    assert capfd.readouterr().err.count(f" --why {job}\n") == 2
+    assert ask("--why", job, "--accept", "--reason", "nobody reads it")[0] == 0
+    assert ask(*HERE[1:], "lr=0.2")[0] == 0
+    assert len(module.seen) == 1
+    code, said, _ = through(FUNCTION, "--why", job)  # another script
+    assert (code, "its own program alone can compose it" in said) == (1, True), said
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ("return lr", ["spec", "data", "two epochs", "metrics", "units", "again", "epochs"]),
+        (
+            "for epoch in run.epochs():\n        epoch.report({'val/loss': lr / epoch.number})",
+            ["spec", "data", "two epochs", "metrics", "units", "again", "interrupt", "prune", "longer", "shorter"],
+        ),
+    ],
+)
+def test_a_script_is_checked_by_itself(through, tmp_path, body, names):
+    source = FUNCTION.replace("return lr * width + run.seed", body)
+    code, said, module = through(source, "--check", "lr=0.2")
+    lines = said.splitlines()
+    assert [line[7:].partition(":")[0] for line in lines[:-1]] == names, said
+    assert (code, lines[-1]) == (0, "All well.")
+    assert {seen[0] for seen in module.seen} == {0.2}
+    assert not (tmp_path / "multirun").exists()
+    assert through(source, "--check", "lrr=1")[:2] == (1, "lrr: no such key; did you mean lr?\n")
 
 
 def test_the_help_and_the_whole_configuration_of_a_script(through):

@@ -24,27 +24,27 @@ def checked(result: Result, spec: Spec, made: str) -> Result:
                 f"{made}: Result has {key}, which is none of its metrics: test/{', test/'.join(spec.metrics)}"
             )
         metrics[key] = plain(value)
-        if metrics[key] is None or isinstance(metrics[key], bool):
+        if metrics[key] is None:
             raise TaskError(f"{made}: Result has {type(value).__name__} for {key}; a number is needed")
     if spec.scores and not result.units:
         raise TaskError(f"{made}: Result has no {spec.unit}; a value of {', '.join(spec.scores)} is needed for each")
+    units = {}
     for unit, values in result.units.items():
         if not isinstance(values, Mapping):
-            scores = ", ".join(f"{name!r}: 0.5" for name in spec.scores or ("score",))
+            example = ", ".join(f"{name!r}: 0.5" for name in spec.scores or ("score",))
             raise TaskError(
-                f"{made}: Result has {type(values).__name__} for {spec.unit} {unit}; a mapping is needed, {{{scores}}}"
+                f"{made}: Result has {type(values).__name__} for {spec.unit} {unit}; a mapping is needed, {{{example}}}"
             )
         if lacks := [name for name in spec.scores if name not in values]:
             raise TaskError(f"{made}: Result has no {lacks[0]} for {spec.unit} {unit}; NaN where it is undefined")
+        scores = {name: plain(values[name], truths=True) for name in spec.scores}
+        if odd := [name for name, score in scores.items() if score is None]:
+            kind = type(values[odd[0]]).__name__
+            raise TaskError(f"{made}: Result has {kind} for {odd[0]} of {spec.unit} {unit}; a number is needed")
+        units[unit] = {**values, **scores}
     for key, value in metrics.items():
         name = key.partition("/")[2]
-        undefined = math.isnan(value) and name in spec.scores and _undefined(result, name)
+        undefined = name in spec.scores and all(math.isnan(each[name]) for each in (*units.values(), {name: value}))
         if not math.isfinite(value) and not undefined:
             raise NotFiniteError(f"{made}: Result has {value} for {key}; a finite number is needed")
-    return Result(metrics, result.units)
-
-
-def _undefined(result: Result, name: str) -> bool:
-    """Whether no unit has a value of a metric."""
-    found = (plain(values[name]) for values in result.units.values())
-    return all(value is None or math.isnan(value) for value in found)
+    return Result(metrics, units)

@@ -119,10 +119,7 @@ def _start(made: Callable[[], "Door"]) -> None:
     try:
         here.door = made()
         start()
-        here.door.register()
-        from segsweep.sweeps import cli
-
-        code = cli.main()
+        code = _answer(here.door, sys.argv[1:])
     except SegsweepError as error:
         print(error, file=sys.stderr)
         code = 1
@@ -131,6 +128,23 @@ def _start(made: Callable[[], "Door"]) -> None:
         signal.signal(signal.SIGINT, before)
     if code:
         raise SystemExit(code)
+
+
+def _answer(door: "Door", argv: list[str]) -> int:
+    """The exit code of what is asked for. `--why` and `--check` are this program's own `python -m segsweep.why` and
+    `.check`, as nobody else composes its runs; they train none of them."""
+    if argv[:1] == ["--why"]:
+        from segsweep.sweeps import why
+
+        return why.main(argv[1:])
+    if argv[:1] == ["--check"]:
+        from segsweep.sweeps import check
+
+        return check.main(argv[1:])
+    from segsweep.sweeps import cli
+
+    door.register(argv)
+    return cli.main()
 
 
 @dataclass(eq=False)
@@ -202,12 +216,12 @@ class Door:
         found = compute_search_path_dir(*detect_calling_file_or_module_from_task_function(self.wrapped), path)
         return found if found is None or "://" in found else f"file://{found}"
 
-    def register(self) -> None:
-        """Make known to Hydra the engine's options and keys, and a script's arguments."""
+    def register(self, argv: list[str]) -> None:
+        """Make known to Hydra the engine's options and keys, and a script's arguments, for a command line."""
         Plugins.instance()  # whose own options come first, so that those below take their place
         made, at = self.component, f"{OWN}." if self.app else ""
         if self.app:
-            given = get_args(sys.argv[1:])
+            given = get_args(argv)
             asked = {"--config-path": given.config_path, "--config-name": given.config_name}
             self.named = tuple(word for pair in asked.items() if pair[1] is not None for word in pair)
         _check_class(made, self.target)
@@ -225,20 +239,20 @@ class Door:
             stored.keep(group="hydra/help", name=OWN, node=_help(self, made, arguments))
             help_option = OWN
         stored.store_engine(at, keys, help_option)
-        asks = [argument for argument in sys.argv[1:] if argument.startswith("+search=")]
+        asks = [argument for argument in argv if argument.startswith("+search=")]
         if self.app and not asks:
             return
-        if not self.app or not self._has_search():
+        if not self.app or not self._has_search(argv):
             stored.store_searches("search")
 
-    def _has_search(self) -> bool:
+    def _has_search(self, argv: list[str]) -> bool:
         """Whether the application has a group or a key of that name, which then is meant by `+search=`."""
         from hydra import compose
         from hydra.core.global_hydra import GlobalHydra
         from hydra.errors import HydraException
         from hydra.initialize import initialize_config_search_path
 
-        given = get_args(sys.argv[1:])
+        given = get_args(argv)
         place, name = self.place(given.config_path), given.config_name or self.config_name
         try:
             with initialize_config_search_path([place or NOWHERE]):
@@ -406,12 +420,14 @@ def _help(door: Door, made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         f"  {program}                                    one run\n"
         f"  {program} -m KEY=1,2 seed=0,1,2 epochs=5      a sweep: every combination is one job\n"
         f"  {program} -m +search=tpe 'KEY=interval(0, 1)' search.trials=20\n"
-        f"  {program} -m ... hydra/launcher=plan         what it would cost; --cfg job: every value\n\n"
+        f"  {program} -m ... hydra/launcher=plan         what it would cost; --cfg job: every value\n"
+        f"  {program} --check                            what it forgot that exact resume needs\n\n"
         f"{own}\n\n"
         "  The engine's\n"
         "    epochs  seed  device=auto|cpu|cuda|cuda:N  reuse=true|false  report=true|false\n"
         "    pruner=none|median|halving|hyperband|patient  tracking=mlflow|none  paths.runs  search.trials  ...\n\n"
         "  Afterwards\n"
         "    python -m segsweep.report multirun/NAME      tables, curves, statistics of a sweep\n"
+        f"  {program} --why multirun/NAME/0               why it would train that run again, or not; trains nothing\n"
     )
     return {"app_name": door.program[-1], "template": text.replace("$", "$$")}

@@ -198,13 +198,15 @@ def _in_its_folder() -> Iterator[None]:
 
 def _result(found: Any, spec: Spec, name: str, run: Any) -> Result:
     """Of what a function returned; raises TaskError and NotFiniteError."""
+    from segsweep.runs.loop import plain  # with torch, which `--help` does without
+
     looped = run.state is not None
     if isinstance(found, Result):
         return found
     chosen = spec.select.partition("/")[2]
     if found is None and looped:
         return Result({})
-    number = _number(found)
+    number = plain(found)
     several = {chosen: found} if number is not None else found
     if not isinstance(several, Mapping):
         wanted = f"a number ({chosen}), a mapping of metrics or a segsweep.task.Result"
@@ -213,7 +215,7 @@ def _result(found: Any, spec: Spec, name: str, run: Any) -> Result:
     beside: dict[str, Any] = {}
     for key, value in several.items():
         full = str(key) if str(key).partition("/")[0] in PARTS and "/" in str(key) else f"val/{key}"
-        number = _number(value)
+        number = plain(value)
         if full in metrics:
             raise TaskError(
                 f"{name} returned both {full.partition('/')[2]} and {full}, which are one; give one of them"
@@ -231,13 +233,6 @@ def _result(found: Any, spec: Spec, name: str, run: Any) -> Result:
     if beside:  # kept, and compared by nobody, as nobody said which way is better
         run.describe(returned=beside)
     return Result(metrics)
-
-
-def _number(value: Any) -> float | None:
-    item = getattr(value, "item", None)
-    with contextlib.suppress(RuntimeError, ValueError, TypeError):  # a tensor of several
-        value = item() if callable(item) else value
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def named(thing: Any) -> str:

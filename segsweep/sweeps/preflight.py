@@ -19,6 +19,7 @@ from typing import Any
 from hydra import compose
 from hydra._internal.utils import get_args
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
@@ -130,11 +131,11 @@ def _numbered(cfg: DictConfig) -> list[str]:
 
 
 def composed(
-    argv: list[str], overrides: list[str] | None = None, config_dir: str | None = None
+    argv: list[str], overrides: list[str] | None = None, config_dir: str | None = None, output: str | None = None
 ) -> tuple[DictConfig, dict[str, Any]]:
     """The configuration of a single run without Hydra's part, and the option chosen in each group: of a command line,
     or with other `overrides` and another folder of options. Raises ConfigError where Hydra cannot make one; what it is
-    worth `preflight` tells."""
+    worth `preflight` tells. output: the folder of the job's own, for code that is then run and asks Hydra for it."""
     try:
         args = get_args(argv)
     except SystemExit:  # argparse, of a command line that was recorded
@@ -142,7 +143,12 @@ def composed(
     args.overrides, args.config_dir = overrides or args.overrides, config_dir or args.config_dir
     root = trust.root(args)
     with initialize_config_search_path([*root.places, *_beside_it(args)]):
-        cfg, choices = bare(_composed(root.name, args.overrides))
+        whole = _composed(root.name, args.overrides)
+        cfg, choices = bare(whole)
+    if output:
+        with open_dict(whole.hydra):
+            whole.hydra.runtime.output_dir = output
+        HydraConfig.instance().set_config(whole)
     return cfg, {group: option for group, option in choices.items() if "/" not in group}
 
 

@@ -1,5 +1,5 @@
-"""`python -m segsweep.why RUN [RUN]`: in which values, files and versions two runs differ, or why one would be trained
-again today. `--accept RUN --reason TEXT` lets a record stand for today's code.
+"""`python -m segsweep.why RUN [RUN]`, or `python my_script.py --why RUN`: in which values, files and versions two runs
+differ, or why one would be trained again today. `--accept RUN --reason TEXT` lets a record stand for today's code.
 """
 
 import argparse
@@ -14,9 +14,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from segsweep.config.schema import engine
 from segsweep.config.start import start
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
+from segsweep.core.session import session
 from segsweep.core.signature import digest, hashes, short
 from segsweep.runs.identity import Identity, identity, recorded
 from segsweep.task import Data
@@ -109,20 +111,43 @@ def today(then: Identity, cfg: DictConfig) -> tuple[Identity, str]:
         raise SegsweepError(f"its task cannot be made today: {told(error)}") from error
 
 
+def _words(info: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The program that trained a run, and its arguments; nothing where its command is not recorded as one types it."""
+    try:
+        words = shlex.split(str(info.get("command") or ""))
+    except ValueError:
+        words = []
+    length = 0 if not words else 1 if words[0] != "python" else 3 if words[1:2] == ["-m"] else 2
+    return words[:length], words[length:]
+
+
+def _refuse_other(reference: str, cfg: DictConfig, info: Mapping[str, Any]) -> None:
+    """Raise SegsweepError where another program composes a run than the one that is asked; it names that one."""
+    program, _ = _words(info)
+    here, asks = ["python", "-m", "segsweep"], f"{printable(shlex.join(program))} --why"
+    if door := session().door:
+        other, asks = engine(cfg).task._target_ != door.target, asks if program != here else "python -m segsweep.why"
+    else:
+        other = bool(program) and program != here
+    if other:
+        raise SegsweepError(
+            f"{reference}: its own program alone can compose it, which trains nothing by {asks} {reference}"
+        )
+
+
 def composition(reference: str, info: Mapping[str, Any], config_dir: str | None) -> DictConfig:
     """What the command of a run composes today. Raises SegsweepError where that cannot be known."""
     from segsweep.sweeps.preflight import composed
 
-    job = artifacts.read_json(Path(reference) / "job.json") or {}
-    try:
-        words = shlex.split(str(info.get("command") or ""))
-    except ValueError as error:
-        raise SegsweepError(f"its command was not recorded as one types it: {error}") from None
-    if words[:3] != ["python", "-m", "segsweep"]:
+    job, door = artifacts.read_json(Path(reference) / "job.json") or {}, session().door
+    program, words = _words(info)
+    if not program:
         raise SegsweepError("its command is not recorded")
     lines = [str(line) for line in job.get("overrides") or ()]
     lines += [word for word in words if lines and word.lstrip("+~").startswith("hydra.job.env_set")]
-    return composed(words[3:], lines, config_dir)[0]
+    if door:
+        door.register(words)
+    return composed(words, lines, config_dir)[0]
 
 
 def compare(first: Path, second: Path) -> None:
@@ -143,6 +168,7 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     from segsweep.core import environment
 
     then, cfg, info = recorded(folder)
+    _refuse_other(reference, cfg, info)
     print(f"{folder.name} -> the same command today")
     try:
         cfg = composition(reference, info, config_dir)
@@ -170,7 +196,7 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     else:
         again = f"It would be trained again, as {there.name}: {_counted(found)}."
         edit = {difference.kind for difference in found} == {"file"}
-        hint = f" If the edit changes no number: python -m segsweep.why --accept {reference} --reason TEXT"
+        hint = f" If the edit changes no number: {_asks()} --accept {reference} --reason TEXT"
         print(again + hint * edit)
 
 
@@ -179,7 +205,8 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
     from segsweep.core import environment
     from segsweep.core.signature import code, fingerprint
 
-    then, _, info = recorded(folder)
+    then, cfg, info = recorded(folder)
+    _refuse_other(reference, cfg, info)
     name, runs = folder.name, folder.parent.parent
     if folder.parent.name != "runs" or name != info["signature"]:
         raise SegsweepError(f"{folder}: not among the runs of this machine, so that no command would be led to it")
@@ -282,7 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 answered or accepted, 1 with a plain message where not."""
     start()
     parser = argparse.ArgumentParser(
-        prog="python -m segsweep.why",
+        prog=_asks(),
         description="Why two runs are not the same: which values, files, data and versions differ. With one RUN: why "
         "the same command would train it again today, or that it would not. Trains nothing.",
         epilog="The code of one's own is looked at as in training: SEGSWEEP_ALLOW and the working directory as there.",
@@ -319,6 +346,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _asks() -> str:
+    """The command of this, less its arguments."""
+    return f"{shlex.join(door.program)} --why" if (door := session().door) else "python -m segsweep.why"
 
 
 def _user() -> str:
