@@ -84,7 +84,15 @@ def test_what_is_reused_says_that_its_data_are_not_watched_and_data_are_part_of_
         (FUNCTION, ["--config-name", "other"], "--config-name: not taken"),
         (FUNCTION.replace("lr: float = 0.1", "lr: float"), [], "lr: a value is needed, lr=..."),
         (FUNCTION.replace("lr: float = 0.1", "search: int = 1"), [], "takes search, which is a key of the engine"),
-        (FUNCTION.replace("lr: float = 0.1", "lr: float = object()"), [], "a default is a number, a text, null"),
+        (FUNCTION.replace("lr: float = 0.1", "lr: float = object()"), [], "a default is a number, a text, a path, null"),
+        (FUNCTION.replace("lr: float = 0.1", "lr=b'a'"), [], "train(lr=b'a'): a default is a number, a text, a path"),
+        (FUNCTION.replace("lr: float = 0.1", "lr=[HTTPMethod.GET]").replace("\n", "\nfrom http import HTTPMethod\n", 1),
+         [], "a default is a number, a text, a path"),
+        (FUNCTION.replace("lr: float = 0.1", "defaults: int = 1"), [], "takes defaults, which is a key of Hydra"),
+        (FUNCTION.replace("lr: float = 0.1", "_target_: int = 1"), [], "takes _target_, which is a key of Hydra"),
+        (FUNCTION.replace('"min"', '"min", data=lambda: 1'), [], "is inside something else"),
+        (FUNCTION.replace('"min"', '"min", data=functools.partial(lambda: 1)').replace("import", "import functools,", 1),
+         [], "cannot be told to another process"),
         (FUNCTION.replace("train(run, *,", "train(data, *,"), [], "its first argument is not run"),
         (FUNCTION.replace('"mlp"):', '"mlp", **more):'), [], "it takes *more"),
         (FUNCTION.replace(', direction="min"', ""), [], "metric= and direction= are needed"),
@@ -167,6 +175,46 @@ def test_a_default_that_is_a_tuple_arrives_as_one(through):
     )
     code, said, _ = through(source, "sizes=[[1,2],[5]]", *HERE[1:])
     assert code == 0, said
+
+
+def test_a_default_that_is_a_path_is_a_text_to_the_command_line_and_arrives_as_a_path(through, tmp_path):
+    source = "from pathlib import Path\n" + FUNCTION.replace('model: str = "mlp"', "at=Path('a'), more=[Path('b')]")
+    source = source.replace("return lr", "assert (at, more) == (Path('c'), [Path('b')])\n    return lr")
+    code, said, _ = through(source, "at=c", *HERE[1:])
+    assert code == 0, said
+    (run,) = runs(tmp_path)
+    assert (run["factors"]["at"], run["factors"]["more"]) == ("c", ["b"])
+
+
+DATA = """
+import functools
+class Watched:
+    def __call__(self, place="a.csv"):
+        return place
+def watched(folder, place="a.csv"):
+    return folder + place
+"""
+
+
+@pytest.mark.parametrize("data", ["functools.partial(watched, '')", "Watched()", "Watched().__call__", "watched"])
+def test_data_may_be_told_by_whatever_can_be_called(tmp_path, data):
+    """In other processes, too, in which the script has another name."""
+    (tmp_path / "a.csv").write_text("1")
+    source = FUNCTION.replace("def start():\n    ", "") + "\n"
+    source = source.replace('"mlp"', '"mlp", folder: str = ""').replace('"min"', f'"min", data={data}')
+    (tmp_path / "mine.py").write_text(
+        DATA + source.replace("segsweep.main", 'if __name__ == "__main__":\n    segsweep.main')
+    )
+    line = ("mine.py", "-m", "lr=0.1,0.2", "tracking=none", "report=false", "hydra.launcher.jobs_per_device=1")
+    done = python(tmp_path, *line)
+    assert done.returncode == 0, done.stdout + done.stderr
+    digests = [run["data"]["digest"] for run in runs(tmp_path)]
+    assert len(digests) == 2
+    assert len(set(digests) - {None}) == 1
+    assert python(tmp_path, *line).stdout.count("reused") >= 2
+    (tmp_path / "a.csv").write_text("2")
+    assert python(tmp_path, *line).returncode == 0
+    assert len(runs(tmp_path)) == 4
 
 
 def test_a_mapping_is_kept_and_what_has_no_direction_is_compared_by_nobody(through, tmp_path):

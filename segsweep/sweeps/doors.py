@@ -15,10 +15,12 @@ import importlib
 import importlib.util
 import inspect
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,6 +42,7 @@ from segsweep.core import child
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
+from segsweep.sweeps import worker
 from segsweep.sweeps.functions import USAGE, App, Asked, Script, adapted, named, takes_run
 from segsweep.task import Metric, Spec
 
@@ -275,10 +278,9 @@ def _script(task: Any, asked: Asked, at_hydra: list[str]) -> Door:
     if not inspect.isfunction(task):
         raise ConfigError(f"segsweep.main({task!r}): found {type(task).__name__}. {USAGE}")
     asked.spec()
-    if inspect.isfunction(asked.data):
-        where, _, name = _door(asked.data).target.rpartition(".")
-        asked = Asked(asked.metric, asked.direction, _ByName(where, name), asked.ignored, asked.repeats)
-    return _door(task, asked=asked, config_name=_stem())
+    door = _door(task, config_name=_stem())
+    door.asked = replace(asked, data=_Packed(asked.data)) if callable(asked.data) else asked
+    return door
 
 
 def _application(function: Any, at_hydra: dict[str, Any], whitelist: Any) -> Door:
@@ -351,19 +353,25 @@ def _load(module: str, file: str | None, folder: str | None) -> ModuleType:
     return made
 
 
-@dataclass(frozen=True)
-class _ByName:
-    """A function of a script in another process."""
+class _Packed:
+    """Whatever tells of the data of a script, for another process, which unpacks it once it has loaded that."""
 
-    module: str
-    name: str
+    def __init__(self, thing: Any):
+        if inspect.isfunction(thing):
+            _door(thing)  # refuses what no other process finds
+        try:
+            self.packed = pickle.dumps(thing)
+        except Exception as error:  # of whatever it holds
+            raise ConfigError(
+                f"segsweep.main(data={thing!r}): cannot be told to another process: {type(error).__name__}: {error}"
+            ) from None
 
-    def __call__(self, *given: Any, **named: Any) -> Any:
-        return getattr(sys.modules[self.module], self.name)(*given, **named)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(getattr(sys.modules[self.module], self.name))
+    def __call__(self, **values: Any) -> Any:
+        """With those of `values` that it takes."""
+        thing = worker.unpacked(self.packed)
+        bound = getattr(thing, "keywords", {})  # of functools.partial
+        takes = [name for name in inspect.signature(thing).parameters if name in values and name not in bound]
+        return thing(**{name: values[name] for name in takes})
 
 
 def _check_class(made: Any, target: str) -> None:
@@ -379,19 +387,29 @@ def _arguments(made: Any, target: str) -> dict[str, Any]:
     for p in inspect.signature(made).parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
             raise ConfigError(f"segsweep.main: {target} takes {p}; its settings need names")
-        if p.name in {f.name for f in fields(Config)} - set(_SHARED) or p.name in ("hydra", "experiment", OWN):
-            raise ConfigError(
-                f"segsweep.main: {target} takes {p.name}, which is a key of the engine; call it otherwise"
-            )
-        default = "???" if p.default is p.empty else list(p.default) if isinstance(p.default, tuple) else p.default
+        own = {f.name for f in fields(Config)} - set(_SHARED) | {"experiment", OWN}
+        if p.name in own or p.name in ("hydra", "defaults") or p.name.startswith("_"):
+            whose = "the engine" if p.name in own else "Hydra"
+            raise ConfigError(f"segsweep.main: {target} takes {p.name}, which is a key of {whose}; call it otherwise")
         try:
-            found[p.name] = OmegaConf.to_container(OmegaConf.create({"x": default}))["x"]  # type: ignore[call-overload, index]
-        except Exception:
+            found[p.name] = "???" if p.default is p.empty else _key(p.default)
+        except TypeError:
             raise ConfigError(
-                f"segsweep.main: {target}({p.name}={default!r}): a default is a number, a text, null, or a list or "
-                "mapping of such, which a command line can give"
+                f"segsweep.main: {target}({p.name}={p.default!r}): a default is a number, a text, a path, null, or a "
+                "list or mapping of such, which a command line can give"
             ) from None
     return found
+
+
+def _key(default: Any) -> Any:
+    """A default as a configuration has it. Raises TypeError where it has nothing like it."""
+    if isinstance(default, list | tuple):
+        return [_key(item) for item in default]
+    if isinstance(default, Mapping):
+        return {key: _key(item) for key, item in default.items()}
+    if isinstance(default, Enum) or not isinstance(default, Path | str | bool | int | float | None):
+        raise TypeError
+    return str(default) if isinstance(default, Path) else default
 
 
 def unknown(asked: Asked | None, known: Callable[[str], bool], names: Iterable[str]) -> list[str]:

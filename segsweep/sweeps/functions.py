@@ -119,7 +119,7 @@ class Script(_Function):
         return self.function(run, **self.values)
 
     def _watched(self) -> Any:
-        return self.asked.data(**{key: self.values[key] for key in inspect.signature(self.asked.data).parameters})
+        return self.asked.data(**self.values)
 
 
 class App(_Function):

@@ -293,12 +293,15 @@ def _wrong_options(override: Override, options: list[str]) -> list[str]:
     group = override.key_or_group
     if override.is_sweep_override() and not _values(override):
         return [f"{override.input_line}: fits no option; allowed are {', '.join(options)}"]
-    if not override.is_delete() and override.value() is None and group != "experiment":
-        return [f"{group}=null: an option is needed; allowed are {', '.join(options)}"]
+    if override.is_delete():
+        return []
+    if None in (values := _values(override)):  # which Hydra fails on
+        optional = f"; without one, leave {group} out" if group == "experiment" else ""
+        return [f"{group}=null: an option is needed{optional}; allowed are {', '.join(options)}"]
     return [
         f"{group}={value}: no such option{nearest(str(value), options)}; allowed are {', '.join(options)}"
-        for value in _values(override)
-        if not override.is_delete() and value is not None and str(value).removesuffix(".yaml") not in options
+        for value in values
+        if str(value).removesuffix(".yaml") not in options
     ]
 
 
