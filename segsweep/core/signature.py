@@ -57,6 +57,15 @@ def without(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return kept
 
 
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that is no mapping, or an empty one."""
+    for key, item in node.items():
+        if isinstance(item, Mapping) and item:
+            yield from leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
 def left_out(at: str, spec: Spec) -> tuple[str, ...]:
     """The keys that decide no number; `at`: how the engine's begin."""
     epochs = () if spec.epochs else (f"{at}epochs",)

@@ -32,7 +32,7 @@ from hydra._internal.utils import (
 )
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from segsweep.config import stored
 from segsweep.config.schema import Config

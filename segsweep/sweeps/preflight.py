@@ -144,12 +144,12 @@ def composed(
     root = trust.root(args)
     with initialize_config_search_path([*root.places, *_beside_it(args)]):
         whole = _composed(root.name, args.overrides)
-        cfg, choices = bare(whole)
+        found = bare(whole)
     if output:
         with open_dict(whole.hydra):
             whole.hydra.runtime.output_dir = output
         HydraConfig.instance().set_config(whole)
-    return cfg, {group: option for group, option in choices.items() if "/" not in group}
+    return found
 
 
 def searching(cfg: DictConfig) -> bool:

@@ -3,7 +3,6 @@ differ, or why one would be trained again today. `--accept RUN --reason TEXT` le
 """
 
 import argparse
-import getpass
 import json
 import shlex
 import sys
@@ -19,11 +18,11 @@ from segsweep.config.start import start
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.session import session
-from segsweep.core.signature import digest, hashes, short
+from segsweep.core.signature import digest, hashes, leaves, short
+from segsweep.runs.find import REFERENCE, find
 from segsweep.runs.identity import Identity, identity, recorded
 from segsweep.task import Data
 
-RUN = "a run folder, a job's folder of a sweep, a run's signature or its unique beginning, best:SWEEP, an MLflow run id"
 INDEPENDENT = "differs, but does not decide which run it is"
 
 
@@ -49,7 +48,7 @@ class Difference:
 
 def differences(old: Identity, new: Identity) -> list[Difference]:
     """All in which two signatures differ, values first; empty where they are one."""
-    first, second = (dict(_flat(side.config)) for side in (old, new))
+    first, second = (dict(leaves(side.config)) for side in (old, new))
     found = []
     for name in dict.fromkeys([*first, *second]):
         a, b = (_text(side[name]) if name in side else None for side in (first, second))
@@ -61,14 +60,6 @@ def differences(old: Identity, new: Identity) -> list[Difference]:
             a, b = (printable(getattr(side, kind))[:16] or "not watched" for side in (old, new))
             found.append(Difference(kind, what, a, b))
     return found
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _text(value: Any) -> str:
@@ -180,7 +171,7 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     _show(found, "today's")
     _unwatched(info)
     print(lacks, end="\n" * bool(lacks))
-    _versions(info.get("versions") or {}, environment.versions(*_packages(now)))
+    _versions(info.get("versions") or {}, environment.versions(*environment.packages(now.roots)))
     _accepted(folder)
     entry = accepted.standing(folder.parent.parent, now.ids["signature"])
     there = folder.parent / now.ids["signature"]
@@ -236,7 +227,7 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
         raise SegsweepError(f"{name}: a job trains {there.name}, which is this run with today's code, just now")
     entry: dict[str, Any] = now.ids | {"by": by, "when": artifacts.now(), "reason": reason, "code": fingerprint(code())}
     entry |= {"files": {d.name: [d.old, d.new] for d in found}, "places": now.places}
-    entry |= {"versions": environment.versions(*_packages(now)), "commit": environment.commit()}
+    entry |= {"versions": environment.versions(*environment.packages(now.roots)), "commit": environment.commit()}
     counts, epochs = accepted.accept(folder, entry)
     _show(found, "today's")
     word = "Accepted" if counts is entry else "Accepted already"
@@ -260,11 +251,6 @@ def _mirror(folder: Path) -> None:
             f"MLflow does not know yet ({str(error).splitlines()[0]}): python -m segsweep.sync {folder}",
             file=sys.stderr,
         )
-
-
-def _packages(now: Identity) -> list[str]:
-    """What `environment.facts` asks the versions of, beside its own."""
-    return sorted({root.partition(".")[0] for root in now.roots} - sys.stdlib_module_names)
 
 
 def _show(found: list[Difference], second: str) -> None:
@@ -314,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
         "the same command would train it again today, or that it would not. Trains nothing.",
         epilog="The code of one's own is looked at as in training: SEGSWEEP_ALLOW and the working directory as there.",
     )
-    parser.add_argument("run", metavar="RUN", help=RUN)
+    parser.add_argument("run", metavar="RUN", help=REFERENCE)
     parser.add_argument("other", metavar="RUN", nargs="?", help="another one; default: the same command today")
     parser.add_argument(
         "--accept", action="store_true", help="let the one RUN, which is finished, stand for today's code from now on; "
@@ -331,12 +317,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--accept takes one RUN and --reason TEXT, which says why the edit changes no number")
     if not options.accept and (options.reason or options.by):
         parser.error("--reason and --by belong to --accept")
-    from segsweep.runs.find import find
-
     try:
         folders = [find(text, options.runs)[0] for text in (options.run, options.other) if text is not None]
         if options.accept:
-            by = printable(options.by or _user())
+            from segsweep.tracking.mirrors import user
+
+            by = printable(options.by or user())
             accept(options.run, folders[0].resolve(), by, printable(options.reason), options.config_dir)
         elif options.other is None:
             explain(options.run, folders[0].resolve(), options.config_dir)
@@ -351,10 +337,3 @@ def main(arguments: list[str] | None = None) -> int:
 def _asks() -> str:
     """The command of this, less its arguments."""
     return f"{shlex.join(door.program)} --why" if (door := session().door) else "python -m segsweep.why"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown"
