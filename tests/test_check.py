@@ -12,6 +12,7 @@ from segsweep.sweeps.preflight import composed
 
 GOOD = '''"""A straight line through points, two weights."""
 import random
+import sys
 import numpy as np
 import torch
 from segsweep.task import Data, Metric, Result, Spec
@@ -227,6 +228,7 @@ OPTIMIZER = ["differ from epoch 2 on, train/loss: ", "(model) are taken up whole
         ),
         ("    def train(self, run):\n        return {}['nothing']", "two epochs", ["KeyError: 'nothing'", "fits.py:"]),
         ("    def train(self, run):\n        return 3", "two epochs", ["train() of fits.Own gave int"]),
+        ("    def train(self, run):\n        sys.exit(3)", "two epochs", ["sys.exit(3) (", "fits.py:"]),
         ("    def data(self):\n        return 3", "data", ["data() gave int; a task.Data is needed"]),
     ],
 )

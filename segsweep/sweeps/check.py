@@ -143,7 +143,7 @@ class _Check:
 
         try:
             return what()
-        except Exception as error:  # a task's own code raises what it raises
+        except (Exception, SystemExit) as error:  # a task's own code raises what it raises
             raise _Stop(Verdict(name, "wrong", told(error))) from error
 
     def train(self, root: str, epochs: int, name: str, **ends: Any) -> Trained:
