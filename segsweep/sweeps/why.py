@@ -161,10 +161,11 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     then, cfg, info = recorded(folder)
     _refuse_other(reference, cfg, info)
     print(f"{folder.name} -> the same command today")
+    known = True
     try:
         cfg = composition(reference, info, config_dir)
     except SegsweepError as error:
-        reason = str(error).splitlines()[0]
+        known, reason = False, str(error).splitlines()[0]
         print(f"Its command cannot be composed now ({reason}): taken is its recorded configuration.")
     now, lacks = today(then, cfg)
     found = differences(then, now)
@@ -186,7 +187,8 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
         print(f"Today's run is {there.name}, which is finished too: {_counted(found)}.")
     else:
         again = f"It would be trained again, as {there.name}: {_counted(found)}."
-        edit = {difference.kind for difference in found} == {"file"}
+        edit = {difference.kind for difference in found} == {"file"} and known and not lacks
+        edit &= bool(artifacts.result(folder)) and not (there / "pruned.json").exists()
         hint = f" If the edit changes no number: {_asks()} --accept {reference} --reason TEXT"
         print(again + hint * edit)
 
