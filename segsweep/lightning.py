@@ -36,8 +36,10 @@ def fit(run: Run, trainer: Any, module: Any, *data: Any, **more: Any) -> None:
     trainer.callbacks.append(made)
     try:
         trainer.fit(module, *data, **more)
-    except SystemExit as stopped:  # which Lightning makes of a KeyboardInterrupt
-        raise KeyboardInterrupt from stopped
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, KeyboardInterrupt):  # of which Lightning makes it
+            raise KeyboardInterrupt from stopped
+        raise  # of the module's own code: this run fails, and the sweep goes on
     finally:
         trainer.callbacks.remove(made)
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -217,6 +218,23 @@ def test_epochs_are_shared_and_kept_in_one_place_where_jobs_have_a_folder_of_the
     assert code == 0, said
     assert [n for n in module.seen if isinstance(n, int)] == [1, 2, 3]
     assert [folder.parent for folder in tmp_path.rglob("runs")] == [tmp_path / "multirun"]
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("${oc.select:segsweep.epochs,10}", 3),
+        ("${oc.select:${where},10}", 10),  # what another key names nobody can read
+        ("${oc.decode:'${segsweep.epochs}'}", 3),
+        ("a/segsweep.epochs", "a/segsweep.epochs"),
+    ],
+)
+def test_what_an_application_asks_of_the_engine_by_whatever_resolver_is_the_value(through, conf, app, text, given):
+    (conf / "config.yaml").write_text(f'{CONFIG}\nasked: "{text}"\nwhere: nowhere\n')
+    source = app.replace("start(cfg):", "start(cfg, run):").replace("seen.append(cfg)", "seen.append(cfg.asked)")
+    code, said, module = through(source, "segsweep.epochs=3", *HERE)
+    assert code == 0, said
+    assert module.seen == [given]
 
 
 def test_a_job_that_leaves_python_has_failed_and_the_others_are_run(through, conf, app, tmp_path):
@@ -597,6 +615,30 @@ def test_runs_of_an_application_and_of_a_script_are_compared(through, conf, app,
     (only,) = map(str, tmp_path.glob("multirun/runs/*"))
     assert why.main([only, only]) == 0
     assert "They are the same run" in capfd.readouterr().out
+
+
+def test_an_application_says_why_by_the_configuration_that_its_command_named(through, conf, app, tmp_path, capfd):
+    (conf / "other.yaml").write_text(CONFIG + BASIC.replace("  - ", "#"))
+    code, said, module = through(app, "-m", "--config-name", "other", "net=large,small", *HERE)
+    assert code == 0, said
+    job = str(next(tmp_path.glob("multirun/2*/0")))
+    for edit, says in (("", "The same run: its record answers."), ("lr: 0.3", "It would be trained again, as ")):
+        (conf / "other.yaml").write_text(CONFIG.replace("lr: 0.1", edit or "lr: 0.1"))
+        sys.argv[1:] = ["--why", job]
+        module.start()
+        said = capfd.readouterr().out
+        assert says in said
+    assert re.search(r"value +lr +0.1 -> 0.3\n", said)
+    assert len(module.seen) == 2
+
+
+def test_an_application_is_checked_where_it_asks_hydra_for_its_folder(through, conf, app, tmp_path):
+    source = app.replace("seen.append(cfg)", "seen.append((cfg.out, cfg.net.width))")
+    code, said, module = through(source, "--check", "net=large")
+    assert (code, said.splitlines()[-1]) == (0, "All well."), said
+    assert "noted  epochs: it trains at one go" in said
+    assert {(Path(out).parent.parent, width) for out, width in module.seen} == {(Path(tempfile.gettempdir()), 8)}
+    assert not (tmp_path / "multirun").exists()
 
 
 def test_a_function_that_hydra_gets_by_its_path_is_watched(through, conf, app, tmp_path):

@@ -12,6 +12,7 @@ from segsweep.sweeps.preflight import composed
 
 GOOD = '''"""A straight line through points, two weights."""
 import random
+import sys
 import numpy as np
 import torch
 from segsweep.task import Data, Metric, Result, Spec
@@ -199,10 +200,11 @@ OPTIMIZER = ["differ from epoch 2 on, train/loss: ", "(model) are taken up whole
         (DRAWN, "shorter", ["the test differs, test/loss", "The test draws"]),
         (then("del result.units['3']['error']"), "units", ["1 of 8 have no error: 3; give each point"]),
         (then("result.units.clear()"), "units", ["no point has a score", "error should have one"]),
-        (then("result.units['3']['error'] = 'x'"), "units", ["error of 3 is str; a plain number is needed"]),
+        (then("result.units['3']['error'] = 'x'"), "units", ["error of 3 is str; a number is needed"]),
         (then("result.units['3']['error'] = -1"), "units", ["error of 3 is -1, outside of its bounds"]),
         (then("result.metrics['test/f1'] = 1.0"), "metrics", ["test/f1 is not in Spec.metrics", '"f1": ']),
-        (then("result.metrics['test/loss'] = X[0]"), "metrics", ["test/loss is Tensor; a plain number"]),
+        (then("result.metrics['test/loss'] = X"), "metrics", ["test/loss is Tensor; a number is needed"]),
+        (then("result.metrics['test/loss'] = True"), "metrics", ["test/loss is bool; a number is needed"]),
         (then("result.metrics['f1'] = 1.0"), "metrics", ["its keys are test/NAME"]),
         (
             then("result.units.pop(random.choice(list(result.units)))"),
@@ -226,6 +228,7 @@ OPTIMIZER = ["differ from epoch 2 on, train/loss: ", "(model) are taken up whole
         ),
         ("    def train(self, run):\n        return {}['nothing']", "two epochs", ["KeyError: 'nothing'", "fits.py:"]),
         ("    def train(self, run):\n        return 3", "two epochs", ["train() of fits.Own gave int"]),
+        ("    def train(self, run):\n        sys.exit(3)", "two epochs", ["sys.exit(3) (", "fits.py:"]),
         ("    def data(self):\n        return 3", "data", ["data() gave int; a task.Data is needed"]),
     ],
 )
@@ -298,11 +301,65 @@ def test_segmentation_is_well(tmp_path, capsys):
     assert not Path(tmp_path / "multirun").exists()
 
 
-def test_beside_a_script_it_says_that_it_looks_at_options_alone(tmp_path, monkeypatch, capsys):
+def test_what_a_run_takes_for_a_number_is_one_here(said):
+    lines = then("result.metrics['test/loss'] = X[0]\n        result.units['3']['error'] = np.float32(0.5)")
+    found, code = said(lines)
+    assert (found["metrics"], found["units"][:2], code) == ("ok: ", "ok", 0)
+
+
+AT_ONE_GO = """
+    spec = Spec(
+        metrics={"loss": Metric(title="Loss", direction="min"), "error": Metric(title="E", direction="min")},
+        select="val/loss", epochs=False,
+    )
+
+    def train(self, run):
+        return Result({"train/loss": 0.5, "val/loss": VALUE, "test/loss": 1.0})
+"""
+
+
+def test_a_task_without_epochs_is_trained_twice_and_no_more(said):
+    found, code = said(AT_ONE_GO.replace("VALUE", "1.0"))
+    assert list(found) == ["spec", "data", "training", "metrics", "units", "again", "epochs"]
+    assert found["epochs"].startswith("noted: it trains at one go")
+    assert code == 0
+    found, code = said(AT_ONE_GO.replace("VALUE", "random.SystemRandom().random()"))
+    assert "the result differs, val/loss" in found["again"]
+    assert code == 1
+
+
+@pytest.mark.parametrize("method", ["__init__", "data"])
+def test_what_fails_once_the_number_of_epochs_is_another_is_told_and_no_traceback(said, method):
+    """Where the lengths of runs are compared, nothing of it has been made before."""
+    lines = """
+    def __init__(self, *, lr: float = 0.1, total: int = 1):
+        super().__init__(lr=lr)
+        self.total = total
+        METHOD
+    def data(self):
+        DATA
+        return super().data()
+"""
+    fails = "1 / (total - 1)" if method == "__init__" else "1 / (self.total - 1)"
+    lines = lines.replace("METHOD" if method == "__init__" else "DATA", fails)
+    lines = lines.replace("METHOD", "").replace("DATA", "")
+    found, code = said(lines, "+task.total=${epochs}")
+    assert found["lengths"].startswith("wrong: ZeroDivisionError: division by zero (")
+    assert code == 1
+
+
+def test_beside_a_script_it_says_which_command_looks_at_that(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("digits.py").write_text("import segsweep\nsegsweep.main(Digits)\n")
-    assert check.main(["epochs=2"]) == 1
-    assert capsys.readouterr().err.startswith("digits.py: what goes through segsweep.main is not looked at")
+    told = "digits.py goes through segsweep.main: python digits.py --check looks at it\n"
+    for arguments, before in ([], ""), (["epochs=2"], ""), (["hidden=2"], "hidden: no such key"):
+        assert check.main(arguments) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(before)
+        assert said.endswith(told)
+    monkeypatch.setattr(check, "check", lambda cfg, choices: [])
+    for chosen in ["task=segmentation"], ["experiment=base_unet", "data=phantom"], ["model=unet"]:
+        assert check.main(chosen) == 0
 
 
 def test_an_argument_that_the_option_does_not_name_is_to_be_added(said):

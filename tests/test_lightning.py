@@ -1,11 +1,13 @@
 """A Lightning Trainer over a run's epochs: resumed to the last bit, ended by others, and by nothing of its own."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from test_loop import Stop, same, told
 
+from segsweep.core import signature
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import TaskError
 from segsweep.lightning import fit
@@ -102,6 +104,17 @@ def test_a_ctrl_c_is_one(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, emit=stop)
+
+
+def test_a_modules_own_exit_fails_the_run_and_stops_no_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(Net, "validation_step", lambda *given: sys.exit("no such file"))
+    with pytest.raises(SystemExit, match="no such file"):
+        train(tmp_path)
+
+
+def test_the_adapters_code_is_part_of_what_a_task_is_that_uses_it():
+    assert "segsweep.lightning" in signature.code("test_lightning")
+    assert "segsweep.lightning" not in signature.code("test_loop")
 
 
 @pytest.mark.parametrize("more", [{"max_epochs": 3}, {"max_steps": 10}])

@@ -121,6 +121,7 @@ def test_a_right_command_line_passes_and_its_jobs_are_counted(argv, jobs, tmp_pa
     [
         ("loss=glob(zzz*)", "fits no option"),
         ("model=null", "model=null: an option is needed"),
+        ("experiment=null", "experiment=null: an option is needed; without one, leave experiment out; allowed are "),
         ("epochs=${nosuch}", "nosuch"),
         ("seed=99999999999999999999", "at most"),
         ("paths.runs=''", "paths.runs is empty"),

@@ -18,10 +18,12 @@ from segsweep.config.schema import conf_dir
 from segsweep.core.artifacts import PRUNING
 from segsweep.core.errors import ConfigError
 from segsweep.core.session import session
+from segsweep.report import records
 from segsweep.runs.run import Outcome, run
 from segsweep.search import pruning
 from segsweep.search.study import open_storage
 from segsweep.segmentation.metrics import SPEC
+from segsweep.sweeps import sweep as sweeps
 from segsweep.sweeps.plan import Planner, table
 from segsweep.sweeps.preflight import preflight
 from segsweep.task import Metric, Spec
@@ -83,6 +85,19 @@ def test_what_falls_behind_is_pruned_and_its_record_says_when_and_against_what(t
     assert (other["signature"], other["value"], other["state"]) == (good.signature, first, "complete")
     assert bad.error == record["reason"]
     assert f"after epoch 2 of 4 by halving: val/dice {record['value']:.4f}; 1 of 1 like it were better" in bad.error
+
+
+def test_a_run_that_is_pruned_while_it_is_trained_anew_is_told_as_that_and_the_finished_record_stays(tmp_path):
+    do(tmp_path, *HALVING, GOOD, sweep="anew")
+    whole = do(tmp_path, BAD)
+    anew = do(tmp_path, *HALVING, BAD, "reuse=false", sweep="anew")
+    assert (anew.status, anew.folder) == ("pruned", whole.folder / ".anew")
+    job = sweeps.open_job(tmp_path / "runs" / "anew" / "0", 0, [])
+    sweeps.close_job(tmp_path / "runs" / "anew" / "0", job, anew, 1.0)
+    sweeps.artifacts.write_json(tmp_path / "runs" / "anew" / "sweep.json", {"name": "anew", "jobs": 1})
+    (told,) = records.read([tmp_path / "runs" / "anew"]).jobs
+    assert (told.status, told.run.metrics["val/dice"]) == ("pruned", anew.metrics["val/dice"])
+    assert do(tmp_path, BAD).folder == whole.folder
 
 
 def test_the_record_of_a_pruned_run_says_that_it_went_in_parts(tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from segsweep.sweeps import doors
+from segsweep.core import signature
+from segsweep.sweeps import doors, why
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "script"
 FUNCTION = """
@@ -83,7 +84,15 @@ def test_what_is_reused_says_that_its_data_are_not_watched_and_data_are_part_of_
         (FUNCTION, ["--config-name", "other"], "--config-name: not taken"),
         (FUNCTION.replace("lr: float = 0.1", "lr: float"), [], "lr: a value is needed, lr=..."),
         (FUNCTION.replace("lr: float = 0.1", "search: int = 1"), [], "takes search, which is a key of the engine"),
-        (FUNCTION.replace("lr: float = 0.1", "lr: float = object()"), [], "a default is a number, a text, null"),
+        (FUNCTION.replace("lr: float = 0.1", "lr: float = object()"), [], "a default is a number, a text, a path"),
+        (FUNCTION.replace("lr: float = 0.1", "lr=b'a'"), [], "train(lr=b'a'): a default is a number, a text, a path"),
+        (FUNCTION.replace("lr: float = 0.1", "lr=[HTTPMethod.GET]").replace("\n", "\nfrom http import HTTPMethod\n", 1),
+         [], "a default is a number, a text, a path"),
+        (FUNCTION.replace("lr: float = 0.1", "defaults: int = 1"), [], "takes defaults, which is a key of Hydra"),
+        (FUNCTION.replace("lr: float = 0.1", "_target_: int = 1"), [], "takes _target_, which is a key of Hydra"),
+        (FUNCTION.replace('"min"', '"min", data=lambda: 1'), [], "is inside something else"),
+        (FUNCTION.replace('"min"', '"min", data=__import__("functools").partial(lambda: 1)'),
+         [], "cannot be told to another process"),
         (FUNCTION.replace("train(run, *,", "train(data, *,"), [], "its first argument is not run"),
         (FUNCTION.replace('"mlp"):', '"mlp", **more):'), [], "it takes *more"),
         (FUNCTION.replace(', direction="min"', ""), [], "metric= and direction= are needed"),
@@ -168,6 +177,46 @@ def test_a_default_that_is_a_tuple_arrives_as_one(through):
     assert code == 0, said
 
 
+def test_a_default_that_is_a_path_is_a_text_to_the_command_line_and_arrives_as_a_path(through, tmp_path):
+    source = "from pathlib import Path\n" + FUNCTION.replace('model: str = "mlp"', "at=Path('a'), more=[Path('b')]")
+    source = source.replace("return lr", "assert (at, more) == (Path('c'), [Path('b')])\n    return lr")
+    code, said, _ = through(source, "at=c", *HERE[1:])
+    assert code == 0, said
+    (run,) = runs(tmp_path)
+    assert (run["factors"]["at"], run["factors"]["more"]) == ("c", ["b"])
+
+
+DATA = """
+import functools
+class Watched:
+    def __call__(self, place="a.csv"):
+        return place
+def watched(folder, place="a.csv"):
+    return folder + place
+"""
+
+
+@pytest.mark.parametrize("data", ["functools.partial(watched, '')", "Watched()", "Watched().__call__", "watched"])
+def test_data_may_be_told_by_whatever_can_be_called(tmp_path, data):
+    """In other processes, too, in which the script has another name."""
+    (tmp_path / "a.csv").write_text("1")
+    source = FUNCTION.replace("def start():\n    ", "") + "\n"
+    source = source.replace('"mlp"', '"mlp", folder: str = ""').replace('"min"', f'"min", data={data}')
+    (tmp_path / "mine.py").write_text(
+        DATA + source.replace("segsweep.main", 'if __name__ == "__main__":\n    segsweep.main')
+    )
+    line = ("mine.py", "-m", "lr=0.1,0.2", "tracking=none", "report=false", "hydra.launcher.jobs_per_device=1")
+    done = python(tmp_path, *line)
+    assert done.returncode == 0, done.stdout + done.stderr
+    digests = [run["data"]["digest"] for run in runs(tmp_path)]
+    assert len(digests) == 2
+    assert len(set(digests) - {None}) == 1
+    assert python(tmp_path, *line).stdout.count("reused") >= 2
+    (tmp_path / "a.csv").write_text("2")
+    assert python(tmp_path, *line).returncode == 0
+    assert len(runs(tmp_path)) == 4
+
+
 def test_a_mapping_is_kept_and_what_has_no_direction_is_compared_by_nobody(through, tmp_path):
     source = FUNCTION.replace("return lr * width + run.seed", "return {'loss': 1, 'accuracy': 0.5, 'speed': 3}")
     source = source.replace('"loss", direction="min"', '{"loss": "min", "accuracy": "max"}')
@@ -191,6 +240,56 @@ def test_an_argument_called_epochs_is_the_engines_and_parts_runs_of_different_le
     plain = through(FUNCTION, "-m", "epochs=3,5", *HERE)
     assert plain[0] == 0
     assert len({run["trajectory"] for run in runs(tmp_path) if "lr" in run["factors"]}) == 1
+
+
+def test_a_script_says_why_and_accepts_without_training(through, tmp_path, capfd):
+    code, said, module = through(FUNCTION, "lr=0.2", *HERE[1:])
+    assert code == 0, said
+    (job,) = map(str, tmp_path.glob("multirun/2*/0"))
+
+    def ask(*arguments: str) -> tuple[int, str]:
+        sys.argv[1:] = arguments
+        signature.code.cache_clear()
+        capfd.readouterr()
+        try:
+            module.start()
+        except SystemExit as end:
+            return end.code, "".join(capfd.readouterr())
+        return 0, "".join(capfd.readouterr())
+
+    assert "The same run: its record answers." in ask("--why", job)[1]
+    file = Path(module.__file__)
+    file.write_text(file.read_text() + "\nother = 1\n")
+    code, said = ask("--why", job)
+    assert (code, f" --why --accept {job} --reason TEXT" in said) == (0, True), said
+    assert why.main([job]) == why.main([job, "--accept", "--reason", "x"]) == 1  # of `python -m segsweep.why`
+    assert capfd.readouterr().err.count(f" --why {job}\n") == 2
+    assert ask("--why", job, "--accept", "--reason", "nobody reads it")[0] == 0
+    assert ask(*HERE[1:], "lr=0.2")[0] == 0
+    assert len(module.seen) == 1
+    code, said, _ = through(FUNCTION, "--why", job)  # another script
+    assert (code, "its own program alone can compose it" in said) == (1, True), said
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ("return lr", ["spec", "data", "two epochs", "metrics", "units", "again", "epochs"]),
+        (
+            "for epoch in run.epochs():\n        epoch.report({'val/loss': lr / epoch.number})",
+            ["spec", "data", "two epochs", "metrics", "units", "again", "interrupt", "prune", "longer", "shorter"],
+        ),
+    ],
+)
+def test_a_script_is_checked_by_itself(through, tmp_path, body, names):
+    source = FUNCTION.replace("return lr * width + run.seed", body)
+    code, said, module = through(source, "--check", "lr=0.2")
+    lines = said.splitlines()
+    assert [line[7:].partition(":")[0] for line in lines[:-1]] == names, said
+    assert (code, lines[-1]) == (0, "All well.")
+    assert {seen[0] for seen in module.seen} == {0.2}
+    assert not (tmp_path / "multirun").exists()
+    assert through(source, "--check", "lrr=1")[:2] == (1, "lrr: no such key; did you mean lr?\n")
 
 
 def test_the_help_and_the_whole_configuration_of_a_script(through):

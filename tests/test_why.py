@@ -315,6 +315,22 @@ def test_a_record_without_its_description_stands_for_no_other(here, capsys, cont
     assert (again.status, again.folder == first.folder) == ("reused", False)  # from its states
 
 
+@pytest.mark.parametrize("lacks", ["nothing", "its options", "its data", "its end"])
+def test_accepting_is_offered_where_it_would_be_taken_alone(lacks, here, capsys):
+    first = do()
+    edit(here / "counting.py")
+    if lacks == "its options":
+        (here / "conf").rename(here / "elsewhere")
+    elif lacks == "its data":
+        edit(here / "counting.py", "        return Data(", "        raise OSError('no disk')\n        return Data(")
+    elif lacks == "its end":
+        (first.folder / "result.json").unlink()
+    said = ask(capsys, first.folder)
+    assert "It would be trained again" in said
+    assert (" --accept " in said) is (lacks == "nothing")
+    assert not accept(capsys, first.folder, code=int(lacks != "nothing")).startswith("usage")
+
+
 def test_a_run_that_is_not_finished_is_the_same_run(here, capsys):
     first = do()
     (first.folder / "result.json").unlink()

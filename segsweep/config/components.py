@@ -46,10 +46,15 @@ def task(cfg: DictConfig) -> Any:
 
 
 def _like(default: Any, found: Any) -> Any:
-    """What a configuration has as a list, as a tuple where an argument's default is one."""
-    if not isinstance(default, tuple) or not isinstance(found, list):
-        return found
-    return tuple(_like(default[0] if default else None, item) for item in found)
+    """What a configuration has as a list or a text, as the tuple or the path that an argument's default is."""
+    if isinstance(default, Path) and isinstance(found, str | int | float):
+        return Path(str(found))
+    if isinstance(default, tuple | list) and isinstance(found, list):
+        items = [_like(default[0] if default else None, item) for item in found]
+        return tuple(items) if isinstance(default, tuple) else items
+    if isinstance(default, Mapping) and isinstance(found, Mapping):
+        return {key: _like(default.get(key), item) for key, item in found.items()}
+    return found
 
 
 def task_class(cfg: DictConfig) -> Any:

@@ -16,7 +16,7 @@ from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config import trust
-from segsweep.config.schema import chosen
+from segsweep.config.schema import chosen, under
 from segsweep.core.session import session
 
 KINDS = 64
@@ -90,13 +90,20 @@ def _set(config: DictConfig, line: str) -> bool:
     return True
 
 
+def choices_of(own: DictConfig, hydra: Any) -> dict[str, Any]:
+    """The option chosen in each group that is the run's own: none of Hydra's, and of groups within groups those of an
+    application."""
+    found: Any = OmegaConf.to_container(hydra.runtime.choices)
+    nested = bool(under(own))
+    return {g: option for g, option in found.items() if "/" not in g or (nested and not g.startswith("hydra/"))}
+
+
 def bare(config: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
     """A composed job's own configuration without Hydra's part, and the option chosen in each group."""
-    choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
     own = config.copy()
     with open_dict(own):
         del own["hydra"]
-    return with_environment(chosen(own, choices), config.hydra), choices
+    return with_environment(chosen(own, config.hydra.runtime.choices), config.hydra), choices_of(own, config.hydra)
 
 
 def with_environment(own: DictConfig, hydra: Any) -> DictConfig:

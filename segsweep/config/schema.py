@@ -174,9 +174,6 @@ class Config:
     search: Search = field(default_factory=Search)
 
 
-GROUPS = ("task", "model", "loss", "optim", "scheduler", "data", "split", "augment")
-
-
 def schema() -> DictConfig:
     """`Config` as Hydra takes it: its keys are typed, and a task's may stand beside them, which a dataclass would
     refuse."""

@@ -85,6 +85,11 @@ def every() -> dict[str, Kind]:
     return found
 
 
+def groups() -> list[str]:
+    """Of conf/, whose options decide the numbers of a run."""
+    return [group for group in every() if group != "pruner"]
+
+
 @cache
 def own() -> tuple[str, ...]:
     """One's own packages, SEGSWEEP_ALLOW=mypackage.*: trusted as code is, as a configuration may call anything in them.

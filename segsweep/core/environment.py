@@ -43,8 +43,12 @@ def spare_dynamo() -> None:
 def facts(device: torch.device, modules: Iterable[str] = ()) -> dict[str, Any]:
     """device, versions (those of the packages that `modules` are in, too) and git commit (None outside a checkout; `+`
     marks uncommitted changes)."""
-    others = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
-    return {"device": device_name(device), "versions": versions(*sorted(others)), "commit": commit()}
+    return {"device": device_name(device), "versions": versions(*packages(modules)), "commit": commit()}
+
+
+def packages(modules: Iterable[str]) -> list[str]:
+    """That `modules` are in, less Python's own."""
+    return sorted({module.partition(".")[0] for module in modules} - sys.stdlib_module_names)
 
 
 @lru_cache

@@ -28,6 +28,8 @@ IGNORED = ("device", "reuse", "report", "checkpoint", "paths", "tracking", "swee
 PACKAGE = Path(__file__).resolve().parents[1]
 CODE = ("segsweep.core.device", "segsweep.runs.loop")
 """What takes part in every task's results."""
+ADAPTERS = ("lightning.py",)
+"""What takes part in those of a task that imports it."""
 
 
 def digest(value: Any, exact: bool = False) -> str:
@@ -53,6 +55,15 @@ def without(config: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
         inner = tuple(k.removeprefix(f"{key}.") for k in keys if k.startswith(f"{key}."))
         kept[key] = without(item, inner) if inner and isinstance(item, Mapping) else item
     return kept
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that is no mapping, or an empty one."""
+    for key, item in node.items():
+        if isinstance(item, Mapping) and item:
+            yield from leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
 
 
 def left_out(at: str, spec: Spec) -> tuple[str, ...]:
@@ -215,7 +226,8 @@ def unwatched(watched: Collection[Path], folders: Collection[Path]) -> dict[str,
 def is_own(file: Path) -> bool:
     file = file.resolve()
     if file.is_relative_to(PACKAGE):  # a room that holds a task is a task's code; the others are the engine
-        return (PACKAGE / file.relative_to(PACKAGE).parts[0] / "task.py").exists()
+        top = file.relative_to(PACKAGE).parts[0]
+        return top in ADAPTERS or (PACKAGE / top / "task.py").exists()
     installed = {"site-packages", "dist-packages"} & set(file.parts)
     return not installed and not file.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
 

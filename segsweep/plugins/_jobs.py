@@ -99,11 +99,12 @@ class Job:
 
             Mirror(self.point.folder, engine(self.config).tracking, self.folder.parent).__exit__()
 
-    def without_value(self) -> JobReturn:
-        """What Hydra is told of a job that has no objective: NaN, as of one that failed by itself."""
-        result = JobReturn(overrides=self.overrides, status=JobStatus.COMPLETED)
-        result.return_value = float("nan")
-        return result
+
+def without_value(overrides: Sequence[str]) -> JobReturn:
+    """What Hydra is told of a job that has no objective: NaN, as of one that failed by itself."""
+    result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+    result.return_value = float("nan")
+    return result
 
 
 def launch(launcher: Launcher, overrides: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:

@@ -13,16 +13,16 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from segsweep.config import whitelist
 from segsweep.config.components import task_class
 from segsweep.config.compose import Composer
 from segsweep.config.conditions import Term, condition, values
-from segsweep.config.schema import GROUPS, engine, under
-from segsweep.config.whitelist import own
+from segsweep.config.schema import engine, under
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.masks import reference
 from segsweep.core.session import session
-from segsweep.core.signature import IGNORED, OWN, digest, left_out, without
+from segsweep.core.signature import IGNORED, OWN, digest, leaves, left_out, without
 from segsweep.plugins._jobs import launch
 from segsweep.search import objective
 from segsweep.search.objective import direction
@@ -111,23 +111,15 @@ class Search:
         own = [
             g for g in choices if isinstance(node := config.get(g), dict) and "_target_" in node and g not in IGNORED
         ]
-        groups = dict.fromkeys([*GROUPS, *own])
+        groups = dict.fromkeys([*whitelist.groups(), *own])
         if session().door:
             groups = dict.fromkeys(str(g) for g in choices if not _of_the_engine(str(g)))
         yield from ((group, choices[group]) for group in groups if group not in keys and group in choices)
 
-        def walk(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-            for key, value in node.items():
-                name = f"{prefix}{key}"
-                if name in keys:
-                    continue
-                if isinstance(value, dict):
-                    yield from walk(value, f"{name}.")
-                elif not str(key).startswith("_"):
-                    yield name, value
-
         ignored = left_out(under(self.config), self.spec)
-        yield from walk(without(config, ignored))
+        for name, value in leaves(without(config, (*ignored, *keys))):
+            if value != {} and not name.rpartition(".")[2].startswith("_"):
+                yield name, value
         for key, value in self.space.fixed.items():
             name = key.lstrip("+")
             if not any(name == other or name.startswith(f"{other}.") for other in (*ignored, "hydra")):
@@ -276,7 +268,9 @@ class Search:
             if self._met(terms, self._point(trial)):
                 trial._suggest(key, found)
         if extend := self.settings["custom_search_space"]:
-            instantiate({"_target_": extend, "_partial_": True}, _execution_whitelist_=own())(self.config, trial)
+            instantiate({"_target_": extend, "_partial_": True}, _execution_whitelist_=whitelist.own())(
+                self.config, trial
+            )
         if odd := there.keys() - {*drawn, *(key for _, key, _ in self.space.when)}:
             raise Foreign(", ".join(sorted(odd)))
 

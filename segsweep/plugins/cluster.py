@@ -27,7 +27,7 @@ from segsweep.config.schema import engine, under
 from segsweep.core import artifacts
 from segsweep.core.masks import KEYS, reference
 from segsweep.core.session import session
-from segsweep.plugins._jobs import Job
+from segsweep.plugins._jobs import Job, without_value
 from segsweep.sweeps.job import job_name, score_of
 from segsweep.sweeps.sweep import raw
 from segsweep.sweeps.worker import in_folder
@@ -96,7 +96,7 @@ class ClusterLauncher(Launcher):
             self._know(job)
             job.fail(found.failure, found.reason)
             job.mirror()
-            found = job.without_value()
+            found = without_value(job.overrides)
         record = artifacts.read_json(job.folder / "job.json") or {}
         facts = {key: record.get(key) for key in ("status", "error", "seconds")} | {"failure": record.get("class")}
         facts["note"] = record.get("accepted") and f"accepted {record['accepted']}"

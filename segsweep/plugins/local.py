@@ -26,7 +26,7 @@ from segsweep.config.schema import engine, under
 from segsweep.core.masks import first_line
 from segsweep.core.session import session, thread
 from segsweep.core.signature import IGNORED, OWN
-from segsweep.plugins._jobs import Job, oom_kills
+from segsweep.plugins._jobs import Job, oom_kills, without_value
 from segsweep.sweeps import sweep, worker
 from segsweep.sweeps.worker import Worker
 from segsweep.tracking import recall
@@ -273,14 +273,14 @@ class LocalLauncher(Launcher):
             heapq.heappush(self.waiting, job)
         else:
             job.config = None
-            self.ended.append((job.number, result or job.without_value()))
+            self.ended.append((job.number, result or without_value(job.overrides)))
 
     def _leave(self, job: Job) -> None:
         """Out of the sweep's time before it was started."""
         error = f"budget_min={self.budget / 60:g} minutes were over"
         job.close("not started", None, error)
         session().emit("end", job=job.number, status="not started", error=error)
-        self._end(job, job.without_value())
+        self._end(job, without_value(job.overrides))
 
     def _fail(self, job: Job, failure: str, reason: str) -> None:
         """What a job does when it fails, done for one that no longer can."""
@@ -290,7 +290,7 @@ class LocalLauncher(Launcher):
             session().emit(**_retry(job, reason) | {"job": job.number})
         else:
             session().emit("end", job=job.number, status="failed", error=reason, failure=failure)
-        self._end(job, job.without_value())
+        self._end(job, without_value(job.overrides))
 
     def _abort(self) -> None:
         """End every worker that has a job, now; the state after each run's last complete epoch is on disk."""
@@ -303,7 +303,7 @@ class LocalLauncher(Launcher):
 
 
 def _retry(job: Job, reason: str) -> dict[str, Any]:
-    """The event of it. After want of memory the same steps are taken in twice as many parts (`train.in_parts`)."""
+    """The event of it. After want of memory a task may take the same steps in smaller parts (`Task.smaller`)."""
     how = " with batches in twice as many parts" if job.failure == "oom" else ""
     return {"kind": "retry", "text": f"{first_line(reason)}; trying again{how}"}
 

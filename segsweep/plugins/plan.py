@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from segsweep.config.compose import Composer, bare
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import SegsweepError
+from segsweep.plugins._jobs import without_value
 from segsweep.sweeps.job import job_name
 from segsweep.sweeps.sweep import raw
 
@@ -50,7 +51,7 @@ class PlanLauncher(Launcher):
         self._ask_mlflow([point for point in points if isinstance(point, Point)])
         asked, at = raw(self.config.hydra.overrides.task), under(self.config)
         print(table([job_name(list(overrides), asked, at) for overrides in job_overrides], points, planner))
-        return [_nothing(overrides) for overrides in job_overrides]
+        return [without_value(overrides) for overrides in job_overrides]
 
     def _ask_mlflow(self, points: list["Point"]) -> None:
         """What another machine has finished is not trained here."""
@@ -63,9 +64,3 @@ class PlanLauncher(Launcher):
         for point in points:
             if point.signature in there:
                 point.state, point.epoch, point.note = "finished", point.epochs, "in MLflow"
-
-
-def _nothing(overrides: Sequence[str]) -> JobReturn:
-    result = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
-    result.return_value = float("nan")
-    return result

@@ -58,11 +58,11 @@ class Section:
     blocks: list[Block]
 
 
-def number(value: float | None, spec: str = ".3f", mark: str = "") -> Cell:
+def number(value: float | None, spec: str = ".3f") -> Cell:
     """A number that sorts as one; a dash where it is undefined or not recorded."""
     if value is None or value != value:
         return Cell("–", "", "n")
-    return Cell(format(value, spec), float(value), mark)
+    return Cell(format(value, spec), float(value))
 
 
 def joined(words: list[str], last: str = "and") -> str:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep.config.schema import GROUPS, Config, conf_dir
+from segsweep.config.schema import Config, conf_dir
 from segsweep.config.start import start
 from segsweep.config.trust import plainly
-from segsweep.config.whitelist import SPECIAL, every, is_own
+from segsweep.config.whitelist import SPECIAL, every, groups, is_own
 from segsweep.core import artifacts
 from segsweep.core.errors import printable
-from segsweep.core.signature import IGNORED, OWN
+from segsweep.core.signature import IGNORED, OWN, leaves
 
 PROGRAM = ("python", "-m", "segsweep")
 PLACES = ("data.root", "split.file")
@@ -69,17 +69,17 @@ def of_run(folder: Path, drawn: Collection[str] = ()) -> Winner:
     if f"{OWN}.task" in decided or ("task" in decided and "task" not in chosen):  # which is no option of conf/
         return _elsewhere(shlex.split(str(info.get("command") or "")), info)
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    choices = {g: str(chosen[g]) for g in GROUPS if chosen.get(g)}
+    choices = {g: str(chosen[g]) for g in groups() if chosen.get(g)}
     engines = {f.name for f in fields(Config)} - {"task"}
     own = {g: config[g] for g, option in choices.items() if _is_own(g, option, config.get(g))}
     if "task" in own:
         own = {"task": {key: value for key, value in config.items() if key not in engines}}
-    own = {group: node for group, node in own.items() if all(map(_may_stand, _leaves(node)))}
+    own = {group: node for group, node in own.items() if all(map(_may_stand, leaves(node)))}
     choices = {"task": choices["task"]} if "task" in own else choices
     inside = {*own, *own.get("task", {})}
-    leaves = {key: value for key, value in _leaves(config) if not key.rpartition(".")[2].startswith("_")}
-    told = {key: leaves.pop(key) for key in list(leaves) if key.partition(".")[0] in inside}
-    found = _winner({group: option for group, option in choices.items() if group not in own}, leaves)
+    plain = {key: value for key, value in leaves(config) if not key.rpartition(".")[2].startswith("_")}
+    told = {key: plain.pop(key) for key in list(plain) if key.partition(".")[0] in inside}
+    found = _winner({group: option for group, option in choices.items() if group not in own}, plain)
     named = {key.lstrip("+") for key in drawn}
     values = {key: value for key, value in told.items() if key in named} | found.values
     return replace(found, choices={group: choices[group] for group in own} | found.choices, values=values, own=own)
@@ -143,8 +143,8 @@ def of_trial(params: Mapping[str, Any], asked: Mapping[str, str]) -> Winner:
     texts = {key: text for key, text in asked.items() if isinstance(text, str)}
     fixed = {key: _parsed(text) for key, text in texts.items() if "Distribution(" not in text and "search." not in key}
     whole = fixed | drawn
-    values = {key: value for key, value in whole.items() if key not in GROUPS}
-    return _winner({g: str(whole[g]) for g in GROUPS if g in whole}, values)
+    values = {key: value for key, value in whole.items() if key not in groups()}
+    return _winner({g: str(whole[g]) for g in groups() if g in whole}, values)
 
 
 def _winner(choices: dict[str, str], values: dict[str, Any]) -> Winner:
@@ -167,7 +167,7 @@ def _is_option(group: str, name: str) -> bool:
 
 def _is_key(key: str, names: set[str]) -> bool:
     group, dot, _ = key.partition(".")
-    return bool(_KEY.fullmatch(key)) and group in names and bool(dot) == (group in GROUPS)
+    return bool(_KEY.fullmatch(key)) and group in names and bool(dot) == (group in groups())
 
 
 def _is_plain(value: Any) -> bool:
@@ -179,12 +179,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def difference(
-    choices: dict[str, str], values: Mapping[str, Any], left: list[str] | None = None
+    choices: dict[str, str], values: Mapping[str, Any], left: list[str]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """`choices` and `values` less what is the default, keys that no default has with a `+` as on the command line.
 
     Interpolated defaults come last, since they follow the values that they point at. left: gets the keys whose place
-    takes no such value; without it that is an error."""
+    takes no such value."""
     usual, _ = _compose({})
     kept = {group: option for group, option in choices.items() if usual[group] != option}
     _, base = _compose(kept)
@@ -205,8 +205,6 @@ def difference(
                         OmegaConf.update(base, key, value, merge=False)
                     found[key if known else f"+{key}"] = value
                 except OmegaConfBaseException:
-                    if left is None:
-                        raise
                     left.append(key)
     return kept, found
 
@@ -244,14 +242,6 @@ def _compose(choices: Mapping[str, str]) -> tuple[dict[str, str], DictConfig]:
     with open_dict(cfg):
         del cfg["hydra"]
     return chosen, cfg
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _parsed(text: str) -> Any:

@@ -253,14 +253,15 @@ class Epoch:
         self.row = {"epoch": self.number, "seconds": seconds, **facts, **values}
 
 
-def plain(value: Any) -> Any:
-    """A plain number of what a metric may come as: a number, or a tensor or array that holds one; None of others."""
+def plain(value: Any, truths: bool = False) -> Any:
+    """A plain number of what a metric may come as: a number, or a tensor or array that holds one; None of others, and
+    unless `truths` are numbers of True and False."""
     item = getattr(value, "item", None)
     try:
         value = item() if callable(item) else value
-    except (RuntimeError, ValueError):  # a tensor of several
+    except (RuntimeError, ValueError, TypeError):  # a tensor of several
         return None
-    return value if isinstance(value, int | float) else None
+    return value if isinstance(value, int | float) and (truths or not isinstance(value, bool)) else None
 
 
 def _value(what: str, value: Any) -> Any:

@@ -24,16 +24,16 @@ def checked(result: Result, spec: Spec, made: str) -> Result:
                 f"{made}: Result has {key}, which is none of its metrics: test/{', test/'.join(spec.metrics)}"
             )
         metrics[key] = plain(value)
-        if metrics[key] is None or isinstance(metrics[key], bool):
+        if metrics[key] is None:
             raise TaskError(f"{made}: Result has {type(value).__name__} for {key}; a number is needed")
     if spec.scores and not result.units:
         raise TaskError(f"{made}: Result has no {spec.unit}; a value of {', '.join(spec.scores)} is needed for each")
     units: dict[str, dict[str, Any]] = {}
     for unit, values in result.units.items():
         if not isinstance(values, Mapping):
-            scores = ", ".join(f"{name!r}: 0.5" for name in spec.scores or ("score",))
+            example = ", ".join(f"{name!r}: 0.5" for name in spec.scores or ("score",))
             raise TaskError(
-                f"{made}: Result has {type(values).__name__} for {spec.unit} {unit}; a mapping is needed, {{{scores}}}"
+                f"{made}: Result has {type(values).__name__} for {spec.unit} {unit}; a mapping is needed, {{{example}}}"
             )
         if lacks := [name for name in spec.scores if name not in values]:
             raise TaskError(f"{made}: Result has no {lacks[0]} for {spec.unit} {unit}; NaN where it is undefined")
@@ -52,7 +52,7 @@ def _column(name: str, value: Any, spec: Spec, said: str, unit: str) -> Any:
         return math.nan
     if isinstance(value, str) and name not in (*spec.scores, spec.unit):
         return value
-    if (number := plain(value)) is None or name == spec.unit:
+    if (number := plain(value, truths=True)) is None or name == spec.unit:
         wanted = "its name has that column" if name == spec.unit else "a number is needed, NaN where it is undefined"
         raise TaskError(f"{said} has {type(value).__name__} for {name} of {spec.unit} {unit}; {wanted}")
     return number

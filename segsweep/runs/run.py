@@ -133,7 +133,7 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     if _answered(asked, judge, outcome, stack):
         return outcome
     stack.enter_context(artifacts.lock(checkpoints.folder))
-    place = record.clear(asked)
+    place = outcome.folder = record.clear(asked)  # whatever becomes of it, a record that is finished has no part in it
     own = OmegaConf.create(without(asked.whole, (f"{asked.at}search",)))  # who asks is no part of the run
     artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own), durable=True)
     described = record.Described(asked)
@@ -202,6 +202,7 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     facts = record.finished(asked, loop, result, described.facts) | {"trained_epochs": asked.epochs - loop.done}
     record.close(asked, "result.json", facts, loop.history, described)
     record.take_place(folder)
+    outcome.folder = folder
     checkpoints.end(asked.epochs)
     if judge:
         judge.end("COMPLETE", loop.history)

@@ -1,23 +1,25 @@
-"""`python -m segsweep.check task=...`: trains a task for two epochs in several ways that must come to the same bits,
-and says in words what it forgot. Leaves nothing behind.
+"""`python -m segsweep.check task=...`, or `python my_script.py --check`: trains a task for two epochs in several ways
+that must come to the same bits, and says in words what it forgot. Leaves nothing behind.
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from segsweep.config import components
+from segsweep.config.schema import Config, engine
 from segsweep.config.start import start
 from segsweep.core import artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError, nearest
+from segsweep.core.session import session
 from segsweep.task import PARTS, Data, Result, Spec, defect
 
 if TYPE_CHECKING:
@@ -44,15 +46,15 @@ class Verdict:
 @dataclass
 class Trained:
     """What a training came to. ended: by what the engine ended it before its last epoch. state: of each object that
-    `run.epochs` was given, in the end."""
+    `run.epochs` was given, in the end; None where it was not called."""
 
     spec: Spec
     folder: Path
     ended: str = ""
     result: Any = None
+    of_function: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
-    state: dict[str, Any] = field(default_factory=dict)
-    done: int = 0
+    state: dict[str, Any] | None = None
 
 
 def check(cfg: DictConfig, choices: Mapping[str, Any] | None = None) -> Iterator[Verdict]:
@@ -78,24 +80,30 @@ class _Check:
 
     def configured(self, folder: Path, epochs: int) -> DictConfig:
         cfg = self.cfg.copy()
+        own = engine(cfg)
         with open_dict(cfg):
-            cfg.epochs, cfg.reuse, cfg.pruner = epochs, True, {"_target_": None}
-            cfg.paths.runs, cfg.tracking.uri = str(folder), None
-            cfg.checkpoint = {"every": 1, "keep": EPOCHS}
-            for key in ("trial", "study"):
-                OmegaConf.update(cfg, f"search.{key}", None)
+            if getattr(components.task_class(cfg), "takes_run", True):  # else it can have no other number
+                own.epochs = epochs
+            own.reuse, own.pruner = True, {"_target_": None}
+            own.paths.runs, own.tracking.uri = str(folder), None
+            own.checkpoint = {"every": 1, "keep": EPOCHS}
+            own.search.trial = own.search.study = None
         return cfg
 
     def verdicts(self) -> Iterator[Verdict]:
+        if components.spec_of(self.cfg) is None:
+            raise _Stop(Verdict("settings", "wrong", "; ".join(components.check(self.cfg))))
         cfg = self.configured(self.place, EPOCHS)
         if problems := components.check(cfg):
             raise _Stop(Verdict("settings", "wrong", "; ".join(problems)))
         spec = components.task_class(cfg).spec
         yield _described(spec)
         yield self.same_identity(cfg)
-        whole = self.train("whole", EPOCHS, "two epochs")
+        whole = self.train("whole", EPOCHS, "two epochs" if spec.epochs else "training")
         yield from _measured(whole)
         yield from self.again(whole)
+        if whole.state is None:
+            raise _Stop(Verdict("epochs", "noted", "it trains at one go, so it is neither resumed nor pruned"))
         yield self.resumed(whole, "interrupt", "an interruption", stopping=lambda: True)
         yield self.resumed(whole, "prune", "a pruner's end", judge=_prune)
         yield from self.shortened(whole)
@@ -135,7 +143,7 @@ class _Check:
 
         try:
             return what()
-        except Exception as error:  # a task's own code raises what it raises
+        except (Exception, SystemExit) as error:  # a task's own code raises what it raises
             raise _Stop(Verdict(name, "wrong", told(error))) from error
 
     def train(self, root: str, epochs: int, name: str, **ends: Any) -> Trained:
@@ -185,7 +193,8 @@ class _Check:
             )  # fmt: skip
         second = self.train(name, EPOCHS, name)
         told = _first_difference(whole.history, second.history)
-        if not told and (states := [key for key in whole.state if not _same(whole.state[key], second.state.get(key))]):
+        before, after = whole.state or {}, second.state or {}
+        if not told and (states := [key for key in before if not _same(before[key], after.get(key))]):
             told = f"the values are the same, but not the state of {_listed(states)} in the end"
         told = told or _other_test(whole.result.metrics, second.result.metrics)
         told = told or _other_units(whole.result.units, second.result.units, whole.spec)
@@ -235,8 +244,13 @@ class _Check:
         if problems := components.check(one):
             yield Verdict("lengths", "noted", f"one epoch is refused: {'; '.join(problems)}")
             return
-        a, b = (identity(cfg, (task := components.task(cfg)).spec, task.data()).ids for cfg in (one, two))
-        if a["trajectory"] != b["trajectory"]:
+
+        def trajectory(cfg: DictConfig) -> str:
+            task = components.task(cfg)
+            return identity(cfg, task.spec, task.data()).ids["trajectory"]
+
+        a, b = self.attempt("lengths", lambda: [trajectory(cfg) for cfg in (one, two)])
+        if a != b:
             yield Verdict("lengths", "ok", "a setting depends on epochs, so runs of other lengths share none of theirs")
             return
         short = self.train("short", 1, "lengths")
@@ -296,31 +310,34 @@ def _train(cfg: DictConfig, root: Path, *, looks: bool = False, **ends: Any) -> 
 
     task = components.task(cfg)
     data = task.data()
-    trained = Trained(task.spec, root / "files" / str(cfg.epochs))
+    own = engine(cfg)
+    epochs = own.epochs if task.spec.epochs else 1
+    trained = Trained(task.spec, root / "files" / str(epochs), of_function=hasattr(task, "function"))
     trained.folder.mkdir(parents=True, exist_ok=True)
     loop = (Looking if looks else Loop)(
         task.spec,
         data.part,
-        epochs=cfg.epochs,
-        seed=cfg.seed,
+        epochs=epochs,
+        seed=own.seed,
         checkpoints=Checkpoints(root / "trajectory"),
         folder=trained.folder,
-        device=str(pick_device(cfg.device)),
+        device=str(pick_device(own.device)),
         keep=EPOCHS,
         interrupted=Interrupted,
         **ends,
     )
-    seed_all(cfg.seed)
+    seed_all(own.seed)
     try:
         trained.result = task.train(loop)
-        if len(loop.history) == cfg.epochs or not ends:
+        if len(loop.history) == epochs or not ends:
             loop.finish()
     except (Interrupted, Pruned) as end:
         trained.ended = str(end)
-    trained.history, trained.done = loop.history, loop.done
-    trained.state = {name: on_host(thing.state_dict()) for name, thing in (loop.state or {}).items()}
+    trained.history = loop.history
+    if loop.state is not None:
+        trained.state = {name: on_host(thing.state_dict()) for name, thing in loop.state.items()}
     if not ends and not isinstance(trained.result, Result):
-        made = cfg.task._target_
+        made = own.task._target_
         raise SegsweepError(
             f"train() of {made} gave {type(trained.result).__name__}; a task.Result(metrics, units) is needed"
         )
@@ -346,20 +363,23 @@ def _described(spec: Spec) -> Verdict:
 
 def _measured(whole: Trained) -> Iterator[Verdict]:
     """What was reported, tested and scored, against what the task says it measures."""
+    from segsweep.runs.loop import plain
+
     spec, result = whole.spec, whole.result
-    yield Verdict("two epochs", "ok", "trained and tested")
+    yield Verdict("two epochs" if spec.epochs else "training", "ok", "trained and tested")
+    parts = PARTS if whole.state is None or whole.of_function else ("test",)
     wrong = []
     for key, value in result.metrics.items():
         name = str(key).partition("/")[2] or str(key)
-        if not str(key).startswith("test/"):
-            wrong.append(f"Result.metrics has {key}; its keys are test/NAME")
+        if str(key).partition("/")[0] not in parts:
+            wrong.append(f"Result.metrics has {key}; its keys are {', '.join(f'{part}/NAME' for part in parts)}")
         elif spec.metric(key) is None:
             wrong.append(
                 f'{key} is not in Spec.metrics, so that nobody knows which way is better: add "{name}": '
                 f'Metric(title=..., direction="max" or "min"){nearest(name, spec.metrics)}'
             )
-        elif not _is_number(value):
-            wrong.append(f"{key} is {type(value).__name__}; a plain number is needed, which .item() of a tensor is")
+        elif plain(value) is None:
+            wrong.append(f"{key} is {type(value).__name__}; a number is needed")
     if wrong:
         yield Verdict("metrics", "wrong", "; ".join(wrong))
     else:
@@ -373,6 +393,8 @@ def _measured(whole: Trained) -> Iterator[Verdict]:
 
 def _scored(spec: Spec, result: Result) -> Verdict:
     """Every unit has a score of every metric that is said to have one for each."""
+    from segsweep.runs.loop import plain
+
     units, name = result.units, spec.unit
     if not spec.scores:
         return Verdict("units", "noted", "no metric has by_unit=True, so runs are compared over seeds alone")
@@ -388,17 +410,13 @@ def _scored(spec: Spec, result: Result) -> Verdict:
                 "units", "wrong", f"{len(lacking)} of {len(units)} have no {metric}: {_listed(lacking)}; give each "
                 f"{name} one, NaN where it is undefined"
             )  # fmt: skip
-        if odd := [unit for unit, values in units.items() if not _is_number(values[metric])]:
+        scores = {unit: plain(values[metric], truths=True) for unit, values in units.items()}
+        if odd := [unit for unit, score in scores.items() if score is None]:
             kind = type(units[odd[0]][metric]).__name__
-            return Verdict("units", "wrong", f"{metric} of {_listed(odd)} is {kind}; a plain number is needed")
+            return Verdict("units", "wrong", f"{metric} of {_listed(odd)} is {kind}; a number is needed")
         low, high = about.bounds
-        out = [
-            unit
-            for unit, values in units.items()
-            if not low <= values[metric] <= high and values[metric] == values[metric]
-        ]
-        if out:
-            told = f"{metric} of {_listed(out)} is {units[out[0]][metric]:g}"
+        if out := [unit for unit, score in scores.items() if not low <= score <= high and score == score]:
+            told = f"{metric} of {_listed(out)} is {scores[out[0]]:g}"
             return Verdict("units", "wrong", f"{told}, outside of its bounds, {low:g} to {high:g}")
     first = set(next(iter(units.values())))
     if uneven := [unit for unit, values in units.items() if set(values) != first]:
@@ -422,8 +440,11 @@ def _first_difference(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> str:
 
 
 def _other_test(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    differ = [key for key in a if str(key).startswith("test/") and not _same(_plain(a[key]), _plain(b.get(key)))]
-    return f"the test differs, {differ[0]}: {_short(a[differ[0]])}, then {_short(b.get(differ[0]))}" if differ else ""
+    for key in a:
+        if not _same(_plain(a[key]), _plain(b.get(key))):
+            what = "test" if str(key).startswith("test/") else "result"
+            return f"the {what} differs, {key}: {_short(a[key])}, then {_short(b.get(key))}"
+    return ""
 
 
 def _other_units(a: Mapping[str, Any], b: Mapping[str, Any], spec: Spec) -> str:
@@ -508,12 +529,11 @@ def _where(a: Any, b: Any, path: str = "") -> str:
 
 
 def _plain(value: Any) -> Any:
-    item = getattr(value, "item", None)
-    return item() if callable(item) else value
+    """As a run has it, whatever is none as it is."""
+    from segsweep.runs.loop import plain
 
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    found = plain(value, truths=True)
+    return value if found is None else found
 
 
 def _same_file(a: Path, b: Path) -> bool:
@@ -523,7 +543,7 @@ def _same_file(a: Path, b: Path) -> bool:
 def _device(cfg: DictConfig) -> str:
     from segsweep.core.device import pick_device
 
-    return pick_device(cfg.device).type
+    return pick_device(engine(cfg).device).type
 
 
 def _short(value: Any) -> str:
@@ -551,37 +571,48 @@ def main(arguments: list[str] | None = None) -> int:
         description="Train a task for two epochs: whole, again, interrupted, pruned, longer and shorter, in a folder "
         "that goes away; one line for each thing that was looked at, and what to do where it is wrong.",
         epilog="example: SEGSWEEP_ALLOW='digits.*' python -m segsweep.check --config-dir conf task=digits task.lr=0.1. "
-        "Small data and a small network will do: nothing that is found hangs on their size.",
+        "What goes through segsweep.main: python my_script.py --check lr=0.1. Small data and a small network will do: "
+        "nothing that is found hangs on their size.",
     )
     parser.add_argument(
         "--config-dir", metavar="DIR", help="a folder of options of one's own, as of python -m segsweep"
     )
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="as of python -m segsweep, one value each")
-    options = parser.parse_args(arguments)
     from segsweep.sweeps.preflight import composed, preflight
 
-    chosen = any(override.startswith(("task=", "+task=")) for override in options.overrides)
-    doors = [] if chosen else [str(file) for file in sorted(Path().glob("*.py")) if "segsweep.main" in _text(file)]
-    if doors:
-        print(
-            f"{', '.join(doors)}: what goes through segsweep.main is not looked at, as only an option can be; write "
-            "one for its class, conf/task/NAME.yaml, and say --config-dir conf task=NAME",
-            file=sys.stderr,
-        )
+    given, door = list(sys.argv[1:] if arguments is None else arguments), session().door
+    if door and not {"-h", "--help"} & set(given):  # the flags of an application are its own matter
+        argv, hint, keys = given, "", {""}
+    else:
+        options = parser.parse_args(given)
+        argv = [f"--config-dir={options.config_dir}"] * bool(options.config_dir) + options.overrides
+        keys = {text.lstrip("+~").partition("=")[0].partition(".")[0] for text in argv}
+        doors = [file for file in sorted(Path().glob("*.py")) if "segsweep.main" in _text(file)]
+        doors = [] if {"task", "experiment"} & keys else doors
+        hint = "\n".join(f"{file} goes through segsweep.main: python {file} --check looks at it" for file in doors)
+    if hint and keys <= {f.name for f in fields(Config)}:  # as the script has them, too
+        print(hint, file=sys.stderr)
         return 1
-    argv = [f"--config-dir={options.config_dir}"] * bool(options.config_dir) + options.overrides
-    try:
+    with tempfile.TemporaryDirectory(prefix="segsweep-check-") as output:
         try:
-            preflight(argv)
-        except Exception as error:
-            if isinstance(error, SegsweepError):
-                raise  # else of the task's own code, which the check itself tells
-        cfg, choices = composed(argv)
-    except SegsweepError as error:
-        print(str(error).replace("are a sweep; add -m", "are a sweep; give one"), file=sys.stderr)
-        return 1
+            if door:
+                door.register(argv)
+            try:
+                preflight(argv)
+            except Exception as error:
+                if isinstance(error, SegsweepError):
+                    raise  # else of the task's own code, which the check itself tells
+            cfg, choices = composed(argv, output=output)
+        except SegsweepError as error:
+            said = str(error).replace("are a sweep; add -m", "are a sweep; give one")
+            print("\n".join(filter(None, [said, hint])), file=sys.stderr)
+            return 1
+        return _told(check(cfg, choices))
+
+
+def _told(verdicts: Iterable[Verdict]) -> int:
     bad = 0
-    for verdict in check(cfg, choices):
+    for verdict in verdicts:
         print(verdict, flush=True)
         bad += verdict.state == "wrong"
     print(f"{bad} thing{'s' * (bad > 1)} to mend." if bad else "All well.")

@@ -18,9 +18,9 @@ class Display:
     """One line for the sweep and one for each running job. `total`: number of jobs, None where nobody knows it. plain:
     no bars even on a terminal, which a job of this process has for itself then, and its debugger."""
 
-    def __init__(self, total: int | None, slots: int = 1, console: Console | None = None, plain: bool = False):
+    def __init__(self, total: int | None, console: Console | None = None, plain: bool = False):
         self.console = console or Console(stderr=True)
-        self.total, self.slots = total, slots
+        self.total, self.slots = total, 1
         self.began = time.monotonic()
         self.counts: dict[str, int] = {}
         self.spent: list[float] = []

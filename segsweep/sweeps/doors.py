@@ -15,10 +15,12 @@ import importlib
 import importlib.util
 import inspect
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +32,7 @@ from hydra._internal.utils import (
 )
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from segsweep.config import stored
 from segsweep.config.schema import Config
@@ -40,6 +42,7 @@ from segsweep.core import child
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
+from segsweep.sweeps import worker
 from segsweep.sweeps.functions import USAGE, App, Asked, Script, adapted, named, takes_run
 from segsweep.task import Metric, Spec
 
@@ -119,10 +122,7 @@ def _start(made: Callable[[], "Door"]) -> None:
     try:
         here.door = made()
         start()
-        here.door.register()
-        from segsweep.sweeps import cli
-
-        code = cli.main()
+        code = _answer(here.door, sys.argv[1:])
     except SegsweepError as error:
         print(error, file=sys.stderr)
         code = 1
@@ -131,6 +131,23 @@ def _start(made: Callable[[], "Door"]) -> None:
         signal.signal(signal.SIGINT, before)
     if code:
         raise SystemExit(code)
+
+
+def _answer(door: "Door", argv: list[str]) -> int:
+    """The exit code of what is asked for. `--why` and `--check` are this program's own `python -m segsweep.why` and
+    `.check`, as nobody else composes its runs; they train none of them."""
+    if argv[:1] == ["--why"]:
+        from segsweep.sweeps import why
+
+        return why.main(argv[1:])
+    if argv[:1] == ["--check"]:
+        from segsweep.sweeps import check
+
+        return check.main(argv[1:])
+    from segsweep.sweeps import cli
+
+    door.register(argv)
+    return cli.main()
 
 
 @dataclass(eq=False)
@@ -202,12 +219,12 @@ class Door:
         found = compute_search_path_dir(*detect_calling_file_or_module_from_task_function(self.wrapped), path)
         return found if found is None or "://" in found else f"file://{found}"
 
-    def register(self) -> None:
-        """Make known to Hydra the engine's options and keys, and a script's arguments."""
+    def register(self, argv: list[str]) -> None:
+        """Make known to Hydra the engine's options and keys, and a script's arguments, for a command line."""
         Plugins.instance()  # whose own options come first, so that those below take their place
         made, at = self.component, f"{OWN}." if self.app else ""
         if self.app:
-            given = get_args(sys.argv[1:])
+            given = get_args(argv)
             asked = {"--config-path": given.config_path, "--config-name": given.config_name}
             self.named = tuple(word for pair in asked.items() if pair[1] is not None for word in pair)
         _check_class(made, self.target)
@@ -225,20 +242,20 @@ class Door:
             stored.keep(group="hydra/help", name=OWN, node=_help(self, made, arguments))
             help_option = OWN
         stored.store_engine(at, keys, help_option)
-        asks = [argument for argument in sys.argv[1:] if argument.startswith("+search=")]
+        asks = [argument for argument in argv if argument.startswith("+search=")]
         if self.app and not asks:
             return
-        if not self.app or not self._has_search():
+        if not self.app or not self._has_search(argv):
             stored.store_searches("search")
 
-    def _has_search(self) -> bool:
+    def _has_search(self, argv: list[str]) -> bool:
         """Whether the application has a group or a key of that name, which then is meant by `+search=`."""
         from hydra import compose
         from hydra.core.global_hydra import GlobalHydra
         from hydra.errors import HydraException
         from hydra.initialize import initialize_config_search_path
 
-        given = get_args(sys.argv[1:])
+        given = get_args(argv)
         place, name = self.place(given.config_path), given.config_name or self.config_name
         try:
             with initialize_config_search_path([place or NOWHERE]):
@@ -261,10 +278,9 @@ def _script(task: Any, asked: Asked, at_hydra: list[str]) -> Door:
     if not inspect.isfunction(task):
         raise ConfigError(f"segsweep.main({task!r}): found {type(task).__name__}. {USAGE}")
     asked.spec()
-    if inspect.isfunction(asked.data):
-        where, _, name = _door(asked.data).target.rpartition(".")
-        asked = Asked(asked.metric, asked.direction, _ByName(where, name), asked.ignored, asked.repeats)
-    return _door(task, asked=asked, config_name=_stem())
+    door = _door(task, config_name=_stem())
+    door.asked = replace(asked, data=_Packed(asked.data)) if callable(asked.data) else asked
+    return door
 
 
 def _application(function: Any, at_hydra: dict[str, Any], whitelist: Any) -> Door:
@@ -337,19 +353,25 @@ def _load(module: str, file: str | None, folder: str | None) -> ModuleType:
     return made
 
 
-@dataclass(frozen=True)
-class _ByName:
-    """A function of a script in another process."""
+class _Packed:
+    """Whatever tells of the data of a script, for another process, which unpacks it once it has loaded that."""
 
-    module: str
-    name: str
+    def __init__(self, thing: Any):
+        if inspect.isfunction(thing):
+            _door(thing)  # refuses what no other process finds
+        try:
+            self.packed = pickle.dumps(thing)
+        except Exception as error:  # of whatever it holds
+            raise ConfigError(
+                f"segsweep.main(data={thing!r}): cannot be told to another process: {type(error).__name__}: {error}"
+            ) from None
 
-    def __call__(self, *given: Any, **named: Any) -> Any:
-        return getattr(sys.modules[self.module], self.name)(*given, **named)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(getattr(sys.modules[self.module], self.name))
+    def __call__(self, **values: Any) -> Any:
+        """With those of `values` that it takes."""
+        thing = worker.unpacked(self.packed)
+        bound = getattr(thing, "keywords", {})  # of functools.partial
+        takes = [name for name in inspect.signature(thing).parameters if name in values and name not in bound]
+        return thing(**{name: values[name] for name in takes})
 
 
 def _check_class(made: Any, target: str) -> None:
@@ -365,19 +387,29 @@ def _arguments(made: Any, target: str) -> dict[str, Any]:
     for p in inspect.signature(made).parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
             raise ConfigError(f"segsweep.main: {target} takes {p}; its settings need names")
-        if p.name in {f.name for f in fields(Config)} - set(_SHARED) or p.name in ("hydra", "experiment", OWN):
-            raise ConfigError(
-                f"segsweep.main: {target} takes {p.name}, which is a key of the engine; call it otherwise"
-            )
-        default = "???" if p.default is p.empty else list(p.default) if isinstance(p.default, tuple) else p.default
+        own = {f.name for f in fields(Config)} - set(_SHARED) | {"experiment", OWN}
+        if p.name in own or p.name in ("hydra", "defaults") or p.name.startswith("_"):
+            whose = "the engine" if p.name in own else "Hydra"
+            raise ConfigError(f"segsweep.main: {target} takes {p.name}, which is a key of {whose}; call it otherwise")
         try:
-            found[p.name] = OmegaConf.to_container(OmegaConf.create({"x": default}))["x"]  # type: ignore[call-overload, index]
-        except Exception:
+            found[p.name] = "???" if p.default is p.empty else _key(p.default)
+        except TypeError:
             raise ConfigError(
-                f"segsweep.main: {target}({p.name}={default!r}): a default is a number, a text, null, or a list or "
-                "mapping of such, which a command line can give"
+                f"segsweep.main: {target}({p.name}={p.default!r}): a default is a number, a text, a path, null, or a "
+                "list or mapping of such, which a command line can give"
             ) from None
     return found
+
+
+def _key(default: Any) -> Any:
+    """A default as a configuration has it. Raises TypeError where it has nothing like it."""
+    if isinstance(default, list | tuple):
+        return [_key(item) for item in default]
+    if isinstance(default, Mapping):
+        return {key: _key(item) for key, item in default.items()}
+    if isinstance(default, Enum) or not isinstance(default, Path | str | bool | int | float | None):
+        raise TypeError
+    return str(default) if isinstance(default, Path) else default
 
 
 def unknown(asked: Asked | None, known: Callable[[str], bool], names: Iterable[str]) -> list[str]:
@@ -406,12 +438,14 @@ def _help(door: Door, made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         f"  {program}                                    one run\n"
         f"  {program} -m KEY=1,2 seed=0,1,2 epochs=5      a sweep: every combination is one job\n"
         f"  {program} -m +search=tpe 'KEY=interval(0, 1)' search.trials=20\n"
-        f"  {program} -m ... hydra/launcher=plan         what it would cost; --cfg job: every value\n\n"
+        f"  {program} -m ... hydra/launcher=plan         what it would cost; --cfg job: every value\n"
+        f"  {program} --check                            what it forgot that exact resume needs\n\n"
         f"{own}\n\n"
         "  The engine's\n"
         "    epochs  seed  device=auto|cpu|cuda|cuda:N  reuse=true|false  report=true|false\n"
         "    pruner=none|median|halving|hyperband|patient  tracking=mlflow|none  paths.runs  search.trials  ...\n\n"
         "  Afterwards\n"
         "    python -m segsweep.report multirun/NAME      tables, curves, statistics of a sweep\n"
+        f"  {program} --why multirun/NAME/0               why it would train that run again, or not; trains nothing\n"
     )
     return {"app_name": door.program[-1], "template": text.replace("$", "$$")}

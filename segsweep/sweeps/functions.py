@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,20 @@ class Asked:
         )
 
 
+_ASKS = re.compile(rf"\$\{{(?:[^{{}}]|\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})*?(?<!\w)(?<!\w\.){OWN}(?!\w)")
+"""In an interpolation, whatever resolver it calls, and inside others."""
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            yield from _texts(item)
+    elif isinstance(node, str):
+        yield node
+
+
 class _Function:
     """`_call` it, and make of what it returns a `Result`."""
 
@@ -104,7 +119,7 @@ class Script(_Function):
         return self.function(run, **self.values)
 
     def _watched(self) -> Any:
-        return self.asked.data(**{key: self.values[key] for key in inspect.signature(self.asked.data).parameters})
+        return self.asked.data(**self.values)
 
 
 class App(_Function):
@@ -112,10 +127,10 @@ class App(_Function):
         self.cfg = cfg.copy()
         with open_dict(self.cfg):
             self.cfg.pop("hydra", None)  # see `compose.with_environment`
-        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != OWN])
-        if f"${{{OWN}." not in OmegaConf.to_yaml(own):  # else the application means to know
-            with open_dict(self.cfg):
-                del self.cfg[OWN]
+        with open_dict(self.cfg):
+            engine = self.cfg.pop(OWN)
+            if any(map(_ASKS.search, _texts(OmegaConf.to_container(self.cfg)))):  # the application means to know
+                self.cfg[OWN] = engine
 
     def _call(self, run: Any) -> Any:
         with _in_its_folder():
@@ -183,13 +198,15 @@ def _in_its_folder() -> Iterator[None]:
 
 def _result(found: Any, spec: Spec, name: str, run: Any) -> Result:
     """Of what a function returned; raises TaskError and NotFiniteError."""
+    from segsweep.runs.loop import plain  # with torch, which `--help` does without
+
     looped = run.state is not None
     if isinstance(found, Result):
         return found
     chosen = spec.select.partition("/")[2]
     if found is None and looped:
         return Result({})
-    number = _number(found)
+    number = plain(found)
     several = {chosen: found} if number is not None else found
     if not isinstance(several, Mapping):
         wanted = f"a number ({chosen}), a mapping of metrics or a segsweep.task.Result"
@@ -198,7 +215,7 @@ def _result(found: Any, spec: Spec, name: str, run: Any) -> Result:
     beside: dict[str, Any] = {}
     for key, value in several.items():
         full = str(key) if str(key).partition("/")[0] in PARTS and "/" in str(key) else f"val/{key}"
-        number = _number(value)
+        number = plain(value)
         if full in metrics:
             raise TaskError(
                 f"{name} returned both {full.partition('/')[2]} and {full}, which are one; give one of them"
@@ -216,13 +233,6 @@ def _result(found: Any, spec: Spec, name: str, run: Any) -> Result:
     if beside:  # kept, and compared by nobody, as nobody said which way is better
         run.describe(returned=beside)
     return Result(metrics)
-
-
-def _number(value: Any) -> float | None:
-    item = getattr(value, "item", None)
-    with contextlib.suppress(RuntimeError, ValueError, TypeError):  # a tensor of several
-        value = item() if callable(item) else value
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def named(thing: Any) -> str:

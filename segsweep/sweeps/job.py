@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segsweep.config.compose import with_environment
+from segsweep.config.compose import choices_of, with_environment
 from segsweep.config.schema import engine, under
 from segsweep.core import artifacts, masks
 from segsweep.core.errors import SegsweepError
@@ -48,7 +48,7 @@ def job(cfg: DictConfig) -> Any:
     began = time.perf_counter()
     outcome = run(
         cfg,
-        choices={g: o for g, o in settings.runtime.choices.items() if "/" not in g or (at and g[:6] != "hydra/")},
+        choices=choices_of(cfg, settings),
         name=name,
         command=_command(
             [*sweep.named(), *own_folder(settings), *_environment(settings)]

@@ -19,6 +19,7 @@ from typing import Any
 from hydra import compose
 from hydra._internal.utils import get_args
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
@@ -131,11 +132,11 @@ def _numbered(cfg: DictConfig) -> list[str]:
 
 
 def composed(
-    argv: list[str], overrides: list[str] | None = None, config_dir: str | None = None
+    argv: list[str], overrides: list[str] | None = None, config_dir: str | None = None, output: str | None = None
 ) -> tuple[DictConfig, dict[str, Any]]:
     """The configuration of a single run without Hydra's part, and the option chosen in each group: of a command line,
     or with other `overrides` and another folder of options. Raises ConfigError where Hydra cannot make one; what it is
-    worth `preflight` tells."""
+    worth `preflight` tells. output: the folder of the job's own, for code that is then run and asks Hydra for it."""
     try:
         args = get_args(argv)
     except SystemExit:  # argparse, of a command line that was recorded
@@ -143,8 +144,13 @@ def composed(
     args.overrides, args.config_dir = overrides or args.overrides, config_dir or args.config_dir
     root = trust.root(args)
     with initialize_config_search_path([*root.places, *_beside_it(args)]):
-        cfg, choices = bare(_composed(root.name, args.overrides))
-    return cfg, {group: option for group, option in choices.items() if "/" not in group}
+        whole = _composed(root.name, args.overrides)
+        found = bare(whole)
+    if output:
+        with open_dict(whole.hydra):
+            whole.hydra.runtime.output_dir = output
+        HydraConfig.instance().set_config(whole)
+    return found
 
 
 def searching(cfg: DictConfig) -> bool:
@@ -290,12 +296,15 @@ def _wrong_options(override: Override, options: list[str]) -> list[str]:
     group = override.key_or_group
     if override.is_sweep_override() and not _values(override):
         return [f"{override.input_line}: fits no option; allowed are {', '.join(options)}"]
-    if not override.is_delete() and override.value() is None and group != "experiment":
-        return [f"{group}=null: an option is needed; allowed are {', '.join(options)}"]
+    if override.is_delete():
+        return []
+    if None in (values := _values(override)):  # which Hydra fails on
+        optional = f"; without one, leave {group} out" if group == "experiment" else ""
+        return [f"{group}=null: an option is needed{optional}; allowed are {', '.join(options)}"]
     return [
         f"{group}={value}: no such option{nearest(str(value), options)}; allowed are {', '.join(options)}"
-        for value in _values(override)
-        if not override.is_delete() and value is not None and str(value).removesuffix(".yaml") not in options
+        for value in values
+        if str(value).removesuffix(".yaml") not in options
     ]
 
 

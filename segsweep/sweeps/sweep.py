@@ -20,6 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segsweep.config.compose import choices_of
 from segsweep.config.schema import engine, resolved, under
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
@@ -299,7 +300,7 @@ def _columns(config: DictConfig, spec: Spec | None) -> Columns | None:
 
     if spec is None:
         return None
-    chosen: dict[str, Any] = {str(k): v for k, v in config.hydra.runtime.choices.items() if "/" not in str(k)}
+    chosen = choices_of(config, config.hydra)
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
         plain = resolved(own)

@@ -1,9 +1,8 @@
-"""`python -m segsweep.why RUN [RUN]`: in which values, files and versions two runs differ, or why one would be trained
-again today. `--accept RUN --reason TEXT` lets a record stand for today's code.
+"""`python -m segsweep.why RUN [RUN]`, or `python my_script.py --why RUN`: in which values, files and versions two runs
+differ, or why one would be trained again today. `--accept RUN --reason TEXT` lets a record stand for today's code.
 """
 
 import argparse
-import getpass
 import json
 import shlex
 import sys
@@ -14,15 +13,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from segsweep.config.schema import engine
 from segsweep.config.start import start
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.masks import first_line
-from segsweep.core.signature import digest, hashes, short
+from segsweep.core.session import session
+from segsweep.core.signature import digest, hashes, leaves, short
+from segsweep.runs.find import REFERENCE, find
 from segsweep.runs.identity import Identity, identity, recorded
 from segsweep.task import Data
 
-RUN = "a run folder, a job's folder of a sweep, a run's signature or its unique beginning, best:SWEEP, an MLflow run id"
 INDEPENDENT = "differs, but does not decide which run it is"
 
 
@@ -48,7 +49,7 @@ class Difference:
 
 def differences(old: Identity, new: Identity) -> list[Difference]:
     """All in which two signatures differ, values first; empty where they are one."""
-    first, second = (dict(_flat(side.config)) for side in (old, new))
+    first, second = (dict(leaves(side.config)) for side in (old, new))
     found = []
     for name in dict.fromkeys([*first, *second]):
         a, b = (_text(side[name]) if name in side else None for side in (first, second))
@@ -60,14 +61,6 @@ def differences(old: Identity, new: Identity) -> list[Difference]:
             a, b = (printable(getattr(side, kind))[:16] or "not watched" for side in (old, new))
             found.append(Difference(kind, what, a, b))
     return found
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _text(value: Any) -> str:
@@ -110,20 +103,43 @@ def today(then: Identity, cfg: DictConfig) -> tuple[Identity, str]:
         raise SegsweepError(f"its task cannot be made today: {told(error)}") from error
 
 
+def _words(info: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The program that trained a run, and its arguments; nothing where its command is not recorded as one types it."""
+    try:
+        words = shlex.split(str(info.get("command") or ""))
+    except ValueError:
+        words = []
+    length = 0 if not words else 1 if words[0] != "python" else 3 if words[1:2] == ["-m"] else 2
+    return words[:length], words[length:]
+
+
+def _refuse_other(reference: str, cfg: DictConfig, info: Mapping[str, Any]) -> None:
+    """Raise SegsweepError where another program composes a run than the one that is asked; it names that one."""
+    program, _ = _words(info)
+    here, asks = ["python", "-m", "segsweep"], f"{printable(shlex.join(program))} --why"
+    if door := session().door:
+        other, asks = engine(cfg).task._target_ != door.target, asks if program != here else "python -m segsweep.why"
+    else:
+        other = bool(program) and program != here
+    if other:
+        raise SegsweepError(
+            f"{reference}: its own program alone can compose it, which trains nothing by {asks} {reference}"
+        )
+
+
 def composition(reference: str, info: Mapping[str, Any], config_dir: str | None) -> DictConfig:
     """What the command of a run composes today. Raises SegsweepError where that cannot be known."""
     from segsweep.sweeps.preflight import composed
 
-    job = artifacts.read_json(Path(reference) / "job.json") or {}
-    try:
-        words = shlex.split(str(info.get("command") or ""))
-    except ValueError as error:
-        raise SegsweepError(f"its command was not recorded as one types it: {error}") from None
-    if words[:3] != ["python", "-m", "segsweep"]:
+    job, door = artifacts.read_json(Path(reference) / "job.json") or {}, session().door
+    program, words = _words(info)
+    if not program:
         raise SegsweepError("its command is not recorded")
     lines = [str(line) for line in job.get("overrides") or ()]
     lines += [word for word in words if lines and word.lstrip("+~").startswith("hydra.job.env_set")]
-    return composed(words[3:], lines, config_dir)[0]
+    if door:
+        door.register(words)
+    return composed(words, lines, config_dir)[0]
 
 
 def compare(first: Path, second: Path) -> None:
@@ -144,18 +160,20 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     from segsweep.core import environment
 
     then, cfg, info = recorded(folder)
+    _refuse_other(reference, cfg, info)
     print(f"{folder.name} -> the same command today")
+    known = True
     try:
         cfg = composition(reference, info, config_dir)
     except SegsweepError as error:
-        reason = first_line(error)
+        known, reason = False, first_line(error)
         print(f"Its command cannot be composed now ({reason}): taken is its recorded configuration.")
     now, lacks = today(then, cfg)
     found = differences(then, now)
     _show(found, "today's")
     _unwatched(info)
     print(lacks, end="\n" * bool(lacks))
-    _versions(info.get("versions") or {}, environment.versions(*_packages(now)))
+    _versions(info.get("versions") or {}, environment.versions(*environment.packages(now.roots)))
     _accepted(folder)
     entry = accepted.standing(folder.parent.parent, now.ids["signature"])
     there = folder.parent / now.ids["signature"]
@@ -170,8 +188,9 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
         print(f"Today's run is {there.name}, which is finished too: {_counted(found)}.")
     else:
         again = f"It would be trained again, as {there.name}: {_counted(found)}."
-        edit = {difference.kind for difference in found} == {"file"}
-        hint = f" If the edit changes no number: python -m segsweep.why --accept {reference} --reason TEXT"
+        edit = {difference.kind for difference in found} == {"file"} and known and not lacks
+        edit &= bool(artifacts.result(folder)) and not (there / "pruned.json").exists()
+        hint = f" If the edit changes no number: {_asks()} --accept {reference} --reason TEXT"
         print(again + hint * edit)
 
 
@@ -180,7 +199,8 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
     from segsweep.core import environment
     from segsweep.core.signature import code, fingerprint
 
-    then, _, info = recorded(folder)
+    then, cfg, info = recorded(folder)
+    _refuse_other(reference, cfg, info)
     name, runs = folder.name, folder.parent.parent
     if folder.parent.name != "runs" or name != info["signature"]:
         raise SegsweepError(f"{folder}: not among the runs of this machine, so that no command would be led to it")
@@ -210,7 +230,7 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
         raise SegsweepError(f"{name}: a job trains {there.name}, which is this run with today's code, just now")
     entry: dict[str, Any] = now.ids | {"by": by, "when": artifacts.now(), "reason": reason, "code": fingerprint(code())}
     entry |= {"files": {d.name: [d.old, d.new] for d in found}, "places": now.places}
-    entry |= {"versions": environment.versions(*_packages(now)), "commit": environment.commit()}
+    entry |= {"versions": environment.versions(*environment.packages(now.roots)), "commit": environment.commit()}
     counts, epochs = accepted.accept(folder, entry)
     _show(found, "today's")
     word = "Accepted" if counts is entry else "Accepted already"
@@ -234,11 +254,6 @@ def _mirror(folder: Path) -> None:
             f"MLflow does not know yet ({first_line(error)}): python -m segsweep.sync {folder}",
             file=sys.stderr,
         )
-
-
-def _packages(now: Identity) -> list[str]:
-    """What `environment.facts` asks the versions of, beside its own."""
-    return sorted({root.partition(".")[0] for root in now.roots} - sys.stdlib_module_names)
 
 
 def _show(found: list[Difference], second: str) -> None:
@@ -283,12 +298,12 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 answered or accepted, 1 with a plain message where not."""
     start()
     parser = argparse.ArgumentParser(
-        prog="python -m segsweep.why",
+        prog=_asks(),
         description="Why two runs are not the same: which values, files, data and versions differ. With one RUN: why "
         "the same command would train it again today, or that it would not. Trains nothing.",
         epilog="The code of one's own is looked at as in training: SEGSWEEP_ALLOW and the working directory as there.",
     )
-    parser.add_argument("run", metavar="RUN", help=RUN)
+    parser.add_argument("run", metavar="RUN", help=REFERENCE)
     parser.add_argument("other", metavar="RUN", nargs="?", help="another one; default: the same command today")
     parser.add_argument(
         "--accept", action="store_true", help="let the one RUN, which is finished, stand for today's code from now on; "
@@ -305,12 +320,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--accept takes one RUN and --reason TEXT, which says why the edit changes no number")
     if not options.accept and (options.reason or options.by):
         parser.error("--reason and --by belong to --accept")
-    from segsweep.runs.find import find
-
     try:
         folders = [find(text, options.runs)[0] for text in (options.run, options.other) if text is not None]
         if options.accept:
-            by = printable(options.by or _user())
+            from segsweep.tracking.mirrors import user
+
+            by = printable(options.by or user())
             accept(options.run, folders[0].resolve(), by, printable(options.reason), options.config_dir)
         elif options.other is None:
             explain(options.run, folders[0].resolve(), options.config_dir)
@@ -322,8 +337,6 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown"
+def _asks() -> str:
+    """The command of this, less its arguments."""
+    return f"{shlex.join(door.program)} --why" if (door := session().door) else "python -m segsweep.why"

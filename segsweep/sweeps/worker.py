@@ -243,7 +243,8 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(door.target.rpartition(".")[0] if door and module == "__main__" else module, name)
 
 
-def _load(packed: bytes) -> Any:
+def unpacked(packed: bytes) -> Any:
+    """Of this process or the one that started it."""
     return _Unpickler(io.BytesIO(packed)).load()
 
 
@@ -251,7 +252,7 @@ def _context(packed: bytes) -> dict[str, Any]:
     """Of `(task, callbacks, whitelist)`; the first brings the code that the others, and configurations, may be of."""
     from hydra.types import HydraContext
 
-    task, callbacks, whitelist = _load(packed)
+    task, callbacks, whitelist = unpacked(packed)
     context = HydraContext(config_loader=None, callbacks=callbacks, execution_whitelist=whitelist)  # type: ignore[arg-type]
     return {"task_function": task, "hydra_context": context}
 
@@ -265,7 +266,7 @@ def _run(config: bytes, packed: bytes, context: dict[str, Any]) -> Any:
         if not context:
             context.update(_context(packed))
         done = run_job(
-            config=_load(config), job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir", **context
+            config=unpacked(config), job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir", **context
         )
         done.cfg = done.hydra_cfg = None
         return done

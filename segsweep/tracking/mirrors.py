@@ -373,7 +373,7 @@ def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     tags = {"signature": folder.name, "group": run["group"], "trajectory": run["trajectory"], "device": run["device"]}
-    tags |= {"mlflow.source.name": "segsweep", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+    tags |= {"mlflow.source.name": "segsweep", "mlflow.source.type": "LOCAL", "mlflow.user": user()}
     tags |= {"mlflow.note.content": f"`{run['command']}`\n\nFolder: `{folder}`", "evaluated_on": run["evaluated_on"]}
     tags |= {"mlflow.runColor": _color(folder.name)}  # its own choice repeats colours among a handful of runs
     tags |= {"split.leaks": str(run["split"]["leaks"]).lower(), "versions": json.dumps(run["versions"])}
@@ -417,7 +417,7 @@ def _color(signature: str) -> str:
 def start_parent(uri: str, experiment: str, name: str, command: str, columns: Columns | None = None) -> str:
     """The parent run of a sweep, under which MLflow's UI groups its jobs. `columns`: of its task, for the views."""
     client = connect(uri)
-    tags = {"mlflow.source.name": "segsweep", "mlflow.source.type": "LOCAL", "mlflow.user": _user(), "sweep": name}
+    tags = {"mlflow.source.name": "segsweep", "mlflow.source.type": "LOCAL", "mlflow.user": user(), "sweep": name}
     tags |= {"mlflow.note.content": f"`{command}`"}
     return client.create_run(experiment_id(client, experiment, columns), tags=tags, run_name=name).info.run_id
 
@@ -449,7 +449,7 @@ def end_parent(
     client.set_terminated(run_id, status)
 
 
-def _user() -> str:
+def user() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):

@@ -1,6 +1,6 @@
 """Answers from what was copied to MLflow: finished runs of other machines, their weights, and where runs lie.
 
-`tracking.py` is the way there, this the way back.
+`mirrors.py` is the way there, this the way back.
 """
 
 import contextlib
@@ -278,11 +278,9 @@ def finished(uri: str | None, experiment: str, signatures: Iterable[str]) -> set
         return set()
 
 
-def find_runs(reference: str, uri: str | None = None) -> list[Path]:
-    """Run folders of an MLflow experiment's name or a run's id, as their descriptions give them.
-
-    `uri`: the store, where it is not `store.default`."""
-    uri = uri or default()
+def find_runs(reference: str) -> list[Path]:
+    """Run folders of an MLflow experiment's name or a run's id in `store.default`, as their descriptions give them."""
+    uri = default()
     if (file := database(uri)) and not file.exists():  # to ask is no reason to make one
         raise SegsweepError(f"{masked(uri)}: there is no such store")
     client = connect(uri)

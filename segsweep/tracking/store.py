@@ -1,6 +1,6 @@
 """MLflow's store: opened, made where there is none, with segsweep's experiment and the views that its UI offers.
 
-Nothing but this, `tracking.py`, which copies runs there, `recall.py`, which answers from them, and `registry.py`, which
+Nothing but this, `mirrors.py`, which copies runs there, `recall.py`, which answers from them, and `registry.py`, which
 keeps models there, imports mlflow.
 """
 

@@ -10,10 +10,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 from segsweep.config.components import check
-from segsweep.config.schema import GROUPS, conf_dir
+from segsweep.config.schema import conf_dir
+from segsweep.config.whitelist import groups
 from segsweep.segmentation.groups import build
 
-OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((conf_dir() / group).glob("*.yaml"))]
+OPTIONS = [(group, file.stem) for group in groups() for file in sorted((conf_dir() / group).glob("*.yaml"))]
 NEEDED = {
     "lgg": ["data.root=nowhere"],
     "folder": ["data.root=nowhere", "data.images=images/*.png", "data.masks=masks/*.png"],
