@@ -287,7 +287,8 @@ def labels(rows: list[Configuration], without: tuple[str, ...] = ()) -> list[str
                 value, short = row.factors[name], name.split(".")[-1]
                 bare = name in ("model", "loss", "optim")
                 parts.append(show(value) if bare else f"{short if last[short] == 1 else name}={show(value)}")
-        texts.append(", ".join(parts) or show(row.factors.get("model", row.runs[0].signature)))
+        usual_name = row.factors.get("model", row.factors.get("task", row.runs[0].signature))
+        texts.append(", ".join(parts) or show(usual_name))
     seen: Counter[str] = Counter()
     counts = Counter(texts)
     for i, text in enumerate(texts):

@@ -190,7 +190,7 @@ def tradeoff(
         axes.grid()
         _numbers(axes, cost, value, [*front, *(() if many else range(len(value)))])
 
-    steps = [f"row {i + 1} ({labels[i]}: {cost[i]:,.4g}, {score} {value[i]:{spec}})" for i in front[:8]]
+    steps = [f"row {i + 1} ({labels[i]}: {cost[i]:,.4g} {what}, {score} {value[i]:{spec}})" for i in front[:8]]
     more = f" and {len(front) - 8} more" if len(front) > 8 else ""
     alt = f"{score} against {what} for {len(value)} rows. On the Pareto front, cheapest first: {joined(steps)}{more}."
     caption = f"{score} against {what}; numbers are rows, the dotted line is the Pareto front."

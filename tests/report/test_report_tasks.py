@@ -126,6 +126,33 @@ def test_a_title_in_brackets_is_no_markup(tmp_path):
     assert "RMSE [m]" in table(jobs)
 
 
+def test_what_a_score_is_and_which_way_is_better_is_said_beside_it(text):
+    assert "RMSE: in thousands of euros; mean over the test houses with its 95 % interval" in text
+    assert "training seconds, RMSE " in text
+    assert "missed" not in text
+
+
+def test_what_nobody_recorded_has_no_empty_place(tmp_path):
+    """No loss on the validation part, no number of houses, one series of learning rates."""
+    rng = np.random.default_rng(0)
+    made = [House({"lr": rate, "task": "prices"}, errors(rng)) for rate in (0.1, 1.0)]
+    sweep = write(tmp_path, made)
+    for folder in (tmp_path / "runs").iterdir():
+        about = json.loads((folder / "run.json").read_text())
+        about["data"], about["split"]["digest"] = {"name": "prices", "digest": "d" * 16}, "shuffled, 0"
+        (folder / "run.json").write_text(json.dumps(about))
+        rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        rows = [{key: value for key, value in row.items() if key != "val/loss"} for row in rows]
+        (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = build([sweep], tmp_path / "report").with_suffix(".md").read_text()
+    assert "all-loss" not in report
+    assert "all-rmse" in report
+    assert "loss gap" not in report
+    assert "data: prices, manifest dddddddddddd, split: shuffled, 0, rooms train/val/test 500/100/100" in report
+    assert "- prices: RMSE " in report
+    assert "; lower is better." in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_curves_are_read_the_right_way_round(text):
     learnt = part(text, "Overfitting and convergence")
     head = cells(learnt, "row")

@@ -16,7 +16,7 @@ from segsweep.report.statistics import FEWEST, FEWEST_REPEATS, mean_interval, na
 MOST_CONTRASTS, MOST_PAIRS = 40, 60
 BOUNDED = (
     "In simulations with 20 {units} of skewed {score} they cover the truth in 93 to 97 % of cases; where 5 to 10 % of"
-    " the {units} are missed outright, in about 90 %."
+    " the {units} have the worst there is, in about 90 %."
 )
 UNBOUNDED = (
     "In simulations with 20 {units} whose values have no bound they cover the truth in 93 to 95 % of cases for normal"

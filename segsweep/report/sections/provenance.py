@@ -44,10 +44,11 @@ def _facts(run: Run) -> dict[str, str]:
     versions: dict[str, Any] = info.get("versions") or {}
     spec = run.spec
     samples, kind = many(spec.sample), split.get("kind", "?") or ""
-    counts = [f"{data.get(name, '?')} {name}" for name in dict.fromkeys([many(spec.unit), samples])]
+    counts = [f"{data[name]} {name}" for name in dict.fromkeys([many(spec.unit), samples]) if name in data]
     watched = "not watched" if run.unwatched else f"manifest {digest(run, 'data')[:12] or '?'}"
     parts = "/".join(str(split.get(part, "?")) for part in ("train", "val", "test"))
-    about = f"{kind} {digest(run, 'split')[:12] or '?'}, {samples} train/val/test {parts}".strip()
+    told = " ".join(filter(None, [kind, digest(run, "split")[:12].rstrip(" ,") or "?"]))
+    about = f"{told}, {samples} train/val/test {parts}"
     leaks = f"yes{f': by {spec.sample}' * (spec.sample != spec.unit)}" if run.leaks else "no"
     if not run.counted:
         counts, about, leaks = [], "not said", "not known"

@@ -136,8 +136,9 @@ def results(found: Findings) -> Section | None:
         rows.append(cells)
     counts = "so that each counts once" if comparison.alone else f"so that {a(found.unit)} counts once"
     over = "the seeds" if comparison.alone else f"the test {found.units}"
+    means = f"mean over {over} with its 95 % interval; repeats pooled {counts}"
     notes = {
-        found.score: f"mean over {over} with its 95 % interval; repeats pooled {counts}",
+        found.score: "; ".join(filter(None, [found.footnote(primary), means])),
         "SD of seeds": f"how far the mean {found.score} moves from seed to seed",
     }
     for column in found.own.columns:
@@ -163,7 +164,7 @@ def results(found: Findings) -> Section | None:
         f"Mean {found.score} with its 95 % interval by row. {words}.",
         f"Mean {found.score} and 95 %"
         f" interval{f', the best {FOREST_ROWS} rows of {len(found.rows)}' if len(found.rows) > FOREST_ROWS else ''};"
-        f" each tick is {a(found.unit)}.",
+        f" each tick is {a(found.unit)}; {found.better} is better.",
         [found.title(i) for i in shown],
         [[found.intervals[i]] for i in shown],
         points=[comparison.by_unit(i) for i in shown],

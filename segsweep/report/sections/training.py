@@ -42,7 +42,8 @@ def curves(found: Findings) -> Section | None:
             (f"row {i + 1}", row.curves(f"{row.runs[0].evaluated_on}/{metric}"), figures.COLOURS[k], "-")
             for k, (i, row) in enumerate(rows[:COLOURED])
         ]
-        joint = [line for line in joint if line[1].size]
+        if not (joint := [line for line in joint if line[1].size]):  # it is followed in training alone
+            continue
         words = _ends(found, [(found.title(i), row, row.runs[0].evaluated_on) for i, row in rows[:COLOURED]], metric)
         together.append(
             figures.curves(
@@ -103,7 +104,8 @@ def overfitting(found: Findings) -> Section | None:
     spec, followed = found.spec, found.followed
     about = spec.metrics[followed]
     title, form = inside(about.title) if followed != spec.primary else about.title, about.mean_format or about.format
-    apart = "loss" in spec.metrics and followed != "loss"
+    losses = [gap.loss for gap in found.overfitting if gap and gap.loss is not None]
+    apart = "loss" in spec.metrics and followed != "loss" and any(loss == loss for loss in losses)
     rows: list[list[Cell | str]] = []
     for i, (gap, reached) in enumerate(zip(found.overfitting, found.convergence, strict=True)):
         row = found.rows[i]
