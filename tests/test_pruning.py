@@ -322,7 +322,7 @@ def test_each_option_composes_runs_and_prunes_what_it_should(tmp_path, option):
         "none": [],
         "median": ["pruner.n_startup_trials=1"],
         "halving": HALVING[1:],
-        "hyperband": ["pruner.min_resource=2"],  # of four epochs: one bracket, where of several each trial draws its own
+        "hyperband": ["pruner.min_resource=2"],  # one bracket: of several each trial draws its own
         "patient": ["pruner.patience=0"],
     }[option]
     do(tmp_path, f"pruner={option}", *small, GOOD)

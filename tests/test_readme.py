@@ -38,11 +38,13 @@ def work(tmp_path_factory, lgg):
     cwd = tmp_path_factory.mktemp("readme") / "work"
     cwd.mkdir()
     (cwd / "LGG").symlink_to(lgg)
-    made = segsweep(cwd, "-m", "optim=sgd,adam", *SMALL, *OF_DATA["phantom"])
-    assert made.returncode == 0, made.stderr
-    (sweep,) = cwd.glob("multirun/2*")
-    sweep.rename(cwd / "multirun" / "SWEEP")
-    return cwd
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSWEEP_CACHE", str(cwd.parent / "cache"))  # which is cleaned
+        made = segsweep(cwd, "-m", "optim=sgd,adam", *SMALL, *OF_DATA["phantom"])
+        assert made.returncode == 0, made.stderr
+        (sweep,) = cwd.glob("multirun/2*")
+        sweep.rename(cwd / "multirun" / "SWEEP")
+        yield cwd
 
 
 @pytest.mark.slow
