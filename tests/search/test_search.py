@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import postgres
@@ -451,15 +452,17 @@ def test_on_another_machine_a_process_is_dead_when_it_gives_no_sign_of_life(tmp_
         return made
 
     here, there = part("here"), part("there")
-    monkeypatch.setattr(module, "GRACE", 0.3)
+    clock = SimpleNamespace(sleep=time.sleep, now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(module, "time", clock)
     mine = there.claim(2)
     assert mine is not None
     assert here.claim(2) is not None
     for count in range(3):  # alive
         mine.set_user_attr("beat", count)
-        time.sleep(0.2)
+        clock.now += module.GRACE - 1
         assert here.claim(2) is None
-    time.sleep(0.4)
+    clock.now += module.GRACE + 1
     taken = here.claim(2)
     assert taken is not None
     assert taken.user_attrs["instead_of"] == mine.number
