@@ -17,6 +17,7 @@ from typing import Any
 
 import postgres
 import pytest
+from commands import until
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
@@ -383,12 +384,15 @@ def test_two_processes_one_killed_make_the_total_exactly(tmp_path, storage):
 
     def start(name: str) -> subprocess.Popen:
         command = [sys.executable, toy, str(tmp_path / name), "0.15", *given]
-        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen(command, text=True, **streams)
 
     both = [start("a"), start("b")]
-    while len(list(tmp_path.glob("b/*/job.json"))) < 3:
-        assert both[1].poll() is None, both[1].communicate()
-        time.sleep(0.01)
+    assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    until(lambda: len(list(tmp_path.glob("b/*/job.json"))) >= 3 or both[1].poll() is not None)
     both[1].send_signal(signal.SIGKILL)
     both[1].communicate()
     output, errors = both[0].communicate(timeout=120)
