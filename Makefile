@@ -1,11 +1,14 @@
-# make sweep: everything from nothing to the comparison table. make test: the whole suite. Python 3.11 to 3.13.
+# make sweep: everything from nothing to the comparison table. Python 3.11 to 3.13.
+# make quick: a minute of the tests nearest to a change. make test: all but the slow ones. make test-all: these, too.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := dev,joblib,slurm,ray,dashboard,postgres,export,lightning
 PORT ?= 5000
+WORKERS = $(shell echo $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1))) # some tests wait
+PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses $(WORKERS)
 
-.PHONY: install sweep test soak check ui lock clean
+.PHONY: install sweep quick test test-all soak check ui lock clean
 
 install: $(VENV)/.installed
 
@@ -22,8 +25,14 @@ $(VENV)/.tools: $(VENV)/.installed
 sweep: install
 	$(BIN)/python -m segsweep -m model=unet,r2unet optim=sgd,adam
 
+quick: $(VENV)/.tools
+	SEGSWEEP_UNTIL=$$(($$(date +%s) + 50)) $(PYTEST) -m 'not slow' $$($(BIN)/python tests/quick.py)
+
 test: $(VENV)/.tools
-	$(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') # some tests wait
+	$(PYTEST) -m 'not slow'
+
+test-all: $(VENV)/.tools
+	$(PYTEST)
 
 soak: $(VENV)/.tools
 	SEGSWEEP_SOAK=20 $(BIN)/python -m pytest tests/test_interruption.py tests/test_durability.py tests/test_fuzz.py -k 'killed or full_disk or fuzz_what'

@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,16 +21,38 @@ from segsweep.config.start import start
 # slower on two threads than on one, and the suite runs on every core already.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Nor does a test write to, or clean, what is the user's own. Of one process of pytest or of several: the first is told.
+MADE = None
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["SEGSWEEP_CACHE"] = MADE = tempfile.mkdtemp(prefix="segsweep-tests-")
+
 start()
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKED = REPOSITORY.parent / "shared" / "lgg"
 
 
+UNTIL = float(os.environ.get("SEGSWEEP_UNTIL", "inf"))
+"""Seconds since 1970 at which `make quick` is over."""
+
+
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first: with several processes what is long must not begin last."""
+    """Files with slow tests first, as they are long, and with several processes what is long must not begin last; in
+    `make quick` as they were given."""
+    if "SEGSWEEP_UNTIL" in os.environ:
+        return
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_runtest_setup():
+    if time.time() > UNTIL:
+        pytest.skip("no time left in this minute: `make test` runs it")
+
+
+def pytest_unconfigure():
+    if MADE:
+        shutil.rmtree(MADE, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -29,9 +29,6 @@ import os
 import segsweep
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-
-from segsweep.runs import identity
-from segsweep.sweeps import doors, why
 OmegaConf.register_resolver("my_folder", lambda: HydraConfig.get().runtime.output_dir, replace=True)
 seen = []
 @segsweep.main(config_path="conf", config_name="config", metric="loss", direction="min", ignored=["workers"])
@@ -250,7 +247,7 @@ def test_another_primary_configuration_is_in_every_command_that_is_printed(throu
     line = ("-cn", "other", "-m", "+search=tpe", "lr=interval(0.1, 0.5)", "segsweep.search.trials=2", *HERE)
     code, said, module = through(app, *line)
     assert code == 0, said
-    assert all(" --config-name other " in run["command"] for run in runs(tmp_path))
+    assert [" --config-name other " in run["command"] for run in runs(tmp_path)] == [True, True]
     folder = next(tmp_path.glob("multirun/2*/search"))
     wanted = f" --config-name other --config-dir {folder.relative_to(tmp_path)} experiment=best"
     assert re.search(rf"the best: (?:python -m )?\w+{re.escape(wanted)}", said), said
@@ -389,7 +386,8 @@ def start(cfg):
     code, said, _ = through(source, "made={_target_: fractions.Fraction, numerator: 1, denominator: 4}", *QUIET)
     assert code == 0, said
     assert [run["metrics"] for run in runs(tmp_path)] == [{"val/loss": 0.75}]
-    assert "made=" not in through(source, "lr=fast")[1]
+    code, said, _ = through(source, "lr=fast", *QUIET)
+    assert (code, said.startswith("lr=fast: Value 'fast'"), "made=" in said) == (1, True, False), said
     code, said, _ = through(source, "made={_target_: os.getcwd}", *QUIET)
     assert code == 1
     assert "os.getcwd" in said
@@ -407,7 +405,7 @@ def test_the_example_is_swept_answered_again_and_reported_without_a_word_of_a_te
     done = sweep(folder, *line)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "train: fitting RandomForestClassifier" in done.stderr  # its own log, from a worker
-    assert all((job / "error.txt").exists() for job in folder.glob("multirun/2*/[0-9]"))
+    assert len(list(folder.glob("multirun/2*/[0-9]/error.txt"))) == 6  # as its own training writes
     page = next(folder.glob("multirun/2*/report.md")).read_text()
     assert "Compared over seeds alone" in page
     assert "not watched" in page
@@ -681,7 +679,7 @@ def test_a_pruner_is_the_engines_whatever_an_application_calls_so(through, conf,
     code, said, _ = through(source, "segsweep/pruner=median", *QUIET)
     assert code == 0, said
     code, said, _ = through(source, "segsweep/pruner=median", "segsweep.pruner.n_startup_trials=-1", *QUIET)
-    assert "n_startup_trials" in said
+    assert code == 1 and "n_startup_trials=-1" in said
     assert said.startswith("segsweep.pruner: ")
     code, said, _ = through(source, "segsweep/pruner=median", "+segsweep.pruner.odd=1", *QUIET)
     assert "segsweep.pruner.odd: " in said

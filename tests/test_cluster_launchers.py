@@ -5,14 +5,11 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import finish, jobs, start, until
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
@@ -25,8 +22,8 @@ from segsweep.core.session import session
 from segsweep.plugins.cluster import ClusterLauncher, Lost
 from segsweep.sweeps.job import job
 
-TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "precision=fp32"]
-SWEEP = ["-m", "seed=0,1", "epochs=12", "report=false", *TINY]
+TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
+SWEEP = ["-m", "seed=0,1", "epochs=30", "report=false", *TINY]
 
 
 class Engine(ClusterLauncher):
@@ -91,27 +88,6 @@ def test_asked_to_stop_what_still_runs_is_cancelled(tmp_path):
     assert record(tmp_path, 3)["status"] == "interrupted"
 
 
-def start(cwd: Path, *arguments: str) -> subprocess.Popen:
-    places = ["paths.runs=multirun", f"paths.cache={cwd}/cache"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "segsweep", *SWEEP, *arguments, *places],
-        cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def finished(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=280)
-    return output
-
-
-def until(what: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 240
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-    return found
-
-
 def epochs(cwd: Path) -> int:
     return max((len(f.read_text().splitlines()) for f in cwd.glob("multirun/runs/*/history.jsonl")), default=0)
 
@@ -129,9 +105,7 @@ def kill_job(cwd: Path) -> int:
 
 
 def statuses(cwd: Path) -> dict[int, tuple[str, str | None]]:
-    *_, sweep = sorted(cwd.glob("multirun/2*"))
-    jobs = [json.loads(f.read_text()) for f in sweep.glob("*/job.json")]
-    return {job["number"]: (job["status"], job["class"]) for job in jobs}
+    return {number: (job["status"], job["class"]) for number, job in jobs(cwd).items()}
 
 
 def in_mlflow(cwd: Path) -> list[str]:
@@ -143,9 +117,9 @@ def in_mlflow(cwd: Path) -> list[str]:
 @pytest.mark.slow
 def test_ray_starts_a_job_again_whose_worker_was_killed(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_ray_launcher")
-    process = start(tmp_path, "hydra/launcher=ray_gpu", "+hydra.launcher.ray.init.num_cpus=2")
+    process = start(tmp_path, *SWEEP, "hydra/launcher=ray_gpu", "+hydra.launcher.ray.init.num_cpus=2")
     killed = kill_job(tmp_path)
-    output = finished(process)
+    output = finish(process)
     assert process.returncode == 0, output
     assert statuses(tmp_path)[killed] == ("continued", None)
     assert statuses(tmp_path)[1 - killed] == ("finished", None)
@@ -156,15 +130,15 @@ def test_ray_starts_a_job_again_whose_worker_was_killed(tmp_path):
 def test_a_killed_job_of_submitit_leaves_the_others_and_is_continued_next_time(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     local = ["hydra/launcher=slurm", "hydra.launcher.executor=local"]
-    process = start(tmp_path, *local)
+    process = start(tmp_path, *SWEEP, *local)
     killed = kill_job(tmp_path)
-    output = finished(process)
+    output = finish(process)
     assert process.returncode == 1, output
     assert statuses(tmp_path) == {killed: ("failed", "killed"), 1 - killed: ("finished", None)}
     assert f"job {killed} failed: killed" in output
     assert sorted(in_mlflow(tmp_path)) == ["FAILED", "FINISHED"]
 
-    output = finished(process := start(tmp_path, *local))
+    output = finish(process := start(tmp_path, *SWEEP, *local))
     assert process.returncode == 0, output
     assert statuses(tmp_path) == {killed: ("continued", None), 1 - killed: ("reused", None)}
     assert in_mlflow(tmp_path) == ["FINISHED"] * 2

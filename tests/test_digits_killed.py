@@ -94,7 +94,7 @@ def test_ten_kills_cost_no_bit_and_no_epoch_that_was_kept(tmp_path):
     assert len(kept(folder)) == LINES
 
     whole = place(tmp_path / "whole")
-    assert sweep(whole, *GRID).returncode == 0
+    assert sweep(whole, *GRID, "hydra/launcher=basic").returncode == 0  # without workers
     assert len(trained(whole)) == len(set(trained(whole))) == 2 * 2 * 12
     assert set(trained(folder)) == set(trained(whole))
     assert len(trained(folder)) <= len(trained(whole)) + KILLS * (os.cpu_count() or 1)  # what was under way
@@ -108,7 +108,7 @@ def test_ten_kills_cost_no_bit_and_no_epoch_that_was_kept(tmp_path):
     count = len(trained(folder))
     plan = sweep(folder, "hydra/launcher=plan", *GRID)
     assert "8 jobs: 8 finished" in plan.stdout, plan.stdout + plan.stderr
-    again = sweep(folder, *GRID)
+    again = sweep(folder, *GRID, "hydra/launcher=basic")
     assert again.stdout.count(" reused ") == 8
     assert len(trained(folder)) == count
 

@@ -23,6 +23,8 @@ from segsweep.report.search import trials
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OPTIONS = ("tracking=none", "report=false")
+HERE = "hydra/launcher=basic"
+"""Without workers: where none is needed to see what is looked at. Results are the same to the last bit."""
 
 
 class Example:
@@ -66,9 +68,9 @@ class Example:
         assert done.returncode == 0, done.stdout + done.stderr
         there = self.numbers(table)
         shutil.rmtree(self.folder / "multirun")
-        assert self(*arguments).returncode == 0
+        assert self(*arguments, HERE).returncode == 0
         assert self.numbers(table) == there
-        again = self(*arguments)
+        again = self(*arguments, HERE)
         assert again.stdout.count(" reused ") == len(there), again.stdout
 
 
@@ -161,7 +163,7 @@ def test_an_estimator_without_epochs_is_fitted_once_whatever_they_are(tmp_path):
     done = example(*grid)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"log loss +log loss +Accuracy", done.stdout), done.stdout
-    again = example(*grid, "epochs=7")
+    again = example(*grid, "epochs=7", HERE)
     assert again.stdout.count(" reused ") == 4, again.stdout
     plan = example("hydra/launcher=plan", *grid, "epochs=7")
     assert "4 jobs: 4 finished" in plan.stdout, plan.stdout
@@ -174,7 +176,7 @@ def test_an_estimator_without_epochs_is_fitted_once_whatever_they_are(tmp_path):
         assert "epochs" not in json.loads((run / "run.json").read_text())["factors"]
 
     search = ("hydra/sweeper=search", "task.depth=1,4", "task.trees=range(1,41)", "search.trials=5")
-    found = example(*search)
+    found = example(*search, HERE)
     assert found.returncode == 0, found.stdout + found.stderr
     study = trials.of_sweep(example.sweep, f"sqlite:///{example.folder}/mlruns/optuna.db")
     assert len(study.complete) == 5
@@ -183,7 +185,7 @@ def test_an_estimator_without_epochs_is_fitted_once_whatever_they_are(tmp_path):
         ("pruner=halving", "pruner: this task trains at one go, and has no epoch after which it could end"),
         ("search.epoch=3", "search.epoch=3: this task trains at one go and has no epochs"),
     ):
-        refused = example(*search, more)
+        refused = example(*search, more, HERE)
         assert (refused.returncode, "Traceback" in refused.stderr) == (1, False)
         assert says in refused.stderr
 
@@ -207,12 +209,12 @@ def test_what_a_task_without_epochs_gets_wrong_is_told(tmp_path):
     example = Example("sklearn_estimator", "wine", tmp_path / "wine")
     source = example.folder / "wine.py"
     source.write_text(source.read_text() + WRONG)
-    done = example("task._target_=wine.Looped,wine.Unscored")
+    done = example("task._target_=wine.Looped,wine.Unscored", HERE)
     assert done.returncode == 1
     assert "run.epochs(...) was called by a task that says it has none" in done.stdout
     assert "train() gave no val/loss, by which this task chooses" in done.stdout
     source.write_text(source.read_text().replace("        epochs=False,\n", ""))
-    done = example("task._target_=wine.Wine")
+    done = example("task._target_=wine.Wine", HERE)
     assert "train() did not loop over run.epochs(...)" in done.stdout, done.stdout
 
 

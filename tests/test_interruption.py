@@ -9,47 +9,25 @@ import random
 import signal
 import subprocess
 import sys
-import time
-from functools import partial
 from pathlib import Path
 
 import pytest
+from commands import finish, openers, start, until
 
 from segsweep.core import artifacts
+from segsweep.tracking import mirrors
 
 KILLS = int(os.environ.get("SEGSWEEP_SOAK", "3"))
-TINY = [
-    "scheduler=constant",
-    "data.patients=6",
-    "data.slices=8",
-    "data.image_size=32",
-    "model.width=4",
-    "model.depth=2",
-    "precision=fp32",
-    "report=false",
-]
+TINY = ["scheduler=constant", "data.patients=6", "data.slices=4", "data.image_size=16", "report=false"]
+TINY += ["model.width=4", "model.depth=2", "precision=fp32"]
 SWEEP = ["-m", "model=unet,r2unet", "epochs=2,3,5", *TINY]
 TIMES = ("seconds", "rate", "images_per_second", "peak_memory", "created", "lr")
-
-
-def start(cwd: Path, *arguments: str, **options) -> subprocess.Popen:
-    paths = ["paths.runs=runs", f"paths.cache={cwd.parent / 'cache'}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "segsweep", *arguments, *paths]
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
-    )
-
-
-def finish(process: subprocess.Popen, timeout: float = 240) -> str:
-    output, _ = process.communicate(timeout=timeout)
-    return output
 
 
 def metrics(cwd: Path) -> dict[str, dict]:
     """signature -> everything in the record that is no measurement of time."""
     found = {}
-    for result in (cwd / "runs" / "runs").glob("*/result.json"):
+    for result in cwd.glob("multirun/runs/*/result.json"):
         record = json.loads(result.read_text())
         history = [json.loads(line) for line in (result.parent / "history.jsonl").read_text().splitlines()]
         rows = [{k: v for k, v in row.items() if not any(t in k for t in TIMES)} for row in history]
@@ -57,18 +35,21 @@ def metrics(cwd: Path) -> dict[str, dict]:
     return found
 
 
-def mlflow_runs(cwd: Path) -> list:
+def in_mlflow(cwd: Path) -> dict[str, str]:
+    """signature -> the status of its run."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{cwd}/mlruns/mlflow.db")
     experiment = client.get_experiment_by_name("segsweep")
-    return [run for run in client.search_runs([experiment.experiment_id]) if "signature" in run.data.tags]
+    runs = [run for run in client.search_runs([experiment.experiment_id]) if "signature" in run.data.tags]
+    found = {run.data.tags["signature"]: run.info.status for run in runs}
+    assert len(found) == len(runs)
+    return found
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("reference") / "work"
-    cwd.mkdir()
     output = finish(start(cwd, *SWEEP))
     assert len(metrics(cwd)) == 6, output
     return metrics(cwd)
@@ -76,35 +57,34 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_sweep_killed_at_random_moments_ends_with_the_same_record(tmp_path, undisturbed):
-    cwd = tmp_path / "work"
-    cwd.mkdir()
-    moments = random.Random(0)
+    """A moment: when so many files more have been written, of which a run has about twenty."""
+    cwd, moments = tmp_path / "work", random.Random(0)
     for _ in range(KILLS):
+        enough = len(list(tmp_path.rglob("*"))) + moments.randint(1, 60)
         process = start(cwd, *SWEEP, start_new_session=True)
-        time.sleep(moments.uniform(1.5, 9))
+        until(lambda p=process, enough=enough: p.poll() is not None or len(list(tmp_path.rglob("*"))) >= enough)
         os.killpg(process.pid, signal.SIGKILL)
         finish(process)
     output = finish(start(cwd, *SWEEP))
     assert metrics(cwd) == undisturbed, output
-    runs = mlflow_runs(cwd)
-    assert sorted(run.data.tags["signature"] for run in runs) == sorted(undisturbed)
-    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert in_mlflow(cwd) == dict.fromkeys(undisturbed, "FINISHED")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_sweep_with_its_state_saved_and_says_how_to_go_on(tmp_path, undisturbed, number):
     cwd = tmp_path / "work"
-    cwd.mkdir()
     process = start(cwd, *SWEEP)
-    while not list((cwd / "runs").glob("trajectories/*/state_*.pt")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    until(lambda: list(cwd.glob("multirun/trajectories/*/state_*.pt")) or process.poll() is not None)
     process.send_signal(number)
     output = finish(process)
     assert process.returncode == 130, output
     assert "To go on: python -m segsweep -m model=unet,r2unet" in output
-    assert {run.info.status for run in mlflow_runs(cwd)} <= {"FINISHED", "KILLED"}
+    begun = [file.parent for file in cwd.glob("multirun/runs/*/history.jsonl")]
+    ended = {True: "FINISHED", False: "KILLED"}
+    assert begun
+    known = {run.name: ended[(run / "result.json").exists()] for run in begun}
+    assert in_mlflow(cwd) == known, ([mirrors.lacking(run) for run in begun], output)
     output = finish(start(cwd, *SWEEP))
     assert metrics(cwd) == undisturbed, output
     assert "continued" in output or "reused" in output
@@ -115,8 +95,7 @@ def test_shared_epochs_are_trained_once_and_equal_runs_trained_apart(tmp_path, u
     apart: dict[str, dict] = {}
     for epochs in (2, 3, 5):
         cwd = tmp_path / f"apart{epochs}"
-        cwd.mkdir()
-        output = finish(start(cwd, "-m", "model=unet", f"epochs={epochs}", *TINY, "tracking=none"))
+        output = finish(start(cwd, "model=unet", f"epochs={epochs}", *TINY, "tracking=none"))
         assert len(metrics(cwd)) == 1, output
         apart |= metrics(cwd)
     assert apart.items() <= undisturbed.items()
@@ -124,12 +103,49 @@ def test_shared_epochs_are_trained_once_and_equal_runs_trained_apart(tmp_path, u
 
 @pytest.mark.slow
 def test_two_processes_that_want_the_same_run_train_it_once(tmp_path):
-    cwd = tmp_path / "work"
-    cwd.mkdir()
-    both = [start(cwd, "epochs=3", *TINY, "tracking=none") for _ in range(2)]
+    both = [start(tmp_path, "epochs=3", *TINY, "tracking=none") for _ in range(2)]
     outputs = [finish(process) for process in both]
-    statuses = sorted(json.loads(job.read_text())["status"] for job in (cwd / "runs").glob("*/*/job.json"))
+    statuses = sorted(json.loads(job.read_text())["status"] for job in tmp_path.glob("multirun/*/*/job.json"))
     assert statuses == ["finished", "reused"], outputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_who_waits_for_another_process_is_stopped_by_one_ctrl_c(tmp_path, launcher):
+    again = ["-m", "seed=0", "epochs=1", *TINY, "tracking=none", f"hydra/launcher={launcher}"]
+    finish(start(tmp_path, *again))
+    (result,) = tmp_path.glob("multirun/runs/*/result.json")
+    with artifacts.lock(result.parent):
+        process = start(tmp_path, *again)
+        until(lambda: set(openers(result.parent / "lock")) - {os.getpid()})
+        process.send_signal(signal.SIGINT)
+        output = finish(process, timeout=60)
+    assert process.returncode == 130, output
+    assert "To go on: python -m segsweep" in output
+
+
+MEETS = """
+import os, signal, sys
+class Meets:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Meets())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who is started by a script with & does not hear it
+from segsweep.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["hydra", "segsweep.sweeps.worker", "segsweep.sweeps.preflight", "torch"])
+def test_a_ctrl_c_before_the_first_job_is_no_traceback(tmp_path, module):
+    """While it imports what it needs: its first modules, its workers', what checks the line, what counts operations."""
+    given = ["-m", "seed=0,1", "epochs=50", *TINY, "tracking=none", "paths.runs=multirun"]
+    line = [sys.executable, "-c", MEETS.format(module=module), *given]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list(tmp_path.glob("multirun/runs/*/history.jsonl"))
 
 
 def holders(file: Path) -> list[int]:
@@ -139,56 +155,16 @@ def holders(file: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["local", "basic"])
-def test_who_waits_for_another_process_is_stopped_by_one_ctrl_c(tmp_path, launcher):
-    cwd = tmp_path / "work"
-    cwd.mkdir()
-    again = ["-m", "seed=0", "epochs=1", *TINY, "tracking=none", f"hydra/launcher={launcher}"]
-    finish(start(cwd, *again))
-    (result,) = (cwd / "runs").glob("runs/*/result.json")
-    with artifacts.lock(result.parent):
-        process = start(cwd, *again)
-        begun = time.monotonic()
-        while len(list((cwd / "runs").glob("2*/0/job.json"))) < 2 and time.monotonic() - begun < 60:
-            time.sleep(0.05)
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        output = finish(process, timeout=20)
-    assert process.returncode == 130, output
-    assert "To go on: python -m segsweep" in output
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.1, 0.4, 0.8, 1.6])
-def test_a_ctrl_c_before_the_first_job_is_no_traceback(tmp_path, seconds):
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # who is started by a script with & does not
-    process = start(tmp_path, "-m", "seed=0,1", "epochs=50", *TINY, "tracking=none", preexec_fn=heard)
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    output = finish(process, timeout=60)
-    assert process.returncode in (130, -signal.SIGINT), output  # the latter, with a traceback, while Python starts
-    assert "Traceback" not in output or "segsweep/cli.py" not in output, output
-
-
-@pytest.mark.slow
 def test_who_waits_for_the_same_run_takes_over_when_the_first_dies(tmp_path):
-    cwd = tmp_path / "work"
-    cwd.mkdir()
-    both = [start(cwd, "epochs=100", "checkpoint.every=5", *TINY, "tracking=none") for _ in range(2)]
-    while True:
-        assert [process.poll() for process in both] == [None, None], [finish(process) for process in both]
-        begun = {json.loads(file.read_text())["pid"] for file in (cwd / "runs").glob("2*/0/job.json")}
-        if len(begun) == 2 and list((cwd / "runs").glob("trajectories/*/state_*.pt")):
-            break
-        time.sleep(0.02)
-    time.sleep(1)  # the second has met the lock by then
-    (lock,) = (cwd / "runs").glob("runs/*/lock")
-    (first,) = (p for p in both if p.pid in holders(lock))
-    (second,) = (p for p in both if p is not first)
+    both = {p.pid: p for p in (start(tmp_path, "epochs=40", *TINY, "tracking=none") for _ in range(2))}
+    (lock,) = until(lambda: list(tmp_path.glob("multirun/runs/*/lock")))
+    until(lambda: set(openers(lock)) == both.keys() and list(tmp_path.glob("multirun/trajectories/*/state_*.pt")))
+    (first,) = (both.pop(pid) for pid in holders(lock))
+    (second,) = both.values()
     first.kill()
     finish(first)
     output = finish(second)
-    jobs = [json.loads(file.read_text()) for file in (cwd / "runs").glob("2*/0/job.json")]
-    assert {job["pid"]: job["status"] for job in jobs} == {first.pid: "running", second.pid: "continued"}, output
-    (history,) = (cwd / "runs").glob("runs/*/history.jsonl")
-    assert len(history.read_text().splitlines()) == 100
+    found = [json.loads(file.read_text()) for file in tmp_path.glob("multirun/2*/0/job.json")]
+    assert {job["pid"]: job["status"] for job in found} == {first.pid: "running", second.pid: "continued"}, output
+    (history,) = tmp_path.glob("multirun/runs/*/history.jsonl")
+    assert len(history.read_text().splitlines()) == 40

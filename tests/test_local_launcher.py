@@ -8,13 +8,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toy_jobs
+from commands import finish, jobs, start, until
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 
 from segsweep.config.schema import conf_dir
 from segsweep.config.whitelist import hydras
+from segsweep.core import artifacts
 from segsweep.core.session import session, thread
 from segsweep.plugins import _jobs, local
 from segsweep.plugins.local import Job, LocalLauncher
@@ -70,14 +71,6 @@ def values(results: Any) -> list[float]:
 
 def record(folder: Path, number: int) -> dict[str, Any]:
     return json.loads((folder / "sweep" / str(number) / "job.json").read_text())
-
-
-def until(what: Callable[[], Any], seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-    return found
 
 
 def gone(pid: int) -> bool:
@@ -181,17 +174,27 @@ def test_a_job_is_tried_again_as_often_as_its_class_may(tmp_path):
     assert sorted(e["job"] for e in events if e["kind"] == "retry") == [0, 1, 2]
 
 
-@pytest.mark.slow
 def test_a_job_over_its_time_is_stopped_and_classed(tmp_path):
-    with launcher(tmp_path, timeout_min=0.08) as made:
+    """The first job's is over as soon as it has begun all that it begins; the second has all of it."""
+    child = tmp_path / "sweep" / "0" / "child"
+    with launcher(tmp_path, timeout_min=30) as made:
+        assert made.timeout == 30 * 60
+
+        def look(event: dict[str, Any]) -> None:
+            if event["kind"] == "start" and event["job"] == 0:
+                until(lambda: child.exists() and child.read_text())
+                made.timeout = 0.6
+            elif event["kind"] == "end":
+                made.timeout = 30 * 60
+
+        session().sink = look
         results = values(made.launch(toys("deaf", "seed"), 0))
-        child = int((tmp_path / "sweep" / "0" / "child").read_text())
-        assert gone(child), "what the job had started is still there"
+        until(lambda: gone(int(child.read_text())))  # what the job had started, too
     assert math.isnan(results[0])
     assert results[1] == 1.0
     job = record(tmp_path, 0)
     assert (job["status"], job["class"]) == ("failed", "timeout")
-    assert "timeout_min=0.08" in job["error"]
+    assert "timeout_min=0.01" in job["error"]
 
 
 def test_what_does_not_fit_into_the_budget_is_listed_as_not_started(tmp_path):
@@ -292,7 +295,7 @@ def test_no_worker_is_left_behind_whatever_ends_the_parent(tmp_path, number):
     parent.send_signal(number)
     parent.wait()
     for pid in pids:
-        until(lambda pid=pid: gone(pid), 10)
+        until(lambda pid=pid: gone(pid))
 
 
 # Order
@@ -431,23 +434,7 @@ def test_a_setting_out_of_range_is_named(settings, said):
 
 
 def command(cwd: Path, *arguments: str) -> subprocess.Popen:
-    places = ["paths.runs=multirun", f"paths.cache={cwd}/cache", *TINY]
-    return subprocess.Popen(
-        [sys.executable, "-m", "segsweep", "-m", *arguments, *places],
-        cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # the last bits of a result hang on the number of threads
-    )  # fmt: skip
-
-
-def finished(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=240)
-    return output
-
-
-def jobs(cwd: Path) -> dict[int, dict[str, Any]]:
-    """Of the latest sweep."""
-    *_, latest = sorted((cwd / "multirun").glob("2*"))
-    return {job["number"]: job for job in (json.loads(f.read_text()) for f in latest.glob("*/job.json"))}
+    return start(cwd, "-m", *arguments, *TINY)
 
 
 def statuses(cwd: Path) -> dict[str, str]:
@@ -461,7 +448,7 @@ def statuses(cwd: Path) -> dict[str, str]:
 
 def test_a_wrong_setting_is_one_message_and_leaves_no_sweep_behind(tmp_path):
     process = command(tmp_path, "seed=0,1", "tracking=none", "hydra.launcher.jobs_per_device=0")
-    assert finished(process) == "hydra.launcher.jobs_per_device=0: must be a whole number, at least 1, or auto\n"
+    assert finish(process) == "hydra.launcher.jobs_per_device=0: must be a whole number, at least 1, or auto\n"
     assert process.returncode == 1
     assert not list(tmp_path.glob("multirun/*"))
 
@@ -470,13 +457,15 @@ def test_a_wrong_setting_is_one_message_and_leaves_no_sweep_behind(tmp_path):
 def test_a_sweep_with_a_killed_worker_goes_on_and_the_next_one_continues_it(tmp_path):
     """Two slots; one worker is killed in the middle of its job. Afterwards every run is as if nothing had been."""
     slots = ["hydra.launcher.jobs_per_device=2", "hydra.launcher.retries.killed=0"]
-    sweep = ["seed=0,1,2", "epochs=12", *slots]
+    sweep = ["seed=0,1,2", "epochs=30", *slots]
     process = command(tmp_path, *sweep)
     latest = until(lambda: list(tmp_path.glob("multirun/2*/0/job.json")))[0]
-    job = until(lambda: json.loads(latest.read_text()))
-    until(lambda: any(len(f.read_text().splitlines()) > 1 for f in tmp_path.glob("multirun/runs/*/history.jsonl")))
-    os.kill(job["pid"], signal.SIGKILL)
-    output = finished(process)
+    (run,) = until(
+        lambda: [f.parent for f in tmp_path.glob("multirun/runs/*/run.json") if '"seed": 0' in f.read_text()]
+    )
+    until(lambda: len(artifacts.read_lines(run / "history.jsonl")) > 1)
+    os.kill(json.loads(latest.read_text())["pid"], signal.SIGKILL)
+    output = finish(process)
     assert process.returncode == 1, output
     first = jobs(tmp_path)
     assert [first[n]["status"] for n in (0, 1, 2)] == ["failed", "finished", "finished"], output
@@ -488,7 +477,7 @@ def test_a_sweep_with_a_killed_worker_goes_on_and_the_next_one_continues_it(tmp_
         assert database.execute("select value from tags where key = 'failure'").fetchall() == [("killed",)]
     assert "job 0 failed: killed: the worker process ended with signal SIGKILL" in output
 
-    output = finished(process := command(tmp_path, *sweep))
+    output = finish(process := command(tmp_path, *sweep))
     assert process.returncode == 0, output
     again = jobs(tmp_path)
     assert [again[n]["status"] for n in (0, 1, 2)] == ["continued", "reused", "reused"], output
@@ -496,6 +485,5 @@ def test_a_sweep_with_a_killed_worker_goes_on_and_the_next_one_continues_it(tmp_
     assert set(statuses(tmp_path).values()) == {"FINISHED"}
 
     alone = tmp_path / "alone"
-    alone.mkdir()
-    finished(command(alone, "seed=0", "epochs=12", "tracking=none", "hydra/launcher=basic"))
+    finish(command(alone, "seed=0", "epochs=30", "tracking=none", "hydra/launcher=basic"))
     assert jobs(alone)[0]["metrics"] == again[0]["metrics"]

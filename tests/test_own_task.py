@@ -70,11 +70,11 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bits_and_is_answered_and_re
     assert done.returncode == 0, done.stdout + done.stderr
     there = results(folder)
     assert set(there) == {(0.01, 1), (0.01, 4), (0.03, 1), (0.03, 4)}
-    again = sweep(folder, *GRID)
+    again = sweep(folder, *GRID, "hydra/launcher=basic")
     assert again.stdout.count(" reused ") == 4, again.stdout
 
     undisturbed = Path(shutil.copytree(DIGITS, tmp_path / "undisturbed"))
-    assert sweep(undisturbed, *GRID, "report=false").returncode == 0
+    assert sweep(undisturbed, *GRID, "report=false", "hydra/launcher=basic").returncode == 0  # without workers
     whole = results(undisturbed)
     assert sum(entry.pop("trained") for entry in whole.values()) == 8  # of 10: one epoch of each is shared
     assert all(entry.pop("trained") <= 4 for entry in there.values())

@@ -134,7 +134,7 @@ def test_what_is_no_condition_is_said(text):
 @pytest.mark.slow
 def test_a_plan_leaves_nothing_behind_and_tells_the_state_of_each_job(tmp_path):
     constant = [*TINY, "scheduler=constant"]  # a schedule that looks at the total shares nothing
-    ran = segsweep(tmp_path, "seed=0,1", "epochs=2", *constant, "tracking=none")
+    ran = segsweep(tmp_path, "seed=0,1", "epochs=2", *constant, "tracking=none", "report=false", "hydra/launcher=basic")
     assert ran.returncode == 0, ran.stderr
     before = sorted(map(str, tmp_path.rglob("*")))
     plan = segsweep(tmp_path, "seed=0,1,2", "epochs=2,3", *constant, "hydra/launcher=plan")

@@ -1,6 +1,7 @@
-"""A sweep that was recorded before tasks described themselves, by modules that have moved since (commit 4b6686d).
+"""A sweep of two jobs that an earlier version recorded (commit 4b6686d), before tasks described themselves and when the
+modules that its configurations name lay elsewhere: today's programs report it, predict with it and export it.
 
-Its masks, too, are of then: `predict` gives the same. It costs two trainings of nothing, as none is made."""
+slice.png is an image, mask.png what that version predicted for it with the better run. Nothing is trained here."""
 
 import json
 import shutil

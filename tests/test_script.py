@@ -49,12 +49,14 @@ def test_arguments_of_a_function_are_keys_at_the_root_and_a_second_time_nothing_
     assert not any(key.startswith("test/") for run in runs(tmp_path) for key in run["metrics"])
     groups = {run["group"]: run["factors"]["lr"] for run in runs(tmp_path)}
     assert sorted(groups.values()) == [0.1, 0.2]  # seeds are repeats
+    module.start()
+    assert len(module.seen) == len(runs(tmp_path)) == 4  # all answered
     again = through(FUNCTION, "-m", "lr=0.1,0.2", "seed=0,1", *HERE)
     assert again[0] == 0
     assert len(list(tmp_path.glob("multirun/runs/*"))) == 4 + 4  # another module: what it is called is part of it
 
 
-def test_what_is_reused_says_that_its_data_are_not_watched_and_data_are_part_of_a_run(through, tmp_path):
+def test_what_is_reused_says_that_its_data_are_not_watched_and_data_are_part_of_a_run(through, tmp_path, capfd):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.csv").write_text("1")
     watched = FUNCTION.replace('direction="min"', 'direction="min", data="data"')
@@ -69,6 +71,7 @@ def test_what_is_reused_says_that_its_data_are_not_watched_and_data_are_part_of_
             except SystemExit as end:
                 pytest.fail(str(end))
             assert len(module.seen) == (trained if source is watched else 0)
+            assert ("the data are not watched" in "".join(capfd.readouterr())) == (source is not watched)
 
 
 @pytest.mark.parametrize(

@@ -5,28 +5,24 @@ The jobs are what a job is to MLflow: a run folder that grows, and a mirror of i
 """
 
 import contextlib
-import glob
 import multiprocessing
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import postgres
 import pytest
+from commands import until
 from test_tracking import RESULT, RUN, row
 
 from segsweep.core import artifacts
 from segsweep.tracking import mirrors, recall, store
 
 JOBS, EPOCHS = 8, 5
-BINARIES = next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)), None)
 
 
 def job(number: int, runs: Path, uri: str, sweep: Path, start) -> None:
@@ -97,70 +93,36 @@ def test_eight_jobs_at_once_make_and_write_an_sqlite_store(tmp_path):
     written_at_once(f"sqlite:///{tmp_path}/mlruns/mlflow.db", tmp_path)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@contextlib.contextmanager
-def running(command: list[str], log: Path, **options) -> Iterator[subprocess.Popen]:
-    """A server for as long as the block lasts, with what it started."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **options)
-    try:
-        yield process
-    finally:
-        for number in (signal.SIGINT, signal.SIGKILL):  # to PostgreSQL the first is a fast shutdown
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(process.pid, number)
-                process.wait(20)
-
-
-def until_it_answers(process: subprocess.Popen, log: Path, what: Callable[[], object]) -> None:
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        with contextlib.suppress(Exception):
-            what()
-            return
-        assert process.poll() is None, f"it ended:\n{log.read_text()}"
-        time.sleep(0.1)
-    pytest.fail(f"it does not answer:\n{log.read_text()}")
-
-
 @pytest.fixture
 def server(tmp_path) -> Iterator[str]:
     """The address of an MLflow server on a PostgreSQL of its own; where PostgreSQL is installed it has to work."""
-    if BINARIES is None:
-        pytest.skip("PostgreSQL is not installed: no /usr/lib/postgresql/*/bin (apt-get install postgresql)")
-    import psycopg2
+    if postgres.PG_CTL is None:
+        pytest.skip("no PostgreSQL on this machine (apt-get install postgresql)")
+    port, log = postgres.free_port(), tmp_path / "mlflow.log"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
+    jobless = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with postgres.server() as database, log.open("wb") as file:
+        # the driver by name: which is the default depends on SQLAlchemy
+        uri = database.url.replace("postgresql:", "postgresql+psycopg2:")
+        served = subprocess.Popen(
+            [*command, "--backend-store-uri", uri], stdout=file, stderr=file, env=jobless, start_new_session=True
+        )
+        try:
+            until(lambda: served.poll() is not None or answers(port))
+            assert served.poll() is None, f"it ended:\n{log.read_text()}"
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            for number in (signal.SIGINT, signal.SIGKILL):  # with what it started
+                with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.killpg(served.pid, number)
+                    served.wait(20)
 
-    place = Path(tempfile.mkdtemp(prefix="segsweep-postgres-"))
-    user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}  # it refuses root
-    if user:
-        shutil.chown(place, "postgres", "postgres")
-    port = free_port()
-    place_of_it = f"segsweep@127.0.0.1:{port}/postgres"
-    uri = f"postgresql+psycopg2://{place_of_it}"  # the driver by name: which is the default depends on SQLAlchemy
-    environment = {"cwd": place, "env": os.environ | {"LC_ALL": "C"}}
-    initdb = [f"{BINARIES}/initdb", "-D", "data", "-U", "segsweep", "-A", "trust", "--no-sync", "-E", "UTF8"]
-    made = subprocess.run(initdb, capture_output=True, text=True, **environment, **user)
-    assert made.returncode == 0, made.stdout + made.stderr
-    postgres = [f"{BINARIES}/postgres", "-D", "data", "-h", "127.0.0.1", "-p", str(port), "-k", str(place), "-F"]
-    web = free_port()
-    mlflow = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    mlflow += ["--port", str(web), "--workers", "2", "--artifacts-destination", str(tmp_path / "artifacts")]
-    address = f"http://127.0.0.1:{web}"
-    logs = tmp_path / "postgres.log", tmp_path / "mlflow.log"
-    jobless = {"env": os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}}
-    try:
-        with running(postgres, logs[0], **environment, **user) as database:
-            until_it_answers(database, logs[0], lambda: psycopg2.connect(f"postgresql://{place_of_it}").close())
-            with running(mlflow, logs[1], **jobless) as served:
-                until_it_answers(served, logs[1], lambda: urllib.request.urlopen(f"{address}/health", timeout=5))
-                yield address
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+        return True
+    return False
 
 
 @pytest.mark.slow

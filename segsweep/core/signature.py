@@ -207,13 +207,11 @@ def _find(name: str) -> tuple[Path | None, bool]:
 def unwatched(watched: Collection[Path], folders: Collection[Path]) -> dict[str, Path]:
     """Module -> file of one's own code in `folders` that was loaded by now, in ways that reading does not see, and is
     none of the files that are `watched`; both without links."""
-    found = {}
+    found, stdlib = {}, sysconfig.get_path("stdlib")
     for name, module in list(sys.modules.items()):
         text = getattr(module, "__file__", None) or "/"
-        if {"site-packages", "dist-packages"} & set(Path(text).parts) or text.startswith(
-            sysconfig.get_path("stdlib")
-        ):  # of thousands, to look at few files
-            continue
+        if "/site-packages/" in text or "/dist-packages/" in text or text.startswith(stdlib):
+            continue  # of thousands, to look at few files
         file = Path(text).resolve()
         if name in ("__main__", "__mp_main__") or not file.is_file() or file in watched:
             continue

@@ -13,13 +13,17 @@ PROGRAMS = [*map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"))), *os.en
 PG_CTL = next((found for place in reversed(PROGRAMS) if (found := shutil.which("pg_ctl", path=place))), None)
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
 class Server:
     """`url` for SQLAlchemy; `stop` and `start` keep the data."""
 
     def __init__(self, folder: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.data, self.url = folder / "data", f"postgresql://postgres@127.0.0.1:{port}/postgres"
         self.options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
         self._run("initdb", "-o", "-U postgres -A trust -N")

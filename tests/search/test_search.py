@@ -12,10 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import postgres
 import pytest
+from commands import until
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
@@ -382,12 +384,15 @@ def test_two_processes_one_killed_make_the_total_exactly(tmp_path, storage):
 
     def start(name: str) -> subprocess.Popen:
         command = [sys.executable, toy, str(tmp_path / name), "0.15", *given]
-        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen(command, text=True, **streams)
 
     both = [start("a"), start("b")]
-    while len(list(tmp_path.glob("b/*/job.json"))) < 3:
-        assert both[1].poll() is None, both[1].communicate()
-        time.sleep(0.01)
+    assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    until(lambda: len(list(tmp_path.glob("b/*/job.json"))) >= 3 or both[1].poll() is not None)
     both[1].send_signal(signal.SIGKILL)
     both[1].communicate()
     output, errors = both[0].communicate(timeout=120)
@@ -451,15 +456,17 @@ def test_on_another_machine_a_process_is_dead_when_it_gives_no_sign_of_life(tmp_
         return made
 
     here, there = part("here"), part("there")
-    monkeypatch.setattr(module, "GRACE", 0.3)
+    clock = SimpleNamespace(sleep=time.sleep, now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(module, "time", clock)
     mine = there.claim(2)
     assert mine is not None
     assert here.claim(2) is not None
     for count in range(3):  # alive
         mine.set_user_attr("beat", count)
-        time.sleep(0.2)
+        clock.now += module.GRACE - 1
         assert here.claim(2) is None
-    time.sleep(0.4)
+    clock.now += module.GRACE + 1
     taken = here.claim(2)
     assert taken is not None
     assert taken.user_attrs["instead_of"] == mine.number

@@ -4,37 +4,19 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import optuna
 import pytest
+from commands import finish, start, until
 from toy_search import study
 
 from segsweep.search.study import counted
 from segsweep.tracking.store import connect
 
-TINY = [
-    "data.patients=6",
-    "data.slices=4",
-    "data.image_size=16",
-    "model.width=4",
-    "model.depth=2",
-    "precision=fp32",
-    "report=false",
-]
-
-
-def start(cwd: Path, *arguments: str) -> subprocess.Popen:
-    places = ["paths.runs=multirun", f"paths.cache={cwd.parent / 'cache'}"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "segsweep", "-m", *arguments, *TINY, *places],
-        cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]
+TINY += ["report=false"]
 
 
 def results(cwd: Path) -> list[Path]:
@@ -43,18 +25,15 @@ def results(cwd: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_and_started_again_reaches_the_same_total(tmp_path):
-    cwd = tmp_path / "work"
-    cwd.mkdir()
+    cwd = tmp_path
     connect(f"sqlite:///{cwd}/mlruns/mlflow.db")  # its migrations take longer than these trials, and would be killed
     command = ["+search=tpe", "search.trials=6", "epochs=3", "loss=dice", "pruner=none"]
-    first = start(cwd, *command)
-    while len(results(cwd)) < 2:
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.02)
+    first = start(cwd, "-m", *TINY, *command, start_new_session=True)
+    until(lambda: len(results(cwd)) >= 2 or first.poll() is not None)
     os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
-    again = start(cwd, *command)
-    output, _ = again.communicate(timeout=240)
+    finish(first)
+    again = start(cwd, "-m", *TINY, *command)
+    output = finish(again)
     assert again.returncode == 0, output
     url = f"sqlite:///{cwd}/mlruns/optuna.db"
     (name,) = optuna.get_all_study_names(url)
@@ -83,8 +62,8 @@ def test_a_search_that_is_killed_and_started_again_reaches_the_same_total(tmp_pa
     assert {t["study"] for t in tags.values()} == {name}
     assert not {key for key in params if key.startswith("search")}
 
-    over = start(cwd, *command)
-    output, _ = over.communicate(timeout=120)
+    over = start(cwd, "-m", *TINY, *command)
+    output = finish(over)
     assert over.returncode == 0, output
     assert "6 of 6 trials" in output
     assert len(study(url, name).trials) == len(trials)
@@ -93,14 +72,13 @@ def test_a_search_that_is_killed_and_started_again_reaches_the_same_total(tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_search_that_is_stopped_leaves_no_trial_that_seems_to_run(tmp_path, number):
-    cwd = tmp_path / "work"
-    cwd.mkdir()
-    process = start(cwd, "+search=tpe", "search.trials=6", "epochs=200", "loss=dice", "pruner=none", "tracking=none")
-    while not list(cwd.glob("multirun/runs/*/history.jsonl")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+    cwd = tmp_path
+    process = start(
+        cwd, "-m", *TINY, "+search=tpe", "search.trials=6", "epochs=200", "loss=dice", "pruner=none", "tracking=none"
+    )
+    until(lambda: list(cwd.glob("multirun/runs/*/history.jsonl")) or process.poll() is not None)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=240)
+    output = finish(process)
     assert process.returncode == 130, output
     url = f"sqlite:///{cwd}/mlruns/optuna.db"
     (name,) = optuna.get_all_study_names(url)
@@ -113,21 +91,19 @@ def test_a_search_that_is_stopped_leaves_no_trial_that_seems_to_run(tmp_path, nu
 
 @pytest.mark.slow
 def test_the_published_sweeper_goes_on_working(tmp_path):
-    cwd = tmp_path / "work"
-    cwd.mkdir()
+    cwd = tmp_path
     own = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.direction=maximize", "epochs=1"]
-    done = start(cwd, *own, "optim.lr=tag(log,interval(1e-4,1e-1))", "tracking=none")
-    output, _ = done.communicate(timeout=240)
+    done = start(cwd, "-m", *TINY, *own, "optim.lr=tag(log,interval(1e-4,1e-1))", "tracking=none")
+    output = finish(done)
     assert done.returncode == 0, output
     assert len(results(cwd)) == 2
 
 
 def test_a_storage_out_of_reach_is_one_message_and_leaves_nothing(tmp_path):
-    cwd = tmp_path / "work"
-    cwd.mkdir()
+    cwd = tmp_path
     storage = "search.storage=postgresql://me:secret@127.0.0.1:1/none"
-    done = start(cwd, "+search=tpe", storage, "tracking=none")
-    output, _ = done.communicate(timeout=240)
+    done = start(cwd, "-m", *TINY, "+search=tpe", storage, "tracking=none")
+    output = finish(done)
     assert done.returncode == 1
     assert "search.storage=postgresql" in output
     assert "cannot be opened" in output

@@ -1,6 +1,7 @@
 """Searches whose jobs train nothing: a job's score is a formula, its time a sleep, its record as a run writes it.
 
-As a program it is one process' part in a search: `toy_search.py SWEEP_FOLDER SECONDS OVERRIDES...`
+As a program it is one process' part in a search: `toy_search.py SWEEP_FOLDER SECONDS OVERRIDES...`, which says that it
+is ready and begins when it is sent a line.
 """
 
 import hashlib
@@ -122,4 +123,6 @@ def study(url: str, name: str = "s") -> Any:
 
 if __name__ == "__main__":
     place, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    print("ready", flush=True)
+    sys.stdin.readline()  # until all are
     print(json.dumps({"most": search(place, *sys.argv[3:], launcher=Toy(place, seconds=seconds)).most}))
