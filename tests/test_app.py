@@ -679,7 +679,8 @@ def test_a_pruner_is_the_engines_whatever_an_application_calls_so(through, conf,
     code, said, _ = through(source, "segsweep/pruner=median", *QUIET)
     assert code == 0, said
     code, said, _ = through(source, "segsweep/pruner=median", "segsweep.pruner.n_startup_trials=-1", *QUIET)
-    assert code == 1 and "n_startup_trials=-1" in said
+    assert code == 1
+    assert "n_startup_trials=-1" in said
     assert said.startswith("segsweep.pruner: ")
     code, said, _ = through(source, "segsweep/pruner=median", "+segsweep.pruner.odd=1", *QUIET)
     assert "segsweep.pruner.odd: " in said
