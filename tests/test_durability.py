@@ -253,3 +253,14 @@ def test_on_a_full_disk_a_sweep_ends_with_its_table_and_the_next_goes_on(tmp_pat
             assert (small / "runs" / name / "result.json").read_bytes() == content
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_job_that_its_launcher_closes_on_a_full_disk_costs_a_line_of_the_log(tmp_path, monkeypatch, caplog):
+    from segsweep.plugins._jobs import Job
+
+    def full(*given, **named):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(artifacts, "write_json", full)
+    Job(0, [], tmp_path / "sweep" / "0").close("failed", "killed", "the worker is gone")
+    assert "job.json cannot be written: No space left on device" in caplog.text

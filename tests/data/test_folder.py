@@ -105,6 +105,15 @@ def test_a_scan_decodes_no_image_that_is_whole(tmp_path, monkeypatch):
     assert decoded == ["a-3.tif"]  # which might have been below 0
 
 
+def test_a_file_whose_name_is_not_utf_8_is_told(tmp_path):
+    write(tmp_path, "images/a-1.png")
+    write(tmp_path, "images/\xe4-1.png")
+    assert [*data_set(tmp_path).scan(tmp_path / "cache").patients] == ["a", "\xe4"]
+    write(tmp_path, "images/b\udce4-1.png")
+    with pytest.raises(DataError, match=r"images/b\\udce4-1\.png: a name that is not UTF-8, in which records are"):
+        data_set(tmp_path, patient=r"(?P<patient>[^/]+)-(?P<slice>\d+)").scan(tmp_path / "cache")
+
+
 def test_a_mask_compressed_as_jpeg_is_refused_with_the_reason(tmp_path):
     write(tmp_path, "images/a-1.png", "masks/a-1.jpg")
     dataset = data_set(tmp_path)

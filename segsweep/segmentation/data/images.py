@@ -6,6 +6,7 @@ Pillow reads every format; files that differ from one that it has read in their 
 import functools
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -75,7 +76,8 @@ def doubtful(data: bytes) -> bool:
             if image.format == "PNG":
                 image.verify()
                 return False
-            starts, counts = ((tags.get(a) or tags.get(b) or ()) for tags in [image.tag_v2] for a, b in _STRIPS)
+            tags: Any = vars(image)["tag_v2"]
+            starts, counts = (tags.get(strips) or tags.get(tiles) or () for strips, tiles in _STRIPS)
             return max(map(sum, zip(starts, counts, strict=True))) > len(data)
     except Exception:  # Pillow raises a dozen kinds for broken files
         return True

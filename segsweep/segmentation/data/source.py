@@ -90,7 +90,11 @@ def folder(root: str) -> Path:
 def pair(images: Mapping[tuple[str, str], str], masks: Mapping[tuple[str, str], str]) -> Pairs:
     """Match files under their keys (patient, slice).
 
-    Raises DataError naming an image without its mask, or a mask without its image."""
+    Raises DataError naming an image without its mask, a mask without its image, or a name that no record takes."""
+    for file in (*images.values(), *masks.values()):
+        if file.encode(errors="replace") != os.fsencode(file):
+            shown = file.encode("ascii", "backslashreplace").decode()
+            raise DataError(f"{shown}: a name that is not UTF-8, in which records are; rename the file")
     for one, other, kind, partner in ((images, masks, "image", "mask"), (masks, images, "mask", "image")):
         if alone := sorted(one.keys() - other.keys(), key=_anatomical):
             raise DataError(
