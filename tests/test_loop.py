@@ -66,6 +66,21 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
+def test_states_are_taken_only_where_they_are_kept(tmp_path):
+    asked = []
+
+    class Counting(nn.Linear):
+        def state_dict(self, *given, **more):
+            asked.append(len(rows))
+            return super().state_dict(*given, **more)
+
+    run, rows = loop(tmp_path, epochs=5, every=3), []
+    for epoch in run.epochs(counted=Counting(1, 1)):
+        rows.append(epoch.number)
+        epoch.report({"train/loss": 1.0, "val/rmse": 1.0})
+    assert asked == [3, 5]
+
+
 @pytest.mark.parametrize("keeping", [{}, {"every": 3}, {"writer": True}])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits_with_dropout_and_shuffling(tmp_path, keeping):
     with ThreadPoolExecutor(1) as pool:

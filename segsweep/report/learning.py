@@ -1,7 +1,9 @@
 """What epochs and settings tell: overfitting, convergence, sensitivity to the learning rate, importance of factors."""
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
@@ -9,6 +11,9 @@ from scipy import stats
 from segsweep.report import statistics
 from segsweep.report.comparison import Comparison, Configuration, digest, key, labels, scale
 from segsweep.task import Metric
+
+if TYPE_CHECKING:
+    import optuna
 
 FEWEST_RUNS = 4  # below this many finished runs, no importance is worked out
 
@@ -155,13 +160,8 @@ def importance(comparison: Comparison) -> Importance | None:
     for i, (_, score) in enumerate(scored):
         params = {n: key(values[n][i]) if isinstance(spaces[n], categorical) else values[n][i] for n in usable}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=score))
-    shares = {}
-    for name, evaluator in (
-        ("fANOVA", optuna.importance.FanovaImportanceEvaluator(seed=0, n_trees=32)),
-        ("PED-ANOVA", optuna.importance.PedAnovaImportanceEvaluator()),
-    ):
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=usable)
-        shares[name] = [float(found[factor]) for factor in usable]
+    found = weighed(study, usable, usable)
+    shares = {name: [share[factor] for factor in usable] for name, share in found.items()}
     order = np.argsort(shares["fANOVA"])[::-1]
     full = len({tuple(key(run.factors[n]) for n in usable) for run, _ in scored}) == int(
         np.prod([len(levels[n]) for n in usable])
@@ -172,7 +172,25 @@ def importance(comparison: Comparison) -> Importance | None:
     )
 
 
-def _distribution(values: list[object]) -> "optuna.distributions.BaseDistribution":  # type: ignore[name-defined] # noqa: F821
+def weighed(study: "optuna.Study", everywhere: list[str], varied: list[str]) -> dict[str, dict[str, float]]:
+    """Evaluator -> parameter -> share of one; an evaluator of fewer than two parameters is left out. `everywhere`:
+    those that all trials have, which fANOVA needs."""
+    import optuna
+
+    with warnings.catch_warnings(action="ignore"):  # of what is experimental in Optuna, and of few trials
+        evaluators = {
+            "fANOVA": (optuna.importance.FanovaImportanceEvaluator(seed=0, n_trees=32), everywhere),
+            "PED-ANOVA": (optuna.importance.PedAnovaImportanceEvaluator(), varied),
+        }
+        found = {
+            name: optuna.importance.get_param_importances(study, evaluator=evaluator, params=params)
+            for name, (evaluator, params) in evaluators.items()
+            if len(params) > 1
+        }
+    return {name: {key: float(value) for key, value in shares.items()} for name, shares in found.items()}
+
+
+def _distribution(values: list[object]) -> "optuna.distributions.BaseDistribution":
     """A numeric range where there are many numbers (on a log scale over two decades), else a choice of the levels."""
     import optuna
 

@@ -151,16 +151,19 @@ class Loop:
         stop = self.interrupted(number) if self.stopping() else None
         end = (stop or self.judge(self.history)) if number < self._total else None
         save = number % self.every == 0 or number in self.milestones or end is not None
-        kept = {"epoch": number, **{name: thing.state_dict() for name, thing in state.items()}, "history": self.history}
-        if save and not self._kept:
-            _check_keepable({name: kept[name] for name in state})
-            self._kept = True
+        kept = None
+        if save:
+            states = {name: thing.state_dict() for name, thing in state.items()}
+            kept = {"epoch": number, **states, "history": self.history}
+            if not self._kept:
+                _check_keepable(states)
+                self._kept = True
         self._wait()  # of the epoch before, or what went wrong
         if self.writer:
-            copy, best, history = (on_host(kept) if save else None), self._best, list(self.history)
+            copy, best, history = on_host(kept), self._best, list(self.history)
             self._writing = self.writer.submit(copy_context().run, self._write, copy, best, history)
         else:
-            self._write(kept if save else None, self._best, self.history)
+            self._write(kept, self._best, self.history)
         self._best = None if save else self._best
         if end or number == self._total:
             self._wait()

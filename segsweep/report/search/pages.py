@@ -7,12 +7,10 @@ trained. At the end of a search it is made without being asked for.
 import argparse
 import math
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -23,6 +21,7 @@ from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.report import figures, render, winner
 from segsweep.report.content import Block, Cell, Code, Section, Table, joined, number, plural
+from segsweep.report.learning import weighed
 from segsweep.report.search.figures import curves, history, parallel, pareto, slices
 from segsweep.report.search.trials import Found, load, of_sweep, point, scores
 from segsweep.search.study import shown
@@ -160,20 +159,11 @@ def importance(found: Found) -> Section | None:
 
 def _shares(found: Found, objective: int, varied: list[str], everywhere: list[str]) -> dict[str, dict[str, float]]:
     """Evaluator -> hyperparameter -> share; an evaluator that cannot say is left out."""
-    evaluators: dict[str, tuple[Any, list[str]]] = {
-        "fANOVA": (optuna.importance.FanovaImportanceEvaluator(seed=0, n_trees=32), everywhere),
-        "PED-ANOVA": (optuna.importance.PedAnovaImportanceEvaluator(), varied),
-    }
-    shares = {}
-    scores = {found.score(t, objective) for t in found.complete}
+    if len({found.score(t, objective) for t in found.complete}) < 2:
+        return {}
     study = optuna.create_study(direction=found.study.directions[objective])
     study.add_trials([_alone(t, found.score(t, objective)) for t in found.complete])
-    for name, (evaluator, params) in evaluators.items():
-        if len(params) > 1 and len(scores) > 1:
-            with warnings.catch_warnings(action="ignore"):  # of what is experimental in Optuna, and of few trials
-                weights = optuna.importance.get_param_importances(study, evaluator=evaluator, params=params)
-            shares[name] = {key: float(value) for key, value in weights.items()}
-    return shares
+    return weighed(study, everywhere, varied)
 
 
 def _alone(trial: FrozenTrial, value: float) -> FrozenTrial:
