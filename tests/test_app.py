@@ -470,7 +470,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 def test_types_of_the_script_and_of_a_module_beside_it_reach_the_workers(tmp_path):
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "train.py").write_text(TYPED)

@@ -11,7 +11,7 @@ import pytest
 
 from segsweep.sweeps import cli
 
-TINY = ["data.patients=6", "data.slices=8", "data.image_size=32", "model.width=4", "model.depth=2", "epochs=2"]
+TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "epochs=2"]
 
 
 def segsweep(cwd: Path, *arguments: str, module: str = "segsweep") -> subprocess.CompletedProcess:
@@ -54,7 +54,6 @@ def test_help_fits_one_screen(tmp_path):
     assert max(map(len, lines)) <= 110
 
 
-@pytest.mark.slow
 def test_a_sweep_from_the_command_to_the_table_and_again(tmp_path):
     cwd = tmp_path / "work"
     cwd.mkdir()
@@ -74,7 +73,6 @@ def test_a_sweep_from_the_command_to_the_table_and_again(tmp_path):
     assert "reused" in again.stdout
 
 
-@pytest.mark.slow
 def test_a_job_that_fails_is_told_and_the_others_finish(tmp_path):
     cwd = tmp_path / "work"
     cwd.mkdir()
@@ -115,7 +113,6 @@ class Labels(Phantom):
 """
 
 
-@pytest.mark.slow
 def test_masks_with_several_labels_are_told_in_a_sentence_and_train_nothing(tmp_path, monkeypatch):
     (tmp_path / "labels_of_test.py").write_text(LABELS)
     monkeypatch.setenv("SEGSWEEP_ALLOW", "labels_of_test.*")

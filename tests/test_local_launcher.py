@@ -118,7 +118,6 @@ def test_by_default_a_cpus_cores_are_shared_out_over_the_jobs_of_the_whole_sweep
         assert values(made.launch(toys("threads"), 0)) == [3.0]  # of the two jobs one is left: with the same threads
 
 
-@pytest.mark.slow
 def test_a_killed_worker_takes_down_its_job_alone(tmp_path):
     events = []
     session().sink = events.append
@@ -163,7 +162,6 @@ def test_a_job_that_cannot_be_composed_fails_alone(tmp_path):
     assert "widht" in record(tmp_path, 0)["error"]
 
 
-@pytest.mark.slow
 def test_a_job_is_tried_again_as_often_as_its_class_may(tmp_path):
     events = []
     session().sink = events.append
