@@ -129,6 +129,7 @@ def test_a_wrong_use_is_one_sentence_and_nothing_is_trained(through, tmp_path, s
         ("True", "train() returned bool"),
         ("Result({'test/lost': 1.0})", "Result has test/lost, which is none of its metrics"),
         ("Result({'val/loss': 1.0}, {'a': {}})", "Result has no loss for unit a"),
+        ("Result({'val/loss': 1.0}, {'a': {'loss': 'x'}})", "Result has str for loss of unit a; a number is needed"),
         ("Result({'val/loss': 1.0})", "Result has no unit; a value of loss is needed for each"),
         ("Result({'val/loss': float('nan')})", "Result has nan for val/loss; a finite number is needed"),
         ("Result({'val/loss': float('-inf')})", "Result has -inf for val/loss; a finite number is needed"),
