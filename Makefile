@@ -26,7 +26,7 @@ sweep: install
 	$(BIN)/python -m segsweep -m model=unet,r2unet optim=sgd,adam
 
 quick: $(VENV)/.tools
-	SEGSWEEP_UNTIL=$$(($$(date +%s) + 50)) $(PYTEST) -m 'not slow' $$($(BIN)/python tests/quick.py)
+	SEGSWEEP_UNTIL=$$(($$(date +%s) + 45)) $(PYTEST) -m 'not slow' $$($(BIN)/python tests/quick.py)
 
 test: $(VENV)/.tools
 	$(PYTEST) -m 'not slow'
