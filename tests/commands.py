@@ -10,24 +10,16 @@ from pathlib import Path
 from typing import Any
 
 
-def command(*arguments: str, module: str = "segsweep") -> list[str]:
-    return [sys.executable, "-m", module, *arguments, *(["paths.runs=multirun"] if module == "segsweep" else [])]
-
-
 def start(cwd: Path, *arguments: str, **options: Any) -> subprocess.Popen:
     """Both its streams in one; `cwd` is made where it is not there."""
     cwd.mkdir(exist_ok=True)
     merged = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command(*arguments), cwd=cwd, **merged | options)
+    command = [sys.executable, "-m", "segsweep", *arguments, "paths.runs=multirun"]
+    return subprocess.Popen(command, cwd=cwd, **merged | options)
 
 
 def finish(process: subprocess.Popen, timeout: float = 280) -> str:
     return process.communicate(timeout=timeout)[0]
-
-
-def segsweep(cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    given = os.environ | environment
-    return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=280, env=given)
 
 
 def until(what: Callable[[], Any], seconds: float = 240) -> Any:
