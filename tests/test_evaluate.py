@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from segsweep.segmentation.data.labels import ONE
 from segsweep.segmentation.evaluate import Evaluation, evaluate, flops, patient_table
 from segsweep.segmentation.losses import Dice
 from segsweep.segmentation.models.r2unet import R2UNet
@@ -18,7 +19,7 @@ from segsweep.segmentation.models.unet import UNet
 class Batches:
     """Seven slices of three patients in batches, as the real ones hand them out."""
 
-    device = torch.device("cpu")
+    device, labels, void = torch.device("cpu"), ONE, False
 
     def __init__(self, batch_size: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -133,7 +134,11 @@ def test_patient_table_by_hand():
     predicted = np.zeros((5, 2, 4), bool)
     predicted[0, 0, 2] = True
     volumes = SimpleNamespace(
-        patients=["ann", "bob", "cy", "dee"], patient=np.array([0, 0, 1, 1, 2, 3, 3]), masks=truth
+        patients=["ann", "bob", "cy", "dee"],
+        patient=np.array([0, 0, 1, 1, 2, 3, 3]),
+        masks=truth,
+        labels=ONE,
+        void=False,
     )
     counts = np.array([[0, 1, 1, 14], [0, 0, 1, 15], [0, 0, 0, 8], [0, 0, 0, 0]])
     table = patient_table(Evaluation(0.0, counts, 0.0, predicted), volumes, np.arange(5))
@@ -154,7 +159,8 @@ def test_patient_table_by_hand():
 def test_patient_table_takes_the_slices_of_the_part_only():
     truth = np.zeros((4, 1, 3), np.uint8)
     truth[1, 0, 0] = 1
-    volumes = SimpleNamespace(patients=["ann", "bob"], patient=np.array([0, 0, 1, 1]), masks=truth)
+    patient = np.array([0, 0, 1, 1])
+    volumes = SimpleNamespace(patients=["ann", "bob"], patient=patient, masks=truth, labels=ONE, void=False)
     predicted = np.zeros((2, 1, 3), bool)
     predicted[0, 0, 2] = True
     counts = np.array([[0, 1, 1, 1], [0, 0, 0, 3]])
