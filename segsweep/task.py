@@ -82,6 +82,8 @@ class Spec:
             the metrics of all parts. `epochs` is then no part of a run's identity, and nothing can be pruned.
         pace: factors that decide how long an epoch takes, with * for any ending; empty: all but the repeats may.
         sections: modules with what the report says of this task alone; see `segsweep.report.own`.
+        neutral: settings that came after the first runs were made, with the value at which they decide nothing: then
+            they are no part of an identity, which stays what it was without them.
     """
 
     metrics: Mapping[str, Metric]
@@ -97,6 +99,7 @@ class Spec:
     epochs: bool = True
     pace: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
+    neutral: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, Metric]:
@@ -128,7 +131,7 @@ class Spec:
     def to_json(self) -> dict[str, Any]:
         """For run.json; infinite bounds are null there."""
         kept = ("select", "unit", "sample", "repeats", "ignored", "inputs", "validation", "epochs", "pace", "sections")
-        about = {name: getattr(self, name) for name in kept}
+        about = {name: getattr(self, name) for name in kept} | {"neutral": dict(self.neutral)}
         plain = Metric.__dataclass_fields__
         metrics = {name: {key: getattr(metric, key) for key in plain} for name, metric in self.metrics.items()}
         for entry in metrics.values():

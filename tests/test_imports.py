@@ -282,3 +282,10 @@ def test_the_engine_knows_no_task():
     for path, line in (("runs/run.py", 'best = metrics["val/dice"]'), ("report/render.js", "// a patient")):
         assert segmentations({path: line}) == [f"{path}: {line}"]
     assert segmentations({"segmentation/losses.py": "class Dice:"}) == []
+
+
+def test_the_map_of_the_house_is_the_one_that_is_held():
+    rows = re.findall(
+        r"^\| (\w+) \| [^|]+ \| ?([\w ]*)\|$", (PACKAGE.parent / "CONTRIBUTING.md").read_text(), re.MULTILINE
+    )
+    assert {room: may.strip() for room, may in rows if room != "room"} == ROOMS

@@ -1,4 +1,4 @@
-"""Every command in the README runs, on less data and smaller networks; its make targets are there."""
+"""Every command of the README and of the pages it leads to runs, on less data and smaller networks; so do the links."""
 
 import re
 import shlex
@@ -10,8 +10,11 @@ import pytest
 from test_cli import segsweep
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-COMMANDS = [shlex.split(line, comments=True) for block in BLOCKS for line in block.splitlines() if line.strip()]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("runs", "search", "segmentation"))]
+BLOCKS = [b for page in PAGES for b in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)]
+COMMANDS = [
+    list(c) for c in dict.fromkeys(tuple(shlex.split(x, comments=True)) for b in BLOCKS for x in b.splitlines()) if c
+]
 SMALL = ["model.width=2", "model.depth=2", "epochs=1", "precision=fp32", "tracking=none"]
 OF_DATA = {"lgg": ["data.image_size=16"], "phantom": ["data.image_size=16", "data.patients=6", "data.slices=6"]}
 
@@ -24,6 +27,20 @@ def test_the_readme_has_commands_and_no_other_kinds():
     known = [*of("make "), *of("python -m segsweep"), *of("mlflow "), *of("optuna-dashboard ")]
     assert len(of("python -m segsweep")) >= 6
     assert [c for c in COMMANDS if c not in known] == []
+
+
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")], ids=lambda page: page.name
+)
+def test_a_link_leads_to_a_file_and_a_heading_that_are_there(page):
+    text = page.read_text()
+    for file, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]+))?\)", text):
+        target = (page.parent / file) if file else page
+        assert target.exists(), file
+        if heading:
+            titles = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert heading in slugs, heading
 
 
 @pytest.mark.parametrize("command", of("make "), ids=" ".join)

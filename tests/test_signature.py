@@ -1,14 +1,20 @@
 """What makes two runs the same run."""
 
 import copy
+import dataclasses
 import importlib
+import json
 import os
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from segsweep.config.schema import conf_dir
 from segsweep.core import signature
+from segsweep.runs.identity import identity
 from segsweep.segmentation.metrics import SPEC
+from segsweep.task import Data
 
 CONFIG = {
     "model": {"_target_": "segsweep.segmentation.models.unet.UNet", "width": 16},
@@ -52,6 +58,36 @@ def test_a_whole_number_is_the_same_however_it_is_written():
 @pytest.mark.parametrize("key", ["device", "paths.runs", "data.root", "data.model_width"])
 def test_where_and_how_fast_does_not_count(key):
     assert ids({key: "elsewhere"}) == ids()
+
+
+def test_a_setting_that_came_later_counts_once_it_decides_something():
+    spec = dataclasses.replace(SPEC, neutral={"loss.weights": None, "data.scale": 1, "ema": None})
+    old = {"data": {"root": "x"}, "loss": {"smooth": 1}}
+    new = {"data": {"root": "x", "scale": 1.0}, "loss": {"smooth": 1, "weights": None}, "ema": None}
+    assert signature.deciding(new, spec) == old == signature.deciding(old, spec)
+    for key in spec.neutral:
+        group, _, name = key.rpartition(".")
+        assert signature.deciding(new | ({group: {**new[group], name: 2}} if group else {name: 2}), spec) != old
+    assert type(spec).from_json(json.loads(json.dumps(spec.to_json()))).neutral == spec.neutral
+
+
+SIX = {
+    "base_r2unet": "03c0284da2bcaf0f",
+    "base_unet": "3c9d460367b06635",
+    "dice_unet": "707cdaf4e54ee2de",
+    "r2unet_config_1": "77c17257dc5608f4",
+    "unet_config_1": "998b106fc0563917",
+    "unet_config_2": "83aa81dee11a8d6d",
+}
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_six_runs_are_the_runs_that_they_were(name):
+    """From the first release on: a key that comes later has a value at which it changes none (`Spec.neutral`)."""
+    with initialize_config_dir(str(conf_dir())):
+        cfg = compose("config", overrides=[f"experiment={name}", "data.root=x"])
+    found = identity(cfg, SPEC, Data(digest="d", split="s", settings={"precision": "fp32"}))
+    assert dataclasses.replace(found, files={}).ids["signature"] == SIX[name]
 
 
 @pytest.mark.parametrize(("key", "value"), [("model.width", 8), ("seed", 1), ("epochs", 6), ("data.image_size", 32)])

@@ -61,6 +61,19 @@ def left_out(at: str, spec: Spec) -> tuple[str, ...]:
     return (*(f"{at}{key}" for key in IGNORED), *spec.ignored, *epochs)
 
 
+def deciding(config: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+    """What of `config` is more than a setting at the value at which it decides nothing (`Spec.neutral`)."""
+    at_rest = []
+    for key, neutral in spec.neutral.items():
+        *path, last = key.split(".")
+        node: Any = config
+        for part in path:
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping) and last in node and _plain(node[last]) == _plain(neutral):
+            at_rest.append(key)
+    return without(config, tuple(at_rest))
+
+
 def signatures(
     kept: Mapping[str, Any], like: Mapping[str, Any], data: str, split: str, files: Mapping[str, str], epochs: str
 ) -> dict[str, str]:

@@ -51,7 +51,8 @@ class Run:
 
     @property
     def factors(self) -> dict[str, Any]:
-        return self.info.get("factors") or {}
+        """With the values of settings that decide nothing at them, which its identity is without."""
+        return {**self.spec.neutral, **(self.info.get("factors") or {})}
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ from segsweep.config.before import spec_of
 from segsweep.config.schema import resolved, under
 from segsweep.core import artifacts, signature
 from segsweep.core.errors import SegsweepError
-from segsweep.core.signature import code, factors, left_out, places, signatures, without
+from segsweep.core.signature import code, deciding, factors, left_out, places, signatures, without
 from segsweep.task import Data, Spec
 from segsweep.tracking.recall import configuration
 
@@ -81,8 +81,8 @@ def identity(cfg: DictConfig, spec: Spec, data: Data, folder: Path | None = None
     at = under(cfg)
     apart, settings = left_out(at, spec), dict(data.settings)
     place = str(folder.absolute()) if folder else ""
-    config = without(resolved(cfg, (), place) | settings, apart)
-    like = without(resolved(cfg, repeats(spec, at), place) | settings, apart) if at else config
+    config = deciding(without(resolved(cfg, (), place) | settings, apart), spec)
+    like = deciding(without(resolved(cfg, repeats(spec, at), place) | settings, apart), spec) if at else config
     like = without(like, repeats(spec, at))
     roots = tuple(sorted(whitelist.modules(config) | set(spec.code)))
     digests = (data.digest or "", data.split)
@@ -98,7 +98,7 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
         cfg = configuration(folder)
         at = under(cfg)
         whole: Any = OmegaConf.to_container(cfg, resolve=True)
-        config = without(whole, left_out(at, spec))
+        config = deciding(without(whole, left_out(at, spec)), spec)
         plain = {key for key, value in config.items() if not isinstance(value, dict)} | set(info.get("resolved") or ())
         told = info["factors"]
         settled = {key: told[key] for key in sorted(plain & set(told)) if told[key] != config.get(key)}
