@@ -292,7 +292,7 @@ def _shipped() -> dict[_Path, Any]:
 
 
 def plainly(text: str, raw: Any = None, depth: int = 0) -> bool:
-    """Whether every `${...}` in a text is another key, or this program's `part_of`, `several` or `sweep_name`: nothing that reads
+    """Whether every `${...}` in a text is another key, or this program's own: nothing that reads
     the environment. raw: a composition, unresolved, whose keys must be so themselves."""
     while found := _REFERENCE.search(text):
         if found["key"] and raw is not None:

@@ -22,7 +22,7 @@ from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.masks import reference
 from segsweep.core.session import session
-from segsweep.core.signature import IGNORED, OWN, digest, left_out, without
+from segsweep.core.signature import IGNORED, OWN, deciding, digest, left_out, without
 from segsweep.plugins._jobs import launch
 from segsweep.search import objective
 from segsweep.search.objective import direction
@@ -127,7 +127,7 @@ class Search:
                     yield name, value
 
         ignored = left_out(under(self.config), self.spec)
-        yield from walk(without(config, ignored))
+        yield from walk(deciding(without(config, ignored), self.spec))
         for key, value in self.space.fixed.items():
             name = key.lstrip("+")
             if not any(name == other or name.startswith(f"{other}.") for other in (*ignored, "hydra")):
