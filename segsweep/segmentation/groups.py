@@ -42,8 +42,9 @@ TORCH: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 
 def build(group: str, node: Any, **given: Any) -> Any:
-    """The component of a group, see `components.build`."""
-    return components.build(KINDS, group, node, **given)
+    """The component of a group, see `components.build`. A data set has plain lists: it goes to other processes."""
+    plain = {"_convert_": "all"} if group == "data" and "_convert_" not in node else {}
+    return components.build(KINDS, group, node, **plain, **given)
 
 
 def network(node: Any, channels: int, outputs: int) -> Any:

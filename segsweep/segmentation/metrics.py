@@ -145,6 +145,9 @@ SPEC = Spec(
     sections=("segsweep.segmentation.sections",),
 )
 """What the record says of this task, where there is one structure."""
+CONFUSION = "confusion.json"
+"""File of a run of several classes: the test's pixels, a list for each class that they are of, by the class that they
+were taken for."""
 SCORES = ("dice", "iou", "hd95", "precision", "recall")
 """What a patient has of each class."""
 

@@ -20,7 +20,7 @@ from segsweep.segmentation.data.source import Manifest
 from segsweep.segmentation.data.split import Split
 from segsweep.segmentation.evaluate import evaluate, flops, patient_table
 from segsweep.segmentation.losses import Counted
-from segsweep.segmentation.metrics import SPEC, spec_for, spec_of, summarise
+from segsweep.segmentation.metrics import CONFUSION, SPEC, spec_for, spec_of, summarise
 from segsweep.segmentation.train import fit, sizes
 from segsweep.task import Data, Range, Result, Run, Spec
 
@@ -114,7 +114,7 @@ class Segmentation:
         return {"parameters": parameters, "gflops": flops(model, channels, height, width, outputs=self.labels.outputs)}
 
     def train(self, run: Run) -> Result:
-        """split.json, pictures and the overlays' arrays are files of the run."""
+        """split.json, pictures, the overlays' arrays and the confusion of classes are files of the run."""
         artifacts.write_json(run.folder / "split.json", self.split.to_json())
         volumes = cache.load(self.dataset, self.manifest, self.cache, self.workers or os.cpu_count() or 1)
         batches = partial(Batches, volumes, device=self.device)
@@ -154,6 +154,9 @@ class Segmentation:
         )  # fmt: skip
         final = tested or evaluate(model, loss, test, keep=True, **shared)
         patients = patient_table(final, volumes, split.test)
+        if self.labels.names:
+            counts = final.counts.sum(0).tolist()
+            artifacts.write_json(run.folder / CONFUSION, {"classes": self.labels.names, "pixels": counts})
         figures.draw(run.folder, run.history, part, patients, volumes, split.test, final.masks)
         metrics = {"loss": final.loss} | summarise(final.counts, self.labels.structures) | patients.summary
         units = {row["patient"]: {key: v for key, v in row.items() if key != "patient"} for row in patients.rows}

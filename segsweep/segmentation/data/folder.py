@@ -4,7 +4,7 @@ Image and mask are matched by what the expression finds in their paths, so they 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +35,13 @@ class Folder:
     image_size: int | None
     normalise: str
     model_width: int
-    classes: int | Sequence[str] | Mapping[str, int] | None = None
+    classes: int | Sequence[str] | None = None
     ignore: Any = ()
 
     def __post_init__(self) -> None:
         source.check_root(self.root)
         source.check_common(self.image_size, self.normalise, self.model_width)
         object.__setattr__(self, "ignore", self.labels.ignore)
-        if isinstance(self.classes, Mapping):  # plain, as it goes to the processes that decode
-            object.__setattr__(self, "classes", dict(self.classes))
-        elif self.classes is not None and not isinstance(self.classes, int):
-            object.__setattr__(self, "classes", list(self.classes))
         for key in ("images", "masks"):
             pattern = getattr(self, key)
             if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:

@@ -5,7 +5,7 @@ Without classes it is the mask of one structure, {0, 1}, and a network has one m
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,21 @@ TOP = 65535
 RULES = ("inverse", "median")
 """By which class weights come from the training part, see `weights`."""
 NAME = re.compile(r"\w[\w.-]*")
+COLOURS = {
+    "orange": (230, 159, 0),
+    "light blue": (86, 180, 233),
+    "green": (0, 158, 115),
+    "yellow": (240, 228, 66),
+    "red": (213, 94, 0),
+    "pink": (204, 121, 167),
+    "blue": (0, 114, 178),
+}
+"""Colours of the classes after the background, and again from the first where there are more; Okabe and Ito's, which
+are told apart without red or green."""
 KINDS = (
-    "expected a number of them, the background included, such as 4 for the values 0 to 3; their names, the background "
-    "first, [background,organ]; or names and the values that files have for them, {background: 0, organ: 128}"
+    "expected a number of them, the background included, such as 4 for the values 0 to 3; or their names, the "
+    "background first, [background,organ], with the values in the files where those are others, "
+    "[background:0,organ:128]"
 )
 
 
@@ -88,18 +100,21 @@ def labels(classes: Any, ignore: Any = ()) -> Labels:
     if wrong := [value for value in void if not _is_value(value)]:
         raise DataError(f"data.ignore={wrong[0]}: expected label values, whole numbers from 0 to {TOP}, such as [255]")
     names: list[Any]
+    values: list[Any]
     if classes is None or (isinstance(classes, int) and not isinstance(classes, bool)):
         count = 1 if classes is None else classes
         if not 1 <= count < MOST:
             raise DataError(f"data.classes={classes}: 1 to {MOST - 1} are possible; {KINDS}")
         names, values = [str(n) for n in range(count)], list(range(count))
-    elif isinstance(classes, Mapping):
-        names, values = list(classes), list(classes.values())
-    elif isinstance(classes, str | bytes) or not hasattr(classes, "__iter__"):
+    elif isinstance(classes, str | bytes | Mapping) or not hasattr(classes, "__iter__"):
         raise DataError(f"data.classes={classes}: {KINDS}")
     else:
-        names, values = list(classes), list(range(len(classes)))
-    shown = f"data.classes={classes}"
+        told = [str(item).partition(":") if isinstance(item, str) else (item, "", "") for item in classes]
+        names = [name for name, _, _ in told]
+        values = [
+            (int(value) if value.isdecimal() else value) if colon else n for n, (_, colon, value) in enumerate(told)
+        ]
+    shown = f"data.classes={list(classes) if isinstance(classes, Sequence) else classes}"
     if not 1 <= len(names) < MOST or any(not isinstance(name, str) or not NAME.fullmatch(name) for name in names):
         raise DataError(f"{shown}: a name is of letters, digits, _, - and dots, and there is one at least; {KINDS}")
     if len(set(names)) < len(names) or len(set(values)) < len(values):
@@ -139,6 +154,11 @@ def weights(rule: str, pixels: np.ndarray) -> list[float]:
     there = (pixels > 0) * pixels.sum(1, keepdims=True)
     frequency = pixels.sum(0) / there.sum(0)
     return (np.median(frequency) / frequency).tolist()
+
+
+def colours(count: int) -> list[tuple[int, int, int]]:
+    """Of so many classes after the background."""
+    return [list(COLOURS.values())[k % len(COLOURS)] for k in range(count)]
 
 
 def _is_value(value: Any) -> bool:
