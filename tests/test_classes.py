@@ -29,7 +29,7 @@ CLASSES = "data.classes=[background:0,ring:100,core:200]"
 FOLDER = ["data=folder", "data.image_size=null", CLASSES, "data.ignore=[255]", "optim.lr=0.02", "batch_size=2"]
 
 
-def write(root, patient: str, seed: int, values=(100, 200)) -> None:
+def write(root, patient: str, seed: int, values=(100, 200), void=255) -> None:
     """Slices with a ring around a core, a border of void, and noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE, :SIDE]
@@ -38,7 +38,7 @@ def write(root, patient: str, seed: int, values=(100, 200)) -> None:
         mask = np.zeros((SIDE, SIDE), np.uint8)
         mask[radius < 9], mask[radius < 5] = values
         image = np.where(radius < 9, 120, 40) + np.where(radius < 5, 80, 0) + rng.normal(0, 8, mask.shape)
-        mask[:2] = 255
+        mask[:2] = void
         for folder, array in (("images", image.clip(0, 255).astype(np.uint8)), ("masks", mask)):
             (root / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(root / folder / f"{patient}_{k}.png")
@@ -143,9 +143,7 @@ def test_a_prediction_has_the_values_of_the_files_and_the_numbers_of_the_test(ma
         colours = {tuple(c) for c in np.asarray(file).reshape(-1, 3)}
     assert (86, 180, 233) in colours
     said = capsys.readouterr().out
-    assert (
-        "of each patient over the classes that it has or was given, without the background; by class: ring 0." in said
-    )
+    assert "over the classes that each has or was given, without the background; by class: ring 0." in said
     about = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert about["classes"] == VALUES
 

@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, help="where to write (default: into the sweep's folder; outputs/report for anything else)"
     )
     parser.add_argument(
-        "--metric", metavar="NAME", help="what the runs are compared by, such as iou (default: what their task says)"
+        "--metric",
+        metavar="NAME",
+        help="the score that runs are compared by, of each unit of the test (default: the first of their task)",
     )
     options = parser.parse_args(arguments)
     single = Path(options.sweep[0])

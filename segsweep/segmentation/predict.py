@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from segsweep.segmentation.data.labels import ONE, Labels, counted
 from segsweep.segmentation.evaluate import evaluate, patient_table
 from segsweep.segmentation.figures import OUTLINES, areas
 from segsweep.segmentation.inputs import MASK, Patient, find, read
-from segsweep.segmentation.metrics import METRICS, called, spec_of, summarise
+from segsweep.segmentation.metrics import METRICS, called, mean, spec_of
 from segsweep.segmentation.trained import Trained, load
 
 HELD = 1 << 30
@@ -44,15 +44,12 @@ _count = itertools.count()
 """Numbers the groups of images of this process: an address would come again for others once its array is freed."""
 
 
-@dataclasses.dataclass
-class Prediction:
+class Prediction(NamedTuple):
     """masks: (N, H, W) bool, or uint8 of classes, at the network's size, slices in order. rows: of patients.csv, for
-    each patient with truth; counts: of these, see `metrics.confusion`. probabilities: (N, C, H, W) float16 where
-    they were asked for."""
+    each patient with truth. probabilities: (N, C, H, W) float16 where they were asked for."""
 
     masks: np.ndarray
     rows: list[dict[str, Any]]
-    counts: np.ndarray
     probabilities: np.ndarray | None = None
 
 
@@ -90,11 +87,10 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
                 raise
             parts *= 2
     assert found.masks is not None
-    known_truth = np.array([patient.truth is not None for patient in patients])
-    scored = np.repeat(known_truth, counts)
+    scored = np.repeat([patient.truth is not None for patient in patients], counts)
     part = dataclasses.replace(found, masks=found.masks[scored])
     rows = patient_table(part, volumes, index[scored]).rows if scored.any() else []
-    return Prediction(found.masks, rows, found.counts[known_truth], found.probabilities)
+    return Prediction(found.masks, rows, found.probabilities)
 
 
 class _Zero(nn.Module):
@@ -180,11 +176,11 @@ def predict_files(
     overlays: bool,
     device: torch.device,
     probabilities: bool = False,
-) -> tuple[list[dict[str, Any]], dict[str, float], list[str]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Predict `given` and write everything into `out`: masks, predictions.csv, predictions.json.
 
-    Returns the rows of predictions.csv, the means of those with truth and what went wrong, naming files. Raises
-    SegsweepError if `out` would overwrite what is read."""
+    Returns the rows of predictions.csv and what went wrong, naming files. Raises SegsweepError if `out` would
+    overwrite what is read."""
     patients, problems = find(given, trained.config.data)
     sources = {p.resolve() for slices in patients.values() for item in slices for p in (item.file, item.truth) if p}
     for name, slices in patients.items():
@@ -202,11 +198,10 @@ def predict_files(
     trained.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows: list[dict[str, Any]] = []
     scores: dict[str, dict[str, Any]] = {}
-    labels, counts = trained.labels, list[np.ndarray]()
+    labels = trained.labels
     for group in groups(read(patients, trained.size, trained.channels, problems, labels)):
         found = predict(trained, group, device, probabilities)
         scores |= {row["patient"]: row for row in found.rows}
-        counts.append(found.counts)
         start = 0
         for patient in group:
             stop = start + len(patient.slices)
@@ -230,11 +225,10 @@ def predict_files(
         about |= {"probabilities": "probabilities.npy: (slices, classes, height, width) float16, at the network's size"}
     about |= {"device": environment.device_name(device), "segsweep": __version__, "problems": problems}
     artifacts.write_json(out / "predictions.json", about)
-    means = summarise(np.concatenate(counts), labels.structures) if any(map(len, counts)) else {}
-    return rows, means, problems
+    return rows, problems
 
 
-def tell(trained: Trained, rows: list[dict[str, Any]], means: dict[str, float], out: Path, single: bool) -> None:
+def tell(trained: Trained, rows: list[dict[str, Any]], out: Path, single: bool) -> None:
     """Print the patients and what their numbers mean. single: files were given, not only folders."""
     spec = spec_of(trained.labels)
     for row in rows:
@@ -242,17 +236,18 @@ def tell(trained: Trained, rows: list[dict[str, Any]], means: dict[str, float], 
         text = "" if dice is None else f"  {spec.metrics['dice'].title} {dice:{METRICS['dice'].format}}"
         part = f"  ({row['part']} of this run)" if row["part"] != "new" else ""
         print(f"{row['patient']}: {row['slices']} slices, volume {row['volume_pixels']} pixels{text}{part}")
-    scored = [row for row in rows if row.get("slices") is not None and row.get("missed") is not None]
-    if means and (names := trained.labels.structures):
-        told = (f"{called(name)} {means[f'dice/{name}']:{METRICS['dice'].format}}" for name in names)
-        print(
-            f"Mean Dice (patients: {len(scored)}): {means['dice']:{METRICS['dice'].format}}, of each patient over the "
-            f"classes that it has or was given, without the background; by class: {', '.join(told)}"
-        )
-    elif means:
+    form = METRICS["dice"].format
+    if scored := [row for row in rows if row.get("missed") is not None]:
+        keys = ["dice", *(f"dice/{name}" for name in trained.labels.structures)]
+        means = {key: mean(np.array([row[key] for row in scored])) for key in keys}
+        defined = sum(row["dice"] == row["dice"] for row in scored)
+        told = (f"{called(key.partition('/')[2])} {value:{form}}" for key, value in means.items() if "/" in key)
+        rule = ""
+        if trained.labels.structures:
+            rule = f" over the classes that each has or was given, without the background; by class: {', '.join(told)}"
         size = f"{trained.size} x {trained.size} pixels" if trained.size else "the files' own size"
         print(
-            f"Mean Dice (patients: {len(scored) - means['undefined']}): {means['dice']:{METRICS['dice'].format}}. "
+            f"Mean Dice (patients: {defined}): {means['dice']:{form}}{rule}. "
             f"Metrics are taken at {size}, as in training; masks and volumes are at the size of each file"
         )
     if trained.config.data.normalise != "unit" and single:
@@ -294,7 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
         trained = load(folder, options.weights)
         print(f"{why[0].upper()}{why[1:]}; {trained.weights} weights, epoch {trained.epoch}")
         device = pick_device(options.device)
-        rows, means, problems = predict_files(
+        rows, problems = predict_files(
             trained,
             options.images,
             options.out,
@@ -313,7 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (SegsweepError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    tell(trained, rows, means, options.out, single=any(path.is_file() for path in options.images))
+    tell(trained, rows, options.out, single=any(path.is_file() for path in options.images))
     for problem in problems:
         print(f"Error: {problem}", file=sys.stderr)
     return 1 if problems else 0
