@@ -191,6 +191,7 @@ class Data:
             empty where nobody counts them, and then epochs are scored on val.
         leaks: whether a unit is in two parts.
         settings: of the configuration, as resolved here: `precision: bf16` for auto.
+        choices: the option of a group that its option `auto` stands for here, as tables and the record name it.
         facts: for the record.
     """
 
@@ -199,6 +200,7 @@ class Data:
     parts: Mapping[str, int] = field(default_factory=dict)
     leaks: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -264,6 +266,9 @@ class Run(Protocol):
 
 class Task(Protocol):
     """Its constructor's keyword arguments are its settings, from `task.*` or the top-level keys of their names.
+
+    Where its metrics depend on its settings, a class method `spec_for(given) -> Spec` says which they are for those of
+    `spec.inputs` (of all where that is empty), as far as they are known; `spec` of the object made of them is the same.
 
     Beside these it may have `size() -> dict`, parameters and gflops of a sample, for a plan, `smaller(retries) -> str`,
     what helps where memory was short, and a class method `problems(given) -> list[str]`: one sentence for each mistake

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from segsweep.core.errors import ConfigError
+from segsweep.segmentation.data.labels import ONE, labels
 from segsweep.segmentation.evaluate import Evaluation, evaluate, flops, patient_table
-from segsweep.segmentation.losses import Dice
+from segsweep.segmentation.losses import CE, Counted, Dice
 from segsweep.segmentation.models.r2unet import R2UNet
 from segsweep.segmentation.models.unet import UNet
 
@@ -18,7 +20,7 @@ from segsweep.segmentation.models.unet import UNet
 class Batches:
     """Seven slices of three patients in batches, as the real ones hand them out."""
 
-    device = torch.device("cpu")
+    device, labels, void = torch.device("cpu"), ONE, False
 
     def __init__(self, batch_size: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -133,7 +135,11 @@ def test_patient_table_by_hand():
     predicted = np.zeros((5, 2, 4), bool)
     predicted[0, 0, 2] = True
     volumes = SimpleNamespace(
-        patients=["ann", "bob", "cy", "dee"], patient=np.array([0, 0, 1, 1, 2, 3, 3]), masks=truth
+        patients=["ann", "bob", "cy", "dee"],
+        patient=np.array([0, 0, 1, 1, 2, 3, 3]),
+        masks=truth,
+        labels=ONE,
+        void=False,
     )
     counts = np.array([[0, 1, 1, 14], [0, 0, 1, 15], [0, 0, 0, 8], [0, 0, 0, 0]])
     table = patient_table(Evaluation(0.0, counts, 0.0, predicted), volumes, np.arange(5))
@@ -154,7 +160,8 @@ def test_patient_table_by_hand():
 def test_patient_table_takes_the_slices_of_the_part_only():
     truth = np.zeros((4, 1, 3), np.uint8)
     truth[1, 0, 0] = 1
-    volumes = SimpleNamespace(patients=["ann", "bob"], patient=np.array([0, 0, 1, 1]), masks=truth)
+    patient = np.array([0, 0, 1, 1])
+    volumes = SimpleNamespace(patients=["ann", "bob"], patient=patient, masks=truth, labels=ONE, void=False)
     predicted = np.zeros((2, 1, 3), bool)
     predicted[0, 0, 2] = True
     counts = np.array([[0, 1, 1, 1], [0, 0, 0, 3]])
@@ -179,3 +186,79 @@ def test_t_costs_flops_and_no_parameters():
     once, twice, thrice = (flops(R2UNet(t=t), 3, 64, 64) for t in (1, 2, 3))
     assert thrice - twice == pytest.approx(twice - once)
     assert once < twice
+
+
+class OfClasses(Batches):
+    """Of three classes and void, in pixels of random logits."""
+
+    labels, void = labels(["background", "a", "b"]), True
+
+    def __init__(self, batch_size: int) -> None:
+        super().__init__(batch_size)
+        generator = torch.Generator().manual_seed(1)
+        self.y = torch.tensor([0.0, 1, 2, 255])[torch.randint(4, (7, 1, 8, 8), generator=generator)]
+        self.y[self.patient == 3] = torch.where(self.y[self.patient == 3] == 2, 0.0, self.y[self.patient == 3])
+
+
+class Itself(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_an_evaluation_of_classes_keeps_masks_and_probabilities():
+    batches = OfClasses(3)
+    loss = Counted(CE())
+    found = run(Itself(), loss, batches, keep=True, probabilities=True)
+    assert found.counts.shape == (4, 3, 3)
+    assert found.counts.sum() == (batches.y != 255).sum()
+    assert found.masks.dtype == np.uint8
+    np.testing.assert_array_equal(found.masks, batches.x.argmax(1))
+    np.testing.assert_allclose(found.probabilities, batches.x.softmax(1), atol=1e-3)
+    np.testing.assert_allclose(
+        run(First(), BCE, Batches(3), probabilities=True).probabilities, batches.x[:, :1].sigmoid(), atol=1e-3
+    )
+
+
+def test_the_table_of_classes_is_that_of_each_class_as_one_structure_with_void_taken_out():
+    batches = OfClasses(7)
+    found = run(Itself(), Counted(CE()), batches, keep=True)
+    truth = batches.y[:, 0].byte().numpy()
+    about = {"patients": ["ann", "bob", "cy", "dee"], "patient": batches.patient.numpy()}
+    table = patient_table(found, SimpleNamespace(masks=truth, labels=batches.labels, void=True, **about), np.arange(7))
+    assert [row["patient"] for row in table.rows] == ["ann", "bob", "dee"]
+    ann = table.rows[0]
+    assert ann["pixels"] == (truth[:2] != 255).sum()
+    for k, name in enumerate("ab", start=1):
+        known = truth != 255
+        masks = (found.masks == k) & known
+        counts = np.zeros((4, 4), np.int64)
+        for p, t, q, v in zip(about["patient"], truth == k, masks, known, strict=True):
+            counts[p] += [(t & q).sum(), (~t & q & v).sum(), (t & ~q).sum(), (~t & ~q & v).sum()]
+        alone = SimpleNamespace(masks=(truth == k).astype(np.uint8), labels=ONE, void=False, **about)
+        single = patient_table(Evaluation(0.0, counts, 0.0, masks), alone, np.arange(7))
+        for one, row in zip(single.rows, table.rows, strict=True):
+            for key in one.keys() - {"patient", "slices", "accuracy"}:
+                assert row[f"{key}/{name}"] == one[key], key
+        assert table.summary[f"hd95/{name}"] == single.summary["hd95"]
+    for row in table.rows:
+        for key in ("dice", "hd95", "iou"):
+            assert row[key] == pytest.approx(np.mean([row[f"{key}/a"], row[f"{key}/b"]]))
+
+
+def test_void_of_one_structure_is_in_no_table():
+    truth = np.array([[[1, 0, 255, 0]]], np.uint8)
+    predicted = np.array([[[True, False, True, False]]])
+    volumes = SimpleNamespace(patients=["ann"], patient=np.array([0]), masks=truth, labels=ONE, void=True)
+    (row,) = patient_table(Evaluation(0.0, np.array([[1, 0, 0, 2]]), 0.0, predicted), volumes, np.arange(1)).rows
+    assert (row["truth_pixels"], row["dice"], row["hd95"]) == (1, 1, 0)
+
+
+def test_a_network_with_another_number_of_outputs_is_told():
+    with pytest.raises(
+        ConfigError, match=r"model: UNet gives \(1, 3, 8, 8\) where \(1, 4, 8, 8\) are needed: data\.classes"
+    ):
+        flops(UNet(out_channels=3, width=2, depth=1), 3, 8, 8, outputs=4)
+    with pytest.raises(
+        ConfigError, match=r"gives \(1, 3, 8, 8\) where \(1, 1, 8, 8\) are needed: one structure needs one map"
+    ):
+        flops(UNet(out_channels=3, width=2, depth=1), 3, 8, 8, outputs=1)

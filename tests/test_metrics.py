@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -5,11 +6,25 @@ import sys
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_hausdorff_distance
+from monai.metrics import DiceMetric, MeanIoU, compute_hausdorff_distance
 from scipy import ndimage
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
+from torch import nn
 
-from segsweep.segmentation.metrics import METRICS, confusion, hd95, mean, per_patient, summarise
+from segsweep.segmentation.data.labels import labels
+from segsweep.segmentation.metrics import (
+    METRICS,
+    SPEC,
+    confusion,
+    hd95,
+    mean,
+    of_classes,
+    per_patient,
+    spec_for,
+    spec_of,
+    summarise,
+)
+from segsweep.task import Spec, defect
 
 NAN = math.nan
 # tp, fp, fn, tn of five patients of 100 pixels each, the last without a slice in this part.
@@ -109,6 +124,119 @@ def test_mean_leaves_out_what_is_undefined():
     assert mean(np.array([1.0, NAN, 3.0])) == 2
     assert math.isnan(mean(np.array([NAN])))
     assert math.isnan(mean(np.array([])))
+
+
+CLASSES = ("background", "a", "b")
+# Of [truth, prediction] for patients: all right but two pixels; b neither there nor predicted; b there and missed, a
+# predicted and not there; without a slice in this part.
+MATRICES = np.array(
+    [
+        [[80, 1, 0], [0, 8, 1], [0, 0, 10]],
+        [[90, 2, 0], [0, 8, 0], [0, 0, 0]],
+        [[90, 5, 0], [0, 0, 0], [5, 0, 0]],
+        np.zeros((3, 3)),
+    ]
+)
+
+
+def matrix(truth: np.ndarray, predicted: np.ndarray, patient: np.ndarray, patients: int, classes: int) -> np.ndarray:
+    """Pixel by pixel."""
+    found = np.zeros((patients, classes, classes), int)
+    for p, ts, qs in zip(patient, truth, predicted, strict=True):
+        for t, q in zip(ts.flat, qs.flat, strict=True):
+            if t != 255:
+                found[p, t, q] += 1
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_confusion_of_classes_is_counted_pixel_by_pixel(dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 4, 6, 7, generator=generator).to(dtype)
+    truth = torch.tensor([0, 1, 2, 3, 255])[torch.randint(5, (5, 1, 6, 7), generator=generator)].float()
+    patient = torch.tensor([2, 0, 2, 2, 0])
+    counts = confusion(logits, truth, patient, 3)
+    assert counts.dtype == torch.int64
+    expected = matrix(truth[:, 0].long().numpy(), logits.argmax(1).numpy(), patient.numpy(), 3, 4)
+    np.testing.assert_array_equal(counts.numpy(), expected)
+
+
+def test_void_of_one_structure_is_not_counted():
+    truth = mask("10", "10")[None, None]
+    truth[0, 0, 1, :] = 255
+    assert confusion(mask("11", "11")[None, None], truth, torch.tensor([0]), 1, void=True).tolist() == [[1, 1, 0, 0]]
+    assert confusion(mask("00", "11")[None, None], truth, torch.tensor([0]), 1, void=True).tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dice/a", [16 / 18, 16 / 18, 0, NAN]),
+        ("dice/b", [20 / 21, NAN, 0, NAN]),
+        ("dice", [(16 / 18 + 20 / 21) / 2, 16 / 18, 0, NAN]),
+        ("iou/a", [0.8, 0.8, 0, NAN]),
+        ("precision/b", [10 / 11, NAN, 0, NAN]),
+        ("recall/a", [8 / 9, 1, 0, NAN]),
+        ("recall", [(8 / 9 + 1) / 2, 1, 0, NAN]),
+        ("accuracy", [0.98, 0.98, 0.9, NAN]),
+    ],
+)
+def test_classes_of_patients_by_hand_with_the_empty_mask_rule(name, expected):
+    np.testing.assert_allclose(per_patient(MATRICES, CLASSES[1:])[name], expected)
+
+
+def test_summary_of_classes_is_over_a_patients_classes_and_then_over_patients():
+    found = summarise(MATRICES, CLASSES[1:])
+    assert found["dice/a"] == pytest.approx((16 / 18 + 16 / 18 + 0) / 3)
+    assert found["dice/b"] == pytest.approx(20 / 21 / 2)
+    assert found["dice"] == pytest.approx(((16 / 18 + 20 / 21) / 2 + 16 / 18 + 0) / 3)
+    assert found["accuracy"] == pytest.approx(286 / 300)
+    assert (found["undefined"], found["undefined/a"], found["undefined/b"]) == (1, 0, 1)
+    assert set(found) == {name for name in spec_of(labels(list(CLASSES))).metrics if "hd95" not in name} - {
+        "loss", "missed", "missed/a", "missed/b"
+    }  # fmt: skip
+
+
+def test_classes_are_scored_as_one_structure_each_would_be():
+    counts = of_classes(MATRICES)
+    for k, name in enumerate(CLASSES[1:]):
+        for metric in ("dice", "iou", "precision", "recall"):
+            np.testing.assert_array_equal(
+                per_patient(MATRICES, CLASSES[1:])[f"{metric}/{name}"], per_patient(counts[:, k])[metric]
+            )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_agree_with_monai_where_neither_mask_is_empty(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 4, 12, 12, generator=generator)
+    truth = torch.randint(4, (2, 1, 12, 12), generator=generator)
+    one_hot = [nn.functional.one_hot(x, 4).movedim(-1, 1) for x in (logits.argmax(1), truth[:, 0])]
+    found = per_patient(confusion(logits, truth.float(), torch.arange(2), 2).numpy(), "abc")
+    for name, expected in (
+        ("dice", DiceMetric(include_background=False, reduction="none")(*one_hot)),
+        ("iou", MeanIoU(include_background=False, reduction="none")(*one_hot)),
+    ):
+        for k, one in enumerate("abc"):
+            np.testing.assert_allclose(found[f"{name}/{one}"], expected[:, k], atol=1e-5)
+        np.testing.assert_allclose(found[name], expected.mean(1), atol=1e-5)
+
+
+def test_what_a_task_of_classes_measures_says_its_rule():
+    spec = spec_of(labels(["background", "rv", "myo"]))
+    assert (spec.primary, spec.select) == ("dice", "val/dice")
+    assert spec.metrics["dice"].title == "Dice of 2 classes"
+    assert "but the background (rv, myo), then over patients" in spec.metrics["dice"].meaning
+    assert spec.metrics["dice/rv"].title == "Dice of rv"
+    assert spec.metrics["dice/rv"].column == ""
+    assert spec.metrics["dice/rv"].by_unit
+    assert not spec.metrics["hd95/rv"].by_epoch
+    assert spec_of(labels(3)).metrics["dice/1"].title == "Dice of class 1"
+    assert list(Spec.from_json(json.loads(json.dumps(spec.to_json()))).scores) == list(spec.scores)
+    assert all(defect(metric) is None for metric in spec.metrics.values())
+    assert spec_of(labels(None)) is SPEC
+    assert spec_for({"data": {"classes": "nonsense"}}) is spec_for({}) is SPEC
+    assert set(spec_of(labels(None, [255])).metrics) == set(SPEC.metrics)
 
 
 def box(*bounds: tuple[int, int], shape: tuple[int, int, int] = (12, 20, 20)) -> np.ndarray:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_classes import write
 from test_cli import segsweep
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +18,8 @@ COMMANDS = [
 ]
 SMALL = ["model.width=2", "model.depth=2", "epochs=1", "precision=fp32", "tracking=none"]
 OF_DATA = {"lgg": ["data.image_size=16"], "phantom": ["data.image_size=16", "data.patients=6", "data.slices=6"]}
+OF_DATA["folder"] = ["data.image_size=16"]
+HEARTS = ["data=folder", "data.root=HEARTS", "data.image_size=16"]
 
 
 def of(program: str) -> list[list[str]]:
@@ -61,6 +64,12 @@ def work(tmp_path_factory, lgg):
         assert made.returncode == 0, made.stderr
         (sweep,) = cwd.glob("multirun/2*")
         sweep.rename(cwd / "multirun" / "SWEEP")
+        for n in range(6):
+            write(cwd / "HEARTS", f"p{n}", n, values=(1 + n % 2, 3), void=2)
+        made = segsweep(cwd, *HEARTS, "data.classes=[background,rv,myo,lv]", "data.ignore=[]", *SMALL)
+        assert made.returncode == 0, made.stdout + made.stderr
+        (sweep,) = cwd.glob("multirun/2*")
+        sweep.rename(cwd / "multirun" / "HEARTS")
         yield cwd
 
 
@@ -80,9 +89,8 @@ def test_a_command_runs(command, work):
         kept = [a for a in arguments if not a.startswith(larger)]
         searching = any(a.startswith("+search=") for a in arguments)
         kept += ["search.trials=4"] if searching else ["report=false"]
-        launched = any(a.startswith("hydra/launcher=") for a in arguments)
-        kept += (
-            ["hydra/launcher=basic"] if "-m" in arguments and not launched else []
-        )  # workers have tests of their own
-        done = segsweep(work, *kept, *SMALL, *OF_DATA["lgg" if real else "phantom"])
+        if "-m" in arguments and not any(a.startswith("hydra/launcher=") for a in arguments):
+            kept += ["hydra/launcher=basic"]  # workers have tests of their own
+        kind = "lgg" if real else "folder" if "data=folder" in arguments else "phantom"
+        done = segsweep(work, *kept, *SMALL, *OF_DATA[kind])
     assert done.returncode == 0, done.stderr

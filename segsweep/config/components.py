@@ -73,10 +73,26 @@ def arguments(cfg: DictConfig) -> set[str]:
 def spec_of(cfg: DictConfig) -> Spec | None:
     """What the task of a configuration says of itself; None where it is none, which `check` tells."""
     try:
-        found = getattr(locate(str(engine(cfg).task._target_), KINDS["task"]), "spec", None)
+        made = locate(str(engine(cfg).task._target_), KINDS["task"])
     except (ConfigError, OmegaConfBaseException):
         return None
+    found = getattr(made, "spec", None)
+    if isinstance(found, Spec) and hasattr(made, "spec_for"):
+        node = _select(cfg, "task") or {}
+        names = found.inputs or inspect.signature(made).parameters
+        given = {name: _select(cfg, f"task.{name}" if name in node else name) for name in names}
+        found = made.spec_for({name: _known(item) for name, item in given.items() if item is not None})
     return found if isinstance(found, Spec) else None
+
+
+def _known(item: Any) -> Any:
+    """As plain values; what cannot be resolved yet is left as it is written."""
+    if not isinstance(item, Container):
+        return item
+    try:
+        return OmegaConf.to_container(item, resolve=True)
+    except OmegaConfBaseException:
+        return OmegaConf.to_container(item)
 
 
 def select_of(target: str) -> str:

@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from segsweep.config.schema import schema
 from segsweep.core import child
@@ -29,6 +29,7 @@ def start() -> None:
     """Make known to OmegaConf and Hydra what conf/ names, resolvers and the schema; and to MLflow, which reads its
     environment when it is imported, how to behave. The first call in a process does it."""
     OmegaConf.register_resolver("part_of", lambda whole, share: max(1, math.ceil(whole * share)), replace=True)
+    OmegaConf.register_resolver("several", _several, replace=True)
     OmegaConf.register_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
     OmegaConf.register_resolver("select_of", _select_of, replace=True)
     ConfigStore.instance().store(name="schema", node=schema(), provider="segsweep")
@@ -36,6 +37,14 @@ def start() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody asked to tell MLflow's makers what is run
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def _several(key: str, many: str, one: str, *, _root_: DictConfig) -> str:
+    """`many` where the value of `key` is a number above 1 or a list or mapping of more than one item, `one` where it is
+    not, or not there."""
+    given = OmegaConf.select(_root_, key)
+    count = len(given) if isinstance(given, DictConfig | ListConfig) else given
+    return many if isinstance(count, int) and count > 1 else one
 
 
 def _select_of(target: str) -> str:

@@ -70,7 +70,7 @@ CHOICES = ("runtime", "choices")
 
 _WORD = re.compile(r"[\w.,:=+/@-]*", re.ASCII)
 _KEY = re.compile(r"\+{0,2}(?!hydra\b)\w+([./]\w+)*", re.ASCII)
-_REFERENCE = re.compile(r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|sweep_name|select_of)\s*:[^${}]*)\s*\}")
+_REFERENCE = re.compile(r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|several|sweep_name|select_of)\s*:[^${}]*)\s*\}")
 _ADDRESS = re.compile(r"\$\{\s*(segsweep\.)?(tracking(\.uri)?|search(\.storage)?)\s*\}")
 _GONE = object()
 _Path = tuple[Any, ...]
@@ -310,7 +310,7 @@ def _shipped() -> dict[_Path, Any]:
 
 
 def plainly(text: str, raw: Any = None, depth: int = 0) -> bool:
-    """Whether every `${...}` in a text is another key, or this program's `part_of` or `sweep_name`: nothing that reads
+    """Whether every `${...}` in a text is another key, or this program's own: nothing that reads
     the environment. raw: a composition, unresolved, whose keys must be so themselves."""
     while found := _REFERENCE.search(text):
         if found["key"] and raw is not None:

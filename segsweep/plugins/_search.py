@@ -22,7 +22,7 @@ from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.masks import reference
 from segsweep.core.session import session
-from segsweep.core.signature import IGNORED, OWN, digest, leaves, left_out, without
+from segsweep.core.signature import IGNORED, OWN, deciding, digest, leaves, left_out, without
 from segsweep.plugins._jobs import launch
 from segsweep.search import objective
 from segsweep.search.objective import direction
@@ -117,7 +117,7 @@ class Search:
         yield from ((group, choices[group]) for group in groups if group not in keys and group in choices)
 
         ignored = left_out(under(self.config), self.spec)
-        for name, value in leaves(without(config, (*ignored, *keys))):
+        for name, value in leaves(without(deciding(config, self.spec), (*ignored, *keys))):
             if value != {} and not name.rpartition(".")[2].startswith("_"):
                 yield name, value
         for key, value in self.space.fixed.items():

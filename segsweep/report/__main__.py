@@ -30,13 +30,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="where to write (default: into the sweep's folder; outputs/report for anything else)"
     )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="the score that runs are compared by, of each unit of the test (default: the first of their task)",
+    )
     options = parser.parse_args(arguments)
     single = Path(options.sweep[0])
     out = options.out or (
         single if len(options.sweep) == 1 and (single / "sweep.json").exists() else Path("outputs/report")
     )
     try:
-        page = write(options.sweep, out)
+        page = write(options.sweep, out, options.metric)
     except (SegsweepError, OSError) as error:  # the second: --out cannot be written
         print(error, file=sys.stderr)
         return 1

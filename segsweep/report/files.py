@@ -11,16 +11,19 @@ from segsweep.core import accepted, artifacts
 from segsweep.report import render
 from segsweep.report.comparison import Comparison, compare
 from segsweep.report.findings import Findings
-from segsweep.report.records import Record, read
+from segsweep.report.records import Record, by, read
 from segsweep.report.sections import make
 
 
-def write(sources: Sequence[Path | str], out: Path) -> Path:
-    """Write report.html, report.md, runs.csv and figures/ on `sources` into `out`; returns the page.
+def write(sources: Sequence[Path | str], out: Path, metric: str | None = None) -> Path:
+    """Write report.html, report.md, runs.csv and figures/ on `sources` into `out`; returns the page. metric: what the
+    runs are compared by, in place of what their task says.
 
     A source is a sweep folder, a run folder, or an MLflow experiment or run id. Raises SegsweepError where one holds no
     runs."""
     record = read(sources)
+    if metric:
+        by(record, metric)
     found = Findings(compare(record))
     sections = make(found)
     names = ", ".join(record.names[:4]) + (f" and {len(record.names) - 4} more" if len(record.names) > 4 else "")

@@ -8,7 +8,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from segsweep.config.before import spec_of
 from segsweep.core import accepted
 from segsweep.core.artifacts import parse_json
-from segsweep.core.errors import SegsweepError
+from segsweep.core.errors import SegsweepError, nearest
 from segsweep.core.masks import first_line
 from segsweep.core.signature import OWN
 from segsweep.task import Spec
@@ -53,7 +53,8 @@ class Run:
     @property
     def factors(self) -> dict[str, Any]:
         """With the values of settings that decide nothing at them, which its identity is without."""
-        return {**self.spec.neutral, **(self.info.get("factors") or {})}
+        told = self.info.get("factors") or {}
+        return told | {key: value for key, value in self.spec.neutral.items() if key not in told}
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -209,6 +210,21 @@ def _settle(record: Record) -> None:
             alike.setdefault(group, set()).add(run.group)
     for run in kept:
         run.pooled = next((e["group"] for e in reversed(run.accepted) if len(alike[e["group"]]) > 1), "")
+
+
+def by(record: Record, metric: str) -> None:
+    """Have the runs of a record compared by a `metric` that units have scores of, or where none has, by any. Raises
+    SegsweepError where there is none of that name."""
+    spec = record.spec
+    allowed = spec.scores or spec.metrics
+    if metric not in allowed:
+        raise SegsweepError(
+            f"--metric {metric}: no such score{nearest(metric, allowed)}; allowed are {', '.join(allowed)}"
+        )
+    spec = replace(spec, metrics={metric: spec.metrics[metric], **spec.metrics}, select=f"val/{metric}")
+    record.spec = spec
+    for run in record.runs:
+        run.spec = spec
 
 
 def _kind(run: Run) -> tuple[str, ...] | None:

@@ -46,6 +46,8 @@ class Asked:
         session().emit("note", text="reading the data set")
         self.task = components.task(cfg)
         self.data: Data = self.task.data()
+        meant = {group: option for group, option in self.data.choices.items() if choices.get(group) == "auto"}
+        self.choices = {**choices, **meant}
         self.whole = resolved(cfg, (), str(sweep.absolute()) if sweep else "")
         self.epochs = self.engine.epochs if self.task.spec.epochs else 1
         self.identity = identity(cfg, self.task.spec, self.data, sweep)

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from segsweep.core.errors import ConfigError
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.cache import Volumes
-from segsweep.segmentation.metrics import METRICS, confusion, hd95, mean, per_patient
+from segsweep.segmentation.data.labels import VOID
+from segsweep.segmentation.metrics import METRICS, confusion, decide, hd95, mean, means, of_classes, per_patient
 
 CPU_PIXELS = 2**17
 """That go through a network at once on a CPU: more take more memory than a training step does, and at 256 px more time,
@@ -24,12 +26,20 @@ as they leave the caches (benchmarks/LOG.md)."""
 
 @dataclass
 class Evaluation:
-    """loss: mean over slices; counts: (P, 4) int64; masks: predictions (slices, H, W) bool if they were kept."""
+    """loss: mean over slices; counts: see `metrics.confusion`; masks: predictions (slices, H, W) bool, or uint8 of
+    classes, if they were kept; probabilities: (slices, C, H, W) float16 if those were."""
 
     loss: float
     counts: np.ndarray
     seconds: float
     masks: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+
+
+def no_counts(patients: int, outputs: int, device: torch.device) -> torch.Tensor:
+    """What the counts of a part of the data begin with, see `metrics.confusion`."""
+    shape = (patients, 4) if outputs == 1 else (patients, outputs, outputs)
+    return torch.zeros(shape, dtype=torch.int64, device=device)
 
 
 def evaluate(
@@ -40,21 +50,24 @@ def evaluate(
     patients: int,
     autocast: Callable[[], AbstractContextManager[Any]],
     keep: bool = False,
+    probabilities: bool = False,
     parts: int = 1,
 ) -> Evaluation:
     """Loss and counts of `model` on all of `batches`, in evaluation mode for the time being.
 
     `autocast` makes the context of the forward pass; the loss is taken of float32 logits. Loss: the mean over batches,
     weighted by their slices, so the mean over slices; only a loss that is taken over the batch, such as Dice, depends
-    on the batch size. `keep`: the predicted masks too, in the order of the batches' indices. `parts`: in how many
+    on the batch size. `keep`, `probabilities`: these too, in the order of the batches' indices. `parts`: in how many
     pieces a batch goes through the network at least, for want of memory; the loss is still that of the whole batch."""
     training = model.training
     model.eval()
     started = time.perf_counter()
-    counts = torch.zeros(patients, 4, dtype=torch.int64, device=batches.device)
+    counts = no_counts(patients, batches.labels.outputs, batches.device)
+    void = batches.void
     losses: list[torch.Tensor] = []  # left on the device: reading one would wait for it
     sizes: list[int] = []
     masks: list[torch.Tensor] = []
+    shares: list[torch.Tensor] = []
     try:
         with torch.inference_mode():
             for x, y, patient in batches.epoch(seed=0):
@@ -62,14 +75,18 @@ def evaluate(
                     logits = torch.cat([model(piece) for piece in x.tensor_split(_pieces(x, parts))])
                 losses.append(loss(logits.float(), y))
                 sizes.append(len(x))
-                counts += confusion(logits, y, patient, patients)
+                counts += confusion(logits, y, patient, patients, void)
                 if keep:
-                    masks.append(logits[:, 0] > 0)
+                    masks.append(decide(logits))
+                if probabilities:
+                    likely = logits.float().sigmoid() if logits.shape[1] == 1 else logits.float().softmax(1)
+                    shares.append(likely.half().cpu())
     finally:
         model.train(training)
     mean_loss = np.average(torch.stack(losses).tolist(), weights=sizes)
     kept = torch.cat(masks).cpu().numpy() if keep else None
-    return Evaluation(float(mean_loss), counts.cpu().numpy(), time.perf_counter() - started, kept)
+    made = torch.cat(shares).numpy() if probabilities else None
+    return Evaluation(float(mean_loss), counts.cpu().numpy(), time.perf_counter() - started, kept, made)
 
 
 def _pieces(x: torch.Tensor, parts: int) -> int:
@@ -92,12 +109,15 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
     steps over the missing ones as if they were not there."""
     assert evaluation.masks is not None
     owner = volumes.patient[indices]
+    if volumes.labels.names:
+        return _table_of_classes(evaluation, evaluation.masks, volumes, indices)
     scores = per_patient(evaluation.counts)
     rows = []
     for p in np.unique(owner):
         at = owner == p
         tp, fp, fn, tn = (int(n) for n in evaluation.counts[p])
-        distance = hd95(volumes.masks[indices[at]] > 0, evaluation.masks[at])
+        truth, predicted = volumes.masks[indices[at]], evaluation.masks[at]
+        distance = hd95(truth == 1, predicted & (truth != VOID) if volumes.void else predicted)
         rows.append(
             {"patient": volumes.patients[p], "slices": int(at.sum())}
             | {"truth_pixels": tp + fn, "predicted_pixels": tp + fp, "tp": tp, "fp": fp, "fn": fn, "tn": tn}
@@ -108,8 +128,48 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
     return Patients(rows, summary)
 
 
-def flops(model: nn.Module, channels: int, height: int, width: int, device: torch.device | str = "meta") -> float:
-    """GFLOP of one image: twice the multiply-adds of the convolutions (torch's counter).
+def _table_of_classes(evaluation: Evaluation, masks: np.ndarray, volumes: Volumes, indices: np.ndarray) -> Patients:
+    """Of each patient the means over the classes but the background, and NAME/CLASS of each of these."""
+    names = volumes.labels.structures
+    scores, counts = per_patient(evaluation.counts, names), of_classes(evaluation.counts)
+    owner = volumes.patient[indices]
+    rows: list[dict[str, Any]] = []
+    for p in np.unique(owner):
+        truth, predicted = volumes.masks[indices[owner == p]], masks[owner == p]
+        distance: dict[str, float] = {}
+        single: dict[str, Any] = {}
+        for k, name in enumerate(names):
+            tp, fp, fn, tn = (int(n) for n in counts[p, k])
+            distance[name] = hd95(truth == k + 1, (predicted == k + 1) & (truth != VOID))
+            of_one: dict[str, Any] = {"truth_pixels": tp + fn, "predicted_pixels": tp + fp}
+            of_one |= {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
+            of_one |= {"hd95": distance[name], "missed": int(tp + fn > 0 and tp + fp == 0)}
+            single |= {f"{key}/{name}": value for key, value in of_one.items()}
+        row = {"patient": volumes.patients[p], "slices": len(truth), "pixels": int(evaluation.counts[p].sum())}
+        plain = [name for name in scores if "/" not in name]
+        row |= {name: float(scores[name][p]) for name in sorted(plain, key=lambda name: METRICS[name].pooled)}
+        row |= {"hd95": float(means(np.array([list(distance.values())]))[0])}
+        row |= {"missed": sum(single[f"missed/{name}"] for name in names)}
+        rows.append(row | {key: float(scores[key][p]) for key in scores if "/" in key} | single)
+    keys = ["", *(f"/{name}" for name in names)]
+    summary = {f"hd95{key}": mean(np.array([row[f"hd95{key}"] for row in rows])) for key in keys}
+    return Patients(rows, summary | {f"missed{key}": sum(row[f"missed{key}"] for row in rows) for key in keys})
+
+
+def misshapen(found: Any, expected: tuple[int, ...]) -> str:
+    """What is wrong with the logits that a network gave, "" where nothing is."""
+    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    if shape == expected:
+        return ""
+    several = "data.classes needs a map of logits for each class" if expected[1] > 1 else "one structure needs one map"
+    return f"gives {shape} where {expected} are needed: {several}, {expected[1]} in all"
+
+
+def flops(
+    model: nn.Module, channels: int, height: int, width: int, device: torch.device | str = "meta", outputs: int = 0
+) -> float:
+    """GFLOP of one image: twice the multiply-adds of the convolutions (torch's counter). Raises ConfigError where the
+    network does not give `outputs` maps of logits, where that is no 0.
 
     On the meta device nothing is computed, but the first count imports torch's compiler, a second's work; on the one
     where `model` is, one image goes through it."""
@@ -118,7 +178,9 @@ def flops(model: nn.Module, channels: int, height: int, width: int, device: torc
     network.eval()
     try:
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            network(torch.zeros(1, channels, height, width, device=device))
+            given = network(torch.zeros(1, channels, height, width, device=device))
     finally:
         network.train(training)
+    if outputs and (wrong := misshapen(given, (1, outputs, height, width))):
+        raise ConfigError(f"model: {type(model).__name__} {wrong}")
     return counter.get_total_flops() / 1e9

@@ -79,16 +79,21 @@ def to_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
 
 
 def difference(name: str, expected: np.ndarray, found: np.ndarray) -> dict[str, Any]:
-    """Largest difference of the logits (n, 1, H, W), and how many pixels change sides. Raises SegsweepError above
-    the tolerance."""
+    """Largest difference of the logits (n, C, H, W), and how many pixels change sides, or classes. Raises SegsweepError
+    above the tolerance."""
     largest, allowed = float(np.abs(expected - found).max()), TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not largest <= allowed:
         raise SegsweepError(
             f"{name}: its logits differ from the network's by up to {largest:.3g}; allowed are {allowed:.3g}. "
             "It is not kept: report it with the versions of torch and onnxruntime"
         )
-    changed = int(((expected > 0) != (found > 0)).sum())
-    return {"difference": largest, "allowed": allowed, "changed_pixels": changed, "pixels": expected.size}
+    return {"difference": largest, "allowed": allowed} | changes(expected, found)
+
+
+def changes(expected: np.ndarray, found: np.ndarray) -> dict[str, int]:
+    """How many pixels of the masks differ, of logits (n, C, H, W)."""
+    one, other = (logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1) for logits in (expected, found))
+    return {"changed_pixels": int((one != other).sum()), "pixels": one.size}
 
 
 def export(trained: Trained, out: Path) -> tuple[dict[str, Any], torch.Tensor, np.ndarray]:
@@ -125,10 +130,10 @@ def export(trained: Trained, out: Path) -> tuple[dict[str, Any], torch.Tensor, n
     if trained.precision == "bf16":
         with torch.inference_mode(), trained.autocast(torch.device("cpu"))():
             own = trained.model(x.contiguous(memory_format=torch.channels_last)).float().numpy()
-        changed = checks["bf16"] = {"changed_pixels": int(((own > 0) != (expected > 0)).sum()), "pixels": own.size}
+        changed = checks["bf16"] = changes(expected, own)
         print(
-            f"The run computes in bf16, these files in float32: {changed['changed_pixels']} of {own.size} pixels of "
-            "the masks differ"
+            f"The run computes in bf16, these files in float32: {changed['changed_pixels']} of {changed['pixels']} "
+            "pixels of the masks differ"
         )
     artifacts.write_json(out / "model.json", about(trained) | {"checked_on": source, "tolerance": TOLERANCE} | checks)
     return checks, x, expected
@@ -143,13 +148,17 @@ def about(trained: Trained) -> dict[str, Any]:
         "percentile": "each channel's 0.5 % and 99.5 % quantiles over all slices of the patient to 0 and 1, clipped",
         "unit": "divided by the largest value of the file's type, 255 or 65535",
     }
+    count, named = trained.labels.outputs, dict(zip(trained.labels.names, trained.labels.values, strict=True))
+    meaning = "the class of a pixel is the map with the largest" if named else "the structure is where they are above 0"
+    classes = {"classes": ", ".join(f"{name} {value}" for name, value in named.items())} if named else {}
     return {
         "run": trained.signature,
         "weights": trained.weights,
         "epoch": trained.epoch,
         "data": kind,
         "input": f"image: float32 (batch, {channels}, {height}, {width}), area mean of the slice, then {how[mode]}",
-        "output": f"logits: float32 (batch, 1, {height}, {width}); the structure is where they are above 0",
+        "output": f"logits: float32 (batch, {count}, {height}, {width}); {meaning}",
+        **classes,
         "versions": trained.info.get("versions"),
         "commit": trained.info.get("commit"),
     }

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
 
 from segsweep.core import artifacts
+from segsweep.segmentation.data.labels import VOID, colours
 
 CURVES = {"loss": "Loss", "accuracy": "Pixel accuracy", "dice": "Dice, mean of patients"}
 COLOURS = ("#1f77b4", "#ff7f0e")
@@ -68,12 +69,15 @@ def _ticks(low: float, high: float, least: float = 0.0) -> list[float]:
 def overlays(shown: dict[str, np.ndarray], dice: dict[str, float]) -> Image.Image:
     """Image, truth and prediction of the best, the median and the worst patient.
 
-    `shown`: patient, slice (n,), image (n, H, W, C) uint8, truth and prediction (n, H, W) bool; `dice`: by patient.
+    `shown`: patient, slice (n,), image (n, H, W, C) uint8, truth and prediction (n, H, W) bool, or uint8 of `classes`,
+    which have a colour each then, named below; `dice`: by patient.
     """
+    names = [str(name) for name in shown.get("classes", ())][1:]
     scored = sorted((p for p in shown["patient"] if not np.isnan(dice[p])), key=lambda p: -dice[p])
     picked = {"best": scored[0], "median": scored[len(scored) // 2], "worst": scored[-1]} if scored else {}
     height, width = (max(1, round(side * TILE / max(shown["image"].shape[1:3]))) for side in shown["image"].shape[1:3])
-    page = Image.new("RGB", (3 * (width + GAP) + GAP, max(len(picked), 1) * (height + 2 * GAP) + GAP), "white")
+    below = 2 * GAP * bool(names)
+    page = Image.new("RGB", (3 * (width + GAP) + GAP, max(len(picked), 1) * (height + 2 * GAP) + GAP + below), "white")
     pen = ImageDraw.Draw(page)
     for row, (rank, patient) in enumerate(picked.items()):
         at, top = list(shown["patient"]).index(patient), row * (height + 2 * GAP) + 2 * GAP
@@ -83,17 +87,32 @@ def overlays(shown: dict[str, np.ndarray], dice: dict[str, float]) -> Image.Imag
             tile = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST))
             if kind:
                 mask = np.array(Image.fromarray(shown[kind][at]).resize((width, height), Image.Resampling.NEAREST))
-                tile[mask & ~binary_erosion(mask, iterations=2)] = OUTLINES[kind]
+                for area, colour in areas(mask, OUTLINES[kind]):
+                    tile[area & ~binary_erosion(area, iterations=2)] = colour
             left = GAP + column * (width + GAP)
             page.paste(Image.fromarray(tile), (left, top))
             pen.text((left, top - 14), title, fill="black")
+    left = GAP
+    for name, colour in zip(names, colours(len(names)), strict=True):
+        pen.rectangle((left, page.height - 2 * GAP, left + GAP, page.height - GAP), fill=colour)
+        pen.text((left + GAP + 4, page.height - 2 * GAP - 2), name, fill="black")
+        left += 3 * GAP + int(pen.textlength(name))
     return page
+
+
+def areas(mask: np.ndarray, colour: tuple[int, int, int]) -> list[tuple[np.ndarray, tuple[int, int, int]]]:
+    """What is outlined of a mask (H, W) and how: one structure of bool in `colour`, each class of uint8 in its own."""
+    if mask.dtype == bool:
+        return [(mask, colour)]
+    present = [int(k) for k in np.unique(mask) if 0 < k < VOID]
+    return [(mask == k, colours(k)[-1]) for k in present]
 
 
 def draw(
     folder: Path, history: list[dict[str, Any]], part: str, patients: Any, volumes: Any, test: Any, masks: Any
 ) -> None:
-    """Write curves.png, overlays.npz and overlays.png of a run. `masks`: predictions (len(test), H, W) bool."""
+    """Write curves.png, overlays.npz and overlays.png of a run. `masks`: predictions (len(test), H, W) bool, or uint8
+    of classes."""
     with artifacts.atomic(folder / "curves.png") as partial:
         curves(history, part).save(partial, compress_level=1)
     shown = largest_slices(volumes, test, masks)
@@ -104,8 +123,12 @@ def draw(
 
 
 def largest_slices(volumes: Any, test: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:
-    """Of every test patient the slice with the most tumour, its image stretched to 0-255 for display."""
-    owner, sizes = volumes.patient[test], volumes.masks[test].sum((1, 2), dtype=np.int64)
+    """Of every test patient the slice with the most tumour, or most of all classes but the background, its image
+    stretched to 0-255 for display."""
+    names, owner, truth = volumes.labels.names, volumes.patient[test], volumes.masks[test]
+    if names or volumes.void:
+        truth = (truth > 0) & (truth != VOID)
+    sizes = truth.sum((1, 2), dtype=np.int64)
     rows = [np.flatnonzero(owner == p)[sizes[owner == p].argmax()] for p in np.unique(owner)]
     images = volumes.images[test[rows]].astype(np.float32)
     low, high = np.percentile(images, (1, 99.5), axis=(1, 2), keepdims=True)
@@ -113,6 +136,6 @@ def largest_slices(volumes: Any, test: np.ndarray, masks: np.ndarray) -> dict[st
         "patient": np.array([volumes.patients[owner[r]] for r in rows]),
         "slice": np.array([volumes.slices[test[r]] for r in rows]),
         "image": (255 * np.clip((images - low) / np.maximum(high - low, 1), 0, 1)).astype(np.uint8),
-        "truth": volumes.masks[test[rows]] > 0,
+        "truth": volumes.masks[test[rows]] if names else volumes.masks[test[rows]] == 1,
         "prediction": masks[rows],
-    }
+    } | ({"classes": np.array(names)} if names else {})

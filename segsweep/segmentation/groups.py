@@ -1,5 +1,6 @@
 """The groups of a segmentation's configuration: what each may hold, and the mistakes of what it holds."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,12 +12,18 @@ from torch.optim import lr_scheduler
 
 from segsweep.config import components
 from segsweep.config.before import today
+from segsweep.config.whitelist import locate
 from segsweep.core.environment import spare_dynamo
+from segsweep.core.errors import DataError
+from segsweep.core.masks import first_line
+from segsweep.segmentation.classes import check_weights
+from segsweep.segmentation.data.labels import Labels, labels_of
+from segsweep.segmentation.evaluate import misshapen
 from segsweep.segmentation.kinds import KINDS
 
 ADDED: dict[str, tuple[str, ...]] = {"model": ("in_channels",), "optim": ("params",), "scheduler": ("optimizer",)}
 """Arguments that a run passes itself."""
-OPTIONS = {"model": "unet", "loss": "bce_dice", "optim": "adam", "scheduler": "constant", "data": "phantom"}
+OPTIONS = {"model": "unet", "loss": "auto", "optim": "adam", "scheduler": "constant", "data": "phantom"}
 OPTIONS |= {"split": "patient"}
 """One of each group, for a hint; none of the others."""
 TORCH: dict[str, tuple[str, Callable[[float], bool]]] = {
@@ -36,8 +43,27 @@ TORCH: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 
 def build(group: str, node: Any, **given: Any) -> Any:
-    """The component of a group, see `components.build`."""
-    return components.build(KINDS, group, node, **given)
+    """The component of a group, see `components.build`. A data set has plain lists: it goes to other processes."""
+    plain = {"_convert_": "all"} if group == "data" and "_convert_" not in node else {}
+    return components.build(KINDS, group, node, **plain, **given)
+
+
+def network(node: Any, channels: int, outputs: int) -> Any:
+    """The model of a group for images of `channels`; it is told of several `outputs` where it takes that and its
+    configuration does not say it."""
+    return build("model", node, in_channels=channels, **_told(node, outputs))
+
+
+def _told(node: Any, outputs: int) -> dict[str, int]:
+    if outputs == 1 or "out_channels" in node:
+        return {}
+    takes = inspect.signature(locate(node["_target_"], KINDS["model"])).parameters
+    return {"out_channels": outputs} if "out_channels" in takes else {}
+
+
+def loss_of(labels: Labels) -> str:
+    """The option of conf/loss that `auto` stands for."""
+    return "ce_dice" if labels.names else "bce_dice"
 
 
 def problems(given: Mapping[str, Any]) -> list[str]:
@@ -46,9 +72,17 @@ def problems(given: Mapping[str, Any]) -> list[str]:
     spare_dynamo()
     found: list[str] = []
     optimizer, epochs = None, given.get("epochs")
+    try:
+        labels, wrong_labels = labels_of(given.get("data") or {}), ""
+    except DataError as error:
+        labels, wrong_labels = Labels(), str(error)
     for group in [group for group in KINDS if group in given]:
         node = today(given[group])
+        if group in ("model", "loss") and wrong_labels:
+            continue  # it would be held against what nobody meant
         added, option = ADDED.get(group, ()), OPTIONS.get(group, "none")
+        if group == "model" and labels.outputs > 1 and "out_channels" not in node:
+            added += ("out_channels",)
         wrong = components.mistakes(KINDS, group, node, added=added, option=option)
         target = node.get("_target_")
         if isinstance(target, str) and group in ("optim", "scheduler"):
@@ -57,36 +91,48 @@ def problems(given: Mapping[str, Any]) -> list[str]:
             if target.startswith("torch.") and not wrong:
                 wrong = _check_ranges(group, node)
         if not wrong and (group != "scheduler" or optimizer is not None):
-            known = f"{group} {node} {type(optimizer)} {epochs if group == 'scheduler' else None}"
-            wrong, made = components.tried(group, known, partial(_attempt, group, node, optimizer, epochs))
+            known = f"{group} {node} {type(optimizer)} {epochs if group == 'scheduler' else None} {labels.outputs}"
+            wrong, made = components.tried(group, known, partial(_attempt, group, node, optimizer, epochs, labels))
             optimizer = made if group == "optim" else optimizer
+        if group == "data" and wrong_labels and not wrong:
+            wrong = [wrong_labels]
         found += wrong
     return found
 
 
-def _attempt(group: str, node: Mapping[str, Any], optimizer: Any, epochs: Any) -> Any:
+def _attempt(group: str, node: Mapping[str, Any], optimizer: Any, epochs: Any, labels: Labels) -> Any:
     """The optimizer, if that is what is built here. Raises what is wrong with a component."""
     with torch.device("meta") if group == "model" else torch.device("cpu"):
-        made = build(group, node, **({"in_channels": 3} if group == "model" else {}))
+        made = network(node, 3, labels.outputs) if group == "model" else build(group, node)
         if group == "optim":
             made = made(params=[torch.nn.Parameter(torch.zeros(1))])
         if group == "scheduler":
             made = made(optimizer=optimizer)
         if not KINDS[group].is_base_of(type(made)):
             raise ValueError(f"gives {type(made).__name__}; {KINDS[group].what} is needed")
-        _try(group, made, epochs)
+        if group == "loss":
+            check_weights(node, labels)
+        _try(group, made, epochs, labels)
         return made if group == "optim" else None
 
 
-def _try(group: str, made: Any, epochs: Any) -> None:
+def _try(group: str, made: Any, epochs: Any, labels: Labels) -> None:
     """One step on next to nothing, for what constructors let through: a loss that is no mean, a schedule over zero, or
     one that is not made for as many steps as the run has `epochs`."""
-    if group == "loss":
+    if group == "model" and labels.outputs > 1:
+        try:
+            found = made(torch.zeros(1, 3, 64, 64, device="meta"))
+        except Exception:  # of a network that takes images of another kind, or cannot do without memory
+            return
+        if wrong := misshapen(found, (1, labels.outputs, 64, 64)):
+            raise ValueError(f"{type(made).__name__} {wrong}")
+    elif group == "loss":
         target = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
-        value = made(torch.zeros(2, 1, 2, 2), target)
+        value = _of_classes(made, target, labels) if labels.outputs > 1 else made(torch.zeros(2, 1, 2, 2), target)
         if value.ndim:
             raise ValueError(f"gives {tuple(value.shape)} numbers for a batch; one is needed")
-        if not torch.allclose(value, made(torch.zeros(4, 1, 2, 2), target.repeat(2, 1, 1, 1)), rtol=0.2):
+        twice = torch.zeros(4, labels.outputs, 2, 2), target.repeat(2, 1, 1, 1)
+        if not torch.allclose(value, made(*twice), rtol=0.2):
             raise ValueError("grows with the batch: the mean over a batch is needed, not the sum")
     elif group == "scheduler":
         if not isinstance(epochs, int) or epochs < 1:
@@ -96,6 +142,20 @@ def _try(group: str, made: Any, epochs: Any) -> None:
             made.step()
         if not 0 <= (lr := made.get_last_lr()[0]) < math.inf:
             raise ValueError(f"makes the learning rate {lr:g} after an epoch; it must stay at 0 or above")
+
+
+def _of_classes(loss: Any, target: torch.Tensor, labels: Labels) -> torch.Tensor:
+    """Of logits of several classes; ValueError where the loss is not made for them, also where it stretches the target
+    over them in silence."""
+    try:
+        with warnings.catch_warnings(action="error"):
+            return loss(torch.zeros(2, labels.outputs, 2, 2), target)
+    except Exception as error:
+        why = first_line(error)
+        raise ValueError(
+            f"{type(loss).__name__} does not take the logits of {labels.outputs} classes (data.classes): {why}; choose "
+            "loss=auto, ce, ce_dice, dice, focal or tversky"
+        ) from error
 
 
 def _check_steps(schedule: Any, steps: int, epochs: int, inside: str = "") -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from segsweep.core.errors import DataError
 from segsweep.segmentation.data import images
+from segsweep.segmentation.data.labels import ONE, Labels
 from segsweep.segmentation.data.lgg import PLACES
 from segsweep.segmentation.data.source import listed, natural
 
@@ -34,7 +35,7 @@ class Slice:
 @dataclass
 class Patient:
     """The readable slices of a patient: images (D, H, W, C) uint8 or uint16 at the network's size, truth (D, H, W)
-    uint8 of {0, 1} or None, and the (height, width) of each file."""
+    uint8 of {0, 1}, or of classes and VOID, or None, and the (height, width) of each file."""
 
     name: str
     slices: list[Slice]
@@ -114,7 +115,7 @@ def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slic
 
 
 def read(
-    patients: Mapping[str, list[Slice]], size: int | None, channels: int, problems: list[str]
+    patients: Mapping[str, list[Slice]], size: int | None, channels: int, problems: list[str], labels: Labels = ONE
 ) -> Iterator[Patient]:
     """The patients one by one, decoded as in training; what cannot be read is added to `problems`."""
     for name, slices in patients.items():
@@ -134,7 +135,7 @@ def read(
             truth = None
             if item.truth:
                 try:
-                    truth = images.decode(name, [(str(item.file), str(item.truth))], size, channels)[1][0]
+                    truth = images.decode(name, [(str(item.file), str(item.truth))], size, channels, labels)[1][0]
                 except DataError as error:
                     problems.append(f"{error}. The image is predicted, its patient has no metrics")
             good.append((item, images.resize(pixels, size), truth, pixels.shape[:2]))

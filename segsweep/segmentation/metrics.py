@@ -1,22 +1,26 @@
 """What a segmentation is scored by: pixel counts per patient, the metrics made of them, and the surface distance HD95.
+Of several classes each but the background is scored as one structure is, and a patient's value is the mean over them.
 
 Every metric is one entry of `METRICS`, which tables, searches and the report read; nothing here imports torch, so that
 they need not.
 
 The empty-mask rule: where a patient's truth and prediction are both empty, an overlap (Dice, IoU, precision, recall) is
 undefined: NaN, left out of means and counted. Where exactly one of them is empty it is 0, also for precision without a
-prediction and recall without a truth.
+prediction and recall without a truth. The same holds by patient and class.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from segsweep.core.errors import DataError
+from segsweep.segmentation.data.labels import VOID, Labels, labels_of
 from segsweep.task import Metric, Spec
 
 if TYPE_CHECKING:
@@ -131,6 +135,7 @@ SPEC = Spec(
     unit="patient",
     sample="slice",
     repeats=("split.fold",),
+    neutral={"data.classes": None, "data.ignore": [], "loss.weights": None},
     ignored=("workers", "compile", "data.root", "data.model_width", "split.file", "task.cache"),
     pace=("model*", "augment", "batch_size", "data", "data.image_size", "precision"),
     inputs=("data", "split", "precision", "device", "cache"),
@@ -139,47 +144,144 @@ SPEC = Spec(
     validation="split=patient split.val=0.15",
     sections=("segsweep.segmentation.sections",),
 )
-"""What the record says of this task."""
+"""What the record says of this task, where there is one structure."""
+CONFUSION = "confusion.json"
+"""File of a run of several classes: the test's pixels, a list for each class that they are of, by the class that they
+were taken for."""
+SCORES = ("dice", "iou", "hd95", "precision", "recall")
+"""What a patient has of each class."""
 
 
-def confusion(prediction: Tensor, target: Tensor, patient: Tensor, patients: int) -> Tensor:
-    """Pixel counts of one batch by patient: (P, 4) int64, columns tp, fp, fn, tn, on the batch's device.
+def called(name: str) -> str:
+    """A class in a title: one without a name is known by its number."""
+    return f"class {name}" if name.isdecimal() else name
+
+
+def spec_of(labels: Labels) -> Spec:
+    """`SPEC`, or of several classes: its metrics as means over them, and those of each as METRIC/NAME. What is averaged
+    over other classes is no score to compare by."""
+    if not labels.names and not labels.ignore:
+        return SPEC
+    metrics = dict(METRICS)
+    if several := labels.structures:
+        count, named = len(several), ", ".join(map(called, several))
+        over = f" of {count} classes" if count > 1 else f" of {named}"
+        counted = {"missed": "pairs of patient and class present of which no pixel was predicted"}
+        counted |= {"undefined": "pairs of patient and class with neither truth nor prediction, left out of the means"}
+        for name in (*SCORES, *counted):
+            plain = METRICS[name]
+            what = plain.meaning.removesuffix(", mean over patients").replace("tumour", "class")
+            what = what.replace(", mean over patients;", ";")
+            rule = f"{what}; mean over a patient's classes but the background ({named}), then over patients"
+            metrics[name] = replace(
+                plain, title=f"{plain.title}{over}", meaning=counted.get(name, rule), by_unit=name in SCORES
+            )
+        for name in (*SCORES, *counted):
+            for one in several:
+                of_one = replace(metrics[name], title=f"{METRICS[name].title} of {called(one)}", column="")
+                what = f"{METRICS[name].meaning.replace('tumour', 'class')}: of {called(one)} alone"
+                metrics[f"{name}/{one}"] = replace(of_one, meaning=what)
+    scale = ("data.classes", "data.ignore")
+    return replace(SPEC, metrics={name: replace(m, scale=(*m.scale, *scale)) for name, m in metrics.items()})
+
+
+def spec_for(given: Mapping[str, Any]) -> Spec:
+    """Of a configuration's settings; where its classes are none, which their data set tells, that of one structure."""
+    try:
+        return spec_of(labels_of(given.get("data") or {}))
+    except DataError:
+        return SPEC
+
+
+def decide(logits: Tensor) -> Tensor:
+    """Logits (B, C, H, W) to the predicted mask (B, H, W): bool of one structure, uint8 of the likeliest class."""
+    return logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(1).byte()
+
+
+def confusion(prediction: Tensor, target: Tensor, patient: Tensor, patients: int, void: bool = False) -> Tensor:
+    """Pixel counts of one batch by patient, on the batch's device: (P, 4) int64, columns tp, fp, fn, tn, of one
+    structure; (P, C, C) of C classes, of [p, t, q] the pixels of t that were taken for q.
 
     Args:
-        prediction: (B, 1, H, W) logits, tumour where above 0, or a bool mask.
-        target: (B, 1, H, W) in {0, 1}.
+        prediction: (B, 1, H, W) logits, tumour where above 0, or a bool mask; (B, C, H, W) logits of C classes.
+        target: (B, 1, H, W) in {0, 1}, or 0 to C - 1, and VOID, which is not counted.
         patient: (B,) int64, which patient each slice is of, 0 to patients - 1.
         patients: P, number of patients in the data set.
+        void: whether VOID is to be looked for where there is one structure.
     """
+    if (classes := prediction.shape[1]) > 1:
+        truth, places = target[:, 0].long(), patients * classes**2
+        index = (patient[:, None, None] * classes + truth) * classes + prediction.argmax(1)
+        index = index.where(truth != VOID, places).flatten()  # beyond all, and cut off: nothing waits for a device
+        found = patient.new_zeros(places + 1).scatter_add_(0, index, index.new_ones(1).expand_as(index))
+        return found[:-1].view(patients, classes, classes)
     predicted, truth = (prediction > 0).flatten(1), (target > 0.5).flatten(1)
+    known = (target != VOID).flatten(1) if void else None
+    if known is not None:
+        predicted, truth = predicted & known, truth & known
     counts = patient.new_empty(len(patient), 4)
     counts[:, 0] = tp = (predicted & truth).sum(1)
     counts[:, 1] = fp = predicted.sum(1) - tp
     counts[:, 2] = truth.sum(1) - tp
-    counts[:, 3] = predicted.shape[1] - fp - counts[:, 2] - tp
+    counts[:, 3] = (predicted.shape[1] if known is None else known.sum(1)) - fp - counts[:, 2] - tp
     return patient.new_zeros(patients, 4).index_add_(0, patient, counts)
 
 
-def per_patient(counts: np.ndarray) -> dict[str, np.ndarray]:
+def of_classes(counts: np.ndarray) -> np.ndarray:
+    """Counts (P, C, C) of all classes as those of each but the background against all others: (P, C - 1, 4), columns
+    tp, fp, fn, tn."""
+    tp = counts.diagonal(axis1=1, axis2=2)[:, 1:]
+    fp, fn = counts.sum(1)[:, 1:] - tp, counts.sum(2)[:, 1:] - tp
+    return np.stack([tp, fp, fn, counts.sum((1, 2))[:, None] - tp - fp - fn], axis=-1)
+
+
+def per_patient(counts: np.ndarray, structures: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Each metric that counts give, by patient: name -> (P,) float64; NaN by the empty-mask rule, and for a patient
-    without pixels."""
-    tp, fp, fn, tn = np.asarray(counts, dtype=np.float64).T
-    return {name: _ratio(metric, tp, fp, fn, tn) for name, metric in METRICS.items() if metric.ratio}
+    without pixels. Of counts (P, C, C) it is the mean over the classes but the background, `structures`, which are
+    there or predicted, and NAME/CLASS that of each."""
+    counts = np.asarray(counts, dtype=np.float64)
+    if counts.ndim == 2:
+        tp, fp, fn, tn = counts.T
+        return {name: _ratio(metric, tp, fp, fn, tn) for name, metric in METRICS.items() if metric.ratio}
+    each = np.moveaxis(of_classes(counts), -1, 0)
+    found: dict[str, np.ndarray] = {}
+    single: dict[str, np.ndarray] = {}
+    for name, metric in METRICS.items():
+        if metric.pooled:
+            pixels = counts.sum((1, 2))
+            right = counts.trace(axis1=1, axis2=2)
+            found[name] = np.where(pixels > 0, right / np.maximum(pixels, 1), np.nan)
+        elif metric.ratio:
+            values = _ratio(metric, *each)
+            found[name] = means(values)
+            single |= {f"{name}/{one}": values[:, k] for k, one in enumerate(structures)}
+    return found | single
 
 
-def summarise(counts: np.ndarray) -> dict[str, float]:
-    """One number a metric for a part of the data, from counts (P, 4), columns tp, fp, fn, tn.
+def means(values: np.ndarray) -> np.ndarray:
+    """(P, K) to (P,): the mean of what is defined, NaN where nothing is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, axis=1)
+
+
+def summarise(counts: np.ndarray, structures: Sequence[str] = ()) -> dict[str, float]:
+    """One number a metric for a part of the data, from counts (P, 4), columns tp, fp, fn, tn, or (P, C, C).
 
     Dice, IoU, precision and recall are the means over patients of the value for the patient's whole volume; accuracy is
-    over all pixels, as in the report. `undefined` counts the patients without a Dice. Patients without pixels (not in
-    this part) do not count. NaN where nothing is left to average.
+    over all pixels, as in the report. `undefined` counts the patients without a Dice, or pairs of patient and class.
+    Patients without pixels (not in this part) do not count. NaN where nothing is left to average.
     """
     counts = np.asarray(counts, dtype=np.float64)
-    counts = counts[counts.sum(axis=1) > 0]
-    values = per_patient(counts)
-    pooled = per_patient(counts.sum(axis=0, keepdims=True))
-    means = {name: pooled[name].item() if METRICS[name].pooled else mean(value) for name, value in values.items()}
-    return {**means, "undefined": int(np.isnan(values["dice"]).sum())}
+    counts = counts[counts.reshape(len(counts), -1).sum(axis=1) > 0]
+    values = per_patient(counts, structures)
+    pooled = per_patient(counts.sum(axis=0, keepdims=True), structures)
+    kinds = {name: METRICS[name.partition("/")[0]] for name in values}
+    found = {name: pooled[name].item() if kinds[name].pooled else mean(value) for name, value in values.items()}
+    if not structures:
+        return {**found, "undefined": int(np.isnan(values["dice"]).sum())}
+    lacks = {f"undefined/{one}": int(np.isnan(values[f"dice/{one}"]).sum()) for one in structures}
+    return {**found, "undefined": sum(lacks.values()), **lacks}
 
 
 def mean(values: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,10 +30,11 @@ from segsweep.runs.find import find as find_run
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.images import read as read_pixels
+from segsweep.segmentation.data.labels import ONE, Labels, counted
 from segsweep.segmentation.evaluate import evaluate, patient_table
-from segsweep.segmentation.figures import OUTLINES
+from segsweep.segmentation.figures import OUTLINES, areas
 from segsweep.segmentation.inputs import MASK, Patient, find, read
-from segsweep.segmentation.metrics import METRICS, summarise
+from segsweep.segmentation.metrics import METRICS, called, mean, spec_of
 from segsweep.segmentation.trained import Trained, load
 
 HELD = 1 << 30
@@ -43,9 +44,17 @@ _count = itertools.count()
 """Numbers the groups of images of this process: an address would come again for others once its array is freed."""
 
 
-def predict(trained: Trained, patients: list[Patient], device: torch.device) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Masks (N, H, W) bool at the network's size, slices in order, and a row of patients.csv for each patient with
-    truth. The patients' images have one shape and type; `trained.model` is on `device`."""
+class Prediction(NamedTuple):
+    """masks: (N, H, W) bool, or uint8 of classes, at the network's size, slices in order. rows: of patients.csv, for
+    each patient with truth. probabilities: (N, C, H, W) float16 where they were asked for."""
+
+    masks: np.ndarray
+    rows: list[dict[str, Any]]
+    probabilities: np.ndarray | None = None
+
+
+def predict(trained: Trained, patients: list[Patient], device: torch.device, probabilities: bool = False) -> Prediction:
+    """The patients' images have one shape and type; `trained.model` is on `device`."""
     stacked = np.concatenate([patient.images for patient in patients])
     counts = [len(patient.images) for patient in patients]
     known = np.stack([cache.statistics(patient.images) for patient in patients])
@@ -62,24 +71,33 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device) -> 
         clip=clip,
         digest="",
         key=f"predict-{next(_count)}",
+        labels=trained.labels,
     )
+    if trained.labels.names or trained.labels.ignore:
+        volumes.pixels = counted(volumes.masks, max(2, trained.labels.outputs))
     index = np.arange(len(stacked))
     batches = Batches(volumes, index, batch_size=trained.config.eval_batch_size, device=device)
-    asked = partial(evaluate, trained.model, nn.BCEWithLogitsLoss(), batches, patients=len(patients), keep=True)
+    asked = partial(evaluate, trained.model, _Zero(), batches, patients=len(patients), keep=True)
     found, parts = None, trained.parts
     while found is None:
         try:
-            found = asked(autocast=trained.autocast(device), parts=parts)
+            found = asked(autocast=trained.autocast(device), parts=parts, probabilities=probabilities)
         except RuntimeError as error:
             if not out_of_memory(error) or parts >= trained.config.eval_batch_size:
                 raise
             parts *= 2
     assert found.masks is not None
     scored = np.repeat([patient.truth is not None for patient in patients], counts)
-    if not scored.any():
-        return found.masks, []
     part = dataclasses.replace(found, masks=found.masks[scored])
-    return found.masks, patient_table(part, volumes, index[scored]).rows
+    rows = patient_table(part, volumes, index[scored]).rows if scored.any() else []
+    return Prediction(found.masks, rows, found.probabilities)
+
+
+class _Zero(nn.Module):
+    """In the place of a loss, which a prediction has none of."""
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return logits.new_zeros(())
 
 
 def groups(patients: Iterable[Patient]) -> Iterator[list[Patient]]:
@@ -98,35 +116,51 @@ def groups(patients: Iterable[Patient]) -> Iterator[list[Patient]]:
 
 
 def at_size(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask (h, w) bool at another (height, width), the nearest pixel."""
+    """A mask (h, w) bool or uint8 at another (height, width), the nearest pixel."""
     return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
-    """(H, W, 3) uint8: the image (H, W, C) stretched for display and the outlines of (H, W) bool masks."""
+    """(H, W, 3) uint8: the image (H, W, C) stretched for display and the outlines of (H, W) masks of bool, or of uint8,
+    each class in its colour and the truth dashed."""
     channels = (0, 1, 2) if image.shape[2] == 3 else (0, 0, 0)
     shown = image[..., channels].astype(np.float32)
     low, high = np.percentile(shown, (1, 99.5), axis=(0, 1), keepdims=True)
     page = (255 * np.clip((shown - low) / np.maximum(high - low, 1), 0, 1)).astype(np.uint8)
-    for area, kind in ((truth, "truth"), (mask, "prediction")):
-        if area is not None:
-            page[area & ~binary_erosion(area)] = OUTLINES[kind]
+    several = [(truth, "truth"), (mask, "prediction")]
+    for area, kind in several if mask.dtype == bool else reversed(several):
+        if area is None:
+            continue
+        dashes = np.indices(area.shape).sum(0) // 4 % 2 == 0
+        for inside, colour in areas(area, OUTLINES[kind]):
+            edge = inside & ~binary_erosion(inside)
+            page[edge & dashes if kind == "truth" and area.dtype != bool else edge] = colour
     return page
 
 
-def write(patient: Patient, masks: np.ndarray, out: Path, kind: str, overlays: bool) -> int:
-    """The masks (D, h, w) of a patient at its files' sizes, 0 and 255; returns their volume in pixels."""
-    volume = 0
+def write(
+    patient: Patient, masks: np.ndarray, out: Path, kind: str, overlays: bool, labels: Labels = ONE
+) -> dict[str, int]:
+    """The masks (D, h, w) of a patient at its files' sizes, with the values that files have for the classes, 0 and 255
+    of one structure; returns the volume of each in pixels, under the columns' names."""
+    volume = dict.fromkeys(["volume_pixels", *(f"volume_pixels/{name}" for name in labels.structures)], 0)
     for place, (item, size) in enumerate(zip(patient.slices, patient.sizes, strict=True)):
         mask = at_size(masks[place], size)
-        volume += int(mask.sum())
+        for column, inside in zip(volume, [mask > 0, *(mask == k for k in range(1, labels.outputs))], strict=True):
+            volume[column] += int(inside.sum())
         with artifacts.atomic(mask_file(out, patient.name, item.file, kind)) as partial:
-            Image.fromarray(mask.astype(np.uint8) * 255).save(partial)
+            Image.fromarray(labels.write(mask)).save(partial)
         if overlays:
-            truth = None if patient.truth is None else read_pixels(str(item.truth), mask=True) > 0
+            truth = None if patient.truth is None else _truth(str(item.truth), labels)
             with artifacts.atomic(out / patient.name / f"{item.file.stem}_overlay.png") as partial:
                 Image.fromarray(overlay(read_pixels(str(item.file)), mask, truth)).save(partial)
     return volume
+
+
+def _truth(file: str, labels: Labels) -> np.ndarray:
+    """A mask's file at its own size, as masks are here."""
+    mask = read_pixels(file, mask=True)
+    return labels.read(mask, file) if labels.names else (mask > 0) & ~np.isin(mask, labels.ignore)
 
 
 def mask_file(out: Path, patient: str, image: Path, kind: str) -> Path:
@@ -134,7 +168,14 @@ def mask_file(out: Path, patient: str, image: Path, kind: str) -> Path:
 
 
 def predict_files(
-    trained: Trained, given: list[Path], out: Path, *, kind: str, overlays: bool, device: torch.device
+    trained: Trained,
+    given: list[Path],
+    out: Path,
+    *,
+    kind: str,
+    overlays: bool,
+    device: torch.device,
+    probabilities: bool = False,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Predict `given` and write everything into `out`: masks, predictions.csv, predictions.json.
 
@@ -157,15 +198,19 @@ def predict_files(
     trained.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows: list[dict[str, Any]] = []
     scores: dict[str, dict[str, Any]] = {}
-    for group in groups(read(patients, trained.size, trained.channels, problems)):
-        masks, table = predict(trained, group, device)
-        scores |= {row["patient"]: row for row in table}
+    labels = trained.labels
+    for group in groups(read(patients, trained.size, trained.channels, problems, labels)):
+        found = predict(trained, group, device, probabilities)
+        scores |= {row["patient"]: row for row in found.rows}
         start = 0
         for patient in group:
             stop = start + len(patient.slices)
-            volume = write(patient, masks[start:stop], out, kind, overlays)
+            volume = write(patient, found.masks[start:stop], out, kind, overlays, labels)
+            if found.probabilities is not None:
+                with artifacts.atomic(out / patient.name / "probabilities.npy") as partial, open(partial, "wb") as file:
+                    np.save(file, found.probabilities[start:stop], allow_pickle=False)
             known = {"patient": patient.name, "part": trained.part(patient.name), "slices": len(patient.slices)}
-            rows.append(known | {"volume_pixels": volume})
+            rows.append(known | volume)
             start = stop
     columns: dict[str, Any] = next(iter(scores.values()), {})
     for row in rows:
@@ -174,6 +219,10 @@ def predict_files(
         artifacts.write_csv(out / "predictions.csv", rows)
     about: dict[str, Any] = {"run": trained.signature, "folder": str(trained.folder), "weights": trained.weights}
     about |= {"epoch": trained.epoch, "image_size": trained.size, "precision": trained.precision}
+    if labels.names:
+        about |= {"classes": dict(zip(labels.names, labels.values, strict=True))}
+    if probabilities:
+        about |= {"probabilities": "probabilities.npy: (slices, classes, height, width) float16, at the network's size"}
     about |= {"device": environment.device_name(device), "segsweep": __version__, "problems": problems}
     artifacts.write_json(out / "predictions.json", about)
     return rows, problems
@@ -181,17 +230,24 @@ def predict_files(
 
 def tell(trained: Trained, rows: list[dict[str, Any]], out: Path, single: bool) -> None:
     """Print the patients and what their numbers mean. single: files were given, not only folders."""
+    spec = spec_of(trained.labels)
     for row in rows:
         dice = row.get("dice")
-        text = "" if dice is None else f"  Dice {dice:{METRICS['dice'].format}}"
+        text = "" if dice is None else f"  {spec.metrics['dice'].title} {dice:{METRICS['dice'].format}}"
         part = f"  ({row['part']} of this run)" if row["part"] != "new" else ""
         print(f"{row['patient']}: {row['slices']} slices, volume {row['volume_pixels']} pixels{text}{part}")
-    scored = [row for row in rows if row.get("tp") is not None]
-    if scored:
-        means = summarise(np.array([[row[key] for key in ("tp", "fp", "fn", "tn")] for row in scored]))
+    form = METRICS["dice"].format
+    if scored := [row for row in rows if row.get("missed") is not None]:
+        keys = ["dice", *(f"dice/{name}" for name in trained.labels.structures)]
+        means = {key: mean(np.array([row[key] for row in scored])) for key in keys}
+        defined = sum(row["dice"] == row["dice"] for row in scored)
+        told = (f"{called(key.partition('/')[2])} {value:{form}}" for key, value in means.items() if "/" in key)
+        rule = ""
+        if trained.labels.structures:
+            rule = f" over the classes that each has or was given, without the background; by class: {', '.join(told)}"
         size = f"{trained.size} x {trained.size} pixels" if trained.size else "the files' own size"
         print(
-            f"Mean Dice (patients: {len(scored) - means['undefined']}): {means['dice']:{METRICS['dice'].format}}. "
+            f"Mean Dice (patients: {defined}): {means['dice']:{form}}{rule}. "
             f"Metrics are taken at {size}, as in training; masks and volumes are at the size of each file"
         )
     if trained.config.data.normalise != "unit" and single:
@@ -221,6 +277,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--weights", choices=("last", "best"), default="last", help="last: those that the run's test describes"
     )
     parser.add_argument("--format", choices=tuple(SUFFIX), default="tiff", help="of the masks")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="those of each class too, as a NumPy array for each patient"
+    )
     parser.add_argument("--overlays", action="store_true", help="the images with truth and prediction outlined, as PNG")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     parser.add_argument("--runs", type=Path, default=Path("multirun"), help="folder of runs/ and the sweeps")
@@ -231,7 +290,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{why[0].upper()}{why[1:]}; {trained.weights} weights, epoch {trained.epoch}")
         device = pick_device(options.device)
         rows, problems = predict_files(
-            trained, options.images, options.out, kind=options.format, overlays=options.overlays, device=device
+            trained,
+            options.images,
+            options.out,
+            kind=options.format,
+            overlays=options.overlays,
+            device=device,
+            probabilities=options.probabilities,
         )
     except RuntimeError as error:
         if not out_of_memory(error):

@@ -1,16 +1,21 @@
-"""What the report says of a segmentation alone: overlays, pixels, image sizes, tumours. See `segsweep.report.own`."""
+"""What the report says of a segmentation alone: overlays, classes, pixels, image sizes. See `segsweep.report.own`."""
 
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 
-from segsweep.report.content import Block, Figure, Section, joined, number, plural
+from segsweep.core import artifacts
+from segsweep.report.content import Block, Cell, Figure, Section, Table, joined, number, plural
+from segsweep.report.findings import ranged
 from segsweep.report.own import Column
 from segsweep.report.records import Job, Run
 from segsweep.report.statistics import nanmean
+from segsweep.segmentation.data.labels import COLOURS, VOID, colours
+from segsweep.segmentation.metrics import CONFUSION, METRICS, called
 
 OVERLAID = 12  # rows with overlays
+CONFUSED = 4  # rows with a confusion matrix
 WORDS = {
     "accuracy": "pixel accuracy",
     "gflops": "GFLOPs an image",
@@ -22,14 +27,14 @@ WORDS = {
 }
 NOTES = {
     "iou": "",
-    "hd95": "95th percentile of the surface distance; a missed tumour counts as the volume's diagonal",
+    "hd95": "95th percentile of the surface distance; where one is empty, the volume's diagonal",
 }
 
 
 def sentences(found: Any) -> dict[str, list[str]]:
     return {
-        "summary": [*_sizes(found), *_accuracy(found)],
-        "results": [*_parts(found), *_undefined(found)],
+        "summary": [*_rule(found), *_sizes(found), *_accuracy(found)],
+        "results": [*_rule(found), *_parts(found), *_undefined(found)],
         "contrasts": (
             [
                 "A contrast of image sizes compares Dice at two sizes, each against truth resized to it: it holds the"
@@ -46,8 +51,35 @@ def sentences(found: Any) -> dict[str, list[str]]:
             "Dice, IoU and HD95 are of a patient's whole volume; a mean is over patients. Truth and prediction both"
             " empty: undefined, left out and counted; exactly one empty: 0, with HD95 the volume's diagonal. Accuracy"
             " is over all pixels."
-        ],
+        ]
+        + [f"{sentence} The rule of the empty masks holds for each class of a patient." for sentence in _rule(found)],
     }
+
+
+def _square(pixels: Any, names: Any) -> bool:
+    """Whether a file that may be damaged has a number for each two of the classes."""
+    rows = pixels if isinstance(pixels, list) and isinstance(names, list) else []
+    whole = all(isinstance(r, list) and len(r) == len(rows) and all(isinstance(n, int) for n in r) for r in rows)
+    return bool(rows) and whole and len(names) == len(rows)
+
+
+def structures(found: Any) -> list[str]:
+    """The classes that are scored; none where there is one structure."""
+    return [name.partition("/")[2] for name in found.spec.metrics if name.startswith("missed/")]
+
+
+def _rule(found: Any) -> list[str]:
+    """How values of several classes become one, which others do otherwise."""
+    if not (names := structures(found)):
+        return []
+    if name := found.spec.primary.partition("/")[2]:
+        return [
+            f"Rows are compared by **{called(name)} alone**: a mean is over the patients that have it or were given it."
+        ]
+    return [
+        f"Scores are means over **{joined([called(name) for name in names])}, without the background**: first over the"
+        " classes that a patient has or was given, then over patients."
+    ]
 
 
 def _sizes(found: Any) -> list[str]:
@@ -111,16 +143,20 @@ def _undefined(found: Any) -> list[str]:
     undefined = sum(run.metrics.get("test/undefined") or 0 for row in found.rows for run in row.runs)
     if not undefined:
         return []
-    return [
-        f"{undefined:g} times a patient had neither tumour nor prediction: Dice is undefined there and left out of the"
-        " means."
-    ]
+    what = (
+        "a class of a patient was neither there nor predicted"
+        if structures(found)
+        else ("a patient had neither tumour nor prediction")
+    )
+    return [f"{undefined:g} times {what}: Dice is undefined there and left out of the means."]
 
 
 def columns(found: Any) -> list[Column]:
     lost = [sum(r.metrics.get("test/missed") or 0 for r in row.runs) / max(len(row.seeds), 1) for row in found.rows]
     missed = [number(count, "g" if count == int(count) else ".1f") for count in lost]
     note = "patients with a tumour and none predicted, a mean over the seeds"
+    if structures(found):
+        note = "times a class of a patient was there and no pixel of it predicted, a mean over the seeds"
     rates = [number(row.metric("images_per_second"), ",.0f") for row in found.rows]
     return [Column("missed", missed, "train loss", note), Column("images/s", rates, "peak memory (MiB)")]
 
@@ -132,16 +168,77 @@ def note(job: Job) -> str:
 
 
 def sections(found: Any) -> list[Section]:
-    blocks = _overlays(found)
-    return [Section("overlays", "What does it look like?", blocks)] if blocks else []
+    made = [
+        ("classes", "How each class scored", _by_class(found)),
+        ("confusion", "What is taken for what", _confusion(found)),
+    ]
+    made.append(("overlays", "What does it look like?", _overlays(found)))
+    return [Section(anchor, title, blocks) for anchor, title, blocks in made if blocks]
+
+
+def _by_class(found: Any) -> list[Block]:
+    """A line for each row and class, with the interval of its mean over patients."""
+    if not (names := structures(found)):
+        return []
+    comparison, kinds = found.comparison, ("dice", "iou", "hd95", "precision", "recall")
+    marks: dict[str, dict[int, str]] = {}
+    for key, bests in comparison.best.items():
+        marks[key] = {}
+        for best in bests:
+            if len(best.tied) < best.rivals:
+                marks[key] |= dict.fromkeys([best.row, *best.tied], "tied" if best.tied else "best")
+    rows: list[list[Cell | str]] = []
+    for name in names:
+        for i, row in enumerate(found.rows):
+            cells: list[Cell | str] = [called(name), Cell(found.title(i), i)]
+            for kind in kinds:
+                key, metric = f"{kind}/{name}", METRICS[kind]
+                mean = comparison.mean(i, key)
+                text = ranged(comparison.interval(i, key), mean, metric.mean_format or ".3f")
+                cells.append(Cell(text, mean if mean == mean else "", marks[key].get(i, "")))
+            scores = comparison.by_unit(i, f"dice/{name}")
+            cells += [number(float((~np.isnan(scores)).sum()), "g"), number(row.metric(f"test/undefined/{name}"), "g")]
+            rows.append(cells)
+    head = ["class", "row", *(found.word(kind, METRICS[kind].title) for kind in kinds), f"{found.units}", "left out"]
+    notes = {
+        found.units: "that have the class, or were given it",
+        "left out": "without the class and without a pixel predicted of it, a mean over the repeats",
+    }
+    return [Table("Each class against all others: means over patients with 95 % intervals.", head, rows, notes)]
+
+
+def _confusion(found: Any) -> list[Block]:
+    """Shares of the pixels of each class, for the best rows; repeats pooled."""
+    blocks: list[Block] = []
+    for i, row in enumerate(found.rows):
+        kept = [artifacts.read_json(run.folder / CONFUSION) for run in row.runs]
+        good = [k for k in kept if isinstance(k, dict) and _square(k.get("pixels"), k.get("classes"))]
+        if not good or len(blocks) == CONFUSED:
+            continue
+        names = good[0]["classes"]
+        pixels = np.sum([np.array(k["pixels"], dtype=np.float64) for k in good if k["classes"] == names], axis=0)
+        rows: list[list[Cell | str]] = []
+        for t, name in enumerate(names):
+            total = pixels[t].sum()
+            shares = [number(pixels[t, q] / total if total else None, ".2%") for q in range(len(names))]
+            rows.append([called(name), *shares, number(total, ",.0f")])
+        head = ["truth", *(f"taken for {called(name)}" for name in names), "pixels"]
+        blocks.append(
+            Table(f"{found.title(i)}: of the test's pixels of each class, the share taken for which.", head, rows)
+        )
+    if blocks and len(found.rows) > len(blocks):
+        blocks.append(f"Shown are the best {len(blocks)} rows of {len(found.rows)} that kept it.")
+    return blocks
 
 
 def overlays(run: Run) -> dict[str, dict[str, np.ndarray]]:
-    """Patient -> image (H, W, C) uint8, truth, prediction (H, W) bool, slice; empty without a readable file."""
+    """Patient -> image (H, W, C) uint8, truth, prediction (H, W) bool, or uint8 of `classes`, slice; empty without a
+    readable file."""
     try:
         with np.load(run.folder / "overlays.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("slice", "image", "truth", "prediction")}
-            return {str(p): {k: v[i] for k, v in arrays.items()} for i, p in enumerate(file["patient"])}
+            names = {"classes": file["classes"]} if "classes" in file else {}
+            return {str(p): {k: v[i] for k, v in arrays.items()} | names for i, p in enumerate(file["patient"])}
     except (OSError, ValueError, KeyError, IndexError, EOFError):
         return {}
 
@@ -160,13 +257,18 @@ def _overlays(found: Any) -> list[Block]:
         same = (common or set(kept)) & set(kept) if found.data(i) == found.data(next(iter(shown), i)) else set()
         if len(same) >= min(3, len(common) or 1) and len(shown) < OVERLAID:
             shown[i], common = kept, same
-    dice = {p: float(nanmean(np.array([kept[p][0].units[p]["dice"] for kept in shown.values()]))) for p in common}
+    score, title = (found.spec.primary, found.metric.title) if structures(found) else ("dice", "Dice")
+    dice = {p: float(nanmean(np.array([kept[p][0].units[p][score] for kept in shown.values()]))) for p in common}
     ranked = sorted((p for p in dice if dice[p] == dice[p]), key=lambda p: (-dice[p], p))
     if not ranked:
         return []
+    lines = "largest tumour; truth dashed green, prediction solid orange"
+    if several := structures(found):
+        named = joined([f"{called(n)} {colour}" for n, colour in zip(several, _cycled(len(several)), strict=True)])
+        lines = f"largest structures; truth dashed, prediction solid, each class in its colour: {named}"
     blocks: list[Block] = [
-        "Each patient's slice with the largest tumour; truth dashed green, prediction solid orange. Best, median and"
-        f" worst by the mean Dice of the rows shown ({plural(len(ranked), 'patient')} in common)."
+        f"Each patient's slice with the {lines}. Best, median and"
+        f" worst by the mean {title} of the rows shown ({plural(len(ranked), 'patient')} in common)."
     ]
     if len(shown) < len(found.rows):
         blocks.append(
@@ -183,20 +285,24 @@ def _overlays(found: Any) -> list[Block]:
         panel = [overlay(f"overlay-{role}-truth", alt, "truth alone", picture["image"], picture["truth"], None)]
         for i, kept in shown.items():
             run, picture = kept[patient]
-            title = found.title(i) + (f", seed {run.seed}" if len(found.rows[i].seeds) > 1 else "")
-            score = f"{title}: Dice {run.units[patient]['dice']:.3f}"
-            alt = f"Slice {picture['slice']} of the {role} patient with truth and prediction outlined; {score}"
+            row = found.title(i) + (f", seed {run.seed}" if len(found.rows[i].seeds) > 1 else "")
+            caption = f"{row}: {title} {run.units[patient][score]:.3f}"
+            alt = f"Slice {picture['slice']} of the {role} patient with truth and prediction outlined; {caption}"
             arrays = (picture["image"], picture["truth"], picture["prediction"])
-            panel.append(overlay(f"overlay-{role}-row{i + 1}", alt, score, *arrays))
-        blocks += [f"**{role.capitalize()} patient**: {patient}, mean Dice {dice[patient]:.3f}", panel]
+            panel.append(overlay(f"overlay-{role}-row{i + 1}", alt, caption, *arrays))
+        blocks += [f"**{role.capitalize()} patient**: {patient}, mean {title} {dice[patient]:.3f}", panel]
     return blocks
+
+
+def _cycled(count: int) -> list[str]:
+    return [list(COLOURS)[k % len(COLOURS)] for k in range(count)]
 
 
 def overlay(
     name: str, alt: str, caption: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray | None
 ) -> Figure:
-    """One slice (H, W, C) uint8 in grey, the truth's outline dashed green, the prediction's solid orange; magnified to
-    about 256 px.
+    """One slice (H, W, C) uint8 in grey, the truth's outline dashed green, the prediction's solid orange, or both in
+    the colours of the classes where they are uint8; magnified to about 256 px.
 
     Of three channels the middle one is shown: FLAIR in LGG and in the phantom, where tumour is plainest.
     """
@@ -216,11 +322,15 @@ def overlay(
         (truth, 65, (rows + columns) // 5 % 2 == 0),
     ):
         if mask is not None:
-            inside = large(np.asarray(mask, bool))
-            edge = inside & ~ndimage.binary_erosion(inside, iterations=2 if factor > 1 else 1)
-            pixels[edge & pattern] = colour
+            classes = [None] if mask.dtype == bool else [k for k in np.unique(mask) if 0 < k < VOID]
+            for k in classes:
+                inside = large(np.asarray(mask, bool) if k is None else mask == k)
+                edge = inside & ~ndimage.binary_erosion(inside, iterations=2 if factor > 1 else 1)
+                pixels[edge & pattern] = colour if k is None else 66 + (int(k) - 1) % len(COLOURS)
     picture = Image.fromarray(pixels.astype(np.uint8), mode="P")
-    picture.putpalette([level for grey in range(64) for level in [grey * 255 // 63] * 3] + [255, 120, 40, 40, 235, 140])
+    palette = [level for grey in range(64) for level in [grey * 255 // 63] * 3] + [255, 120, 40, 40, 235, 140]
+    more = [level for colour in colours(len(COLOURS)) for level in colour] if pixels.max() > 65 else []
+    picture.putpalette(palette + more)
     buffer = BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return Figure(name, alt, caption, buffer.getvalue())

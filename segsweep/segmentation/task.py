@@ -10,15 +10,19 @@ import torch
 
 from segsweep.core import artifacts
 from segsweep.core.device import autocast, compile_seconds, compiled, pick_device, pick_precision
-from segsweep.segmentation import figures, groups
+from segsweep.core.errors import DataError
+from segsweep.core.session import session
+from segsweep.segmentation import classes, figures, groups
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
+from segsweep.segmentation.data.labels import labels_of
 from segsweep.segmentation.data.source import Manifest
 from segsweep.segmentation.data.split import Split
 from segsweep.segmentation.evaluate import evaluate, flops, patient_table
-from segsweep.segmentation.metrics import SPEC, summarise
+from segsweep.segmentation.losses import Counted
+from segsweep.segmentation.metrics import CONFUSION, SPEC, spec_for, spec_of, summarise
 from segsweep.segmentation.train import fit, sizes
-from segsweep.task import Data, Range, Result, Run
+from segsweep.task import Data, Range, Result, Run, Spec
 
 _gflops: dict[str, float] = {}
 """A cache: of the networks that this process has trained, by their configuration and image size."""
@@ -52,10 +56,16 @@ class Segmentation:
     ):
         self.groups = {"model": model, "loss": loss, "optim": optim, "scheduler": scheduler}
         self.groups |= {"data": data, "split": split, "augment": augment}
+        self.labels = labels_of(data)
+        self.spec = spec_of(self.labels)
         self.batch_size, self.eval_batch_size, self.micro_batches = batch_size, eval_batch_size, micro_batches
         self.clip_norm, self.compile, self.workers, self.cache = clip_norm, compile, workers, Path(cache)
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
+
+    @classmethod
+    def spec_for(cls, given: Mapping[str, Any]) -> Spec:
+        return spec_for(given)
 
     @classmethod
     def problems(cls, given: Mapping[str, Any]) -> list[str]:
@@ -66,7 +76,13 @@ class Segmentation:
 
     @cached_property
     def dataset(self) -> Any:
-        return self._build("data")
+        made = self._build("data")
+        if (own := labels_of(made)) != self.labels:
+            raise DataError(
+                f"data: {type(made).__name__} has classes of its own, {own.told}, which are not those of "
+                "data.classes; let `classes` be an argument, which the YAML of the data set gives"
+            )
+        return made
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -85,6 +101,7 @@ class Segmentation:
             parts={part: len(getattr(self.split, part)) for part in ("train", "val", "test")},
             leaks=self.split.leaks,
             settings={"precision": self.precision},
+            choices={"loss": groups.loss_of(self.labels)},
             facts={"patients": len(patients), "slices": sum(map(len, patients.values())), "image_shape": None},
         )
 
@@ -92,16 +109,19 @@ class Segmentation:
         """Of the network for an image of the first patient, which is decoded for it."""
         images, _ = self.dataset.decode(self.manifest, next(iter(self.manifest.patients)))
         height, width, channels = images.shape[1:]
-        model = self._build("model", in_channels=channels)
+        model = groups.network(self.groups["model"], channels, self.labels.outputs)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return {"parameters": parameters, "gflops": flops(model, channels, height, width)}
+        return {"parameters": parameters, "gflops": flops(model, channels, height, width, outputs=self.labels.outputs)}
 
     def train(self, run: Run) -> Result:
-        """split.json, pictures and the overlays' arrays are files of the run."""
+        """split.json, pictures, the overlays' arrays and the confusion of classes are files of the run."""
         artifacts.write_json(run.folder / "split.json", self.split.to_json())
         volumes = cache.load(self.dataset, self.manifest, self.cache, self.workers or os.cpu_count() or 1)
         batches = partial(Batches, volumes, device=self.device)
         split, part = self.split, self.data().part
+        known = classes.scan(volumes, split) if self.labels.names else {}
+        if known:
+            session().emit("text", text=classes.told(known), once=True)
         train = batches(split.train, batch_size=self.batch_size, augment=self._build("augment"), shuffle=True)
         test = batches(split.test, batch_size=self.eval_batch_size)
         held_out = batches(split.val, batch_size=self.eval_batch_size) if part == "val" else test
@@ -109,15 +129,20 @@ class Segmentation:
         height, width, channels = volumes.images.shape[1:]
 
         torch.manual_seed(run.seed)
-        model = self._build("model", in_channels=channels).to(self.device, memory_format=torch.channels_last)
-        loss = self._build("loss").to(self.device)
+        outputs = self.labels.outputs
+        model = groups.network(self.groups["model"], channels, outputs)
+        model = model.to(self.device, memory_format=torch.channels_last)
+        node = classes.with_weights(self.groups["loss"], volumes, split)
+        known |= {"loss_weights": node["weights"]} if node.get("weights") else {}
+        loss = groups.build("loss", node).to(self.device)
+        loss = Counted(loss) if volumes.void else loss
         optimizer = self._build("optim")(model.parameters())
         scheduler = self._build("scheduler")(optimizer)
-        network = f"{self.groups['model']} {channels}x{height}x{width}"
-        _gflops[network] = _gflops.get(network) or flops(model, channels, height, width, self.device)
+        network = f"{self.groups['model']} {channels}x{height}x{width} to {outputs}"
+        _gflops[network] = _gflops.get(network) or flops(model, channels, height, width, self.device, outputs)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         shape = list(volumes.images.shape[1:])
-        run.describe(parameters=parameters, gflops=_gflops[network], data={"image_shape": shape})
+        run.describe(parameters=parameters, gflops=_gflops[network], data={"image_shape": shape} | known)
 
         parts = self.parts(run.retries)
         under = autocast(self.device, self.precision)
@@ -129,8 +154,11 @@ class Segmentation:
         )  # fmt: skip
         final = tested or evaluate(model, loss, test, keep=True, **shared)
         patients = patient_table(final, volumes, split.test)
+        if self.labels.names:
+            counts = final.counts.sum(0).tolist()
+            artifacts.write_json(run.folder / CONFUSION, {"classes": self.labels.names, "pixels": counts})
         figures.draw(run.folder, run.history, part, patients, volumes, split.test, final.masks)
-        metrics = {"loss": final.loss} | summarise(final.counts) | patients.summary
+        metrics = {"loss": final.loss} | summarise(final.counts, self.labels.structures) | patients.summary
         units = {row["patient"]: {key: v for key, v in row.items() if key != "patient"} for row in patients.rows}
         return Result({f"test/{name}": value for name, value in metrics.items()}, units)
 

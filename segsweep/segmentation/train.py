@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from segsweep.core.errors import NotFiniteError
 from segsweep.segmentation.data.batches import Batches
-from segsweep.segmentation.evaluate import Evaluation, evaluate
+from segsweep.segmentation.evaluate import Evaluation, evaluate, no_counts
 from segsweep.segmentation.metrics import confusion, summarise
 from segsweep.task import Run
 
@@ -49,11 +49,12 @@ def fit(
     device = next(model.parameters()).device
     if parts > 1:
         forward = partial(in_parts, forward, parts, [m for m in model.modules() if isinstance(m, _BatchNorm)])
+    labels, void = train.labels, train.void
     tested: Evaluation | None = None
     for epoch in run.epochs(model=model, optimizer=optimizer, scheduler=scheduler):
         losses = torch.zeros(len(train), device=device)
         sizes: list[int] = []
-        counts = torch.zeros(patients, 4, dtype=torch.int64, device=device)
+        counts = no_counts(patients, labels.outputs, device)
         model.train()
         compiled = compile_seconds()
         started = looked = time.perf_counter()
@@ -68,7 +69,7 @@ def fit(
             optimizer.step()
             losses[step] = value.detach()
             sizes.append(len(x))
-            counts += confusion(logits.detach(), y, patient, patients)
+            counts += confusion(logits.detach(), y, patient, patients, void)
             now = time.perf_counter()
             if now - looked > LOOK:
                 _finite(losses[: step + 1], epoch.number)
@@ -78,11 +79,13 @@ def fit(
         compiled = compile_seconds() - compiled
         seconds = time.perf_counter() - started - compiled
         values = {"train/loss": float((losses * torch.tensor(sizes, device=device)).sum() / sum(sizes))}
-        values |= {f"train/{name}": v for name, v in summarise(counts.cpu().numpy()).items()}
+        scores = summarise(counts.cpu().numpy(), labels.structures)
+        values |= {f"train/{name}": v for name, v in scores.items()}
         test = part == "test" and epoch.last
         held = evaluate(model, loss, held_out, patients=patients, autocast=autocast, keep=test, parts=parts)
         tested = held if test else None
-        values |= {f"{part}/loss": held.loss} | {f"{part}/{name}": v for name, v in summarise(held.counts).items()}
+        scores = {"loss": held.loss} | summarise(held.counts, labels.structures)
+        values |= {f"{part}/{name}": v for name, v in scores.items()}
         facts = {"lr": optimizer.param_groups[0]["lr"], "seconds": seconds, "eval_seconds": held.seconds}
         facts |= {"images_per_second": train.images / seconds}
         facts |= {"micro_batches": parts} if parts > 1 else {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
@@ -22,12 +22,14 @@ from segsweep.core.environment import spare_dynamo
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
 from segsweep.segmentation import groups
+from segsweep.segmentation.data.labels import ONE, Labels, labels_of
 from segsweep.tracking import recall
 
 
 @dataclass(frozen=True)
 class Trained:
-    """model: in evaluation mode on the CPU, (B, channels, H, W) float32 -> logits (B, 1, H, W). config: the run's own.
+    """model: in evaluation mode on the CPU, (B, channels, H, W) float32 -> logits (B, C, H, W) of the classes of
+    `labels`, (B, 1, H, W) of one structure. config: the run's own.
 
     size: pixels a side that images are brought to, None: as they are. info: run.json. weights: last or best."""
 
@@ -39,6 +41,7 @@ class Trained:
     model: nn.Module
     channels: int
     size: int | None
+    labels: Labels = ONE
 
     @property
     def signature(self) -> str:
@@ -83,7 +86,8 @@ def load(folder: Path, weights: str = "last") -> Trained:
     try:
         config = recall.configuration(folder)
         channels, size = int(info["data"]["image_shape"][2]), config.data.get("image_size")
-        model = groups.build("model", config.model, in_channels=channels)
+        labels = labels_of(OmegaConf.to_container(config.data, resolve=True))
+        model = groups.network(config.model, channels, labels.outputs)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {error}") from error
     except SegsweepError:
@@ -107,7 +111,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
             f"{file}: does not fit the network that its run describes: {' '.join(reasons[1:3] or reasons)[:400]}{other}"
         ) from error
     model.eval()
-    return Trained(folder, config, info, weights, int(state["epoch"]), model, channels, size)
+    return Trained(folder, config, info, weights, int(state["epoch"]), model, channels, size, labels)
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ class Display:
         self.scores: dict[int, str] = {}
         self.tasks: dict[int, TaskID] = {}
         self.live: Progress | None = None
+        self.said: set[str] = set()
         if self.console.is_terminal and not plain:
             name, facts = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[facts]}"))
             columns = (name, BarColumn(bar_width=24), facts)
@@ -74,7 +75,9 @@ class Display:
         self.slots = event["slots"]
 
     def _text(self, job: int, event: dict[str, Any]) -> None:
-        self._say(event["text"])
+        if not (event.get("once") and event["text"] in self.said):  # several jobs have the same to say
+            self._say(event["text"])
+        self.said.add(event["text"])
 
     def _retry(self, job: int, event: dict[str, Any]) -> None:
         if self.live and job in self.tasks:

@@ -101,7 +101,7 @@ def _describe(cfg: DictConfig, settings: Any, folder: Path) -> None:
 
 def _value(cfg: DictConfig, outcome: Any) -> Any:
     """What a sweeper is told: the objectives of a search, NaN where there are none."""
-    from segsweep.config.components import task_class
+    from segsweep.config.components import spec_of, task_class
     from segsweep.search import objective
 
     search = engine(cfg).search
@@ -110,7 +110,7 @@ def _value(cfg: DictConfig, outcome: Any) -> Any:
     if outcome.status not in artifacts.WHOLE:
         return none
     try:
-        found = objective.values(outcome.folder, names, search.epoch, task_class(cfg).spec)
+        found = objective.values(outcome.folder, names, search.epoch, spec_of(cfg) or task_class(cfg).spec)
     except SegsweepError:  # no validation part: nothing to search on
         return none
     return found[0] if len(names) == 1 else found

@@ -476,7 +476,7 @@ def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str
         try:
             if (key := components.inputs(cfg)) not in seen:
                 seen[key] = int(components.task(cfg).data().part == "val")
-            spec = components.task_class(cfg).spec
+            spec = components.spec_of(cfg) or components.task_class(cfg).spec
             if scores:
                 objective.check_part(seen[key], scores, spec, under(cfg))
             if OmegaConf.select(engine(cfg), "pruner._target_"):

@@ -15,7 +15,10 @@ from segsweep.config.whitelist import groups
 from segsweep.segmentation.groups import build
 
 OPTIONS = [(group, file.stem) for group in groups() for file in sorted((conf_dir() / group).glob("*.yaml"))]
+CLASSES = ["data=folder", "data.root=nowhere", "data.classes=3"]
 NEEDED = {
+    "ce": CLASSES,
+    "ce_dice": CLASSES,
     "lgg": ["data.root=nowhere"],
     "folder": ["data.root=nowhere", "data.images=images/*.png", "data.masks=masks/*.png"],
     "file": ["split.file=nowhere.json"],
@@ -33,7 +36,7 @@ def named(group: str) -> list[str]:
 
 def test_the_promised_options_are_there():
     assert {"unet", "r2unet"} <= set(named("model"))
-    assert {"bce", "dice", "bce_dice", "tversky", "focal"} <= set(named("loss"))
+    assert {"auto", "bce", "dice", "bce_dice", "tversky", "focal", "ce", "ce_dice"} <= set(named("loss"))
     assert {"sgd", "adam", "adamw"} <= set(named("optim"))
     assert {"constant", "cosine", "poly"} <= set(named("scheduler"))
     assert {"phantom", "lgg", "folder"} <= set(named("data"))
@@ -71,7 +74,21 @@ def test_a_network_maps_any_size_and_channels_to_one_logit_a_pixel_and_learns(op
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("option", named("loss"))
+@pytest.mark.parametrize("option", sorted({*named("loss")} - {"bce", "bce_dice"}))
+def test_a_loss_of_classes_falls_as_the_logits_get_better_and_is_finite_far_out(option):
+    loss = build("loss", composed("loss", option, *CLASSES).loss)
+    target = (torch.arange(32).reshape(2, 1, 4, 4) % 3).float()
+    right = torch.nn.functional.one_hot(target[:, 0].long(), 3).movedim(-1, 1).float()
+    good, bad = (loss(scale * right, target) for scale in (4.0, -4.0))
+    assert good.ndim == 0
+    assert good < bad
+    for scale in (100.0, -100.0):
+        logits = (scale * right).requires_grad_()
+        loss(logits, target).backward()
+        assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("option", sorted({*named("loss")} - {"ce", "ce_dice"}))
 def test_a_loss_falls_as_the_logits_get_better_and_is_finite_far_out(option):
     loss = build("loss", composed("loss", option).loss)
     target = (torch.arange(32).reshape(2, 1, 4, 4) % 3 == 0).float()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -323,6 +324,31 @@ def test_masks_with_several_labels_are_refused_whoever_decodes_them(tmp_path, mo
     with pytest.raises(DataError, match=message):
         cache.load(dataset, dataset.scan(tmp_path), tmp_path, 1 + helped)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Several(Phantom):
+    classes: object = None
+
+    def decode(self, manifest, patient):
+        images, masks = super().decode(manifest, patient)
+        masks[0, 0, :3] = 2, 3, 255
+        return images, masks
+
+
+def test_a_data_set_of_ones_own_that_has_classes_may_give_their_labels_and_void(tmp_path):
+    dataset = Several(**vars(data_set()), classes=4)
+    volumes = cache.load(dataset, dataset.scan(tmp_path), tmp_path, 1)
+    assert np.unique(volumes.masks).tolist() == [0, 1, 2, 3, 255]
+    assert volumes.void
+    assert volumes.pixels.shape == (20, 5)
+    assert volumes.pixels[:, 2:].sum(0).tolist() == [5, 5, 5]
+    assert not load(tmp_path).void
+    few = Several(**vars(data_set()), classes=["background", "a", "b"])
+    with pytest.raises(
+        DataError, match=r"labels 0, 1, 2, 3, 255; data\.classes allows 0 to 2, and 255 for what is not"
+    ):
+        cache.load(few, few.scan(tmp_path), tmp_path, 1)
 
 
 def test_masks_with_several_labels_that_an_older_version_decoded_are_not_used(tmp_path, monkeypatch):

@@ -128,6 +128,36 @@ def test_labels_of_several_structures_are_refused(tmp_path):
         dataset.decode(dataset.scan(tmp_path / "cache"), "a")
 
 
+def test_labels_of_several_structures_work_with_classes_and_else_name_the_key(tmp_path):
+    _, mask = write(tmp_path, "images/a-1.png", mask_values=(0, 3))
+    mask[0, :4], mask[1, :2] = 1, 255
+    Image.fromarray(mask).save(tmp_path / "masks/a-1.png")
+    dataset = data_set(tmp_path, classes=4, ignore=[255])
+    masks = dataset.decode(dataset.scan(tmp_path / "cache"), "a")[1]
+    np.testing.assert_array_equal(masks[0], mask)  # 255 is what void is, too
+    named = data_set(tmp_path, classes=["background:0", "rim:1", "core:3"], ignore=255)
+    np.testing.assert_array_equal(named.decode(named.scan(tmp_path / "cache"), "a")[1][0], np.where(mask == 3, 2, mask))
+    for changes, says in (
+        ({}, r"a-1\.png: a mask with the values 0, 1, 3, 255; expected 0 and 255, or 0 and 1$"),
+        ({"classes": 4}, r"a-1\.png: label values outside the classes: 255; .*data\.ignore=\[255\]"),
+        ({"classes": 3, "ignore": [255]}, r"label values outside the classes: 3; data\.classes has the values 0 to 2"),
+        ({"ignore": [255]}, r"a mask with the values 0, 1, 3; .*; a label image of several classes: data\.classes=4$"),
+    ):
+        wrong = data_set(tmp_path, **changes)
+        with pytest.raises(DataError, match=says):
+            wrong.decode(wrong.scan(tmp_path / "cache"), "a")
+
+
+@pytest.mark.parametrize("inside", [1, 255])
+def test_a_mask_of_one_structure_may_have_void(tmp_path, inside):
+    _, mask = write(tmp_path, "images/a-1.png", mask_values=(0, inside))
+    mask[0, :4] = 128
+    Image.fromarray(mask).save(tmp_path / "masks/a-1.png")
+    dataset = data_set(tmp_path, ignore=[128])
+    masks = dataset.decode(dataset.scan(tmp_path / "cache"), "a")[1]
+    np.testing.assert_array_equal(masks[0], np.where(mask == 128, 255, mask > 0))
+
+
 def test_masks_of_one_patient_use_one_value(tmp_path):
     write(tmp_path, "images/a-1.png", mask_values=(0, 1))
     write(tmp_path, "images/a-2.png", mask_values=(0, 255))

@@ -105,7 +105,7 @@ def results(found: Findings) -> Section | None:
                 marks[name] |= dict.fromkeys([best.row, *best.tied], "tied" if best.tied else "best")
     primary, part = found.spec.primary, comparison.part
     head = ["row", found.score, "SD of seeds"]
-    scores = {name: metric for name, metric in found.spec.scores.items() if name != primary}
+    scores = {name: metric for name, metric in found.spec.scores.items() if name != primary and metric.column != ""}
     titles = {name: found.word(name, metric.title) for name, metric in scores.items()}
     # of what has no value for each unit: the compared number itself is in the second column already
     plain = [(f"{p}/{name}", m) for p in ("train", part) for name, m in found.others.items()]

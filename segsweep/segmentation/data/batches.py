@@ -40,6 +40,7 @@ class Batches:
         shuffle: bool = False,
     ) -> None:
         self.volumes, self.augment, self.shuffle = volumes, augment, shuffle
+        self.labels, self.void = volumes.labels, volumes.void
         self.device = torch.device(device)
         self.images = len(indices)
         self.bounds = list(range(0, self.images, batch_size)) + [self.images]
@@ -55,7 +56,8 @@ class Batches:
         return len(self.bounds) - 1
 
     def epoch(self, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """x (B, C, H, W) float32 normalised, channels last; y (B, 1, H, W) float32 of {0, 1}; patient (B,) int64.
+        """x (B, C, H, W) float32 normalised, channels last; y (B, 1, H, W) float32 of {0, 1}, or of the classes of
+        `labels`, and of VOID where `void`; patient (B,) int64.
 
         Order and augmentation come from `seed` alone: the same seed gives the same epoch on the same kind of device."""
         generator = torch.Generator(self.device).manual_seed(seed)

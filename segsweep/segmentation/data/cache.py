@@ -28,6 +28,7 @@ import numpy as np
 from segsweep.core import artifacts, child
 from segsweep.core.errors import DataError
 from segsweep.core.signature import fingerprint, hashes, reached
+from segsweep.segmentation.data.labels import VOID, Labels, counted, labels_of
 from segsweep.segmentation.data.source import Manifest, listed
 
 FORMAT = 2
@@ -40,7 +41,9 @@ WORTH_A_PROCESS = 0.5
 class DataSet(Protocol):
     """What `load` needs of a data set: a frozen dataclass, importable, that pickles.
 
-    decode: images (D, H, W, C) uint8 or uint16 and masks (D, H, W) uint8, 1 in the structure and 0 outside."""
+    decode: images (D, H, W, C) uint8 or uint16 and masks (D, H, W) uint8, 1 in the structure and 0 outside. One that
+    has `classes` (see `labels.labels`) gives masks of 0 to C - 1, and one that has `classes` or `ignore` may give VOID.
+    """
 
     normalise: str
 
@@ -53,7 +56,8 @@ class DataSet(Protocol):
 class Volumes:
     """All slices of a data set, patient after patient; N slices, P patients.
 
-    images: (N, H, W, C) uint8 or uint16, memory map. masks: (N, H, W) uint8 of {0, 1}, memory map.
+    images: (N, H, W, C) uint8 or uint16, memory map. masks: (N, H, W) uint8 of {0, 1}, or of the classes of `labels`,
+    and of VOID, memory map. pixels: (N, C + 1), see `labels.counted`, where there are classes or may be VOID.
     patient: (N,) int64, index into patients. patients: P sorted names. slices: N names.
     shift, scale: (P, C) float32, clip: bounds or None: a network's input is clip((raw - shift) * scale).
     digest: of the files. key: of the files and the preprocessing; the same key means the same images and masks."""
@@ -70,6 +74,13 @@ class Volumes:
     key: str
     hold: Any = None
     """Says as long as it lives that the files are in use."""
+    labels: Labels = Labels()
+    pixels: np.ndarray | None = None
+
+    @property
+    def void(self) -> bool:
+        """Whether some pixel does not count."""
+        return self.pixels is not None and bool(self.pixels[:, -1].any())
 
 
 def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Volumes:
@@ -102,6 +113,8 @@ def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Vol
     shift, scale, clip = normalisation(known, dataset.normalise, images.dtype)
     names = list(manifest.patients)
     counts = [len(slices) for slices in manifest.patients.values()]
+    known_labels = labels_of(dataset)
+    many = known_labels.names or known_labels.ignore
     return Volumes(
         images=images,
         masks=masks,
@@ -114,6 +127,8 @@ def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Vol
         digest=manifest.digest,
         key=key,
         hold=_Used(place),
+        labels=known_labels,
+        pixels=counted(masks, max(2, known_labels.outputs)) if many else None,
     )
 
 
@@ -358,11 +373,17 @@ def _store(task: _Task, index: int, images: np.ndarray, masks: np.ndarray) -> np
             f"{gave} images {images.shape} {images.dtype} and masks {masks.shape} {masks.dtype}; expected "
             f"{counts[index]} of both, images (slices, height, width, channels) of uint8 or uint16 and masks of uint8"
         )
-    if masks.max(initial=0) > 1:
-        raise DataError(
-            f"{gave} masks with the labels {listed(map(str, np.unique(masks)), 6)}; allowed is one structure, 1 in it "
-            "and 0 outside: map the labels in decode, 1 for the structure"
+    found = labels_of(task.dataset)
+    most = max(1, found.outputs - 1)
+    known = masks[masks != VOID] if found.names or found.ignore else masks
+    if known.max(initial=0) > most:
+        allowed = (
+            f"data.classes allows 0 to {most}, and {VOID} for what is not to count"
+            if found.names
+            else "allowed is one structure, 1 in it and 0 outside: map the labels in decode, 1 for the structure, or "
+            "let it have classes, by an argument `classes` that data.classes sets"
         )
+        raise DataError(f"{gave} masks with the labels {listed(map(str, np.unique(masks)), 6)}; {allowed}")
     for name, array in (("images", images), ("masks", masks)):
         with open(task.folder / f"{name}.npy", "r+b") as stream:
             stream.seek(task.starts[name] + sum(counts[:index]) * array[0].nbytes)

@@ -4,24 +4,29 @@ Image and mask are matched by what the expression finds in their paths, so they 
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from segsweep.core.errors import DataError
 from segsweep.segmentation.data import images, source
+from segsweep.segmentation.data.labels import Labels, labels_of
 from segsweep.segmentation.data.source import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """PNG, TIFF or JPEG images, grey or RGB, 8 bit or 16 bit grey, and masks of two values (0 and 255, or 0 and 1).
+    """PNG, TIFF or JPEG images, grey or RGB, 8 bit or 16 bit grey, and masks of two values (0 and 255, or 0 and 1), or
+    label images of several classes.
 
     root: folder that holds both. images, masks: patterns of paths under it, as in pathlib (`**` for any depth); a file
     that both match is a mask. patient: regular expression, searched in each path (under root, with /), with a group
     named `patient` and, where a patient has several slices, one named `slice`: a mask belongs to the image for which
-    both are the same. Slices are sorted as numbers where they are numbers. The rest as in `lgg.LGG`."""
+    both are the same. Slices are sorted as numbers where they are numbers. classes: of label images, see
+    `labels.labels`; ignore: values of masks that are void. The rest as in `lgg.LGG`."""
 
     root: str
     images: str
@@ -30,10 +35,13 @@ class Folder:
     image_size: int | None
     normalise: str
     model_width: int
+    classes: int | Sequence[str] | None = None
+    ignore: Any = ()
 
     def __post_init__(self) -> None:
         source.check_root(self.root)
         source.check_common(self.image_size, self.normalise, self.model_width)
+        object.__setattr__(self, "ignore", self.labels.ignore)
         for key in ("images", "masks"):
             pattern = getattr(self, key)
             if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
@@ -49,6 +57,10 @@ class Folder:
                 f"data.patient={self.patient}: expected a group (?P<patient>...) and at most one more, (?P<slice>...); "
                 f"found {source.listed(groups) or 'no named group'}"
             )
+
+    @property
+    def labels(self) -> Labels:
+        return labels_of(self)
 
     def scan(self, cache: Path) -> Manifest:
         """The manifest of all matched files. Raises DataError."""
@@ -82,5 +94,5 @@ class Folder:
         return keyed
 
     def decode(self, manifest: Manifest, patient: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images (D, H, W, C) and masks (D, H, W) uint8 of {0, 1} of one patient. Raises DataError."""
-        return images.decode(patient, manifest.files[patient], self.image_size)
+        """Images (D, H, W, C) and masks (D, H, W) uint8 of one patient, see `images.decode`. Raises DataError."""
+        return images.decode(patient, manifest.files[patient], self.image_size, labels=self.labels)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from segsweep.core.errors import DataError
+from segsweep.segmentation.data.labels import MOST, ONE, VOID, Labels
 from segsweep.segmentation.data.source import listed
 
 # Opening a file in Pillow costs more than copying its pixels, and the files of one data set are often uncompressed and
@@ -116,6 +117,17 @@ def resize_mask(mask: np.ndarray, size: int | None) -> np.ndarray:
     return (_area_mean(mask[..., None], size)[..., 0] > 0.5 - 1e-6).astype(np.uint8)
 
 
+def resize_labels(labels: np.ndarray, size: int | None) -> np.ndarray:
+    """(H, W) uint8 of classes and VOID to (size, size): what has the largest share of the area; of equal shares the
+    later class, VOID last of all."""
+    if size is None or labels.shape == (size, size):
+        return labels
+    present = np.unique(labels)
+    ordered = [*present[present != VOID][::-1], *present[present == VOID]]
+    shares = _area_mean(labels[..., None] == np.array(ordered, np.uint8), size)
+    return np.array(ordered, np.uint8)[(shares + np.linspace(1e-6, 0, len(ordered))).argmax(axis=2)]
+
+
 def _area_mean(image: np.ndarray, size: int) -> np.ndarray:
     """For sizes that do not divide, where Pillow's box filter gives a pixel wholly to one side."""
     rows, columns = (_overlap(length, size) for length in image.shape[:2])
@@ -131,9 +143,14 @@ def _overlap(length: int, size: int) -> np.ndarray:
 
 
 def decode(
-    patient: str, files: list[tuple[str, str]], size: int | None, channels: int | None = None
+    patient: str,
+    files: list[tuple[str, str]],
+    size: int | None,
+    channels: int | None = None,
+    labels: Labels = ONE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One patient's (image file, mask file) pairs to images (D, H, W, C) uint8 or uint16 and masks (D, H, W) of {0, 1}.
+    """One patient's (image file, mask file) pairs to images (D, H, W, C) uint8 or uint16 and masks (D, H, W) uint8, of
+    {0, 1}, or of the classes of `labels`; VOID where those ignore what is there.
 
     channels: how many the images must have; None: as many as the patient's first.
     Raises DataError naming the file: unreadable, another shape, or a mask that is none."""
@@ -156,9 +173,16 @@ def decode(
                 f"{mask_file} is {_shape(mask)}, its image {image_file} is {_shape(image)}; expected the same size"
             )
         images[index] = resize(image, size)
-        if value := _check_mask(mask, mask_file, inside):
+        if labels.names:
+            masks[index] = resize_labels(labels.read(mask, mask_file), size)
+        elif labels.ignore:
+            void = np.isin(mask, labels.ignore)
+            inside = _check_mask(np.where(void, 0, mask), mask_file, inside) or inside
+            masks[index] = resize_labels(np.where(void, VOID, mask > 0).astype(np.uint8), size)
+        elif value := _check_mask(mask, mask_file, inside):
             inside = value
             masks[index] = resize_mask(mask > 0, size)
+        if mask.any():
             filled = np.count_nonzero(image) == np.count_nonzero(mask) * image.shape[2]
             if filled and np.array_equal(image.any(axis=2), mask > 0):
                 raise DataError(
@@ -174,7 +198,8 @@ def _check_mask(mask: np.ndarray, file: str, inside: int) -> int:
         return 0
     if top not in (1, 255, 65535) or np.count_nonzero(mask) != np.count_nonzero(mask == top):
         values = np.unique(mask)
-        hint = " (is it an image, or compressed with loss as JPEG is?)" if len(values) > 8 else ""
+        hint = f"; a label image of several classes: data.classes={values[-1] + 1}" if values[-1] < MOST - 1 else ""
+        hint = " (is it an image, or compressed with loss as JPEG is?)" if len(values) > 8 else hint
         found = listed(map(str, values), 4)
         raise DataError(f"{file}: a mask with the values {found}; expected 0 and 255, or 0 and 1{hint}")
     if inside not in (0, top):
