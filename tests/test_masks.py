@@ -191,6 +191,7 @@ WRITERS = {  # module.function -> why it does not go by artifacts.write_text
     "segsweep.segmentation.export.export": "a network",
     "segsweep.segmentation.figures.draw": "pictures and pixels",
     "segsweep.segmentation.predict.write": "masks",
+    "segsweep.segmentation.predict.predict_files": "probabilities",
     "segsweep.report.files.write": "pictures",
     "segsweep.report.search.pages.write": "pictures",
     "segsweep.report.figures._plot": "pictures, in memory",
