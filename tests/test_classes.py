@@ -9,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from test_cli import segsweep
 from test_run import TINY, do, same, weights
 
 from segsweep.config import components
@@ -359,3 +360,20 @@ def test_a_data_set_of_ones_own_gives_labels(tmp_path, monkeypatch, allow):
     assert "an argument `classes` that data.classes sets" in outcome.error
     outcome = do(tmp_path, "data._target_=thirds_of_test.Fixed", "epochs=1")
     assert "data: Fixed has classes of its own, the values 0 to 2, which are not those of data.classes" in outcome.error
+
+
+@pytest.mark.slow
+def test_a_search_by_a_class_is_checked_and_run(root, tmp_path):
+    tiny = [o for o in TINY if not o.startswith("data.")]
+    asked = [*tiny, *FOLDER, f"data.root={root}", "tracking=none", "report=false", "epochs=1"]
+    of_class = ["-m", "hydra/sweeper=search", "search.trials=2", "loss.weights=null,inverse", *asked]
+    wrong = segsweep(tmp_path, *of_class, "search.objective=[val/dice/rim]")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith(
+        "search.objective=val/dice/rim: no such objective; did you mean val/dice/ring?; allowed"
+    )
+    done = segsweep(tmp_path, *of_class, "search.objective=[val/dice/ring]", "search.storage=sqlite:///s.db")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 trials (2 complete); best val/dice/ring" in done.stderr
+    wrong = segsweep(tmp_path, "-m", *asked, "search.objective=[val/dice/rim]", "seed=0,1")
+    assert wrong.stderr.startswith("search.objective=val/dice/rim: no such objective")

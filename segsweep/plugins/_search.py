@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from segsweep.config import whitelist
-from segsweep.config.components import task_class
+from segsweep.config.components import spec_of, task_class
 from segsweep.config.compose import Composer
 from segsweep.config.conditions import Term, condition, values
 from segsweep.config.schema import engine, under
@@ -30,6 +30,7 @@ from segsweep.search.sampler import make_sampler
 from segsweep.search.space import Foreign, read_space, watched
 from segsweep.search.study import Seeded, StorageGone, Study, counted, reaching, shown
 from segsweep.sweeps import sweep
+from segsweep.task import Spec
 from segsweep.tracking.store import STATE
 
 LIMITS = {"max_seconds": "training_seconds", "max_parameters": "parameters", "max_gflops": "gflops"}
@@ -65,7 +66,7 @@ class Search:
         arguments = [a for a in arguments if a.lstrip("+").partition("=")[0] not in own]
         self.space = read_space(self.settings["params"], list(asked.when), arguments, f"{self.at}when")
         self.conditions = [condition(where, f"{self.at}when") for where, _, _ in self.space.when]
-        self.names, self.spec = list(asked.objective), task_class(self.config).spec
+        self.names, self.spec = list(asked.objective), self._spec()
         self.over_budget = False
         self.waited: list[int] = []
         self.drawn: dict[int, dict[str, Any]] = {}
@@ -89,6 +90,13 @@ class Search:
         facts |= {"epoch": asked.epoch, "directions": directions, "trials": self.total, "seed": asked.seed}
         if lead := session().sweep:
             lead.note(search=facts | {"space": self.space.texts()})
+
+    def _spec(self) -> Spec:
+        """Of the task as all trials have it; Hydra gives a sweeper its own overrides alone."""
+        made = task_class(self.config)
+        if not hasattr(made, "spec_for"):
+            return made.spec
+        return spec_of(self.compose([f"{key}={value}" for key, value in self.space.fixed.items()])) or made.spec
 
     def _directions(self) -> list[str]:
         directions = [direction(name, self.spec) for name in self.names]

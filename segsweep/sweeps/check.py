@@ -96,7 +96,7 @@ class _Check:
         cfg = self.configured(self.place, EPOCHS)
         if problems := components.check(cfg):
             raise _Stop(Verdict("settings", "wrong", "; ".join(problems)))
-        spec = components.task_class(cfg).spec
+        spec = components.spec_of(cfg) or components.task_class(cfg).spec
         yield _described(spec)
         yield self.same_identity(cfg)
         whole = self.train("whole", EPOCHS, "two epochs" if spec.epochs else "training")

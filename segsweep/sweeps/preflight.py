@@ -168,6 +168,14 @@ def _wrong(bases: list[DictConfig], tasks: list[Override]) -> list[str]:
     return problems
 
 
+def _describing(cfg: DictConfig, tasks: list[Override]) -> list[Override]:
+    """Those that a task's metrics may depend on."""
+    spec = components.spec_of(cfg)
+    if spec is None or not hasattr(components.task_class(cfg), "spec_for"):
+        return []
+    return [o for o in tasks if not spec.inputs or o.key_or_group.split(".")[0] in spec.inputs]
+
+
 def _wrong_objective(bases: list[DictConfig], tasks: list[Override]) -> list[str]:
     """Of the scores that each job tells its launcher, where the command line gives them."""
     at = under(bases[0])
@@ -176,7 +184,7 @@ def _wrong_objective(bases: list[DictConfig], tasks: list[Override]) -> list[str
         return []
     problems = []
     with contextlib.suppress(OmegaConfBaseException, TypeError, ValueError):  # of another type, which is told
-        for cfg in _variants(bases, given):
+        for cfg in _variants(bases, [*given, *_describing(bases[0], tasks)]):
             spec, own = components.spec_of(cfg), engine(cfg)
             problems += objective.problems(own.search, own.epochs, spec) if spec else []
     return problems
@@ -208,6 +216,9 @@ def _wrong_search(
     for override in own:
         with contextlib.suppress(OmegaConfBaseException, TypeError, ValueError):  # of another type, which was told
             _apply(cfg, override, min(map(int, _values(override))) if override in spaces else override.value())
+    for override in _describing(cfg, overrides):
+        if values := _values(override):
+            _apply(cfg, override, values[0])
     spec = components.spec_of(cfg)
     search = engine(cfg).search
     problems += objective.problems(search, engine(cfg).epochs, spec, at) if spec else []

@@ -167,3 +167,14 @@ def test_intensity_changes_contrast_and_brightness_of_each_channel_within_its_ra
 def test_wrong_values_name_their_key(make, message):
     with pytest.raises(DataError, match=message):
         make()
+
+
+def test_labels_of_classes_and_void_stay_what_they_are():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.tensor([0.0, 1, 2, 255])[torch.randint(4, (8, 1, 17, 23), generator=generator)]
+    x = y.clone()
+    turned = Affine(p=1.0, flip=0.5, degrees=90, scale=0.3, shift=0.2, intensity=0.0)
+    for augment in (Flips(horizontal=0.5, vertical=0.5), turned):
+        found = augment(x, y, torch.Generator().manual_seed(1))[1]
+        assert not torch.equal(found, y)
+        assert set(found.unique().tolist()) == {0, 1, 2, 255}
