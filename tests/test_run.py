@@ -274,7 +274,7 @@ def test_a_finished_record_stays_until_the_run_that_is_trained_anew_is_whole(tmp
     assert "in the first epoch" in (first.folder / ".anew" / "failure.json").read_text()
     assert do(tmp_path).status == "reused"
     assert do(tmp_path, "reuse=false").status == "finished"
-    assert {file.name for file in first.folder.iterdir()} == {*before, "anew.json", "mlflow.json"}
+    assert {file.name for file in first.folder.iterdir()} == {*before, "anew.json", "mlflow.json", "mlflow.lock"}
     assert (first.folder / "result.json").read_bytes() != before["result.json"]
 
 
@@ -288,7 +288,8 @@ def test_a_run_that_is_trained_anew_keeps_nothing_of_one_that_had_not_finished(t
     monkeypatch.setattr("segsweep.segmentation.task.fit", crash)
     assert do(tmp_path, "reuse=false").status == "failed"
     names = {file.name for file in folder.iterdir()}
-    assert names <= {"run.json", "config.yaml", "split.json", "failure.json", "lock", "mlflow.json", "anew.json"}
+    of_mlflow = {"mlflow.json", "mlflow.lock"}
+    assert names <= {"run.json", "config.yaml", "split.json", "failure.json", "lock", "anew.json", *of_mlflow}
 
 
 @pytest.mark.parametrize("damage", [b"", b"half", None])

@@ -144,13 +144,14 @@ def test_an_error_in_a_helper_reaches_the_user(lgg, tmp_path, monkeypatch):
     patients = ["TCGA_CS_4943_20000902", "TCGA_CS_6188_20010812"]
     for patient in patients:
         shutil.copytree(lgg / "kaggle_3m" / patient, tmp_path / patient)
-    broken = tmp_path / patients[1] / f"{patients[1]}_3.tif"
-    broken.write_bytes(broken.read_bytes()[:1000])
     dataset = LGG(root=str(tmp_path), image_size=32, normalise="unit", model_width=8)
+    manifest = dataset.scan(tmp_path / "cache")
+    broken = tmp_path / patients[1] / f"{patients[1]}_3.tif"
+    broken.write_bytes(broken.read_bytes()[:1000])  # since it was looked at
     monkeypatch.setattr(cache, "WORTH_A_PROCESS", 0)
     monkeypatch.setattr(cache, "_work", lambda task: {})
     with pytest.raises(DataError, match=rf"{patients[1]}_3\.tif: truncated"):
-        cache.load(dataset, dataset.scan(tmp_path / "cache"), tmp_path / "cache", 2)
+        cache.load(dataset, manifest, tmp_path / "cache", 2)
     assert [path.suffix for path in (tmp_path / "cache").iterdir() if path.name != "digests"] == [".lock"]
 
 

@@ -85,7 +85,7 @@ def test_an_unchanged_tree_is_not_read_again_and_a_changed_one_is(copy, tmp_path
     before = data_set(copy).scan(tmp_path / "cache")
     read = []
     digests = source._digests
-    monkeypatch.setattr(source, "_digests", lambda files: read.extend(files) or digests(files))
+    monkeypatch.setattr(source, "_digests", lambda odd, files: read.extend(files) or digests(odd, files))
     assert data_set(copy).scan(tmp_path / "cache") == before
     assert read == []
     file = copy / SMALL / f"{SMALL}_3.tif"
