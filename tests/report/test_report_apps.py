@@ -1,0 +1,77 @@
+"""The report of somebody's own Hydra application: groups of options, edited code, few seeds."""
+
+import shlex
+
+import numpy as np
+import pytest
+from houses import ALONE, House, write
+
+from segsweep.report.comparison import compare
+from segsweep.report.contrasts import analyse
+from segsweep.report.files import write as build
+from segsweep.report.records import read
+
+NETS = {
+    "mlp": {"net": "mlp", "net.name": "mlp", "net.module": "nets.Mlp", "net.module.hidden": 16},
+    "fourier": {"net": "fourier", "net.name": "fourier", "net.module": "nets.Fourier", "net.module.n_freq": 8},
+}
+
+
+def one(net="mlp", seed=0, score=0.5, typed=(), lr=0.1, **factors):
+    """A run of an application whose option says its class, its name, and the name of what it writes."""
+    settings = NETS[net] | {"out": f"curve-{net}", "lr": lr, "seed": seed} | factors
+    words = [f"net={net}", f"seed={seed}", *typed]
+    more = {"command": shlex.join(["python", "train.py", *words]), "choices": {"net": net, "optim": None}}
+    return House(settings, {str(seed): score}, ALONE, part="val", more=more, overrides=words)
+
+
+def made(tmp_path, runs, name="sweep"):
+    record = read([write(tmp_path, runs, name)])
+    return compare(record)
+
+
+def report(tmp_path, runs):
+    build([write(tmp_path, runs)], tmp_path / "report")
+    return (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_what_only_follows_a_chosen_option_is_no_second_difference(tmp_path):
+    comparison = made(tmp_path, [one(net, s, 0.5 - 0.2 * (net == "mlp")) for net in NETS for s in (0, 1, 2)])
+    analysis = analyse(comparison)
+    assert [(c.factor, c.a, c.b) for c in analysis.contrasts] == [("net", "fourier", "mlp")]
+    assert analysis.confounded == []
+    assert [row.label for row in comparison.rows] == ["net=mlp", "net=fourier"]
+    assert comparison.record.runs[0].settings["net.module"] == "nets.Mlp"
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        (one("fourier", lr=0.2), {"net", "lr"}),  # a number that follows the option
+        (one("fourier", typed=["act=tanh"], act="tanh"), {"net", "act"}),  # somebody typed it
+        (one("fourier", note="tanh"), {"net", "note"}),  # a text of its own: the default may have been edited
+        (one("fourier", typed=["net.name=x"], **{"net.name": "x"}), {"net", "net.name"}),
+    ],
+)
+def test_what_may_make_the_difference_is_told_beside_the_option(tmp_path, second, told):
+    first = one(act="relu", note="relu") if {"act", "note"} & told else one()
+    second.factors.setdefault("act", "relu")
+    if "act" in told:
+        second.factors["note"] = "relu"
+    elif "note" in told:
+        second.factors["act"] = "relu"
+    else:
+        del second.factors["act"]
+    analysis = analyse(made(tmp_path, [first, second]))
+    assert analysis.contrasts == []
+    assert {name for pair in analysis.confounded for name in pair.differs} == told
+
+
+def test_a_command_sets_a_class_under_its_mapping(tmp_path):
+    typed = ["net.module._target_=nets.Deep"]
+    runs = [one(), one(typed=[*typed, "lr=0.2"], lr=0.2, **{"net.module": "nets.Deep"})]
+    commands = [pair.command for pair in analyse(made(tmp_path, runs)).confounded]
+    assert commands
+    words = [word for command in commands for word in shlex.split(command)]
+    assert not any(word.startswith("net.module=") for word in words)
+    assert any(word.startswith("net.module._target_=nets.") for word in words)
