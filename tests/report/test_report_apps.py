@@ -2,13 +2,13 @@
 
 import shlex
 
-import numpy as np
 import pytest
 from houses import ALONE, House, write
 
 from segsweep.report.comparison import compare
 from segsweep.report.contrasts import analyse
 from segsweep.report.files import write as build
+from segsweep.report.learning import learning_rates
 from segsweep.report.records import read
 
 NETS = {
@@ -75,3 +75,36 @@ def test_a_command_sets_a_class_under_its_mapping(tmp_path):
     words = [word for command in commands for word in shlex.split(command)]
     assert not any(word.startswith("net.module=") for word in words)
     assert any(word.startswith("net.module._target_=nets.") for word in words)
+
+
+def edited(version, **changes):
+    house = one(**changes)
+    house.more |= {"code": f"c{version}", "files": {"train": "t1", "nets": f"n{version}"}}
+    house.more |= {"places": {"nets": "/home/nets.py"}, "created": f"2026-01-0{version}T00:00:00"}
+    return house
+
+
+def test_runs_of_two_versions_of_the_code_are_named_by_the_file_and_the_summary_says_so(tmp_path):
+    runs = [edited(v, seed=s, score=1 / v + s / 100) for v in (1, 2) for s in (0, 1)]
+    text = report(tmp_path, runs)
+    summary = text.split("## In short")[1].split("\n## ")[0]
+    assert "1. nets.py: version 2" in text
+    assert "2. nets.py: version 1" in text
+    assert "different versions of the code**: `nets.py` (version 1 in row 2; version 2 in row 1)" in summary
+    assert runs[0].more["command"] in text
+
+
+def test_one_version_of_the_code_is_not_spoken_of(tmp_path):
+    text = report(tmp_path, [edited(1, seed=s, lr=lr) for s in (0, 1) for lr in (0.1, 0.2)])
+    assert "version 1" not in text
+    assert "different versions" not in text
+
+
+def test_a_series_of_learning_rates_is_of_one_version_of_the_code_and_counts_rates(tmp_path):
+    same = made(tmp_path / "same", [edited(v, score=v) for v in (1, 2)])
+    assert learning_rates(same) == []
+    four = made(tmp_path / "four", [edited(v, lr=lr, score=lr * v) for v in (1, 2) for lr in (0.1, 0.2)])
+    assert {(s.label, *s.rates) for s in learning_rates(four)} == {
+        ("nets.py: version 1", 0.1, 0.2),
+        ("nets.py: version 2", 0.1, 0.2),
+    }

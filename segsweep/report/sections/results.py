@@ -74,9 +74,11 @@ def hyperparameters(found: Findings) -> Section | None:
         return None
     names, same = found.varied
     repeated = len(found.comparison.seeds) > 1 or any(row.repeats for row in found.rows)
+    files = list(dict.fromkeys(file for row in found.rows for file in row.versions))
     rows = []
     for i, row in enumerate(found.rows):
         cells: list[Cell | str] = [Cell(found.title(i), i)]
+        cells += [row.versions.get(file, "–") for file in files]
         for name in names:
             value = row.factors.get(name)
             plain = isinstance(value, int | float) and not isinstance(value, bool)
@@ -89,7 +91,7 @@ def hyperparameters(found: Findings) -> Section | None:
     return Section(
         "hyperparameters",
         "What was compared",
-        [Table(caption, ["row", *names, *(["seeds"] if repeated else [])], rows)],
+        [Table(caption, ["row", *files, *names, *(["seeds"] if repeated else [])], rows)],
     )
 
 

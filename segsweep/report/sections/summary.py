@@ -18,7 +18,7 @@ def summary(found: Findings) -> Section:
             "In short",
             ["No run has finished, so there is nothing to compare yet. What happened instead is below."],
         )
-    sentences = [_scope(found), *_leaders(found), *_contrasts(found), *_cautions(found)]
+    sentences = [_scope(found), *_versions(found), *_leaders(found), *_contrasts(found), *_cautions(found)]
     return Section("summary", "In short", [sentences])
 
 
@@ -46,6 +46,26 @@ def _scope(found: Findings) -> str:
     if found.comparison.alone:
         return f"{text} {found.open} Intervals are of 95 %, over seeds."
     return f"{text} Intervals are of 95 %, over {found.units} where nothing else is said."
+
+
+def _versions(found: Findings) -> list[str]:
+    """Which files of the code are not the same in all rows."""
+    files = list(dict.fromkeys(file for row in found.rows for file in row.versions))
+    if not files:
+        return []
+    told = []
+    for file in files[:4]:
+        rows: dict[str, list[str]] = {}
+        for i, row in enumerate(found.rows):
+            if file in row.versions:
+                rows.setdefault(row.versions[file], []).append(str(i + 1))
+        each = [f"{v} in {'row' if len(r) == 1 else 'rows'} {joined(r)}" for v, r in sorted(rows.items())]
+        told.append(f"`{file}` ({'; '.join(each)})")
+    more = [f"{len(files) - 4} more files"] if len(files) > 4 else []
+    return [
+        f"**The rows are of different versions of the code**: {joined([*told, *more])}. A difference between such rows"
+        " may be the code's, and is put down to no setting."
+    ]
 
 
 def _leaders(found: Findings) -> list[str]:

@@ -198,7 +198,7 @@ def learning_rate(found: Findings) -> Section | None:
         ahead = found.metric.sign * less > 0
         tied = int(((p >= LEVEL) | ~np.delete(ahead, best)).sum())
         text = (
-            f"{series.label}: {found.score} {min(means):{form}} to {max(means):{form}} over {len(means)} learning"
+            f"{series.label}: {found.score} {min(means):{form}} to {max(means):{form}} over {len({*series.rates})} learning"
             f" rates, {found.best} at {series.rates[best]:g}"
         )
         text += (
