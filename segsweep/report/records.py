@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from segsweep.config.before import spec_of
-from segsweep.core import accepted
-from segsweep.core.artifacts import parse_json
+from segsweep.core import accepted, artifacts
+from segsweep.core.artifacts import WHOLE, parse_json
 from segsweep.core.errors import SegsweepError, nearest
 from segsweep.core.masks import first_line
 from segsweep.core.signature import OWN
@@ -136,7 +136,8 @@ class Run:
 
 @dataclass
 class Job:
-    """One job of a sweep (job.json) with its run, where there is one; `number` is -1 for a run named by itself."""
+    """One job of a sweep (job.json) with its run, where there is one; `number` is -1 for a run named by itself.
+    `since`: the job that finished later with the same settings, where this one did not."""
 
     sweep: str
     number: int
@@ -147,6 +148,18 @@ class Job:
     error: str = ""
     error_class: str = ""
     run: Run | None = None
+    started: str = ""
+    since: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.sweep} / {self.number}" if self.number >= 0 else self.sweep
+
+    @property
+    def asked(self) -> str:
+        """What it was to train, whatever its code: its settings, or where they are not recorded, how it was told."""
+        settings = self.run.settings if self.run else {}
+        return json.dumps(settings, sort_keys=True) if settings else " ".join(sorted(self.overrides))
 
 
 @dataclass
@@ -162,6 +175,11 @@ class Record:
     searched: set[str] = field(default_factory=set)  # factors that a search drew from an interval
     asked: set[str] = field(default_factory=set)  # keys that a sweep or a search sets
     others: list[Run] = field(default_factory=list)
+
+    @property
+    def lost(self) -> list[Job]:
+        """Jobs that did not finish, and whose settings have not finished since."""
+        return [job for job in self.jobs if job.status not in WHOLE and not job.since]
 
     @cached_property
     def spec(self) -> Spec:
@@ -209,7 +227,18 @@ def read(sources: Sequence[Path | str]) -> Record:
         record.names.append(Path(source).resolve().name)
     record.runs = list(runs.values())
     _settle(record)
+    _note_since(record.jobs)
     return record
+
+
+def _note_since(jobs: list[Job]) -> None:
+    done: dict[str, list[Job]] = {}
+    for job in sorted(jobs, key=lambda job: job.started):
+        if job.status in WHOLE and job.asked:
+            done.setdefault(job.asked, []).append(job)
+    for job in jobs:
+        if job.status not in WHOLE and job.started:
+            job.since = next((later.name for later in done.get(job.asked, []) if later.started > job.started), "")
 
 
 def _settle(record: Record) -> None:
@@ -357,6 +386,8 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
         elif run and run.status == "unfinished" and status in ("finished", "reused", "continued"):
             status = "result missing"
         error = job.get("error") or (run.error if run else "")
+        if status == "running" and not (artifacts.held(folder) or (run and artifacts.held(run.folder))):
+            status = "interrupted"  # nobody is at it who could say so
         if status == "pruned" and run and run.status == "finished":  # continued to its end since
             status, error = "finished", ""
         kind = job.get("class") or (run.error_class if run else "")
@@ -373,6 +404,7 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
                 str(error or ""),
                 str(kind or ""),
                 run,
+                str(job.get("started") or ""),
             )
         )
 

@@ -1,10 +1,12 @@
 """The report of somebody's own Hydra application: groups of options, edited code, few seeds."""
 
+import json
 import shlex
 
 import pytest
 from houses import ALONE, House, write
 
+from segsweep.core import artifacts
 from segsweep.report.comparison import compare
 from segsweep.report.contrasts import analyse
 from segsweep.report.files import write as build
@@ -108,3 +110,41 @@ def test_a_series_of_learning_rates_is_of_one_version_of_the_code_and_counts_rat
         ("nets.py: version 1", 0.1, 0.2),
         ("nets.py: version 2", 0.1, 0.2),
     }
+
+
+def dated(sweep, statuses, started):
+    for number, status in enumerate(statuses):
+        file = sweep / str(number) / "job.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"status": status, "started": started}))
+    return sweep
+
+
+def stopped(tmp_path):
+    """A sweep of two jobs that both say they are running, of runs without an end."""
+    first = write(tmp_path, [edited(1, seed=s) for s in (0, 1)], "first")
+    for run in (tmp_path / "runs").iterdir():
+        (run / "result.json").unlink()
+    return dated(first, ["running", "running"], "2026-01-01T00:00:00")
+
+
+def test_a_job_whose_settings_have_finished_since_is_not_counted_as_unfinished(tmp_path):
+    first = stopped(tmp_path)
+    second = dated(write(tmp_path, [edited(2, seed=0)], "second"), ["finished"], "2026-01-02T00:00:00")
+    record = read([first, second])
+    assert [(job.name, job.since) for job in record.jobs if job.since] == [("first / 0", "second / 0")]
+    assert [job.name for job in record.lost] == ["first / 1"]
+    build([first, second], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "**1 job did not finish**" in text
+    assert "with the same settings since: first / 0 (interrupted) in second / 0." in text
+    before = dated(second, ["finished"], "2025-12-31T00:00:00")
+    assert len(read([first, before]).lost) == 2  # what broke after it went well is told
+
+
+def test_a_job_says_running_only_while_somebody_is_at_it(tmp_path):
+    first = stopped(tmp_path)
+    assert [job.status for job in read([first]).jobs] == ["interrupted"] * 2
+    with artifacts.lock(first):
+        assert [job.status for job in read([first]).jobs] == ["running"] * 2
+    with artifacts.lock(read([first]).jobs[1].run.folder):
+        assert [job.status for job in read([first]).jobs] == ["interrupted", "running"]

@@ -4,7 +4,6 @@ from collections import Counter
 
 import numpy as np
 
-from segsweep.core.artifacts import WHOLE
 from segsweep.report import figures
 from segsweep.report.comparison import show
 from segsweep.report.content import Block, Cell, Section, Table, a, inside, joined, many, number, slug
@@ -23,13 +22,13 @@ COSTS = (
 
 def missing(found: Findings) -> Section | None:
     """Jobs without a finished run, incomplete repeats, and damaged records."""
-    lost = [job for job in found.record.jobs if job.status not in WHOLE]
+    lost = found.record.lost
     blocks: list[Block] = []
     if lost:
         counts = joined([f"{many} {status}" for status, many in Counter(job.status for job in lost).items()])
         rows: list[list[Cell | str]] = [
             [
-                Cell(f"{job.sweep} / {job.number}" if job.number >= 0 else job.sweep, job.number),
+                Cell(job.name, job.number),
                 Cell(job.status, mark="bad"),
                 ", ".join(f"{k}={show(v)}" for k, v in job.varied.items()) or " ".join(job.overrides) or "not recorded",
                 f"{job.error_class + ': ' if job.error_class else ''}{job.error}" or "–",
@@ -43,6 +42,10 @@ def missing(found: Findings) -> Section | None:
                 rows,
             )
         )
+    if since := [job for job in found.record.jobs if job.since]:
+        told = [f"{job.name} ({job.status}) in {job.since}" for job in since[:12]]
+        more = [f"{len(since) - 12} more"] if len(since) > 12 else []
+        blocks.append(f"Did not finish, but with the same settings since: {joined([*told, *more])}.")
     repeats = {(run.seed, run.repeat) for row in found.rows for run in row.runs}
     most = max((len(row.runs) for row in found.rows), default=0)
     uneven = [

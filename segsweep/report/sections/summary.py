@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from segsweep.core.artifacts import WHOLE
 from segsweep.report.comparison import show
 from segsweep.report.content import Section, joined, many, plural, plus
 from segsweep.report.contrasts import Contrast
@@ -34,7 +33,7 @@ def _scope(found: Findings) -> str:
     text = (
         f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, {on} {joined(sorted(names))}."
     )
-    lacking = sum(job.status not in WHOLE for job in found.record.jobs)
+    lacking = len(found.record.lost)
     verb = "is" if lacking == 1 else "are"
     if lacking:
         text += f" **{plural(lacking, 'job')} did not finish** and {verb} listed under What is missing."

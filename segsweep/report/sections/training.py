@@ -198,8 +198,8 @@ def learning_rate(found: Findings) -> Section | None:
         ahead = found.metric.sign * less > 0
         tied = int(((p >= LEVEL) | ~np.delete(ahead, best)).sum())
         text = (
-            f"{series.label}: {found.score} {min(means):{form}} to {max(means):{form}} over {len({*series.rates})} learning"
-            f" rates, {found.best} at {series.rates[best]:g}"
+            f"{series.label}: {found.score} {min(means):{form}} to {max(means):{form}} over"
+            f" {len({*series.rates})} learning rates, {found.best} at {series.rates[best]:g}"
         )
         text += (
             f"; cannot be told from {tied} of the others"
