@@ -15,7 +15,7 @@ from segsweep.task import Metric
 if TYPE_CHECKING:
     import optuna
 
-FEWEST_RUNS = 4  # below this many finished runs, no importance is worked out
+FEWEST_RUNS = 10  # below this many finished runs, no importance is worked out
 
 
 @dataclass(frozen=True)

@@ -148,3 +148,17 @@ def test_a_job_says_running_only_while_somebody_is_at_it(tmp_path):
         assert [job.status for job in read([first]).jobs] == ["running"] * 2
     with artifacts.lock(read([first]).jobs[1].run.folder):
         assert [job.status for job in read([first]).jobs] == ["interrupted", "running"]
+
+
+def test_a_figure_without_anything_to_draw_is_left_out_and_no_caption_speaks_of_its_intervals(tmp_path):
+    """Three seeds give no interval, five do; six runs weigh no factors, ten do."""
+    for seeds, said in ((3, False), (5, True)):
+        runs = [one(seed=s, lr=lr, score=lr + 0.01 * s * s) for s in range(seeds) for lr in (0.1, 0.2)]
+        root = tmp_path / str(seeds)
+        report(root, runs)
+        files = {file.stem for file in (root / "report" / "figures").iterdir()}
+        assert {"rmse", "learning-rate"} <= files  # seeds are ticks, rates have means
+        assert ("contrasts" in files, "importance" in files) == (said, said)
+        page = (root / "report" / "report.html").read_text(encoding="utf-8")
+        for words in ("with 95 % intervals", "with its 95 % interval", "and 95 % interval", "Intervals are of 95 %"):
+            assert (words in page) == said, words

@@ -141,7 +141,8 @@ def results(found: Findings) -> Section | None:
         rows.append(cells)
     counts = "so that each counts once" if comparison.alone else f"so that {a(found.unit)} counts once"
     over = "the seeds" if comparison.alone else f"the test {found.units}"
-    means = f"mean over {over} with its 95 % interval; repeats pooled {counts}"
+    known = any(found.intervals)
+    means = f"mean over {over}{' with its 95 % interval' * known}; repeats pooled {counts}"
     notes = {
         found.score: "; ".join(filter(None, [found.footnote(primary), means])),
         "SD of seeds": f"how far the mean {found.score} moves from seed to seed",
@@ -155,27 +156,29 @@ def results(found: Findings) -> Section | None:
             notes |= {column.head: column.note} if column.note else {}
     notes |= {title: text for name, title in titles.items() if (text := found.footnote(name))}
     table = Table(
-        f"Training statistics, and {'scores' if comparison.alone else f'per-{found.unit} scores'} with 95 % intervals."
+        f"Training statistics, and {'scores' if comparison.alone else f'per-{found.unit} scores'}"
+        f"{' with 95 % intervals' * known}."
         f" {_legend(found)}",
         head,
         rows,
         notes,
     )
-    shown = list(range(min(len(found.rows), FOREST_ROWS)))
+    drawn = [not np.isnan(comparison.by_unit(i)).all() for i in range(len(found.rows))]
+    shown = list(range(min(len(found.rows), FOREST_ROWS))) if any(drawn[:FOREST_ROWS]) else []
     words = "; ".join(f"{found.title(i)}: {found.scored(i)}" for i in shown[:8])
     words += "; and more, as in the table" if len(shown) > 8 else ""
-    plot = figures.forest(
+    plot = shown and figures.forest(
         slug(primary),
-        f"Mean {found.score} with its 95 % interval by row. {words}.",
-        f"Mean {found.score} and 95 %"
-        f" interval{f', the best {FOREST_ROWS} rows of {len(found.rows)}' if len(found.rows) > FOREST_ROWS else ''};"
+        f"{f'Mean {found.score} with its 95 % interval' if known else found.score} by row. {words}.",
+        f"{f'Mean {found.score} and 95 % interval' if known else found.score}"
+        f"{f', the best {FOREST_ROWS} rows of {len(found.rows)}' if len(found.rows) > FOREST_ROWS else ''};"
         f" each tick is {a(found.unit)}; {found.better} is better.",
         [found.title(i) for i in shown],
         [[found.intervals[i]] for i in shown],
         points=[comparison.by_unit(i) for i in shown],
         xlabel=found.score,
     )
-    return Section("results", "How each row scored", [table, *_remarks(found), [plot]])
+    return Section("results", "How each row scored", [table, *_remarks(found), *([[plot]] if plot else [])])
 
 
 def _known(found: Findings, name: str) -> bool:

@@ -42,9 +42,12 @@ def _scope(found: Findings) -> str:
             " **No run has a number of a test.** Compared are those of the validation part, by which epochs and"
             " settings are chosen, so that the best of many is too good."
         )
-    if found.comparison.alone:
-        return f"{text} {found.open} Intervals are of 95 %, over seeds."
-    return f"{text} Intervals are of 95 %, over {found.units} where nothing else is said."
+    text += f" {found.open}" if found.comparison.alone else ""
+    if any(found.intervals) or any(c.interval for c in found.analysis.contrasts):
+        text += (
+            f" Intervals are of 95 %, over {found.units}{' where nothing else is said' * (not found.comparison.alone)}."
+        )
+    return text
 
 
 def _versions(found: Findings) -> list[str]:
@@ -164,7 +167,7 @@ def claim(found: Findings, c: Contrast) -> str:
             " shown for newly trained networks."
         )
     return (
-        f"{names}: the networks as trained differ in {found.score} by {size}{on_average} ({rests}); with"
+        f"{differs} for the networks as trained ({rests}); with"
         f" {plural(c.seeds, 'seed')} it stays open whether training again would agree."
     )
 
