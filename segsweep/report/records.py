@@ -173,7 +173,8 @@ class Record:
     runs: list[Run]
     problems: list[str]
     searched: set[str] = field(default_factory=set)  # factors that a search drew from an interval
-    asked: set[str] = field(default_factory=set)  # keys that a sweep or a search sets
+    asked: set[str] = field(default_factory=set)  # keys that a search sets, or a job that finished
+    commands: dict[str, str] = field(default_factory=dict)  # sweep that is no search -> what started it
     others: list[Run] = field(default_factory=list)
 
     @property
@@ -269,7 +270,7 @@ def _fold(record: Record) -> None:
     """Leave to a chosen option what only follows it: settings of texts and lists in the option's own file, or that are
     written with such a text (`out: curve-${net.name}`). A number that follows an option may be what makes the
     difference, and what somebody typed is a setting of its own."""
-    runs = [run for run in record.runs if run.info.get("factors")]
+    runs = [run for run in record.runs if run.info.get("factors") and run.status == "finished"]
     typed = record.asked.union(*(run.typed for run in runs))
     chosen = {group.replace("/", ".") for run in runs for group in run.choices}
     about = record.spec
@@ -296,8 +297,8 @@ def _fold(record: Record) -> None:
         own = [name for name in free if name.startswith(f"{group}.") and follows(name, group)]
         texts = [group, *(name for name in own if all(isinstance(s.get(name), str) and s[name] for s in told))]
         folded |= {*own, *(name for name in free if follows(name, group) and _written(told, name, texts))}
-    for run in runs:
-        run.folded = folded
+    for run in record.runs:  # what failed may have been told otherwise
+        run.folded = {name for name in folded if run.status == "finished" or not {name, f"{name}._target_"} & run.typed}
 
 
 def _written(told: list[dict[str, Any]], name: str, texts: list[str]) -> bool:
@@ -364,6 +365,8 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
     """Append the sweep's jobs; a job whose record is lost, or that never started, is one too."""
     sweep = _json(folder / "sweep.json", record.problems) or {}
     space = (sweep.get("search") or {}).get("space") or {}
+    if sweep.get("command") and not sweep.get("search"):
+        record.commands[folder.name] = str(sweep["command"])
     record.asked |= {key.split(" when ")[0].lstrip("+~") for key in space}
     record.searched |= {key.split(" when ")[0].lstrip("+") for key, d in space.items() if str(d).startswith("Float")}
     numbers = {int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()}
@@ -392,7 +395,8 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
             status, error = "finished", ""
         kind = job.get("class") or (run.error_class if run else "")
         overrides, varied = job.get("overrides") or [], job.get("varied") or {}
-        record.asked |= {str(word).split("=")[0].lstrip("+~") for word in overrides}
+        if run and run.status == "finished":
+            record.asked |= {str(word).split("=")[0].lstrip("+~") for word in overrides}
         record.jobs.append(
             Job(
                 folder.name,

@@ -115,7 +115,7 @@ def result(house: House) -> dict[str, Any]:
     return about | {"total_seconds": 20.0, "parameters": house.all["trees"] * 10}
 
 
-def write(root: Path, runs: list[House], name: str = "sweep") -> Path:
+def write(root: Path, runs: list[House], name: str = "sweep", command: str = "") -> Path:
     """A sweep folder with its jobs, as the engine leaves it."""
     sweep = root / name
     for number, house in enumerate(runs):
@@ -137,7 +137,7 @@ def write(root: Path, runs: list[House], name: str = "sweep") -> Path:
             _json(folder / "failure.json", {"status": "failed", "class": "error", "error": "no prices"})
         job = {"number": number, "run": f"../../runs/{about['signature']}", "status": house.status, "seconds": 12.5}
         _json(sweep / str(number) / "job.json", job | {"overrides": house.overrides, "varied": house.factors})
-    _json(sweep / "sweep.json", {"name": name, "jobs": len(runs)})
+    _json(sweep / "sweep.json", {"name": name, "jobs": len(runs), "command": command})
     return sweep
 
 

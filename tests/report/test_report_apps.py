@@ -38,12 +38,16 @@ def report(tmp_path, runs):
 
 
 def test_what_only_follows_a_chosen_option_is_no_second_difference(tmp_path):
-    comparison = made(tmp_path, [one(net, s, 0.5 - 0.2 * (net == "mlp")) for net in NETS for s in (0, 1, 2)])
+    runs = [one(net, s, 0.5 - 0.2 * (net == "mlp")) for net in NETS for s in (0, 1, 2)]
+    failed = one("fourier", typed=["net.name=mlp"], **{"net.name": "mlp"})  # takes part in no comparison
+    failed.status = "failed"
+    comparison = made(tmp_path, [*runs, failed])
     analysis = analyse(comparison)
     assert [(c.factor, c.a, c.b) for c in analysis.contrasts] == [("net", "fourier", "mlp")]
     assert analysis.confounded == []
     assert [row.label for row in comparison.rows] == ["net=mlp", "net=fourier"]
     assert comparison.record.runs[0].settings["net.module"] == "nets.Mlp"
+    assert "net.name" in comparison.record.jobs[-1].run.factors
 
 
 @pytest.mark.parametrize(
@@ -162,3 +166,24 @@ def test_a_figure_without_anything_to_draw_is_left_out_and_no_caption_speaks_of_
         page = (root / "report" / "report.html").read_text(encoding="utf-8")
         for words in ("with 95 % intervals", "with its 95 % interval", "and 95 % interval", "Intervals are of 95 %"):
             assert (words in page) == said, words
+
+
+@pytest.mark.parametrize(("rates", "need"), [((0.1, 0.2), 6), ((0.1, 0.2, 0.3), 7)])
+def test_too_few_seeds_are_one_sentence_with_the_command_that_adds_enough(tmp_path, rates, need):
+    """The least two-sided p over n seeds is 2 / 2**n, times the contrasts: one of two rates, three of three."""
+
+    def said(count, name):
+        runs = [one(seed=s, lr=lr, score=lr + 0.001 * s) for s in range(count) for lr in rates]
+        sweep = write(tmp_path / name, runs, command="python train.py -m 'lr=0.1,0.2' seed=0,1,2 net=mlp")
+        build([sweep], tmp_path / name / "report")
+        text = (tmp_path / name / "report" / "report.md").read_text(encoding="utf-8")
+        return text.split("## In short")[1].split("\n## ")[0]
+
+    few, enough = said(3, "few"), said(need, "enough")
+    seeds = ",".join(map(str, range(need)))
+    assert f"{need} seeds are the least that can. They come with `python train.py -m lr=0.1,0.2 net=mlp" in few
+    assert f"seed={seeds}`" in few
+    assert few.count("\n- ") == 3
+    assert "cannot show" in said(need - 1, "nearly")
+    assert "cannot show" not in enough
+    assert "Validation RMSE lower by" in enough or "RMSE lower by" in enough

@@ -303,8 +303,8 @@ def test_three_seeds_alone_show_nothing(tmp_path):
     sections, found = summary(tmp_path, alone(3))
     said = " ".join(sections["summary"].blocks[0])
     assert found.intervals == [None, None]
-    assert "Fewer than 5 seeds with a defined RMSE: no interval and no test can be given" in said
     assert "**3 shared seeds cannot show a difference**" in said
+    assert "6 seeds are the least that can." in said
     assert "against features=few**" not in said
 
 

@@ -43,9 +43,9 @@ def missing(found: Findings) -> Section | None:
             )
         )
     if since := [job for job in found.record.jobs if job.since]:
-        told = [f"{job.name} ({job.status}) in {job.since}" for job in since[:12]]
-        more = [f"{len(since) - 12} more"] if len(since) > 12 else []
-        blocks.append(f"Did not finish, but with the same settings since: {joined([*told, *more])}.")
+        later = [f"{job.name} ({job.status}) in {job.since}" for job in since[:12]]
+        later += [f"{len(since) - 12} more"] if len(since) > 12 else []
+        blocks.append(f"Did not finish, but with the same settings since: {joined(later)}.")
     repeats = {(run.seed, run.repeat) for row in found.rows for run in row.runs}
     most = max((len(row.runs) for row in found.rows), default=0)
     uneven = [
