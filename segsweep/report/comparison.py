@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ from segsweep.task import Metric, Spec
 class Configuration:
     """The finished runs that differ in nothing but seed and fold; one row of the report's tables.
 
-    `arena`: rows of one arena were tested on the same data under the same kind of split, on one scale."""
+    `arena`: rows of one arena were tested on the same data under the same kind of split, on one scale. `versions`: file
+    of which rows have different contents -> which of them this row has, `version 1` the first."""
 
     runs: list[Run]
     label: str = ""
     arena: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def factors(self) -> dict[str, Any]:
@@ -161,6 +164,7 @@ def compare(record: Record) -> Comparison:
         of_data = {k: row.factors[k] for k in row.inputs if k.split(".")[0] != "data"}  # whose digest says more
         alike = digest(row.runs[0], "data"), row.leaks, key(of_data), scale(row.factors, spec.metrics[spec.primary])
         row.arena = arenas.setdefault(alike, len(arenas))
+    _number_versions(rows)
     for row, label in zip(rows, labels(rows), strict=True):
         row.label = label
 
@@ -191,6 +195,34 @@ def compare(record: Record) -> Comparison:
     comparison.scores = {metric: values[order] for metric, values in scores.items()}
     comparison.best = {metric: _best(comparison, metric) for metric in scores}
     return comparison
+
+
+def _number_versions(rows: list[Configuration]) -> None:
+    """Say which version of a file each row has, where rows were computed by different ones, in the order of `rows`. A
+    run that was accepted for other code is of that code, too."""
+    seen: dict[
+        str, list[tuple[Configuration, list[str]]]
+    ] = {}  # module -> the row, its hashes, the last to be named by
+    for row in rows:
+        files = [run.info.get("files") or {"code": run.info.get("code")} for run in row.runs]
+        files += [{k: new for k, (_, new) in e["files"].items()} for run in row.runs for e in run.accepted]
+        for module in dict.fromkeys(name for known in files for name in known):
+            hashes = [str(known[module]) for known in files if known.get(module)]
+            seen.setdefault(module, []).append((row, hashes))
+    for module, found in seen.items():
+        known = [{*hashes} for _, hashes in found if hashes]
+        if known and set.intersection(*known):
+            continue
+        if any(a and b and not {*a} & {*b} for _, a in found for _, b in found):
+            last = list(dict.fromkeys(hashes[-1] for _, hashes in found if hashes))
+            for row, hashes in found:
+                if hashes:
+                    row.versions[_file(row, module)] = f"version {last.index(hashes[-1]) + 1}"
+
+
+def _file(row: Configuration, module: str) -> str:
+    place = (row.runs[0].info.get("places") or {}).get(module)
+    return Path(place).name if place else module
 
 
 def _scores(run: Run, spec: Spec, part: str) -> dict[str, dict[str, float]]:
@@ -287,7 +319,9 @@ def labels(rows: list[Configuration], without: tuple[str, ...] = ()) -> list[str
                 value, short = row.factors[name], name.split(".")[-1]
                 bare = name in ("model", "loss", "optim")
                 parts.append(show(value) if bare else f"{short if last[short] == 1 else name}={show(value)}")
-        usual_name = row.factors.get("model", row.factors.get("task", row.runs[0].signature))
+        parts += _told_versions(row, rows)
+        groups = [f"{name}={row.factors[name]}" for name in row.runs[0].choices if name in row.factors][:2]
+        usual_name = row.factors.get("model", row.factors.get("task", ", ".join(groups) or row.runs[0].signature))
         texts.append(", ".join(parts) or show(usual_name))
     seen: Counter[str] = Counter()
     counts = Counter(texts)
@@ -295,6 +329,16 @@ def labels(rows: list[Configuration], without: tuple[str, ...] = ()) -> list[str
         seen[text] += 1
         texts[i] = f"{text} #{seen[text]}" if counts[text] > 1 else text
     return texts
+
+
+def _told_versions(row: Configuration, rows: list[Configuration]) -> list[str]:
+    """Of the files whose version is not the same in all rows; one word for more than two of them."""
+    several = {file for other in rows for file in other.versions if len({r.versions.get(file) for r in rows}) > 1}
+    told = {file: version for file, version in row.versions.items() if file in several}
+    if len(told) <= 2:
+        return [f"{file}: {version}" for file, version in told.items()]
+    kinds = list(dict.fromkeys(tuple(sorted(other.versions.items())) for other in rows))
+    return [f"code: version {kinds.index(tuple(sorted(row.versions.items()))) + 1}"]
 
 
 def _float(value: Any) -> float:

@@ -309,16 +309,17 @@ def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
     named = [words[i] for i in options]
     head = [*words[:start], *named]
     changed = {factor: exact(b.factors[factor])}
+    classes = {name for row in (a, b) for name in row.factors if typed_as(row, name) == f"{name}._target_"}
     lost = set()
     if "." not in factor:  # another option brings its own defaults: what both have stays, what only the old has goes
         under = [name for name in a.factors if name.startswith(factor + ".")]
-        changed |= {name: exact(a.factors[name]) for name in under if name in b.factors}
+        changed |= {name: exact(a.factors[name]) for name in under if name in b.factors and name not in classes}
         lost = {name for name in under if name not in b.factors}
         typed = {word.split("=")[0].lstrip("+") for word in shlex.split(b.runs[0].command)}
         changed |= {
             name: exact(b.factors[name])
             for name in typed
-            if name.startswith(factor + ".") and name in b.factors and name not in a.factors
+            if name.startswith(factor + ".") and name in b.factors and name not in {*a.factors, *classes}
         }
     seeds = sorted({*a.seeds} & {*b.seeds}, key=str) or a.seeds
     first = dict(zip(a.runs[0].spec.repeats, a.runs[0].repeat, strict=True)) | {a.runs[0].seed_key: a.runs[0].seed}
@@ -326,8 +327,18 @@ def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
         if len(values) > 1 or (values and values[0] != first[name]):
             changed[name] = ",".join(exact(value) for value in values)
             head[start:] = ["-m"] * (len(values) > 1 or "-m" in head[start:]) + named
+    changed = {typed_as(a, name): value for name, value in changed.items()}
     kept = [word for word in overrides if word.split("=")[0].lstrip("+~") not in {*changed, *lost}]
     return shlex.join([*head, *kept, *(f"{name}={value}" for name, value in changed.items())])
+
+
+def typed_as(row: Configuration, factor: str) -> str:
+    """The key by which the command line sets a factor: of a mapping that is told by its class, that class."""
+    run, group = row.runs[0], factor.replace(".", "/")
+    if group in run.choices:
+        return group
+    made = any(name.startswith(f"{factor}.") for name in run.settings) and "." in str(row.factors.get(factor))
+    return f"{factor}._target_" if made or f"{factor}._target_" in run.typed else factor
 
 
 def level(row: Configuration, factor: str) -> Any:

@@ -50,7 +50,7 @@ def table_of_runs(record: Record, comparison: Comparison) -> str:
         line["row"] = titles.get(id(run), "")
         if run:
             line |= {"signature": run.signature, "group": run.group, "folder": str(run.folder)}
-            line |= run.factors | run.metrics | {"split.leaks": run.leaks, "command": run.command}
+            line |= run.settings | run.metrics | {"split.leaks": run.leaks, "command": run.command}
             line |= {"device": run.info.get("device"), "commit": run.info.get("commit")}
             line |= {"accepted": accepted.told(run.accepted[-1])} if run.accepted else {}
         line |= {"error": job.error, "error_class": job.error_class}

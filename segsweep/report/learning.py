@@ -15,7 +15,7 @@ from segsweep.task import Metric
 if TYPE_CHECKING:
     import optuna
 
-FEWEST_RUNS = 4  # below this many finished runs, no importance is worked out
+FEWEST_RUNS = 10  # below this many finished runs, no importance is worked out
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,20 @@ class RateSeries:
 
 
 def learning_rates(comparison: Comparison) -> list[RateSeries]:
-    """Series of at least two learning rates (any factor that is called `lr`) with all else equal; the longest first."""
+    """Series of at least two learning rates (any factor that is called `lr`) with all else equal, the code and the data
+    too; the longest first."""
     series: dict[tuple[str, tuple[tuple[str, str], ...]], list[int]] = {}
     for i, row in enumerate(comparison.rows):
         for name, value in row.factors.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if name.split(".")[-1] == "lr" and number and not np.isnan(comparison.mean(i)):
-                others = tuple((k, key(v)) for k, v in row.factors.items() if k != name)
+                apart = (*row.versions.items(), ("data", digest(row.runs[0], "data")), ("arena", str(row.arena)))
+                others = (*((k, key(v)) for k, v in row.factors.items() if k != name), *apart)
                 series.setdefault((name, others), []).append(i)
     made: list[RateSeries] = []
     for name in dict.fromkeys(name for name, _ in series):
-        found = [rows for (other, _), rows in series.items() if other == name and len(rows) > 1]
+        found = [rows for (other, _), rows in series.items() if other == name]
+        found = [rows for rows in found if len({comparison.rows[i].factors[name] for i in rows}) > 1]
         found = [sorted(rows, key=lambda i: comparison.rows[i].factors[name]) for rows in found]
         names = labels([comparison.rows[rows[0]] for rows in found], without=(name,))
         rates = [[float(comparison.rows[i].factors[name]) for i in rows] for rows in found]

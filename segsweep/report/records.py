@@ -6,6 +6,7 @@ failures needs its report most.
 
 import csv
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from segsweep.config.before import spec_of
-from segsweep.core import accepted
-from segsweep.core.artifacts import parse_json
+from segsweep.core import accepted, artifacts
+from segsweep.core.artifacts import WHOLE, parse_json
 from segsweep.core.errors import SegsweepError, nearest
 from segsweep.core.masks import first_line
 from segsweep.core.signature import OWN
@@ -28,7 +29,8 @@ from segsweep.task import Spec
 class Run:
     """One run folder. `status`: finished, pruned, failed or unfinished; `info` is run.json, `result` is result.json, or
     pruned.json of a run that was pruned; `accepted`: by whom it was let stand for edited code (`accepted.entries`);
-    `pooled`: the group of that code, where another run here is of it or was accepted for it."""
+    `pooled`: the group of that code, where another run here is of it or was accepted for it; `folded`: factors that a
+    chosen option says already."""
 
     folder: Path
     signature: str
@@ -41,6 +43,7 @@ class Run:
     units: dict[str, dict[str, float]] = field(default_factory=dict)  # unit -> column -> value, NaN = undefined
     accepted: list[dict[str, Any]] = field(default_factory=list)
     pooled: str = ""
+    folded: set[str] = field(default_factory=set)
 
     @cached_property
     def spec(self) -> Spec:
@@ -51,10 +54,29 @@ class Run:
         return self.pooled or str(self.info.get("group") or self.signature)
 
     @property
-    def factors(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """With the values of settings that decide nothing at them, which its identity is without."""
         told = self.info.get("factors") or {}
         return told | {key: value for key, value in self.spec.neutral.items() if key not in told}
+
+    @property
+    def factors(self) -> dict[str, Any]:
+        """The settings without those that a chosen option says already."""
+        return {key: value for key, value in self.settings.items() if key not in self.folded}
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Key of a group of options, as the command line takes it (`net`, `net/act`) -> the option."""
+        return {key: option for key, option in (self.info.get("choices") or {}).items() if isinstance(option, str)}
+
+    @property
+    def typed(self) -> set[str]:
+        """Keys that its command sets."""
+        try:
+            words = shlex.split(self.command)
+        except ValueError:  # a damaged record
+            return set()
+        return {word.split("=")[0].lstrip("+~") for word in words if "=" in word}
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -114,7 +136,8 @@ class Run:
 
 @dataclass
 class Job:
-    """One job of a sweep (job.json) with its run, where there is one; `number` is -1 for a run named by itself."""
+    """One job of a sweep (job.json) with its run, where there is one; `number` is -1 for a run named by itself.
+    `since`: the job that finished later with the same settings, where this one did not."""
 
     sweep: str
     number: int
@@ -125,6 +148,18 @@ class Job:
     error: str = ""
     error_class: str = ""
     run: Run | None = None
+    started: str = ""
+    since: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.sweep} / {self.number}" if self.number >= 0 else self.sweep
+
+    @property
+    def asked(self) -> str:
+        """What it was to train, whatever its code: its settings, or where they are not recorded, how it was told."""
+        settings = self.run.settings if self.run else {}
+        return json.dumps(settings, sort_keys=True) if settings else " ".join(sorted(self.overrides))
 
 
 @dataclass
@@ -138,7 +173,14 @@ class Record:
     runs: list[Run]
     problems: list[str]
     searched: set[str] = field(default_factory=set)  # factors that a search drew from an interval
+    asked: set[str] = field(default_factory=set)  # keys that a search sets, or a job that finished
+    commands: dict[str, str] = field(default_factory=dict)  # sweep that is no search -> what started it
     others: list[Run] = field(default_factory=list)
+
+    @property
+    def lost(self) -> list[Job]:
+        """Jobs that did not finish, and whose settings have not finished since."""
+        return [job for job in self.jobs if job.status not in WHOLE and not job.since]
 
     @cached_property
     def spec(self) -> Spec:
@@ -186,7 +228,18 @@ def read(sources: Sequence[Path | str]) -> Record:
         record.names.append(Path(source).resolve().name)
     record.runs = list(runs.values())
     _settle(record)
+    _note_since(record.jobs)
     return record
+
+
+def _note_since(jobs: list[Job]) -> None:
+    done: dict[str, list[Job]] = {}
+    for job in sorted(jobs, key=lambda job: job.started):
+        if job.status in WHOLE and job.asked:
+            done.setdefault(job.asked, []).append(job)
+    for job in jobs:
+        if job.status not in WHOLE and job.started:
+            job.since = next((later.name for later in done.get(job.asked, []) if later.started > job.started), "")
 
 
 def _settle(record: Record) -> None:
@@ -210,6 +263,50 @@ def _settle(record: Record) -> None:
             alike.setdefault(group, set()).add(run.group)
     for run in kept:
         run.pooled = next((e["group"] for e in reversed(run.accepted) if len(alike[e["group"]]) > 1), "")
+    _fold(record)
+
+
+def _fold(record: Record) -> None:
+    """Leave to a chosen option what only follows it: settings of texts and lists in the option's own file, or that are
+    written with such a text (`out: curve-${net.name}`). A number that follows an option may be what makes the
+    difference, and what somebody typed is a setting of its own."""
+    runs = [run for run in record.runs if run.info.get("factors") and run.status == "finished"]
+    typed = record.asked.union(*(run.typed for run in runs))
+    chosen = {group.replace("/", ".") for run in runs for group in run.choices}
+    about = record.spec
+    kept = {*about.repeats, *about.inputs, *about.neutral, *(k for m in about.metrics.values() for k in m.scale)}
+    kept |= chosen | {key.removesuffix("._target_") for key in typed - chosen}
+    told = [run.settings for run in runs]
+    names = dict.fromkeys(name for settings in told for name in settings)
+
+    def follows(name: str, group: str) -> bool:
+        """Whether it has one value, no number and no truth value, for each option."""
+        values: dict[str, set[str]] = {}
+        for settings in told:
+            if name in settings and isinstance(settings[name], int | float):
+                return False
+            values.setdefault(settings[group], set()).add(json.dumps(settings.get(name, {}), sort_keys=True))
+        return all(len(several) == 1 for several in values.values())
+
+    free = [n for n in names if not any(n == key or n.startswith(f"{key}.") for key in kept - chosen)]
+    free = [name for name in free if name not in chosen and len({str(settings.get(name)) for settings in told}) > 1]
+    folded: set[str] = set()
+    for group in sorted(chosen & names.keys()):
+        if not all(isinstance(settings.get(group), str) for settings in told):
+            continue
+        own = [name for name in free if name.startswith(f"{group}.") and follows(name, group)]
+        texts = [group, *(name for name in own if all(isinstance(s.get(name), str) and s[name] for s in told))]
+        folded |= {*own, *(name for name in free if follows(name, group) and _written(told, name, texts))}
+    for run in record.runs:  # what failed may have been told otherwise
+        run.folded = {name for name in folded if run.status == "finished" or not {name, f"{name}._target_"} & run.typed}
+
+
+def _written(told: list[dict[str, Any]], name: str, texts: list[str]) -> bool:
+    """Whether a text is the same everywhere but for one of `texts` within it."""
+    if not all(isinstance(settings.get(name), str) for settings in told):
+        return False
+    forms = ({s[name].replace(s[text], "\0") for s in told} for text in texts)
+    return any(len(form) == 1 and "\0" in next(iter(form)) for form in forms)
 
 
 def by(record: Record, metric: str) -> None:
@@ -268,6 +365,9 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
     """Append the sweep's jobs; a job whose record is lost, or that never started, is one too."""
     sweep = _json(folder / "sweep.json", record.problems) or {}
     space = (sweep.get("search") or {}).get("space") or {}
+    if sweep.get("command") and not sweep.get("search"):
+        record.commands[folder.name] = str(sweep["command"])
+    record.asked |= {key.split(" when ")[0].lstrip("+~") for key in space}
     record.searched |= {key.split(" when ")[0].lstrip("+") for key, d in space.items() if str(d).startswith("Float")}
     numbers = {int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()}
     for number in sorted(numbers | set(range(sweep.get("jobs") or 0))):
@@ -289,10 +389,14 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
         elif run and run.status == "unfinished" and status in ("finished", "reused", "continued"):
             status = "result missing"
         error = job.get("error") or (run.error if run else "")
+        if status == "running" and not (artifacts.held(folder) or (run and artifacts.held(run.folder))):
+            status = "interrupted"  # nobody is at it who could say so
         if status == "pruned" and run and run.status == "finished":  # continued to its end since
             status, error = "finished", ""
         kind = job.get("class") or (run.error_class if run else "")
         overrides, varied = job.get("overrides") or [], job.get("varied") or {}
+        if run and run.status == "finished":
+            record.asked |= {str(word).split("=")[0].lstrip("+~") for word in overrides}
         record.jobs.append(
             Job(
                 folder.name,
@@ -304,6 +408,7 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
                 str(error or ""),
                 str(kind or ""),
                 run,
+                str(job.get("started") or ""),
             )
         )
 

@@ -49,6 +49,8 @@ class House:
     leaks: bool = False
     data: str = "d" * 16
     split: str = "s" * 16
+    more: dict[str, Any] = field(default_factory=dict)  # of run.json
+    overrides: list[str] = field(default_factory=list)  # of job.json
 
     @property
     def all(self) -> dict[str, Any]:
@@ -75,8 +77,8 @@ def info(house: House) -> dict[str, Any]:
     same = {k: v for k, v in factors.items() if k not in ("seed", *house.spec.repeats)}
     command = " ".join(f"{k}={v}" for k, v in factors.items() if BASE.get(k) != v)
     return {
-        "signature": _hash([factors, house.data, house.split, house.spec.unit]),
-        "group": _hash([same, house.data]),
+        "signature": _hash([factors, house.data, house.split, house.spec.unit, house.more.get("code")]),
+        "group": _hash([same, house.data, house.more.get("code")]),
         "command": f"python -m segsweep task=prices {command}".strip(),
         "created": "2026-01-01T00:00:00",
         "factors": factors,
@@ -87,7 +89,7 @@ def info(house: House) -> dict[str, Any]:
         "versions": {"segsweep": "0.1.0", "torch": "2.13.0"},
         "device": "cpu: synthetic",
         "evaluated_on": "val",
-    }
+    } | house.more
 
 
 def history(house: House) -> list[dict[str, float]]:
@@ -113,7 +115,7 @@ def result(house: House) -> dict[str, Any]:
     return about | {"total_seconds": 20.0, "parameters": house.all["trees"] * 10}
 
 
-def write(root: Path, runs: list[House], name: str = "sweep") -> Path:
+def write(root: Path, runs: list[House], name: str = "sweep", command: str = "") -> Path:
     """A sweep folder with its jobs, as the engine leaves it."""
     sweep = root / name
     for number, house in enumerate(runs):
@@ -134,8 +136,8 @@ def write(root: Path, runs: list[House], name: str = "sweep") -> Path:
         else:
             _json(folder / "failure.json", {"status": "failed", "class": "error", "error": "no prices"})
         job = {"number": number, "run": f"../../runs/{about['signature']}", "status": house.status, "seconds": 12.5}
-        _json(sweep / str(number) / "job.json", job | {"overrides": [], "varied": house.factors})
-    _json(sweep / "sweep.json", {"name": name, "jobs": len(runs)})
+        _json(sweep / str(number) / "job.json", job | {"overrides": house.overrides, "varied": house.factors})
+    _json(sweep / "sweep.json", {"name": name, "jobs": len(runs), "command": command})
     return sweep
 
 

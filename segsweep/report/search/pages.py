@@ -21,12 +21,11 @@ from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.report import figures, render, winner
 from segsweep.report.content import Block, Cell, Code, Section, Table, joined, number, plural
-from segsweep.report.learning import weighed
+from segsweep.report.learning import FEWEST_RUNS, weighed
 from segsweep.report.search.figures import curves, history, parallel, pareto, slices
 from segsweep.report.search.trials import Found, load, of_sweep, point, scores
 from segsweep.search.study import shown
 
-FEWEST = 10
 """Complete trials below which no importance is worked out, and as many again for each hyperparameter are wished for."""
 MOST_ROWS, MOST_FRONT = 500, 20
 DEFAULT = "sqlite:///mlruns/optuna.db"
@@ -126,9 +125,9 @@ def importance(found: Found) -> Section | None:
     varied = [p for p in found.params if len({str(t.params[p]) for t in found.complete if p in t.params}) > 1]
     if not found.complete or len(varied) < 2:
         return None
-    if len(found.complete) < FEWEST:
+    if len(found.complete) < FEWEST_RUNS:
         few = plural(len(found.complete), "complete trial")
-        text = f"Not worked out: it would rest on {few}, and wants at least {FEWEST}."
+        text = f"Not worked out: it would rest on {few}, and wants at least {FEWEST_RUNS}."
         return Section("importance", "Which hyperparameters mattered?", [text])
     everywhere = [p for p in varied if all(p in t.params for t in found.complete)]
     conditional = [p for p in varied if p not in everywhere]
@@ -139,7 +138,7 @@ def importance(found: Found) -> Section | None:
     ]
     if conditional:
         blocks.append(f"Only some trials have {joined(conditional)}: fANOVA leaves that out.")
-    if len(found.complete) < FEWEST * len(varied):
+    if len(found.complete) < FEWEST_RUNS * len(varied):
         blocks.append(f"**That is few for {len(varied)} hyperparameters: a hint, not a finding.**")
     plots = []
     for i, name in enumerate(found.objectives):

@@ -51,10 +51,10 @@ def contrasts(found: Findings) -> Section | None:
         if len(shown) < len(analysis.contrasts)
         else ""
     )
-    drawn = shown[:20]
+    drawn = [c for c in shown[:20] if c.interval or c.over_repeats]
     words = "; ".join(f"{named(c)}, {c.b} minus {c.a}: {found.signed(c)}, {verdict(found, c)}" for c in drawn[:8])
-    over = "" if found.comparison.alone else f", thin orange over {found.units} and repeats"
-    plot = figures.forest(
+    over = f", thin orange over {found.units} and repeats" if any(c.over_repeats for c in drawn) else ""
+    plot = drawn and figures.forest(
         "contrasts",
         f"Differences in {found.score} by contrast. {words}{'; and more, as in the table' if len(drawn) > 8 else ''}.",
         f"Difference in mean {found.score}: blue over {found.units}{over}. An interval across zero shows no"
@@ -69,7 +69,11 @@ def contrasts(found: Findings) -> Section | None:
         f" {found.units}{'' if found.comparison.alone else ' at the same seeds'}."
     )
     blocks: list[Block] = [text + scaled * bool(analysis.scales)]
-    blocks += [Table(f"Contrasts by factor.{limit}", list(head), rows, notes), [plot], _pairs(found)]
+    blocks += [
+        Table(f"Contrasts by factor.{limit}", list(head), rows, notes),
+        *([[plot]] if plot else []),
+        _pairs(found),
+    ]
     if any(c.factor.split(".")[0] == "split" for c in shown) and not found.comparison.alone:
         apart = f", but not the same {found.samples} of them, nor" * (found.spec.sample != found.unit) or ", but not"
         blocks.append(f"A contrast of splits compares the same {found.units}{apart} the same training {found.units}.")

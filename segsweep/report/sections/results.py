@@ -4,7 +4,6 @@ from collections import Counter
 
 import numpy as np
 
-from segsweep.core.artifacts import WHOLE
 from segsweep.report import figures
 from segsweep.report.comparison import show
 from segsweep.report.content import Block, Cell, Section, Table, a, inside, joined, many, number, slug
@@ -23,13 +22,13 @@ COSTS = (
 
 def missing(found: Findings) -> Section | None:
     """Jobs without a finished run, incomplete repeats, and damaged records."""
-    lost = [job for job in found.record.jobs if job.status not in WHOLE]
+    lost = found.record.lost
     blocks: list[Block] = []
     if lost:
         counts = joined([f"{many} {status}" for status, many in Counter(job.status for job in lost).items()])
         rows: list[list[Cell | str]] = [
             [
-                Cell(f"{job.sweep} / {job.number}" if job.number >= 0 else job.sweep, job.number),
+                Cell(job.name, job.number),
                 Cell(job.status, mark="bad"),
                 ", ".join(f"{k}={show(v)}" for k, v in job.varied.items()) or " ".join(job.overrides) or "not recorded",
                 f"{job.error_class + ': ' if job.error_class else ''}{job.error}" or "–",
@@ -43,6 +42,10 @@ def missing(found: Findings) -> Section | None:
                 rows,
             )
         )
+    if since := [job for job in found.record.jobs if job.since]:
+        later = [f"{job.name} ({job.status}) in {job.since}" for job in since[:12]]
+        later += [f"{len(since) - 12} more"] if len(since) > 12 else []
+        blocks.append(f"Did not finish, but with the same settings since: {joined(later)}.")
     repeats = {(run.seed, run.repeat) for row in found.rows for run in row.runs}
     most = max((len(row.runs) for row in found.rows), default=0)
     uneven = [
@@ -74,9 +77,11 @@ def hyperparameters(found: Findings) -> Section | None:
         return None
     names, same = found.varied
     repeated = len(found.comparison.seeds) > 1 or any(row.repeats for row in found.rows)
+    files = list(dict.fromkeys(file for row in found.rows for file in row.versions))
     rows = []
     for i, row in enumerate(found.rows):
         cells: list[Cell | str] = [Cell(found.title(i), i)]
+        cells += [row.versions.get(file, "–") for file in files]
         for name in names:
             value = row.factors.get(name)
             plain = isinstance(value, int | float) and not isinstance(value, bool)
@@ -89,7 +94,7 @@ def hyperparameters(found: Findings) -> Section | None:
     return Section(
         "hyperparameters",
         "What was compared",
-        [Table(caption, ["row", *names, *(["seeds"] if repeated else [])], rows)],
+        [Table(caption, ["row", *files, *names, *(["seeds"] if repeated else [])], rows)],
     )
 
 
@@ -136,7 +141,8 @@ def results(found: Findings) -> Section | None:
         rows.append(cells)
     counts = "so that each counts once" if comparison.alone else f"so that {a(found.unit)} counts once"
     over = "the seeds" if comparison.alone else f"the test {found.units}"
-    means = f"mean over {over} with its 95 % interval; repeats pooled {counts}"
+    known = any(found.intervals)
+    means = f"mean over {over}{' with its 95 % interval' * known}; repeats pooled {counts}"
     notes = {
         found.score: "; ".join(filter(None, [found.footnote(primary), means])),
         "SD of seeds": f"how far the mean {found.score} moves from seed to seed",
@@ -150,27 +156,29 @@ def results(found: Findings) -> Section | None:
             notes |= {column.head: column.note} if column.note else {}
     notes |= {title: text for name, title in titles.items() if (text := found.footnote(name))}
     table = Table(
-        f"Training statistics, and {'scores' if comparison.alone else f'per-{found.unit} scores'} with 95 % intervals."
+        f"Training statistics, and {'scores' if comparison.alone else f'per-{found.unit} scores'}"
+        f"{' with 95 % intervals' * known}."
         f" {_legend(found)}",
         head,
         rows,
         notes,
     )
-    shown = list(range(min(len(found.rows), FOREST_ROWS)))
+    drawn = [not np.isnan(comparison.by_unit(i)).all() for i in range(len(found.rows))]
+    shown = list(range(min(len(found.rows), FOREST_ROWS))) if any(drawn[:FOREST_ROWS]) else []
     words = "; ".join(f"{found.title(i)}: {found.scored(i)}" for i in shown[:8])
     words += "; and more, as in the table" if len(shown) > 8 else ""
-    plot = figures.forest(
+    plot = shown and figures.forest(
         slug(primary),
-        f"Mean {found.score} with its 95 % interval by row. {words}.",
-        f"Mean {found.score} and 95 %"
-        f" interval{f', the best {FOREST_ROWS} rows of {len(found.rows)}' if len(found.rows) > FOREST_ROWS else ''};"
+        f"{f'Mean {found.score} with its 95 % interval' if known else found.score} by row. {words}.",
+        f"{f'Mean {found.score} and 95 % interval' if known else found.score}"
+        f"{f', the best {FOREST_ROWS} rows of {len(found.rows)}' if len(found.rows) > FOREST_ROWS else ''};"
         f" each tick is {a(found.unit)}; {found.better} is better.",
         [found.title(i) for i in shown],
         [[found.intervals[i]] for i in shown],
         points=[comparison.by_unit(i) for i in shown],
         xlabel=found.score,
     )
-    return Section("results", "How each row scored", [table, *_remarks(found), [plot]])
+    return Section("results", "How each row scored", [table, *_remarks(found), *([[plot]] if plot else [])])
 
 
 def _known(found: Findings, name: str) -> bool:

@@ -1,8 +1,10 @@
 """The first section: what was found, in sentences, each no stronger than its test."""
 
+import shlex
+
 import numpy as np
 
-from segsweep.core.artifacts import WHOLE
+from segsweep.core.signature import OWN
 from segsweep.report.comparison import show
 from segsweep.report.content import Section, joined, many, plural, plus
 from segsweep.report.contrasts import Contrast
@@ -18,7 +20,7 @@ def summary(found: Findings) -> Section:
             "In short",
             ["No run has finished, so there is nothing to compare yet. What happened instead is below."],
         )
-    sentences = [_scope(found), *_leaders(found), *_contrasts(found), *_cautions(found)]
+    sentences = [_scope(found), *_versions(found), *_leaders(found), *_contrasts(found), *_cautions(found)]
     return Section("summary", "In short", [sentences])
 
 
@@ -34,7 +36,7 @@ def _scope(found: Findings) -> str:
     text = (
         f"{plural(runs, 'finished run')} in {plural(len(found.rows), 'configuration')}, {on} {joined(sorted(names))}."
     )
-    lacking = sum(job.status not in WHOLE for job in found.record.jobs)
+    lacking = len(found.record.lost)
     verb = "is" if lacking == 1 else "are"
     if lacking:
         text += f" **{plural(lacking, 'job')} did not finish** and {verb} listed under What is missing."
@@ -43,9 +45,32 @@ def _scope(found: Findings) -> str:
             " **No run has a number of a test.** Compared are those of the validation part, by which epochs and"
             " settings are chosen, so that the best of many is too good."
         )
-    if found.comparison.alone:
-        return f"{text} {found.open} Intervals are of 95 %, over seeds."
-    return f"{text} Intervals are of 95 %, over {found.units} where nothing else is said."
+    text += f" {found.open}" if found.comparison.alone else ""
+    if any(found.intervals) or any(c.interval for c in found.analysis.contrasts):
+        text += (
+            f" Intervals are of 95 %, over {found.units}{' where nothing else is said' * (not found.comparison.alone)}."
+        )
+    return text
+
+
+def _versions(found: Findings) -> list[str]:
+    """Which files of the code are not the same in all rows."""
+    files = list(dict.fromkeys(file for row in found.rows for file in row.versions))
+    if not files:
+        return []
+    told = []
+    for file in files[:4]:
+        rows: dict[str, list[str]] = {}
+        for i, row in enumerate(found.rows):
+            if file in row.versions:
+                rows.setdefault(row.versions[file], []).append(str(i + 1))
+        each = [f"{v} in {'row' if len(r) == 1 else 'rows'} {joined(r)}" for v, r in sorted(rows.items())]
+        told.append(f"`{file}` ({'; '.join(each)})")
+    more = [f"{len(files) - 4} more files"] if len(files) > 4 else []
+    return [
+        f"**The rows are of different versions of the code**: {joined([*told, *more])}. A difference between such rows"
+        " may be the code's, and is put down to no setting."
+    ]
 
 
 def _leaders(found: Findings) -> list[str]:
@@ -75,7 +100,7 @@ def _leaders(found: Findings) -> list[str]:
             f"**{found.title(0)}**: mean {found.score} {found.scored(0)}. One row alone compares with nothing."
         )
     most = max(int((~np.isnan(found.comparison.by_unit(i))).sum()) for i in range(len(found.rows)))
-    if most < FEWEST:
+    if most < FEWEST and not _too_few(found):
         sentences.append(
             f"Fewer than {FEWEST} {found.units} with a defined {found.score}: no interval and no test can be given, the"
             " figures only describe."
@@ -103,7 +128,7 @@ def _contrasts(found: Findings, most: int = 6) -> list[str]:
     if len(strong) > most:
         sentences.append(f"{len(strong) - most} more differences are in the table of contrasts.")
     weak = [c for c in contrasts if c.verdict == "none"]
-    if weak:
+    if weak and not _too_few(found):
         named = [
             f"{found.setting(c.factor, c.b)} against {found.setting(c.factor, c.a)} ({widest(found, c)})"
             for c in weak[:3]
@@ -145,7 +170,7 @@ def claim(found: Findings, c: Contrast) -> str:
             " shown for newly trained networks."
         )
     return (
-        f"{names}: the networks as trained differ in {found.score} by {size}{on_average} ({rests}); with"
+        f"{differs} for the networks as trained ({rests}); with"
         f" {plural(c.seeds, 'seed')} it stays open whether training again would agree."
     )
 
@@ -165,15 +190,50 @@ def widest(found: Findings, c: Contrast) -> str:
     return f"{plus(c.mean, found.form)}, over {found.units} and {c.repeats} {span}"
 
 
+def _least(found: Findings, units: int) -> float:
+    """The least p after Holm that the sign-flip test over so many units can give the first of all contrasts."""
+    return 2 * 0.5**units * len(found.analysis.contrasts)
+
+
+def _shared(found: Findings) -> int:
+    return max((c.units for c in found.analysis.contrasts), default=FEWEST)
+
+
+def _too_few(found: Findings) -> bool:
+    """Whether seeds stand in the place of units and are too few for any test: said once, with what would be enough."""
+    return found.comparison.alone and _least(found, _shared(found)) >= LEVEL
+
+
+def _enough(found: Findings) -> str:
+    """How many seeds could show a difference, and the commands that train them; what is finished is reused."""
+    need = next(n for n in range(FEWEST, 64) if _least(found, n) < LEVEL)
+    text = f" {need} seeds are the least that can."
+    run, seeds = found.rows[0].runs[0], list(found.comparison.seeds)
+    commands = [shlex.split(found.record.commands.get(name, "")) for name in dict.fromkeys(found.record.names)]
+    if not all({"-m", "--multirun"} & {*words} for words in commands) or len(commands) > 3:
+        return text
+    if found.spec.repeats or not all(isinstance(seed, int) for seed in seeds):
+        return text
+    seeds += [seed for seed in range(max(seeds) + need) if seed not in seeds][: max(need - len(seeds), 0)]
+    told = []
+    for words in commands:
+        key = next((k for k in ("seed", f"{OWN}.seed") if any(w.startswith(f"{k}=") for w in words)), run.seed_key)
+        kept = [word for word in words if not word.startswith(f"{key}=")]
+        values = ",".join(map(str, seeds))
+        told.append(f"`{shlex.join([*kept, f'{key}={values}'])}`")
+    return f"{text} They come with {joined(told)}; what has finished is not trained again."
+
+
 def _cautions(found: Findings) -> list[str]:
     sentences = []
     contrasts = found.analysis.contrasts
-    units = max((c.units for c in contrasts), default=FEWEST)
-    least = 2 * 0.5**units * len(contrasts)
+    units = _shared(found)
+    least = _least(found, units)
     if least >= LEVEL:
         sentences.append(
             f"**{plural(units, f'shared {found.unit}')} cannot show a difference**: over"
             f" {plural(len(contrasts), 'contrast')} the test gives no p below {min(least, 1):.2f}, whatever the scores."
+            f"{_enough(found) if found.comparison.alone else ''}"
         )
     if found.analysis.unsettled:
         first = found.analysis.confounded[0]
@@ -184,7 +244,7 @@ def _cautions(found: Findings) -> list[str]:
             " settle them are listed."
         )
     few = [row for row in found.rows if len(row.seeds) < FEWEST_REPEATS]
-    if few:
+    if few and not _too_few(found):
         which = "Every row rests" if len(few) == len(found.rows) else f"{len(few)} of {len(found.rows)} rows rest"
         seeds = sorted({len(row.seeds) for row in few})
         known = "not measured" if seeds == [1] else f"not known well enough to test, which takes {FEWEST_REPEATS}"

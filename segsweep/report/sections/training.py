@@ -198,8 +198,8 @@ def learning_rate(found: Findings) -> Section | None:
         ahead = found.metric.sign * less > 0
         tied = int(((p >= LEVEL) | ~np.delete(ahead, best)).sum())
         text = (
-            f"{series.label}: {found.score} {min(means):{form}} to {max(means):{form}} over {len(means)} learning"
-            f" rates, {found.best} at {series.rates[best]:g}"
+            f"{series.label}: {found.score} {min(means):{form}} to {max(means):{form}} over"
+            f" {len({*series.rates})} learning rates, {found.best} at {series.rates[best]:g}"
         )
         text += (
             f"; cannot be told from {tied} of the others"
@@ -213,10 +213,12 @@ def learning_rate(found: Findings) -> Section | None:
             )
         sentences.append(text + ".")
     drawn = found.rates[: len(figures.COLOURS)]
+    known = any(found.intervals[row] for series in drawn for row in series.rows)
+    spans = f", with 95 % intervals over {found.units}" if known else ""
     plot = figures.rates(
         "learning-rate",
         f"{found.score} against the learning rate. {' '.join(sentences)}",
-        f"{found.score} against the learning rate, all else equal, with 95 % intervals over {found.units}.",
+        f"{found.score} against the learning rate, all else equal{spans}.",
         f"mean {found.score} of the {found.units}",
         [
             (s.label, s.rates, [float(found.means[r]) for r in s.rows], [found.intervals[r] for r in s.rows])
