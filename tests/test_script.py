@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from segsweep.core import signature
+from segsweep.core import environment, signature
+from segsweep.runs import identity
 from segsweep.sweeps import doors, why
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "script"
@@ -412,3 +413,32 @@ def test_the_example_that_was_killed_goes_on_to_the_same_bits_and_is_answered_an
     assert "Compared over seeds alone" in page
     assert "`python digits.py lr=0.01 epochs=1 hidden=16 tracking=none" in page
     assert not re.search(r"dice|patient|slice|tumou?r|mask|pixel|test accuracy", page, re.IGNORECASE)
+
+
+def test_the_commit_of_a_run_is_that_of_the_repository_of_ones_own_code(through, tmp_path, monkeypatch):
+    apart = tmp_path.parent / f"{tmp_path.name}-apart"
+    apart.mkdir()
+
+    def git(*words: str, folder: Path = tmp_path) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        told = subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True, text=True)
+        return told.stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "notes").write_text("1")
+    git("add", "notes")
+    git("commit", "-qm", "first")
+    monkeypatch.chdir(apart)  # what decides is where the code lies, not where it is started
+    assert through(FUNCTION, *HERE[1:])[0] == 0
+    monkeypatch.chdir(tmp_path)
+    environment.commit.cache_clear()
+    (tmp_path / "notes").write_text("2")
+    assert through(FUNCTION, *HERE[1:])[0] == 0
+    first, second = (runs(folder)[0] for folder in (apart, tmp_path))
+    head = git("rev-parse", "--short=12", "HEAD")
+    assert (first["commit"], second["commit"]) == (head, f"{head}+")
+    engine = environment.commit(Path(environment.__file__).parent)
+    assert first["versions"].get("segsweep commit") == engine != head
+    segmentation = {"task": {"_target_": "segsweep.segmentation.task.Segmentation"}}
+    assert identity.Identity(segmentation, {}, "", "", {}).home == signature.PACKAGE
+    assert identity.Identity({"task": {"_target_": "installed.Task"}}, {}, "", "", {}).home == tmp_path
