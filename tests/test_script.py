@@ -442,3 +442,26 @@ def test_the_commit_of_a_run_is_that_of_the_repository_of_ones_own_code(through,
     segmentation = {"task": {"_target_": "segsweep.segmentation.task.Segmentation"}}
     assert identity.Identity(segmentation, {}, "", "", {}).home == signature.PACKAGE
     assert identity.Identity({"task": {"_target_": "installed.Task"}}, {}, "", "", {}).home == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("hint", "given", "says"),
+    [
+        ('Literal["adam", "sgd"]', "rmsprop", "model=rmsprop: allowed are adam, sgd"),
+        ('Literal["adam", "sgd"]', "adm", "model=adm: allowed are adam, sgd; did you mean adam?"),
+        ('Literal["adam"] | Literal["sgd"] | None', "x", "model=x: allowed are adam, sgd, null"),
+        ('Literal["adam"] | float', "x", "model=x: allowed are adam, a number"),
+        ("Literal[1, 2]", "true", "model=True: allowed are 1, 2"),
+        ('Annotated[Literal["adam", "10"], "which"]', "10", "model=10: allowed are adam, '10'; did you mean '10'?"),
+        ('Literal["adam", None, True]', "x", "model=x: allowed are adam, null, true"),
+        ('Literal["adam", "sgd"]', "sgd", ""),
+        ('Literal["adam"] | None', "null", ""),
+        ('Literal["adam"] | float', "2", ""),
+    ],
+)
+def test_the_values_that_a_literal_lists_are_the_allowed_ones(through, hint, given, says):
+    source = "from typing import Annotated, Literal\n" + FUNCTION.replace('model: str = "mlp"', f"model: {hint}")
+    code, said, module = through(source, f"model={given}", *HERE[1:])
+    assert code == bool(says), said
+    assert not says or said == f"{says}\n"
+    assert len(module.seen) == (not says)

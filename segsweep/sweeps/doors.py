@@ -446,6 +446,7 @@ def _help(door: Door, made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         "    pruner=none|median|halving|hyperband|patient  tracking=mlflow|none  paths.runs  search.trials  ...\n\n"
         "  Afterwards\n"
         "    python -m segsweep.report multirun/NAME      tables, curves, statistics of a sweep\n"
+        "    mlflow ui --backend-store-uri URI --host 127.0.0.1      MLflow's table of runs\n"
         f"  {program} --why multirun/NAME/0               why it would train that run again, or not; trains nothing\n"
     )
     return {"app_name": door.program[-1], "template": text.replace("$", "$$")}
