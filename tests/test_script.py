@@ -465,3 +465,33 @@ def test_the_values_that_a_literal_lists_are_the_allowed_ones(through, hint, giv
     assert code == bool(says), said
     assert not says or said == f"{says}\n"
     assert len(module.seen) == (not says)
+
+
+LOOP = "for epoch in run.epochs():\n        epoch.report({'val/loss': lr, **EXTRA})\n    return RETURNED"
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ("{'train/mse': 1}", 'no metric of this task; to have mse too: metric={"loss": "min", "mse": "min"} in segsweep'),
+        ("{'val/accuracy': 1}", 'to have accuracy too: metric={"loss": "min", "accuracy": "max"} in segsweep.main;'),
+        ("{'train/lost': 1}", "train/lost is no metric of this task; did you mean train/loss?; a key is PART/NAME"),
+    ],
+)
+def test_a_report_of_what_is_no_metric_says_how_it_becomes_one(through, extra, says):
+    body = LOOP.replace("EXTRA", extra).replace("RETURNED", "None")
+    code, said, _ = through(FUNCTION.replace("return lr * width + run.seed", body), *HERE[1:])
+    assert code == 1
+    assert says in said
+
+
+def test_a_number_of_a_test_by_another_name_is_told(through, tmp_path):
+    body = LOOP.replace("EXTRA", "{}").replace("RETURNED", "{'test_loss': 1, 'train_speed': 2}")
+    code, said, _ = through(FUNCTION.replace("return lr * width + run.seed", body), *HERE[1:])
+    assert code == 0, said
+    told = "train() returned what is kept, and compared by nobody: test_loss is called test/loss here"
+    assert said.count(told) == 1, said
+    assert "train_speed" not in said
+    body = "return {'test_loss': 1}"
+    _, said, _ = through(FUNCTION.replace("return lr * width + run.seed", body), *HERE[1:])
+    assert "returned test_loss, and no loss, its metric (test_loss is called test/loss here)" in said
