@@ -495,3 +495,10 @@ def test_a_number_of_a_test_by_another_name_is_told(through, tmp_path):
     body = "return {'test_loss': 1}"
     _, said, _ = through(FUNCTION.replace("return lr * width + run.seed", body), *HERE[1:])
     assert "returned test_loss, and no loss, its metric (test_loss is called test/loss here)" in said
+
+
+def test_mistakes_beside_a_wrong_option_are_told_with_it(through):
+    line = ("-m", "pruner=mpl,median", "pruner.odd=1", "sed=0", "lr=x", "epochs=0", "hydra/launcher=basic")
+    code, said, _ = through(FUNCTION, *line)
+    assert code == 1
+    assert [text.partition(":")[0] for text in said.splitlines()] == ["pruner=mpl", "sed", "epochs=0", "lr=x"], said

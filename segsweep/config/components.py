@@ -214,11 +214,7 @@ def check(cfg: DictConfig) -> list[str]:
             problems.append(
                 f"{at}device={node.device}: torch finds no CUDA device; use {at}device=cpu or {at}device=auto"
             )
-    for key, rule in ranges().items():
-        try:
-            problems.append(range_problem(f"{at}{key}", OmegaConf.select(node, key, throw_on_missing=True), rule))
-        except OmegaConfBaseException as error:
-            problems.append(f"{at}{key}: {first_line(error)}")
+    problems += out_of_range(cfg)
     found = [problem for problem in problems if problem] + wrong_task
     keys = [*ranges(), *of_task]
     wrong = [f"${{{key}}}" for key in keys if any(problem.startswith(f"{key}=") for problem in found)]
@@ -230,6 +226,23 @@ def check(cfg: DictConfig) -> list[str]:
             given["epochs"] = node.epochs
         found += task_class(cfg).problems(given)
     return found
+
+
+def out_of_range(cfg: DictConfig) -> list[str]:
+    """Of the engine's own values, one sentence each."""
+    node, at = engine(cfg), under(cfg)
+    problems: list[str | None] = []
+    for key, rule in ranges().items():
+        try:
+            problems.append(range_problem(f"{at}{key}", OmegaConf.select(node, key, throw_on_missing=True), rule))
+        except OmegaConfBaseException as error:
+            problems.append(f"{at}{key}: {first_line(error)}")
+    return [problem for problem in problems if problem]
+
+
+def wrong_values(cfg: DictConfig) -> list[str]:
+    """Of single settings, the engine's and the task's, whatever the groups are."""
+    return out_of_range(cfg) + _check_task(cfg)[0]
 
 
 def mistakes(
