@@ -292,6 +292,8 @@ def test_a_script_is_checked_by_itself(through, tmp_path, body, names):
     lines = said.splitlines()
     assert [line[7:].partition(":")[0] for line in lines[:-1]] == names, said
     assert (code, lines[-1]) == (0, "All well.")
+    told = "digest=None, so nobody watches whether they change; `data=` of segsweep.main says what they are"
+    assert lines[1] == f"noted  data: {told}"
     assert {seen[0] for seen in module.seen} == {0.2}
     assert not (tmp_path / "multirun").exists()
     assert through(source, "--check", "lrr=1")[:2] == (1, "lrr: no such key; did you mean lr?\n")
@@ -300,6 +302,9 @@ def test_a_script_is_checked_by_itself(through, tmp_path, body, names):
 def test_the_help_and_the_whole_configuration_of_a_script(through):
     _, said, _ = through(FUNCTION.replace("    seen.append", '    """Fits."""\n    seen.append'), "--help")
     assert re.search(r"\.train: Fits\.", said)
+    assert re.match(r"door\S+\.train\n\n", through(FUNCTION, "--help")[1])  # without words of its own
+    *_, afterwards = said.strip().partition("  Afterwards\n")
+    assert {line[:4].isspace() and not line[4].isspace() for line in afterwards.splitlines()} == {True}, said
     assert "    lr=0.1\n    width=8\n    model=mlp\n" in said
     assert not re.search(r"unet|dice|slice|optim", said)
     _, said, _ = through(FUNCTION, "--cfg", "job")
