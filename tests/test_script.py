@@ -478,7 +478,10 @@ LOOP = "for epoch in run.epochs():\n        epoch.report({'val/loss': lr, **EXTR
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        ("{'train/mse': 1}", 'no metric of this task; to have mse too: metric={"loss": "min", "mse": "min"} in segsweep'),
+        (
+            "{'train/mse': 1}",
+            'no metric of this task; to have mse too: metric={"loss": "min", "mse": "min"} in segsweep',
+        ),
         ("{'val/accuracy': 1}", 'to have accuracy too: metric={"loss": "min", "accuracy": "max"} in segsweep.main;'),
         ("{'train/lost': 1}", "train/lost is no metric of this task; did you mean train/loss?; a key is PART/NAME"),
     ],

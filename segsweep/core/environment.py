@@ -81,9 +81,7 @@ def commit(folder: Path) -> str | None:
     clean = {key: os.environ[key] for key in kept if key in os.environ} | {"GIT_CONFIG_NOSYSTEM": "1"}
 
     def git(*words: str) -> str:
-        told = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, env=clean
-        )
+        told = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, env=clean)
         return told.stdout.strip()
 
     try:
