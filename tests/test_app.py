@@ -393,8 +393,8 @@ def start(cfg):
     assert "os.getcwd" in said
 
 
-def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-W", "ignore", *arguments]
+def sweep(folder: Path, *arguments: str, quiet: bool = True) -> subprocess.CompletedProcess:
+    line = [sys.executable, *(["-W", "ignore"] if quiet else []), *arguments]
     return subprocess.run(line, cwd=folder, capture_output=True, text=True)
 
 
@@ -721,3 +721,26 @@ def test_variables_that_hydra_sets_are_part_of_a_run_and_of_its_command(through,
     assert {run["signature"] for run in runs(tmp_path)} == {
         identity.recorded(f)[2]["signature"] for f in tmp_path.glob("multirun/runs/*")
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("tracking=none", "tracking: no such key; did you mean segsweep/tracking=none?"),
+        ("search=tpe", "search: no such key; did you mean +segsweep/search=tpe?"),
+        ("reuse=false", "reuse: no such key; did you mean segsweep.reuse?"),
+        ("paths.runs=x", "paths.runs: no such key; did you mean segsweep.paths.runs?"),
+        ("lrr=1", "lrr: no such key; did you mean lr?"),
+    ],
+)
+def test_a_key_of_the_engine_without_its_prefix_is_told_with_it(through, conf, app, given, meant):
+    (conf / "config.yaml").write_text("lr: 0.1\n")
+    code, said, _ = through(app, given, *HERE[1:])
+    assert (code, said) == (1, f"{meant}\n")
+
+
+@pytest.mark.parametrize(("file", "grid"), [("train.py", "model=net,forest"), ("epochs.py", "model.lr=0.01")])
+def test_the_example_says_what_hydra_wants_to_know(tmp_path, file, grid):
+    done = sweep(Path(shutil.copytree(EXAMPLE, tmp_path / "app")), file, "-m", grid, *QUIET, quiet=False)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stdout + done.stderr

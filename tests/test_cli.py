@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from segsweep.sweeps import cli
+from segsweep.core.signature import PACKAGE
+from segsweep.sweeps import cli, sweep
 
 TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "epochs=2"]
 
@@ -61,7 +62,7 @@ def test_a_sweep_from_the_command_to_the_table_and_again(tmp_path):
     done = segsweep(cwd, *command)
     assert done.returncode == 0, done.stderr
     assert [job["status"] for job in jobs(cwd)] == ["finished"] * 4
-    for text in ("unet", "r2unet", "sgd", "adam", "Dice", "make ui", "multirun/"):
+    for text in ("unet", "r2unet", "sgd", "adam", "Dice", "mlflow ui --backend-store-uri sqlite:///", "multirun/"):
         assert text in done.stdout
     (sweep,) = cwd.glob("multirun/2*")
     assert (sweep / "table.txt").read_text() in done.stdout
@@ -190,3 +191,16 @@ def test_an_error_without_a_ctrl_c_is_no_interruption(monkeypatch):
     monkeypatch.setattr("segsweep.sweeps.preflight.preflight", lambda argv: {}["a defect"])
     with pytest.raises(KeyError, match="a defect"):
         cli.main()
+
+
+def test_a_sweep_ends_with_the_command_that_shows_it_where_it_was_started(tmp_path, monkeypatch):
+    here = "sqlite:///mlruns/mlflow.db"
+    plain = f"mlflow ui --backend-store-uri {here} --host 127.0.0.1"
+    monkeypatch.chdir(PACKAGE.parent)
+    assert (sweep.look(here), sweep.look(f"{here}2")) == ("make ui", plain.replace(here, f"{here}2"))
+    monkeypatch.chdir(tmp_path)
+    assert sweep.look(here) == plain
+    (tmp_path / "Makefile").write_text("ui:\n")  # somebody else's
+    assert sweep.look(here) == plain
+    assert "word" not in sweep.look("postgresql://me:word@host/runs")
+    assert sweep.look("https://host/runs") == "its address in a browser"

@@ -164,3 +164,9 @@ def test_what_the_command_line_gives_of_a_space_is_not_added_to_it_again(line):
     key, _, text = line.removeprefix("~").partition("=")
     base = OmegaConf.create({"hydra": {"sweeper": {"params": {key: text, "epochs": 1}}}})
     assert _beside(base, OverridesParser.create().parse_overrides([line])) == ["epochs=1"]
+
+
+def test_what_a_wrong_option_might_have_brought_is_not_told_beside_it():
+    said = message("model=unett", "optim=adm", "model.odd=1", "optim.lrr=1", "epoch=3", "batch_size=0").splitlines()
+    assert [text.partition(":")[0] for text in said] == ["model=unett", "optim=adm", "epoch", "batch_size=0"]
+    assert message("experiment=odd", "sed=0").count("\n") == message("task=odd", "sed=0").count("\n") == 0

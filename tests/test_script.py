@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from segsweep.core import signature
+from segsweep.core import environment, signature
+from segsweep.runs import identity
 from segsweep.sweeps import doors, why
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "script"
@@ -291,6 +292,8 @@ def test_a_script_is_checked_by_itself(through, tmp_path, body, names):
     lines = said.splitlines()
     assert [line[7:].partition(":")[0] for line in lines[:-1]] == names, said
     assert (code, lines[-1]) == (0, "All well.")
+    told = "digest=None, so nobody watches whether they change; `data=` of segsweep.main says what they are"
+    assert lines[1] == f"noted  data: {told}"
     assert {seen[0] for seen in module.seen} == {0.2}
     assert not (tmp_path / "multirun").exists()
     assert through(source, "--check", "lrr=1")[:2] == (1, "lrr: no such key; did you mean lr?\n")
@@ -299,6 +302,9 @@ def test_a_script_is_checked_by_itself(through, tmp_path, body, names):
 def test_the_help_and_the_whole_configuration_of_a_script(through):
     _, said, _ = through(FUNCTION.replace("    seen.append", '    """Fits."""\n    seen.append'), "--help")
     assert re.search(r"\.train: Fits\.", said)
+    assert re.match(r"door\S+\.train\n\n", through(FUNCTION, "--help")[1])  # without words of its own
+    *_, afterwards = said.strip().partition("  Afterwards\n")
+    assert {line[:4].isspace() and not line[4].isspace() for line in afterwards.splitlines()} == {True}, said
     assert "    lr=0.1\n    width=8\n    model=mlp\n" in said
     assert not re.search(r"unet|dice|slice|optim", said)
     _, said, _ = through(FUNCTION, "--cfg", "job")
@@ -412,3 +418,95 @@ def test_the_example_that_was_killed_goes_on_to_the_same_bits_and_is_answered_an
     assert "Compared over seeds alone" in page
     assert "`python digits.py lr=0.01 epochs=1 hidden=16 tracking=none" in page
     assert not re.search(r"dice|patient|slice|tumou?r|mask|pixel|test accuracy", page, re.IGNORECASE)
+
+
+def test_the_commit_of_a_run_is_that_of_the_repository_of_ones_own_code(through, tmp_path, monkeypatch):
+    apart = tmp_path.parent / f"{tmp_path.name}-apart"
+    apart.mkdir()
+
+    def git(*words: str, folder: Path = tmp_path) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        told = subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True, text=True)
+        return told.stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "notes").write_text("1")
+    git("add", "notes")
+    git("commit", "-qm", "first")
+    monkeypatch.chdir(apart)  # what decides is where the code lies, not where it is started
+    assert through(FUNCTION, *HERE[1:])[0] == 0
+    monkeypatch.chdir(tmp_path)
+    environment.commit.cache_clear()
+    (tmp_path / "notes").write_text("2")
+    assert through(FUNCTION, *HERE[1:])[0] == 0
+    first, second = (runs(folder)[0] for folder in (apart, tmp_path))
+    head = git("rev-parse", "--short=12", "HEAD")
+    assert (first["commit"], second["commit"]) == (head, f"{head}+")
+    engine = environment.commit(Path(environment.__file__).parent)
+    assert first["versions"].get("segsweep commit") == engine != head
+    segmentation = {"task": {"_target_": "segsweep.segmentation.task.Segmentation"}}
+    assert identity.Identity(segmentation, {}, "", "", {}).home == signature.PACKAGE
+    assert identity.Identity({"task": {"_target_": "installed.Task"}}, {}, "", "", {}).home == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("hint", "given", "says"),
+    [
+        ('Literal["adam", "sgd"]', "rmsprop", "model=rmsprop: allowed are adam, sgd"),
+        ('Literal["adam", "sgd"]', "adm", "model=adm: allowed are adam, sgd; did you mean adam?"),
+        ('Literal["adam"] | Literal["sgd"] | None', "x", "model=x: allowed are adam, sgd, null"),
+        ('Literal["adam"] | float', "x", "model=x: allowed are adam, a number"),
+        ("Literal[1, 2]", "true", "model=True: allowed are 1, 2"),
+        ('Annotated[Literal["adam", "10"], "which"]', "10", "model=10: allowed are adam, '10'; did you mean '10'?"),
+        ('Literal["adam", None, True]', "x", "model=x: allowed are adam, null, true"),
+        ('Literal["adam", "sgd"]', "sgd", ""),
+        ('Literal["adam"] | None', "null", ""),
+        ('Literal["adam"] | float', "2", ""),
+    ],
+)
+def test_the_values_that_a_literal_lists_are_the_allowed_ones(through, hint, given, says):
+    source = "from typing import Annotated, Literal\n" + FUNCTION.replace('model: str = "mlp"', f"model: {hint}")
+    code, said, module = through(source, f"model={given}", *HERE[1:])
+    assert code == bool(says), said
+    assert not says or said == f"{says}\n"
+    assert len(module.seen) == (not says)
+
+
+LOOP = "for epoch in run.epochs():\n        epoch.report({'val/loss': lr, **EXTRA})\n    return RETURNED"
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (
+            "{'train/mse': 1}",
+            'no metric of this task; to have mse too: metric={"loss": "min", "mse": "min"} in segsweep',
+        ),
+        ("{'val/accuracy': 1}", 'to have accuracy too: metric={"loss": "min", "accuracy": "max"} in segsweep.main;'),
+        ("{'train/lost': 1}", "train/lost is no metric of this task; did you mean train/loss?; a key is PART/NAME"),
+    ],
+)
+def test_a_report_of_what_is_no_metric_says_how_it_becomes_one(through, extra, says):
+    body = LOOP.replace("EXTRA", extra).replace("RETURNED", "None")
+    code, said, _ = through(FUNCTION.replace("return lr * width + run.seed", body), *HERE[1:])
+    assert code == 1
+    assert says in said
+
+
+def test_a_number_of_a_test_by_another_name_is_told(through, tmp_path):
+    body = LOOP.replace("EXTRA", "{}").replace("RETURNED", "{'test_loss': 1, 'train_speed': 2}")
+    code, said, _ = through(FUNCTION.replace("return lr * width + run.seed", body), *HERE[1:])
+    assert code == 0, said
+    told = "train() returned what is kept, and compared by nobody: test_loss is called test/loss here"
+    assert said.count(told) == 1, said
+    assert "train_speed" not in said
+    body = "return {'test_loss': 1}"
+    _, said, _ = through(FUNCTION.replace("return lr * width + run.seed", body), *HERE[1:])
+    assert "returned test_loss, and no loss, its metric (test_loss is called test/loss here)" in said
+
+
+def test_mistakes_beside_a_wrong_option_are_told_with_it(through):
+    line = ("-m", "pruner=mpl,median", "pruner.odd=1", "sed=0", "lr=x", "epochs=0", "hydra/launcher=basic")
+    code, said, _ = through(FUNCTION, *line)
+    assert code == 1
+    assert [text.partition(":")[0] for text in said.splitlines()] == ["pruner=mpl", "sed", "epochs=0", "lr=x"], said

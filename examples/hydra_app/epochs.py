@@ -14,7 +14,9 @@ from torch import nn
 import segsweep
 
 
-@segsweep.main(version_base="1.3", config_path="conf", config_name="config", metric="error", direction="min")
+@segsweep.main(
+    config_path="conf", config_name="config", metric="error", direction="min", execution_whitelist=["model.*"]
+)
 def main(cfg: DictConfig, run) -> None:
     x, y = load_digits(return_X_y=True)
     parts = train_test_split(x / 16, y, test_size=cfg.held_out, random_state=cfg.seed)

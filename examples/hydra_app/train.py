@@ -16,10 +16,11 @@ from sklearn.model_selection import train_test_split
 import segsweep
 
 log = logging.getLogger(__name__)
+WHITELIST = ["model.*", "sklearn.*"]  # what `instantiate` may call
 
 
-# @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-@segsweep.main(version_base="1.3", config_path="conf", config_name="config", metric="error", direction="min")
+# @hydra.main(config_path="conf", config_name="config", execution_whitelist=WHITELIST)
+@segsweep.main(config_path="conf", config_name="config", metric="error", direction="min", execution_whitelist=WHITELIST)
 def main(cfg: DictConfig) -> float:
     x, y = load_digits(return_X_y=True)
     x_train, x_val, y_train, y_val = train_test_split(x / 16, y, test_size=cfg.held_out, random_state=cfg.seed)

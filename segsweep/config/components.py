@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import execution_whitelist, instantiate
@@ -155,13 +156,23 @@ def _check_task(cfg: DictConfig) -> tuple[list[str], set[str], dict[str, Any]]:
 def _misfit(key: str, found: Any, hint: Any) -> str | None:
     """One sentence where a plain value is not of an argument's annotation, or outside of its range."""
     rules = [rule for rule in getattr(hint, "__metadata__", ()) if isinstance(rule, Range)]
-    kinds = set(get_args(hint.__origin__ if rules else hint)) or {hint.__origin__ if rules else hint}
+    plain = hint.__origin__ if get_origin(hint) is Annotated else hint
+    parts = get_args(plain) if get_origin(plain) in (Union, UnionType) else (plain,)
+    kinds = {part for part in parts if get_origin(part) is not Literal}
+    allowed = [item for part in parts if get_origin(part) is Literal for item in get_args(part)]
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     if kinds <= words.keys():
         whole = isinstance(found, float) and found.is_integer()
         good = type(found) in kinds or (float in kinds and type(found) is int) or (whole and int in kinds)
-        if not good:
-            return f"{key}={found}: must be {' or '.join(words[kind] for kind in words if kind in kinds)}"
+        listed = any(found == item and isinstance(found, bool) == isinstance(item, bool) for item in allowed)
+        if not good and not listed:
+            others = [words[kind] for kind in words if kind in kinds]
+            if not allowed:
+                return f"{key}={found}: must be {' or '.join(others)}"
+            typed = {"None": "null", "True": "true", "False": "false"}
+            named = [item if isinstance(item, str) and item.isidentifier() else repr(item) for item in allowed]
+            shown = [typed.get(name, name) for name in named]
+            return f"{key}={found}: allowed are {', '.join([*shown, *others])}{nearest(found, shown)}"
     return next((problem for rule in rules if (problem := range_problem(key, found, rule))), None)
 
 
@@ -203,11 +214,7 @@ def check(cfg: DictConfig) -> list[str]:
             problems.append(
                 f"{at}device={node.device}: torch finds no CUDA device; use {at}device=cpu or {at}device=auto"
             )
-    for key, rule in ranges().items():
-        try:
-            problems.append(range_problem(f"{at}{key}", OmegaConf.select(node, key, throw_on_missing=True), rule))
-        except OmegaConfBaseException as error:
-            problems.append(f"{at}{key}: {first_line(error)}")
+    problems += out_of_range(cfg)
     found = [problem for problem in problems if problem] + wrong_task
     keys = [*ranges(), *of_task]
     wrong = [f"${{{key}}}" for key in keys if any(problem.startswith(f"{key}=") for problem in found)]
@@ -219,6 +226,23 @@ def check(cfg: DictConfig) -> list[str]:
             given["epochs"] = node.epochs
         found += task_class(cfg).problems(given)
     return found
+
+
+def out_of_range(cfg: DictConfig) -> list[str]:
+    """Of the engine's own values, one sentence each."""
+    node, at = engine(cfg), under(cfg)
+    problems: list[str | None] = []
+    for key, rule in ranges().items():
+        try:
+            problems.append(range_problem(f"{at}{key}", OmegaConf.select(node, key, throw_on_missing=True), rule))
+        except OmegaConfBaseException as error:
+            problems.append(f"{at}{key}: {first_line(error)}")
+    return [problem for problem in problems if problem]
+
+
+def wrong_values(cfg: DictConfig) -> list[str]:
+    """Of single settings, the engine's and the task's, whatever the groups are."""
+    return out_of_range(cfg) + _check_task(cfg)[0]
 
 
 def mistakes(

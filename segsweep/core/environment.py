@@ -40,10 +40,18 @@ def spare_dynamo() -> None:
             plain.__dynamo_disable = plain
 
 
-def facts(device: torch.device, modules: Iterable[str] = ()) -> dict[str, Any]:
-    """device, versions (those of the packages that `modules` are in, too) and git commit (None outside a checkout; `+`
-    marks uncommitted changes)."""
-    return {"device": device_name(device), "versions": versions(*packages(modules)), "commit": commit()}
+def facts(device: torch.device, modules: Iterable[str], home: Path) -> dict[str, Any]:
+    """device, and `program`."""
+    return {"device": device_name(device)} | program(modules, home)
+
+
+def program(modules: Iterable[str], home: Path) -> dict[str, Any]:
+    """versions (those of the packages that `modules` are in, too, and this program's own commit beside its version) and
+    the git commit of the checkout that `home` lies in (None outside one; `+` marks uncommitted changes)."""
+    found = dict(versions(*packages(modules)))
+    if (own := commit(Path(__file__).parent)) and home != Path(__file__).resolve().parents[1]:
+        found["segsweep commit"] = own
+    return {"versions": found, "commit": commit(home)}
 
 
 def packages(modules: Iterable[str]) -> list[str]:
@@ -66,20 +74,26 @@ def versions(*others: str) -> dict[str, str]:
 
 
 @lru_cache
-def commit(folder: Path = Path(__file__).parent) -> str | None:
-    """Of the checkout that holds this program. git runs with nothing of the environment that could name it commands,
-    and with none of those that a repository's own settings name."""
+def commit(folder: Path) -> str | None:
+    """Of the checkout that holds `folder`. git runs with nothing of the environment that could name it commands, and
+    with none of those that a repository's own settings name."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE")
     clean = {key: os.environ[key] for key in kept if key in os.environ} | {"GIT_CONFIG_NOSYSTEM": "1"}
-    plain = ["-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
+
+    def git(*words: str) -> str:
+        told = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, env=clean)
+        return told.stdout.strip()
+
     try:
-        described = subprocess.run(
-            ["git", "-C", str(folder), *plain, "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"],
-            capture_output=True, text=True, timeout=10, env=clean,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
+        filters = git("config", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process|required)$").splitlines()
+        if any("=" in name for name in filters):  # `-c` could not name it
+            return None
+        off = [f"{name}={'false' if name.endswith('.required') else ''}" for name in filters]
+        off += ["core.fsmonitor=false", f"core.hooksPath={os.devnull}"]
+        plain = [word for setting in off for word in ("-c", setting)]
+        return git(*plain, "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12") or None
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    return described.stdout.strip() or None
 
 
 @lru_cache

@@ -16,7 +16,7 @@ from segsweep.config.schema import resolved, under
 from segsweep.core import artifacts, signature
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
-from segsweep.core.signature import code, deciding, factors, left_out, places, signatures, without
+from segsweep.core.signature import OWN, code, deciding, factors, left_out, places, signatures, without
 from segsweep.task import Data, Spec
 from segsweep.tracking.recall import configuration
 
@@ -48,6 +48,18 @@ class Identity:
         whole, like = factors(self.config, choices), factors(self.like, choices)
         alike = {key for key, value in whole.items() if key in like and str(like[key]) == str(value)}
         return {key: value for key, value in whole.items() if key in alike or key in repeats(spec, at)}
+
+    @property
+    def home(self) -> Path:
+        """The folder whose repository is asked for the commit: of the task's own module, else of the first of one's own
+        that is not this program's, else the working directory; this program's where the task is."""
+        target = str((self.config.get(OWN) or self.config).get("task", {}).get("_target_") or "")
+        first = target.rpartition(".")[0]
+        if first.partition(".")[0] == signature.PACKAGE.name:
+            return signature.PACKAGE
+        own = [self.places[name] for name in (first, *self.roots) if name in self.places]
+        foreign = [file for file in map(Path, own) if not file.resolve().is_relative_to(signature.PACKAGE)]
+        return foreign[0].parent if foreign else Path.cwd()
 
     @property
     def exact(self) -> bool:

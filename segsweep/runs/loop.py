@@ -7,6 +7,7 @@ generator's state has to survive an interruption.
 """
 
 import io
+import json
 import math
 import random
 import time
@@ -22,7 +23,8 @@ import torch
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import NotFiniteError, TaskError, nearest
 from segsweep.core.masks import first_line
-from segsweep.task import PARTS, Spec, Stateful
+from segsweep.core.session import session
+from segsweep.task import PARTS, WORD, Spec, Stateful
 
 RESERVED = ("epoch", "history")
 """Beside the states in a checkpoint."""
@@ -236,13 +238,9 @@ class Epoch:
         if self.row is not None:
             raise TaskError(f"epoch {self.number} was reported twice; give all its metrics in one epoch.report(...)")
         spec, values = self.loop.spec, {}
-        allowed = [f"{part}/{name}" for part in PARTS for name in spec.metrics]
         for key, value in metrics.items():
             if spec.metric(key) is None:
-                raise TaskError(
-                    f"epoch.report: {key} is no metric of this task{nearest(key, allowed)}; a key is PART/NAME, with "
-                    f"{', '.join(PARTS)} and {', '.join(spec.metrics)}"
-                )
+                raise TaskError(f"epoch.report: {key} is no metric of this task{_instead(str(key), spec)}")
             values[key] = _value(f"epoch.report: {key}", value)
         if not math.isfinite(values.get("train/loss", 0.0)):
             raise NotFiniteError(f"the loss became {values['train/loss']} in epoch {self.number}")
@@ -254,6 +252,21 @@ class Epoch:
         facts = {name: _value(f"epoch.report: {name}", value) for name, value in facts.items()}
         seconds = facts.pop("seconds", time.perf_counter() - self.began)
         self.row = {"epoch": self.number, "seconds": seconds, **facts, **values}
+
+
+def _instead(key: str, spec: Spec) -> str:
+    """What to write for a key that is no metric: the nearest one, or how a metric is added."""
+    part, _, name = key.partition("/")
+    known = [f"{part}/{name}" for part in PARTS for name in spec.metrics]
+    hint, added = nearest(key, known), ""
+    if part in PARTS and WORD.fullmatch(name):
+        hint = nearest(name, spec.metrics).replace("mean ", f"mean {part}/")
+        low = any(word in name.lower() for word in ("loss", "err", "mse", "mae"))
+        ways = {other: metric.direction for other, metric in spec.metrics.items()} | {name: "min" if low else "max"}
+        door = session().door
+        where = f"metric={json.dumps(ways)} in segsweep.main" if door and (door.app or door.asked) else ""
+        added = "" if hint else f"; to have {name} too: {where or f'a Metric called {name} in its Spec(metrics=...)'}"
+    return f"{hint}{added}; a key is PART/NAME, with {', '.join(PARTS)} and {', '.join(spec.metrics)}"
 
 
 def plain(value: Any, truths: bool = False) -> Any:

@@ -141,7 +141,7 @@ class Described:
             | {"split": {"kind": choices.get("split"), "digest": data.split, "leaks": data.leaks} | dict(data.parts)}
             | {"resolved": list(data.settings)}
             | dict(data.settings)
-            | environment.facts(asked.device, asked.identity.roots)
+            | environment.facts(asked.device, asked.identity.roots, asked.identity.home)
         )
         self.facts: dict[str, Any] = {}
         self._write()

@@ -120,7 +120,7 @@ class _Check:
                 raise _Stop(Verdict("data", "wrong", f"data() gave {type(data).__name__}; a task.Data is needed"))
             found.append((data, identity(cfg, task.spec, data).ids))
         (first, ids), (second, others) = found
-        parts = ", ".join(f"{part} {count}" for part, count in first.parts.items())
+        parts = f" ({', '.join(f'{part} {count}' for part, count in first.parts.items())})" if first.parts else ""
         for name, advice in (
             ("digest", "make it of the contents alone: not of a time, a place, an id() or an order that changes"),
             ("split", "it has to follow from the settings and a fixed seed"),
@@ -135,8 +135,11 @@ class _Check:
         if ids != others:
             return Verdict("data", "wrong", "the identity is not the same in two constructions")
         if first.digest is None:
-            return Verdict("data", "noted", f"digest=None, so nobody watches whether they change ({parts})")
-        return Verdict("data", "ok", f"the same twice ({parts})")
+            door = session().door
+            say = "`data=` of segsweep.main says" if door and (door.app or door.asked) else "Data(digest=...) says"
+            blind = f"nobody watches whether they change{parts}; {say} what they are"
+            return Verdict("data", "noted", f"digest=None, so {blind}")
+        return Verdict("data", "ok", f"the same twice{parts}")
 
     def attempt(self, name: str, what: Callable[[], Any]) -> Any:
         from segsweep.runs.run import told

@@ -433,8 +433,9 @@ def _help(door: Door, made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     about = (inspect.getdoc(getattr(made, "function", made)) or "").split("\n\n")[0]
     keys = "\n".join(f"    {key}={'(needed)' if found == '???' else found}" for key, found in arguments.items())
     own = "  Its settings (key=value)\n" + keys if keys else "  It has no settings of its own."
+    title = f"{door.target}: {about}" if about else door.target
     text = (
-        f"{door.target}: {about}\n\n"
+        f"{title}\n\n"
         f"  {program}                                    one run\n"
         f"  {program} -m KEY=1,2 seed=0,1,2 epochs=5      a sweep: every combination is one job\n"
         f"  {program} -m +search=tpe 'KEY=interval(0, 1)' search.trials=20\n"
@@ -446,6 +447,7 @@ def _help(door: Door, made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         "    pruner=none|median|halving|hyperband|patient  tracking=mlflow|none  paths.runs  search.trials  ...\n\n"
         "  Afterwards\n"
         "    python -m segsweep.report multirun/NAME      tables, curves, statistics of a sweep\n"
-        f"  {program} --why multirun/NAME/0               why it would train that run again, or not; trains nothing\n"
+        "    mlflow ui --backend-store-uri URI --host 127.0.0.1      MLflow's table of runs\n"
+        f"    {program} --why multirun/NAME/0             why it would train that run again, or not; trains nothing\n"
     )
     return {"app_name": door.program[-1], "template": text.replace("$", "$$")}

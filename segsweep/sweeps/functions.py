@@ -1,7 +1,9 @@
 """A function that trains, as a task: what it is called with, and what is made of what it returns."""
 
 import contextlib
+import functools
 import inspect
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +18,8 @@ from segsweep.core import contents
 from segsweep.core.errors import ConfigError, DataError, NotFiniteError, SegsweepError, TaskError
 from segsweep.core.signature import OWN
 from segsweep.task import PARTS, WORD, Data, Metric, Result, Spec
+
+log = logging.getLogger(__name__)
 
 USAGE = (
     "segsweep.main takes a task class, segsweep.main(Digits); a function with its metric, segsweep.main(train, "
@@ -228,11 +232,23 @@ def _result(found: Any, spec: Spec, name: str, run: Any) -> Result:
             metrics[full] = number
         else:
             raise NotFiniteError(f"{name} returned {number} for {key}")
+    parts = [(key, *key.partition("_")[::2]) for key in beside]
+    told = [f"{key} is called {part}/{of} here" for key, part, of in parts if part in PARTS and of in spec.metrics]
     if spec.select not in metrics and not looped:
-        raise TaskError(f"{name} returned {', '.join(map(str, several)) or 'nothing'}, and no {chosen}, its metric")
+        called = f" ({'; '.join(told)})" if told else ""
+        found = ", ".join(map(str, several)) or "nothing"
+        raise TaskError(f"{name} returned {found}, and no {chosen}, its metric{called}")
+    if told:
+        _tell(f"{name} returned what is kept, and compared by nobody: {'; '.join(told)}")
     if beside:  # kept, and compared by nobody, as nobody said which way is better
         run.describe(returned=beside)
     return Result(metrics)
+
+
+@functools.cache
+def _tell(text: str) -> None:
+    """Once in a process."""
+    log.warning(text)
 
 
 def named(thing: Any) -> str:

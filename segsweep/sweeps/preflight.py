@@ -79,7 +79,8 @@ def preflight(argv: list[str]) -> Checked:
             values = [o for o in overrides if not groups[o.key_or_group]]
             for override in chosen:
                 problems += _wrong_options(override, groups[override.key_or_group])
-            _stop([*needs, *problems] if problems else [])
+            if problems:
+                _stop([*needs, *problems, *_beside_wrong_options(root.name, chosen, groups, values)])
             bases = list(_compositions(root.name, chosen, values))
             if not args.multirun and bases[0].hydra.mode is RunMode.MULTIRUN:  # as plain Hydra goes by it
                 args.multirun, needs, argv = True, [], ["-m", *argv]
@@ -319,6 +320,33 @@ def _wrong_options(override: Override, options: list[str]) -> list[str]:
     ]
 
 
+def _beside_wrong_options(
+    name: str | None, chosen: list[Override], groups: dict[str, list[str]], values: list[Override]
+) -> list[str]:
+    """Mistakes of single values where options are wrong, as far as those leave them to be seen: what is below such a
+    group, or may be anywhere by a task or an experiment that is not there, nobody knows."""
+    kept, unknown = [], []
+    for override in chosen:
+        wrong = _wrong_options(override, groups[override.key_or_group])
+        good = {str(value).removesuffix(".yaml") for value in _values(override)} & {*groups[override.key_or_group]}
+        lines = [line for line, value in zip(_lines(override), _values(override), strict=True) if str(value) in good]
+        kept += [lines] if lines else [] if wrong else [_lines(override)]
+        unknown += [override.key_or_group.replace("/", ".")] if wrong else []
+    if {group.rpartition(".")[2] for group in unknown} & {"experiment", "task"}:
+        return []
+    added = [str(o.input_line) for o in values if o.is_hydra_override() and not o.is_sweep_override()]
+    tasks = [o for o in values if not f"{o.key_or_group}.".startswith(("hydra.", *(f"{group}." for group in unknown)))]
+    try:
+        points = itertools.islice(itertools.product(*kept), COMBINATIONS)
+        bases = [_composed(name, [*lines, *added]) for lines in points]
+        wrong_values = {o.input_line: _wrong_key(o, bases) or _wrong_values(o, bases) for o in tasks}
+        right = [o for o in tasks if not wrong_values[o.input_line]]
+        others = [text for cfg in _variants(bases, right) for text in components.wrong_values(cfg)]
+    except (ConfigError, OmegaConfBaseException):  # it is the wrong options' doing
+        return []
+    return [*itertools.chain(*wrong_values.values()), *others]
+
+
 def _values(override: Override) -> list[Any]:
     """All values of a discrete sweep, the two ends of an interval, or the one value."""
     if not override.is_sweep_override():
@@ -399,11 +427,22 @@ def _wrong_key(override: Override, bases: list[DictConfig]) -> list[str]:
     if group == f"{under(bases[0])}task" and name in components.arguments(bases[0]):
         return [f"{key}: an argument of the task that its option does not name is added, +{override.input_line}"]
     own = {k.rpartition(".")[2]: k for k in keys if group and k.rpartition(".")[0] == group}
+    if (at := under(bases[0])) and (meant := _of_the_engine(override, bases[0], at)):
+        return [f"{key}: no such key; did you mean {meant}?"]
     if not own:
         return [f"{key}: no such key{nearest(key, [*keys, *{k.split('.')[0] for k in keys}])}"]
     if hint := nearest(name, own):
         return [f"{key}: no such key{hint.replace('mean ', f'mean {group}.')}"]
     return [f"{key}: no such key; {group} has {', '.join(sorted(own.values()))}"]
+
+
+def _of_the_engine(override: Override, cfg: DictConfig, at: str) -> str:
+    """What a key of an application that it has not is called where the engine has it; "" where that has none."""
+    key, group = override.key_or_group, f"{OWN}/{override.key_or_group}"
+    if key == "search" or group in cfg.hydra.runtime.choices:
+        plus = "" if group in cfg.hydra.runtime.choices else "+"
+        return f"{plus}{group}={str(override.input_line).partition('=')[2]}"
+    return f"{at}{key}" if _has(cfg, f"{at}{key}") else ""
 
 
 def _has(cfg: DictConfig, key: str) -> bool:

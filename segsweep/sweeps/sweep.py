@@ -26,11 +26,14 @@ from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import KEYS, first_line, has_secret, learn, masked
 from segsweep.core.session import session, thread
+from segsweep.core.signature import PACKAGE
 from segsweep.task import Spec
 from segsweep.tracking.store import Columns, columns, database
 
 log = logging.getLogger(__name__)
 
+SERVED = "sqlite:///mlruns/mlflow.db"
+"""What `make ui` of this project's Makefile serves."""
 ROOM = ".room"
 """File of a sweep's folder that holds nothing: its room is for the records of what fails when the disk is full."""
 FIRST_JOB_TRAINS = 8.0
@@ -234,7 +237,7 @@ class Sweep:
             error = late if ending.is_alive() else "".join(wrong)
         error = error or next(iter(lacking), None) or ("" if done else late)
         if not error:
-            print(f"MLflow: {masked(place['uri'])}   to look at it: make ui")
+            print(f"MLflow: {masked(place['uri'])}   to look at it: {look(place['uri'])}")
             return
         brings = f"brings {len(lacking)} of {len(folders)} runs" if lacking else "brings what is missing"
         again = f"nothing is lost: python -m segsweep.sync {folder}   {brings}"
@@ -325,6 +328,16 @@ def raw(overrides: Any) -> list[str]:
     """As they were given: to look one up would put an address in the place of its name."""
     found: Any = OmegaConf.to_container(overrides, resolve=False)
     return found
+
+
+def look(uri: str) -> str:
+    """How one looks at what MLflow keeps at `uri`, from the working directory."""
+    if uri.startswith(("http:", "https:")):
+        return "its address in a browser"
+    makefile, own = Path("Makefile"), PACKAGE.parent / "Makefile"
+    if uri == SERVED and makefile.exists() and own.exists() and makefile.samefile(own):
+        return "make ui"
+    return f"mlflow ui --backend-store-uri {shlex.quote(masked(uri))} --host 127.0.0.1"
 
 
 def program() -> str:

@@ -173,7 +173,7 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     _show(found, "today's")
     _unwatched(info)
     print(lacks, end="\n" * bool(lacks))
-    _versions(info.get("versions") or {}, environment.versions(*environment.packages(now.roots)))
+    _versions(info.get("versions") or {}, environment.program(now.roots, now.home)["versions"])
     _accepted(folder)
     entry = accepted.standing(folder.parent.parent, now.ids["signature"])
     there = folder.parent / now.ids["signature"]
@@ -230,7 +230,7 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
         raise SegsweepError(f"{name}: a job trains {there.name}, which is this run with today's code, just now")
     entry: dict[str, Any] = now.ids | {"by": by, "when": artifacts.now(), "reason": reason, "code": fingerprint(code())}
     entry |= {"files": {d.name: [d.old, d.new] for d in found}, "places": now.places}
-    entry |= {"versions": environment.versions(*environment.packages(now.roots)), "commit": environment.commit()}
+    entry |= environment.program(now.roots, now.home)
     counts, epochs = accepted.accept(folder, entry)
     _show(found, "today's")
     word = "Accepted" if counts is entry else "Accepted already"
