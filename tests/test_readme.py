@@ -89,7 +89,7 @@ def test_a_command_runs(command, work):
         kept = [a for a in arguments if not a.startswith(larger)]
         searching = any(a.startswith("+search=") for a in arguments)
         kept += ["search.trials=4"] if searching else ["report=false"]
-        if "-m" in arguments and not any(a.startswith("hydra/launcher=") for a in arguments):
+        if "-m" in arguments and not any(a.startswith(("hydra/launcher", "hydra.launcher")) for a in arguments):
             kept += ["hydra/launcher=basic"]  # workers have tests of their own
         kind = "lgg" if real else "folder" if "data=folder" in arguments else "phantom"
         done = segsweep(work, *kept, *SMALL, *OF_DATA[kind])
