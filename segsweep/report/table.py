@@ -76,7 +76,7 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
         console.print(_text(f"All: {shared}"))
     if blind := [job for job in jobs if job.status == "reused" and job.run and job.run.unwatched]:
         whose = f"job{'s' * (len(blind) > 1)} {', '.join(str(job.number) for job in blind)}"
-        text = f"{whose}: answered from the record; the data are not watched (data= of segsweep.main says what they are)"
+        text = f"{whose}: answered from the record; the data are not watched: give segsweep.main their files, data=[...]"
         console.print(Text(text), soft_wrap=True)
     modules, _ = own.modules(spec)
     for job in jobs:
