@@ -76,7 +76,8 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
         console.print(_text(f"All: {shared}"))
     if blind := [job for job in jobs if job.status == "reused" and job.run and job.run.unwatched]:
         whose = f"job{'s' * (len(blind) > 1)} {', '.join(str(job.number) for job in blind)}"
-        text = f"{whose}: answered from the record; the data are not watched: give segsweep.main their files, data=[...]"
+        told = "data=[...] of segsweep.main, or the digest of a task's Data, says what they are"
+        text = f"{whose}: answered from the record; the data are not watched ({told})"
         console.print(Text(text), soft_wrap=True)
     modules, _ = own.modules(spec)
     for job in jobs:
