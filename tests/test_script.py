@@ -164,6 +164,23 @@ def test_a_result_may_hold_numpys_numbers_and_the_nan_of_a_mean_over_units_witho
     assert runs(tmp_path)[0]["metrics"]["val/loss"] == 0.5
 
 
+NEVER = """
+import segsweep
+def train(run, *, ever: bool = False):
+    for epoch in run.epochs():
+        epoch.report({"val/loss": 1.0 if ever and epoch.number == 1 else float("nan")})
+def start():
+    segsweep.main(train, metric="loss", direction="min")
+"""
+
+
+def test_a_run_whose_chosen_metric_never_has_a_value_is_a_failed_job(through, tmp_path):
+    code, said, module = through(NEVER, "-m", "ever=false,true", "epochs=2", *HERE)
+    assert code == 1
+    assert "val/loss, by which this task chooses (Spec.select), had no finite value in any of its 2 epochs" in said
+    assert [run["objective"] for run in runs(tmp_path)] == [1.0]
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "run.json", "history.jsonl", "result.json", "last.pt"])
 def test_a_task_that_writes_a_file_of_the_engines_is_told_and_leaves_no_record(through, tmp_path, name):
     source = FUNCTION.replace("return lr", f"(run.folder / '{name}').write_text('1'); return lr")

@@ -20,7 +20,7 @@ from segsweep.core import artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError, nearest
 from segsweep.core.session import session
-from segsweep.task import PARTS, Data, Result, Spec, defect
+from segsweep.task import PARTS, Data, Result, Spec
 
 if TYPE_CHECKING:
     from segsweep.runs.run import Outcome
@@ -346,11 +346,11 @@ def _train(cfg: DictConfig, root: Path, *, looks: bool = False, **ends: Any) -> 
 
 def _described(spec: Spec) -> Verdict:
     """What the task says it measures."""
-    wrong = [f"metric {name}: {problem}" for name, metric in spec.metrics.items() if (problem := defect(metric))]
+    wrong: list[str] = []
     names = [f"val/{name}" for name, metric in spec.metrics.items() if metric.by_epoch]
-    if not wrong and spec.select not in names:
+    if spec.select not in names:
         wrong.append(f"select={spec.select}: allowed are {', '.join(names) or 'none'}{nearest(spec.select, names)}")
-    if not wrong:
+    else:
         try:
             Spec.from_json(spec.to_json())
         except ValueError as error:
