@@ -445,6 +445,47 @@ def test_it_is_refused_in_a_sentence(case, says, here, capsys):
     assert not (here / "multirun" / "accepted").exists()
 
 
+def neutral(here: Path, old: str, new: str) -> None:
+    """Edit at once the default of a setting and the value at which it decides nothing."""
+    if not old:
+        edit(here / "counting.py", 'select="val/score",', f'select="val/score", neutral={{"task.ema": {new}}},')
+        edit(here / "counting.py", "step: float = 1.0,", "step: float = 1.0, ema: float | None = None,")
+        return edit(here / "conf" / "task" / "count.yaml", "step: 1.0", f"step: 1.0\nema: {new.replace('None', 'null')}")
+    edit(here / "counting.py", f'"task.ema": {old}', f'"task.ema": {new}')
+    return edit(here / "conf" / "task" / "count.yaml", "ema: null", f"ema: {new}")
+
+
+def test_a_neutral_value_that_was_edited_with_its_default_is_a_difference_and_accepts_nothing(here, capsys):
+    neutral(here, "", "None")
+    first = do()
+    neutral(here, "None", "0.5")
+    assert "task.ema null (neutral) -> 0.5 (neutral)" in " ".join(ask(capsys, first.folder).split())
+    said = accept(capsys, first.folder, code=1)
+    assert "more than code differs, so it is another run: value task.ema null (neutral) -> 0.5 (neutral)" in said
+
+
+def test_a_setting_that_came_with_its_neutral_value_is_no_difference(here, capsys):
+    first = do()
+    neutral(here, "", "None")
+    assert "task.ema" not in ask(capsys, first.folder)
+    accept(capsys, first.folder)
+    assert do().accepted
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_the_data_decide_may_be_neutral(broken, here, capsys):
+    edit(here / "counting.py", 'select="val/score",', 'select="val/score", neutral={"precision": "fp32"},')
+    edit(here / "counting.py", "digest=self.data_digest,", 'settings={"precision": "fp32"}, digest=self.data_digest,')
+    edit(here / "counting.py", "step: float = 1.0,", 'step: float = 1.0, precision: str = "auto",')
+    first = do("+precision=auto")
+    assert "precision" not in first.folder.joinpath("run.json").read_text().partition('"factors"')[2].partition("}")[0]
+    if broken:  # the data cannot be looked at, and are taken to be what they were
+        edit(here / "counting.py", "return Data(", "return nothing(")
+    said = ask(capsys, first.folder)
+    assert "precision" not in said
+    assert ("The same run: its record answers." in said) is not broken
+
+
 @pytest.mark.parametrize("arguments", [["--accept", "a"], ["--accept", "a", "b", "--reason", "r"], ["a", "--by", "b"]])
 def test_who_accepts_says_why_and_of_one_run(arguments, capsys):
     with pytest.raises(SystemExit):
