@@ -253,6 +253,14 @@ def test_a_chosen_metric_that_never_has_a_value_is_told(said):
     assert code == 1
 
 
+def test_a_neutral_key_that_is_none_is_told(said):
+    spec = SPEC.replace("DIRECTION", "'min'").replace("SELECT", "'val/loss', neutral={'lr': 0.1, 'task.lr': 0.1}")
+    found, code = said(f"    {spec}")
+    assert found["neutral"].startswith("wrong: Spec.neutral has lr, which is no key of the configuration"), found
+    assert "task.lr, which" not in str(found)
+    assert code == 1
+
+
 def test_what_need_not_be_mended_is_noted(said):
     lines = """
     def data(self):

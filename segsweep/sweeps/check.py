@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, open_dict
 
 from segsweep.config import components
-from segsweep.config.schema import Config, engine
+from segsweep.config.schema import Config, engine, resolved
 from segsweep.config.start import start
 from segsweep.core import artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError, nearest
 from segsweep.core.session import session
+from segsweep.core.signature import leaves
 from segsweep.task import PARTS, Data, Result, Spec
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class _Check:
             raise _Stop(Verdict("settings", "wrong", "; ".join(problems)))
         spec = components.spec_of(cfg) or components.task_class(cfg).spec
         yield _described(spec)
+        yield from _neutral(cfg, spec)
         yield self.same_identity(cfg)
         whole = self.train("whole", EPOCHS, "two epochs" if spec.epochs else "training")
         yield from _measured(whole)
@@ -359,6 +361,17 @@ def _described(spec: Spec) -> Verdict:
         raise _Stop(Verdict("spec", "wrong", "; ".join(wrong)))
     ways = ", ".join(f"{name} ({metric.direction})" for name, metric in spec.metrics.items())
     return Verdict("spec", "ok", ways)
+
+
+def _neutral(cfg: DictConfig, spec: Spec) -> Iterator[Verdict]:
+    """Keys of `Spec.neutral` that are none; those of a group's option may be another option's."""
+    config = resolved(cfg)
+    known = {*config, *(f"task.{name}" for name in components.arguments(cfg)), *(key for key, _ in leaves(config))}
+    for key in spec.neutral:
+        group = config.get(key.partition(".")[0]) if not key.startswith("task.") else None
+        if key not in known and not (isinstance(group, Mapping) and "_target_" in group):
+            text = f"Spec.neutral has {key}, which is no key of the configuration{nearest(key, known)}"
+            yield Verdict("neutral", "wrong", f"{text}; it keeps no identity as it was")
 
 
 def _measured(whole: Trained) -> Iterator[Verdict]:
