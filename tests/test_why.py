@@ -272,6 +272,25 @@ def test_a_longer_run_goes_on_from_an_accepted_one_and_says_so(here, capsys):
     assert json.loads((anew.folder / "run.json").read_text())["accepted"] is None
 
 
+def test_what_is_taken_back_lends_no_states_either(here, capsys):
+    first, second = do("epochs=2"), do("epochs=3")
+    edit(here / "counting.py")
+    for folder in (first.folder, second.folder):
+        accept(capsys, folder)
+    do("epochs=5")  # trained on from what was lent
+    names = [accepted.entries(run.folder)[0]["signature"] for run in (first, second)]
+    pointers = [here / "multirun" / accepted.LIST / f"{name}.json" for name in names]
+    pointers[1].unlink()
+    own = do("epochs=3")  # the first still stands for its epochs
+    assert json.loads((own.folder / "run.json").read_text())["accepted"] == {"run": first.signature, "epochs": 2}
+    assert json.loads((own.folder / "result.json").read_text())["trained_epochs"] == 1
+    pointers[0].unlink()
+    assert Planner(Path("multirun")).point(*composed(command("epochs=2"))).state == "new"
+    own = do("epochs=2")
+    assert (own.status, json.loads((own.folder / "run.json").read_text())["accepted"]) == ("finished", None)
+    assert do("epochs=4").status == "continued"
+
+
 def test_runs_of_one_trajectory_are_accepted_each_for_its_epochs(here, capsys):
     first, second = do("epochs=2"), do("epochs=5")
     edit(here / "counting.py")

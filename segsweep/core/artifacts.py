@@ -443,11 +443,13 @@ class Checkpoints:
                 self.state(epoch).unlink(missing_ok=True)
                 self.best(epoch).unlink(missing_ok=True)
 
-    def clear(self) -> None:
-        """Forget all that was trained."""
-        for pattern in ("*.pt", "*.damaged", "end_*", ACCEPTED):
+    def clear(self, first: int = 0) -> None:
+        """Forget all that was trained; from an epoch on, if one is given."""
+        for pattern in ("*.pt", "*.damaged", "end_*", *([] if first else [ACCEPTED])):
             for file in self.folder.glob(pattern):
-                file.unlink(missing_ok=True)
+                number = file.stem.rpartition("_")[2]
+                if not (first and number.isdecimal() and int(number) < first):
+                    file.unlink(missing_ok=True)
 
     def tidy(self) -> None:
         """Remove what processes that were killed left half-written; for the holder of the folder's lock."""

@@ -133,6 +133,7 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     if _answered(asked, judge, outcome, stack):
         return outcome
     stack.enter_context(artifacts.lock(checkpoints.folder))
+    accepted.take_back(checkpoints)
     place = outcome.folder = record.clear(asked)  # whatever becomes of it, a record that is finished has no part in it
     own = OmegaConf.create(without(asked.whole, (f"{asked.at}search",)))  # who asks is no part of the run
     artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own), durable=True)
