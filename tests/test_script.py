@@ -96,6 +96,8 @@ def test_what_is_reused_says_that_its_data_are_not_watched_and_data_are_part_of_
         (FUNCTION.replace('"min"', '"min", data=lambda: 1'), [], "is inside something else"),
         (FUNCTION.replace('"min"', '"min", data=__import__("functools").partial(lambda: 1)'),
          [], "cannot be told to another process"),
+        (FUNCTION.replace('"min"', '"min", data=all_of').replace("\ndef ", "\ndef all_of(*them): ...\ndef ", 1),
+         [], "takes *them; it is given settings by their names"),
         (FUNCTION.replace("train(run, *,", "train(data, *,"), [], "its first argument is not run"),
         (FUNCTION.replace('"mlp"):', '"mlp", **more):'), [], "it takes *more"),
         (FUNCTION.replace(', direction="min"', ""), [], "metric= and direction= are needed"),
@@ -214,10 +216,12 @@ class Watched:
         return place
 def watched(folder, place="a.csv"):
     return folder + place
+def everything(**settings):
+    return settings["folder"] + "a.csv"
 """
 
 
-@pytest.mark.parametrize("data", ["functools.partial(watched, '')", "Watched()", "Watched().__call__", "watched"])
+@pytest.mark.parametrize("data", ["everything", "functools.partial(watched, '')", "Watched()", "Watched().__call__", "watched"])
 def test_data_may_be_told_by_whatever_can_be_called(tmp_path, data):
     """In other processes, too, in which the script has another name."""
     (tmp_path / "a.csv").write_text("1")

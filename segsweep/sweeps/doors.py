@@ -361,17 +361,21 @@ class _Packed:
             _door(thing)  # refuses what no other process finds
         try:
             self.packed = pickle.dumps(thing)
+            takes = [p for p in inspect.signature(thing).parameters.values() if p.kind is p.VAR_POSITIONAL]
         except Exception as error:  # of whatever it holds
             raise ConfigError(
                 f"segsweep.main(data={thing!r}): cannot be told to another process: {type(error).__name__}: {error}"
             ) from None
+        if takes:
+            raise ConfigError(f"segsweep.main(data={thing!r}): takes {takes[0]}; it is given settings by their names")
 
     def __call__(self, **values: Any) -> Any:
         """With those of `values` that it takes."""
         thing = worker.unpacked(self.packed)
         bound = getattr(thing, "keywords", {})  # of functools.partial
-        takes = [name for name in inspect.signature(thing).parameters if name in values and name not in bound]
-        return thing(**{name: values[name] for name in takes})
+        parameters = inspect.signature(thing).parameters
+        all_ = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return thing(**{name: values[name] for name in values if (all_ or name in parameters) and name not in bound})
 
 
 def _check_class(made: Any, target: str) -> None:
