@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import secrets
 import shutil
 import socket
@@ -170,6 +171,15 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def literal(value: Any) -> Any:
+    """Plain values as a configuration has them in which a text says what it says: `${...}` asks for nothing."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", value)
+    if isinstance(value, Mapping):
+        return {key: literal(item) for key, item in value.items()}
+    return [literal(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
