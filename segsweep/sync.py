@@ -22,6 +22,14 @@ def run_folders(folder: Path) -> list[Path]:
     return list(dict.fromkeys(path.resolve() for path in found if (path / "run.json").exists()))
 
 
+def _take_place(run: Path) -> None:
+    """As the next command would: a folder that holds files of two runs is a copy of neither."""
+    from segsweep.runs import record
+
+    with artifacts.lock(run):
+        record.take_place(run)
+
+
 def main() -> int:
     start()
     parser = argparse.ArgumentParser(prog="python -m segsweep.sync", description=__doc__)
@@ -39,6 +47,8 @@ def main() -> int:
         asked_by = folder if (folder / "sweep.json").exists() else None
         for run in runs:
             try:
+                if artifacts.result(run / artifacts.NEXT) and not artifacts.held(run):
+                    _take_place(run)
                 settings = engine(configuration(run)).tracking
             except Exception as error:  # missing, or no YAML, or of another program
                 print(f"{run}/config.yaml is missing or damaged: {first_line(error)}", file=sys.stderr)

@@ -42,6 +42,8 @@ class Metric:
         by_epoch: it is measured after every epoch, so that a search and a pruner can go by it.
         scale: keys of the configuration on which the scale of its values depends, such as the loss's own: runs that
             differ in one of them are not compared by it.
+
+    Raises ValueError where it is none: a direction that is a little misspelt would be searched the wrong way.
     """
 
     title: str
@@ -54,6 +56,10 @@ class Metric:
     by_unit: bool = False
     by_epoch: bool = True
     scale: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if reason := _defect(self):
+            raise ValueError(f"Metric(title={self.title!r}): {reason}")
 
     @property
     def sign(self) -> int:
@@ -149,8 +155,6 @@ class Spec:
                 known["bounds"] = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
                 known["scale"] = tuple(known.get("scale") or ())
                 metrics[name] = Metric(**known)
-                if reason := defect(metrics[name]):
-                    raise ValueError(f"metric {name}: {reason}")
             known = {key: record[key] for key in cls.__dataclass_fields__ if key in record and key != "metrics"}
             known.setdefault("inputs", ("data", "split"))  # groups that decided it before tasks said so
             lists = {key: tuple(value) for key, value in known.items() if isinstance(value, list | tuple)}
@@ -165,16 +169,20 @@ class Spec:
             raise ValueError(f"not the description of a task: {type(error).__name__}: {error}") from error
 
 
-def defect(metric: Metric) -> str | None:
-    """What makes it none, of a record that may be damaged."""
+def _defect(metric: Metric) -> str | None:
+    """What makes it none."""
     if metric.direction not in ("max", "min"):
-        return f"direction={metric.direction}: allowed are max, min"
+        meant = {"maxi": "max", "mini": "min"}.get(str(metric.direction).lower()[:4])
+        return f"direction={metric.direction!r}: allowed are max, min{f'; did you mean {meant}?' if meant else ''}"
     for key in ("format", "mean_format"):
-        if (value := getattr(metric, key)) and not FORMAT.fullmatch(value):
+        value = getattr(metric, key)
+        if not isinstance(value, str) or (value and not FORMAT.fullmatch(value)):
             return f"{key}={value!r}: allowed are such as .3f, ,.0f, .2e, .3g, .1%"
-    if not metric.bounds[0] < metric.bounds[1]:
-        return f"bounds={metric.bounds}: the first is below the second"
-    text = (metric.title, metric.format, metric.mean_format, metric.meaning, metric.column or "", *metric.scale)
+    bounds = metric.bounds
+    pair = isinstance(bounds, tuple | list) and len(bounds) == 2 and all(isinstance(b, int | float) for b in bounds)
+    if not pair or not bounds[0] < bounds[1]:
+        return f"bounds={bounds!r}: allowed are two numbers, the first below the second"
+    text = (metric.title, metric.meaning, "" if metric.column is None else metric.column, *metric.scale)
     plain = all(isinstance(part, str) and part.isprintable() for part in text)  # it is shown in terminals
     return None if plain and metric.title else "text is expected, and a title"
 

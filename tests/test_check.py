@@ -215,10 +215,6 @@ OPTIMIZER = ["differ from epoch 2 on, train/loss: ", "(model) are taken up whole
             *("data", ["digest is not the same in two constructions", "of the contents alone"]),
         ),
         (
-            f"    {SPEC.replace('DIRECTION', repr('up')).replace('SELECT', repr('val/loss'))}",
-            *("spec", ["metric loss: direction=up: allowed are max, min"]),
-        ),
-        (
             f"    {SPEC.replace('DIRECTION', repr('min')).replace('SELECT', repr('val/los'))}",
             *("spec", ["select=val/los: allowed are val/loss; did you mean val/loss?"]),
         ),
@@ -237,6 +233,31 @@ def test_what_a_task_forgot_is_told_in_words(lines, name, words, said, monkeypat
     assert found[name].startswith("wrong: "), found
     for word in words:
         assert word in found[name]
+    assert code == 1
+
+
+def test_a_metric_that_is_none_is_one_sentence(said):
+    found, code = said(f"    {SPEC.replace('DIRECTION', repr('maximize')).replace('SELECT', repr('val/loss'))}")
+    wanted = "cannot be imported: Metric(title='Loss'): direction='maximize': allowed are max, min; did you mean max?"
+    assert [line for line in found if line.endswith(wanted)] == [*found][:1]
+    assert code == 1
+
+
+def test_a_chosen_metric_that_never_has_a_value_is_told(said):
+    found, code = said("""
+    def epoch(self, epoch, model, optimizer):
+        self.fit(model, optimizer)
+        epoch.report({"train/loss": self.loss(model).item(), "val/loss": float("nan")})
+    """)
+    assert found["record"].startswith("wrong: val/loss, by which this task chooses"), found
+    assert code == 1
+
+
+def test_a_neutral_key_that_is_none_is_told(said):
+    spec = SPEC.replace("DIRECTION", "'min'").replace("SELECT", "'val/loss', neutral={'lr': 0.1, 'task.lr': 0.1}")
+    found, code = said(f"    {spec}")
+    assert found["neutral"].startswith("wrong: Spec.neutral has lr, which is no key of the configuration"), found
+    assert "task.lr, which" not in str(found)
     assert code == 1
 
 

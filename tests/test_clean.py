@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import shutil
 import sys
 from contextlib import ExitStack
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import toy_task
 
-from segsweep import clean
+from segsweep import clean, sync
 from segsweep.core import accepted, artifacts
 from segsweep.runs import clean as found
+from segsweep.runs import record
 from segsweep.runs.loop import Loop
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.phantom import Phantom
@@ -94,10 +96,10 @@ def test_states_that_an_accepted_record_lends_go_with_its_own_and_are_room_only_
     from segsweep.runs.clean import gain, items, shown
 
     (folder,) = (path.parent for path in runs.glob("runs/*/result.json"))
-    accepted.accept(folder, {"signature": "5", "group": "6", "trajectory": "7", "code": "8", "files": {}})
+    accepted.accept(folder, {"signature": "5", "group": "6", "trajectory": "7" * 16, "code": "8", "files": {}})
     found = [item for item in items(runs) if item.kind == "checkpoints"]
-    old, new = sorted(found, key=lambda item: item.place.name == "7")
-    assert new.place == runs / "trajectories" / "7"
+    old, new = sorted(found, key=lambda item: item.place.name == "7" * 16)
+    assert new.place == runs / "trajectories" / ("7" * 16)
     mark = (new.place / accepted.FILE).stat().st_size
     assert (gain([old]), gain([new]), gain([old, new])) == (0, mark, old.bytes + mark)
     run(runs, "--what", "checkpoints", monkeypatch=monkeypatch)
@@ -241,3 +243,59 @@ def test_where_nothing_can_go_or_is_there_that_is_said(tmp_path, monkeypatch, ca
     shutil.rmtree(tmp_path / "runs")
     run(tmp_path / "runs", monkeypatch=monkeypatch, code=1)
     assert "no such folder; give the one that paths.runs names" in capsys.readouterr().err
+
+
+def half_replaced(folder: Path, cfg, monkeypatch) -> dict[str, bytes]:
+    """Train a finished run anew and cut it off where its result is the last that has not moved."""
+    replace = os.replace
+
+    def cut(old, new):
+        if Path(old) == folder / artifacts.NEXT / "result.json":
+            raise KeyboardInterrupt
+        return replace(old, new)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(record.os, "replace", cut)
+        toy_task.do(cfg, folder.parent.parent, seed=0, reuse=False)
+    return tree(folder)
+
+
+def test_a_whole_run_that_has_begun_to_take_an_old_ones_place_stays_and_takes_it(runs, cfg, monkeypatch):
+    finished = next(path.parent for path in runs.glob("runs/*/result.json"))
+    before = half_replaced(finished, cfg, monkeypatch)
+    assert ".anew/result.json" in before
+    run(runs, "--what", "unfinished", monkeypatch=monkeypatch)
+    assert tree(finished) == before
+    assert toy_task.do(cfg, runs, seed=0).status == "reused"
+    assert (finished / "result.json").read_bytes() == before[".anew/result.json"]
+
+
+def test_a_folder_that_holds_files_of_two_runs_is_made_one_before_it_is_mirrored(runs, cfg, monkeypatch):
+    finished = next(path.parent for path in runs.glob("runs/*/result.json"))
+    before = half_replaced(finished, cfg, monkeypatch)
+    mirrored: list[dict[str, bytes]] = []
+    monkeypatch.setattr(sync.mirrors, "push", lambda folder, *about, **more: mirrored.append(tree(folder)))
+    monkeypatch.setattr(sys, "argv", ["sync", str(finished), "--uri", "sqlite:///x.db"])
+    assert sync.main() == 0
+    assert mirrored[0]["result.json"] == before[".anew/result.json"]
+    assert not any(name.startswith(".anew") for name in mirrored[0])
+
+
+def test_what_another_program_has_there_stays_and_gets_no_file(runs, monkeypatch, tmp_path):
+    for name in ("exp1", "0123456789abcdef"):  # which is named as a run is, and none
+        for place, file in (("runs", "events.out"), ("trajectories", "episode.npz")):
+            (runs / place / name).mkdir()
+            (runs / place / name / file).write_text("mine")
+    (runs / "runs" / "exp1" / "config.yaml").write_text("mine: 1")
+    elsewhere = tmp_path / "elsewhere"
+    unfinished = next(path for path in (runs / "runs").iterdir() if found._kind(path) == "unfinished")
+    shutil.copytree(unfinished, elsewhere)
+    (runs / "runs" / "fedcba9876543210").symlink_to(elsewhere)
+    (runs / "trajectories" / "fedcba9876543210").symlink_to(elsewhere)
+    (elsewhere / "state_0001.pt").write_text("mine")
+    places = (runs / at / name for at in ("runs", "trajectories") for name in ("exp1", "0123456789abcdef"))
+    own = [elsewhere, *places]
+    before = [sorted(folder.rglob("*")) for folder in own]
+    run(runs, "--what", "unfinished", "failed", "checkpoints", monkeypatch=monkeypatch)
+    assert [sorted(folder.rglob("*")) for folder in own] == before
+    assert not (unfinished / "run.json").exists()

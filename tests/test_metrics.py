@@ -24,7 +24,7 @@ from segsweep.segmentation.metrics import (
     spec_of,
     summarise,
 )
-from segsweep.task import Spec, defect
+from segsweep.task import Spec
 
 NAN = math.nan
 # tp, fp, fn, tn of five patients of 100 pixels each, the last without a slice in this part.
@@ -233,7 +233,6 @@ def test_what_a_task_of_classes_measures_says_its_rule():
     assert not spec.metrics["hd95/rv"].by_epoch
     assert spec_of(labels(3)).metrics["dice/1"].title == "Dice of class 1"
     assert list(Spec.from_json(json.loads(json.dumps(spec.to_json()))).scores) == list(spec.scores)
-    assert all(defect(metric) is None for metric in spec.metrics.values())
     assert spec_of(labels(None)) is SPEC
     assert spec_for({"data": {"classes": "nonsense"}}) is spec_for({}) is SPEC
     assert set(spec_of(labels(None, [255])).metrics) == set(SPEC.metrics)

@@ -259,3 +259,17 @@ def test_a_sweep_is_answered_from_another_machines_and_lists_what_it_reused(tmp_
     made = runs[jobs[2]["signature"]]
     assert made.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert made.info.run_id not in note
+
+
+@pytest.mark.parametrize("node", ["", "segsweep: {seed: 0}\n"])
+@pytest.mark.parametrize("text", [r"\\${oc.env:HOME}", r"\\\${oc.env:HOME}", r"\${oc.env:HOME}", "${oc.env:HOME}"])
+def test_no_number_of_backslashes_makes_a_record_look_something_up(tmp_path, node, text):
+    """An application's says what stands there, another's what it means where that is text."""
+    (tmp_path / "config.yaml").write_text(f"{node}a: '{text}'\n")
+    if not node and (len(text) - len(text.lstrip("\\"))) % 2 == 0:
+        with pytest.raises(SegsweepError, match="nothing to look up"):
+            recall.configuration(tmp_path)
+        return
+    found = recall.configuration(tmp_path).a
+    assert found.endswith("${oc.env:HOME}")
+    assert (found == text) or not node

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from segsweep.core import environment, signature
 from segsweep.runs import identity
+from segsweep.runs.identity import recorded
 from segsweep.sweeps import doors, why
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "script"
@@ -97,6 +98,21 @@ def test_what_is_reused_says_that_its_data_are_not_watched_and_data_are_part_of_
         (FUNCTION.replace('"min"', '"min", data=lambda: 1'), [], "is inside something else"),
         (FUNCTION.replace('"min"', '"min", data=__import__("functools").partial(lambda: 1)'),
          [], "cannot be told to another process"),
+        (FUNCTION.replace('"min"', '"min", data=all_of').replace("\ndef ", "\ndef all_of(*them): ...\ndef ", 1),
+         [], "takes *them; it is given settings by their names"),
+        (FUNCTION.replace('"min"', '"min", data=leaves').replace("\ndef ", "\ndef leaves(): raise SystemExit\ndef ", 1),
+         [], "data= of train(): sys.exit(None)"),
+        (FUNCTION.replace('"min"', '"min", data="/dev/zero"'), [], "data=/dev/zero: no regular file"),
+        (FUNCTION.replace("lr: float = 0.1", "lr=10**400"), [], "a default is a number, a text, a path"),
+        (FUNCTION.replace("lr: float = 0.1", "epochs='three'"), [], "epochs='three'): a whole number is needed"),
+        (FUNCTION.replace("lr: float = 0.1", "epochs=2.0"), [], "epochs=2.0): a whole number is needed"),
+        (FUNCTION.replace("lr: float = 0.1", "epochs=True"), [], "epochs=True): a whole number is needed"),
+        (FUNCTION.replace("lr: float = 0.1", "seed=None"), [], "seed=None): a whole number is needed"),
+        (FUNCTION.replace("lr: float = 0.1", "device=0"), [], "device=0): a text is needed"),
+        (FUNCTION.replace('"loss", direction="min"', '{"loss": ["min"]}'), [], "loss has direction ['min']; allowed are"),
+        (FUNCTION.replace('"min"', '["min"]'), [], "loss has direction ['min']; allowed are min and max"),
+        (FUNCTION.replace('"min"', '"min", ignored=5'), [], "segsweep.main(ignored=5): a key as text is needed"),
+        (FUNCTION.replace('"min"', '"min", repeats=[5]'), [], "segsweep.main(repeats=(5,)): a key as text is needed"),
         (FUNCTION.replace("train(run, *,", "train(data, *,"), [], "its first argument is not run"),
         (FUNCTION.replace('"mlp"):', '"mlp", **more):'), [], "it takes *more"),
         (FUNCTION.replace(', direction="min"', ""), [], "metric= and direction= are needed"),
@@ -165,6 +181,34 @@ def test_a_result_may_hold_numpys_numbers_and_the_nan_of_a_mean_over_units_witho
     assert runs(tmp_path)[0]["metrics"]["val/loss"] == 0.5
 
 
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "${x", r"a\${x}", r"\\${lr}", "${epochs} and ${", "plain"])
+def test_a_text_is_what_it_says_in_training_and_in_the_record(through, tmp_path, text):
+    source = FUNCTION.replace('"mlp"', repr(text)).replace("append((lr", "append((model, lr")
+    source = source.replace("import segsweep", "import segsweep\nimport numpy").replace("= 0.1", "= numpy.float64(0.1)")
+    code, said, module = through(source, *HERE[1:])
+    assert code == 0, said
+    assert [given[:2] for given in module.seen] == [(text, 0.1)]
+    (folder,) = (tmp_path / "multirun" / "runs").iterdir()
+    assert recorded(folder)[0].config["model"] == text
+
+
+NEVER = """
+import segsweep
+def train(run, *, ever: bool = False):
+    for epoch in run.epochs():
+        epoch.report({"val/loss": 1.0 if ever and epoch.number == 1 else float("nan")})
+def start():
+    segsweep.main(train, metric="loss", direction="min")
+"""
+
+
+def test_a_run_whose_chosen_metric_never_has_a_value_is_a_failed_job(through, tmp_path):
+    code, said, module = through(NEVER, "-m", "ever=false,true", "epochs=2", *HERE)
+    assert code == 1
+    assert "val/loss, by which this task chooses (Spec.select), had no finite value in any of its 2 epochs" in said
+    assert [run["objective"] for run in runs(tmp_path)] == [1.0]
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "run.json", "history.jsonl", "result.json", "last.pt"])
 def test_a_task_that_writes_a_file_of_the_engines_is_told_and_leaves_no_record(through, tmp_path, name):
     source = FUNCTION.replace("return lr", f"(run.folder / '{name}').write_text('1'); return lr")
@@ -198,10 +242,14 @@ class Watched:
         return place
 def watched(folder, place="a.csv"):
     return folder + place
+def everything(**settings):
+    return settings["folder"] + "a.csv"
 """
 
 
-@pytest.mark.parametrize("data", ["functools.partial(watched, '')", "Watched()", "Watched().__call__", "watched"])
+@pytest.mark.parametrize(
+    "data", ["everything", "functools.partial(watched, '')", "Watched()", "Watched().__call__", "watched"]
+)
 def test_data_may_be_told_by_whatever_can_be_called(tmp_path, data):
     """In other processes, too, in which the script has another name."""
     (tmp_path / "a.csv").write_text("1")

@@ -71,6 +71,11 @@ def test_a_setting_that_came_later_counts_once_it_decides_something():
     assert type(spec).from_json(json.loads(json.dumps(spec.to_json()))).neutral == spec.neutral
 
 
+def test_false_is_not_the_number_at_which_a_setting_decides_nothing():
+    spec = dataclasses.replace(SPEC, neutral={"ema": False})
+    assert [signature.deciding({"ema": value}, spec) for value in (False, 0, 0.0)] == [{}, {"ema": 0}, {"ema": 0.0}]
+
+
 SIX = {
     "base_r2unet": "03c0284da2bcaf0f",
     "base_unet": "3c9d460367b06635",

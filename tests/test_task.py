@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
@@ -48,6 +49,23 @@ def test_what_a_later_version_adds_is_no_error_and_what_is_none_is_told():
     for broken in ({}, {"metrics": {"a": {}}}, {"metrics": {"a": {"title": "A", "direction": "up"}}, "select": "a"}):
         with pytest.raises(ValueError, match="task|direction"):
             Spec.from_json(broken)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"direction": "maximize"}, "direction='maximize': allowed are max, min; did you mean max?"),
+        ({"direction": "minimise"}, "allowed are max, min; did you mean min?"),
+        ({"direction": "Max"}, "direction='Max': allowed are max, min"),
+        ({"direction": None}, "direction=None: allowed are max, min"),
+        ({"format": "four digits"}, "format='four digits': allowed are such as .3f"),
+        ({"bounds": (1, 0)}, "bounds=(1, 0): allowed are two numbers, the first below the second"),
+        ({"bounds": (None, 1)}, "bounds=(None, 1): allowed are two numbers"),
+    ],
+)
+def test_a_metric_that_is_none_is_told_when_it_is_made(given, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Metric(**{"title": "A", "direction": "max"} | given)
 
 
 def test_runs_are_compared_by_the_first_metric_that_units_have():

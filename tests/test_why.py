@@ -272,6 +272,25 @@ def test_a_longer_run_goes_on_from_an_accepted_one_and_says_so(here, capsys):
     assert json.loads((anew.folder / "run.json").read_text())["accepted"] is None
 
 
+def test_what_is_taken_back_lends_no_states_either(here, capsys):
+    first, second = do("epochs=2"), do("epochs=3")
+    edit(here / "counting.py")
+    for folder in (first.folder, second.folder):
+        accept(capsys, folder)
+    do("epochs=5")  # trained on from what was lent
+    names = [accepted.entries(run.folder)[0]["signature"] for run in (first, second)]
+    pointers = [here / "multirun" / accepted.LIST / f"{name}.json" for name in names]
+    pointers[1].unlink()
+    own = do("epochs=3")  # the first still stands for its epochs
+    assert json.loads((own.folder / "run.json").read_text())["accepted"] == {"run": first.signature, "epochs": 2}
+    assert json.loads((own.folder / "result.json").read_text())["trained_epochs"] == 1
+    pointers[0].unlink()
+    assert Planner(Path("multirun")).point(*composed(command("epochs=2"))).state == "new"
+    own = do("epochs=2")
+    assert (own.status, json.loads((own.folder / "run.json").read_text())["accepted"]) == ("finished", None)
+    assert do("epochs=4").status == "continued"
+
+
 def test_runs_of_one_trajectory_are_accepted_each_for_its_epochs(here, capsys):
     first, second = do("epochs=2"), do("epochs=5")
     edit(here / "counting.py")
@@ -443,6 +462,49 @@ def test_it_is_refused_in_a_sentence(case, says, here, capsys):
     assert len(said.splitlines()) == 1
     assert not (given / accepted.FILE).exists()
     assert not (here / "multirun" / "accepted").exists()
+
+
+def neutral(here: Path, old: str, new: str) -> None:
+    """Edit at once the default of a setting and the value at which it decides nothing."""
+    if not old:
+        edit(here / "counting.py", 'select="val/score",', f'select="val/score", neutral={{"task.ema": {new}}},')
+        edit(here / "counting.py", "step: float = 1.0,", "step: float = 1.0, ema: float | None = None,")
+        return edit(
+            here / "conf" / "task" / "count.yaml", "step: 1.0", f"step: 1.0\nema: {new.replace('None', 'null')}"
+        )
+    edit(here / "counting.py", f'"task.ema": {old}', f'"task.ema": {new}')
+    return edit(here / "conf" / "task" / "count.yaml", "ema: null", f"ema: {new}")
+
+
+def test_a_neutral_value_that_was_edited_with_its_default_is_a_difference_and_accepts_nothing(here, capsys):
+    neutral(here, "", "None")
+    first = do()
+    neutral(here, "None", "0.5")
+    assert "task.ema null (neutral) -> 0.5 (neutral)" in " ".join(ask(capsys, first.folder).split())
+    said = accept(capsys, first.folder, code=1)
+    assert "more than code differs, so it is another run: value task.ema null (neutral) -> 0.5 (neutral)" in said
+
+
+def test_a_setting_that_came_with_its_neutral_value_is_no_difference(here, capsys):
+    first = do()
+    neutral(here, "", "None")
+    assert "task.ema" not in ask(capsys, first.folder)
+    accept(capsys, first.folder)
+    assert do().accepted
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_the_data_decide_may_be_neutral(broken, here, capsys):
+    edit(here / "counting.py", 'select="val/score",', 'select="val/score", neutral={"precision": "fp32"},')
+    edit(here / "counting.py", "digest=self.data_digest,", 'settings={"precision": "fp32"}, digest=self.data_digest,')
+    edit(here / "counting.py", "step: float = 1.0,", 'step: float = 1.0, precision: str = "auto",')
+    first = do("+precision=auto")
+    assert "precision" not in first.folder.joinpath("run.json").read_text().partition('"factors"')[2].partition("}")[0]
+    if broken:  # the data cannot be looked at, and are taken to be what they were
+        edit(here / "counting.py", "return Data(", "return nothing(")
+    said = ask(capsys, first.folder)
+    assert "precision" not in said
+    assert ("The same run: its record answers." in said) is not broken
 
 
 @pytest.mark.parametrize("arguments", [["--accept", "a"], ["--accept", "a", "b", "--reason", "r"], ["a", "--by", "b"]])

@@ -4,6 +4,7 @@
 `accepted/SIGNATURE.json` beside `runs/` only leads from the signature that the code of that day makes to the run.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from segsweep.core import artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError, printable
+
+log = logging.getLogger(__name__)
 
 FILE = artifacts.ACCEPTED
 LIST = "accepted"
@@ -53,6 +56,32 @@ def _ids(folder: Path) -> dict[str, str]:
     info = artifacts.read_json(folder / "run.json") or {}
     found = {key: info.get(key) for key in ("signature", "group", "trajectory")}
     return {key: value for key, value in found.items() if isinstance(value, str)} if all(found.values()) else {}
+
+
+def lapsed(checkpoints: Checkpoints) -> int | None:
+    """The first epoch of a trajectory that was lent by an acceptance which does not stand any more; None: none was."""
+    lent = [int(epoch) for epoch in artifacts.read_json(checkpoints.folder / FILE) or {} if epoch.isdecimal()]
+    runs, until = checkpoints.folder.parent.parent, 0
+    for pointer in (runs / LIST).glob("*.json") if lent else ():
+        folder = runs / "runs" / Path(str((artifacts.read_json(pointer) or {}).get("run"))).name
+        alike = (pointer.stem, checkpoints.folder.name)
+        if any((entry["signature"], entry["trajectory"]) == alike for entry in entries(folder)):
+            until = max(until, int((artifacts.result(folder) or {}).get("epochs") or 0))
+    return min((epoch for epoch in lent if epoch > until), default=None)
+
+
+def take_back(checkpoints: Checkpoints) -> None:
+    """Remove the states that were lent by an acceptance which does not stand any more, with those that were trained on
+    from them. For the holder of the folder's lock."""
+    if (first := lapsed(checkpoints)) is None:
+        return
+    file = checkpoints.folder / FILE
+    log.warning("%s: an acceptance was taken back, and with it epochs %d and on", checkpoints.folder, first)
+    checkpoints.clear(first)
+    known = (artifacts.read_json(file) or {}).items()
+    kept = {epoch: run for epoch, run in known if epoch.isdecimal() and int(epoch) < first}
+    artifacts.write_json(file, kept, durable=True)
+    artifacts.flush(checkpoints.folder)
 
 
 def begun(checkpoints: Checkpoints, done: int) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import secrets
 import shutil
 import socket
@@ -170,6 +171,15 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def literal(value: Any) -> Any:
+    """Plain values as a configuration has them in which a text says what it says: `${...}` asks for nothing."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", value)
+    if isinstance(value, Mapping):
+        return {key: literal(item) for key, item in value.items()}
+    return [literal(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -443,11 +453,13 @@ class Checkpoints:
                 self.state(epoch).unlink(missing_ok=True)
                 self.best(epoch).unlink(missing_ok=True)
 
-    def clear(self) -> None:
-        """Forget all that was trained."""
-        for pattern in ("*.pt", "*.damaged", "end_*", ACCEPTED):
+    def clear(self, first: int = 0) -> None:
+        """Forget all that was trained; from an epoch on, if one is given."""
+        for pattern in ("*.pt", "*.damaged", "end_*", *([] if first else [ACCEPTED])):
             for file in self.folder.glob(pattern):
-                file.unlink(missing_ok=True)
+                number = file.stem.rpartition("_")[2]
+                if not (first and number.isdecimal() and int(number) < first):
+                    file.unlink(missing_ok=True)
 
     def tidy(self) -> None:
         """Remove what processes that were killed left half-written; for the holder of the folder's lock."""

@@ -34,6 +34,8 @@ def digest(found: Any, beside: Path) -> str | None:
     for each in map(Path, found):
         try:
             files = list(_files(each)) if each.is_dir() else [each]
+            if other := [file for file in files if file.exists() and not file.is_file()]:
+                raise DataError(f"data={other[0]}: no regular file, of which nothing can be watched")
             contents = [_content(str(f.absolute()), (about := f.stat()).st_size, about.st_mtime_ns) for f in files]
         except OSError as error:
             raise DataError(f"data={error.filename or each}: {error.strerror}") from None

@@ -72,17 +72,22 @@ def left_out(at: str, spec: Spec) -> tuple[str, ...]:
     return (*(f"{at}{key}" for key in IGNORED), *spec.ignored, *epochs)
 
 
-def deciding(config: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
-    """What of `config` is more than a setting at the value at which it decides nothing (`Spec.neutral`)."""
-    at_rest = []
+def at_rest(config: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+    """Dotted key and value of each setting that is at the value at which it decides nothing (`Spec.neutral`)."""
+    found = {}
     for key, neutral in spec.neutral.items():
         *path, last = key.split(".")
         node: Any = config
         for part in path:
             node = node.get(part) if isinstance(node, Mapping) else None
-        if isinstance(node, Mapping) and last in node and _plain(node[last]) == _plain(neutral):
-            at_rest.append(key)
-    return without(config, tuple(at_rest))
+        if isinstance(node, Mapping) and last in node and digest(node[last]) == digest(neutral):  # false is not 0
+            found[key] = node[last]
+    return found
+
+
+def deciding(config: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+    """What of `config` is more than a setting `at_rest`."""
+    return without(config, tuple(at_rest(config, spec)))
 
 
 def signatures(

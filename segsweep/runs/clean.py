@@ -5,6 +5,7 @@ weights are not.
 """
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from segsweep.core import accepted, artifacts
-from segsweep.core.artifacts import NEXT, WEIGHTS
+from segsweep.core.artifacts import ANEW, NEXT, WEIGHTS
 from segsweep.core.errors import printable
 
 KINDS = {
@@ -26,6 +27,8 @@ KINDS = {
     "unfinished": "what runs that were interrupted or pruned would go on from, and the folders of the former",
     "decoded": "data sets, which the next run that needs one decodes again",
 }
+MADE = re.compile("[0-9a-f]{16}")
+"""A folder's name that is a digest (`signature.digest`)."""
 ENDS = {"failed": "failure.json", "pruned": "pruned.json"}
 
 
@@ -69,7 +72,8 @@ class Item:
 def _content(paths: Sequence[Path]) -> Counter[tuple[int, int, int, int]]:
     found: Counter[tuple[int, int, int, int]] = Counter()
     for path in paths:
-        inner = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+        walked = () if path.is_symlink() else os.walk(path)
+        inner = (Path(folder, name) for folder, _, names in walked for name in names)
         for file in chain([path], inner):
             with suppress(FileNotFoundError):  # a running sweep's, which has another name by now
                 about = file.lstat()
@@ -89,7 +93,7 @@ def items(runs: Path) -> list[Item]:
     found: list[Item] = []
     known = _Runs(runs)
     # states before the runs that they are judged by
-    for folder in _folders(runs / "trajectories"):
+    for folder in _folders(runs / "trajectories", "*.pt", "*.damaged", "end_*", ANEW, accepted.FILE):
         if kind := known.states(folder):
             alone = partial(_alone, folder, *known.of(folder.name))
             found.append(Item(kind, folder, _all(folder), alone, partial(known.states, folder)))
@@ -102,8 +106,11 @@ def items(runs: Path) -> list[Item]:
     return sorted((item for item in found if item.files), key=lambda item: order.index(item.kind))
 
 
-def _folders(place: Path) -> list[Path]:
-    return sorted(path for path in place.glob("*") if path.is_dir())
+def _folders(place: Path, *marks: str) -> list[Path]:
+    """Those that were made here, for a folder `runs` is many a program's: no links, named by a digest, and with a file
+    that matches one of `marks`."""
+    found = (path for path in place.glob("*") if MADE.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+    return sorted(path for path in found if any(next(path.glob(mark), None) for mark in marks))
 
 
 class _Runs:
@@ -115,7 +122,7 @@ class _Runs:
         self._read: dict[Path, tuple[Any, set[str]]] = {}
 
     def folders(self) -> list[Path]:
-        return _folders(self.runs / "runs")
+        return _folders(self.runs / "runs", *artifacts.ENGINES)
 
     def of(self, trajectory: str) -> list[Path]:
         return [folder for folder in self.folders() if trajectory in self._trajectories(folder)]
@@ -137,13 +144,16 @@ class _Runs:
 
 
 def _kind(folder: Path) -> str | None:
-    """Of a run's folder."""
-    return end if (end := _end(folder)) in ("failed", "unfinished") else None
+    """Of a run's folder; it stays where a whole run waits in it to take its place (`record.take_place`)."""
+    end = _end(folder)
+    return end if end in ("failed", "unfinished") and not artifacts.result(folder / NEXT) else None
 
 
 def _next(folder: Path) -> str | None:
-    """Of what a run in `folder` is trained anew in, where the folder itself stays."""
-    return "unfinished" if (folder / NEXT).is_dir() and not _kind(folder) else None
+    """Of what a run in `folder` is trained anew in, where the folder itself stays. Once it is whole its files are on
+    their way there."""
+    going = (folder / NEXT).is_dir() and not _kind(folder) and not artifacts.result(folder / NEXT)
+    return "unfinished" if going else None
 
 
 def _end(folder: Path) -> str:

@@ -16,7 +16,7 @@ from segsweep.config.schema import resolved, under
 from segsweep.core import artifacts, signature
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
-from segsweep.core.signature import OWN, code, deciding, factors, left_out, places, signatures, without
+from segsweep.core.signature import OWN, at_rest, code, deciding, factors, left_out, places, signatures, without
 from segsweep.task import Data, Spec
 from segsweep.tracking.recall import configuration
 
@@ -26,7 +26,7 @@ class Identity:
     """config: what decides numbers of a resolved configuration, nested. like: the same less what follows the seed and
     the other repeats. data, split: digests. files: module -> hash of its code. epochs: the key of their number. roots:
     modules of one's own that all of its code is reached from. settled: values of `config` that the data decided.
-    places: module -> its file."""
+    places: module -> its file. rest: settings that are none of `config`, as each has its neutral value."""
 
     config: dict[str, Any]
     like: dict[str, Any]
@@ -37,6 +37,7 @@ class Identity:
     roots: tuple[str, ...] = ()
     settled: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
+    rest: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def ids(self) -> dict[str, str]:
@@ -94,12 +95,13 @@ def identity(cfg: DictConfig, spec: Spec, data: Data, folder: Path | None = None
     at = under(cfg)
     apart, settings = left_out(at, spec), dict(data.settings)
     place = str(folder.absolute()) if folder else ""
-    config = deciding(without(resolved(cfg, (), place) | settings, apart), spec)
+    whole = without(resolved(cfg, (), place) | settings, apart)
+    config, rest = deciding(whole, spec), at_rest(whole, spec)
     like = deciding(without(resolved(cfg, repeats(spec, at), place) | settings, apart), spec) if at else config
     like = without(like, repeats(spec, at))
     roots = tuple(sorted(whitelist.modules(config) | set(spec.code)))
     digests = (data.digest or "", data.split)
-    return Identity(config, like, *digests, code(*roots), f"{at}epochs", roots, settings, places(*roots))
+    return Identity(config, like, *digests, code(*roots), f"{at}epochs", roots, settings, places(*roots), rest)
 
 
 def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
@@ -111,16 +113,20 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
         cfg = configuration(folder)
         at = under(cfg)
         whole: Any = OmegaConf.to_container(cfg, resolve=True)
-        config = deciding(without(whole, left_out(at, spec)), spec)
+        whole = without(whole, left_out(at, spec))
+        config, rest = deciding(whole, spec), at_rest(whole, spec)
         plain = {key for key, value in config.items() if not isinstance(value, dict)} | set(info.get("resolved") or ())
         told = info["factors"]
         settled = {key: told[key] for key in sorted(plain & set(told)) if told[key] != config.get(key)}
         data, split = (info[part]["digest"] or "" for part in ("data", "split"))
-        config |= settled
+        rested = {*(info.get("resolved") or ())} & spec.neutral.keys() - told.keys()  # by what the data decided
+        config = without(config, tuple(rested)) | settled
+        rested = {key: spec.neutral[key] for key in rested}
+        rest = {key: value for key, value in rest.items() if key not in settled} | rested
         like = without(config, repeats(spec, at))
         found = Identity(config, like, data, split, dict(info["files"]), f"{at}epochs")
         same = found.ids["signature"] == info["signature"]
-        found = replace(found, settled=settled, places=dict(info.get("places") or {}))
+        found = replace(found, settled=settled | rested, places=dict(info.get("places") or {}), rest=rest)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {first_line(error)}") from error
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import os
 import shutil
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from segsweep.core import accepted, artifacts, environment
 from segsweep.core.artifacts import ANEW
-from segsweep.core.errors import TaskError
+from segsweep.core.errors import NotFiniteError, TaskError
 from segsweep.core.signature import code, fingerprint
 from segsweep.runs.asked import Asked
 from segsweep.runs.identity import unwatched
@@ -164,7 +165,8 @@ class Described:
 
 def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) -> dict[str, Any]:
     """Write the weights and the units' scores; what result.json is to hold. known: facts, the seconds of `train` among
-    them, which are those of training where there were no epochs."""
+    them, which are those of training where there were no epochs. Raises TaskError, and NotFiniteError where no epoch
+    has a value of what is chosen by."""
     folder, checkpoints, spec, history = asked.place, asked.checkpoints, asked.task.spec, loop.history
     metrics = (metrics_of(history[-1]) if history else {}) | dict(result.metrics)
     scores = loop.scores()
@@ -172,6 +174,11 @@ def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) ->
         if loop.part == "val" and spec.select not in metrics:
             raise TaskError(f"train() gave no {spec.select}, by which this task chooses (Spec.select)")
         scores = [metrics[spec.select]] if loop.part == "val" else []
+    if loop.part == "val" and not any(map(math.isfinite, scores)):
+        raise NotFiniteError(
+            f"{spec.select}, by which this task chooses (Spec.select), had no finite value"
+            f"{f' in any of its {len(history)} epochs' if history else ''}, so that nothing can be chosen by it"
+        )
     if loop.state and "model" in loop.state:
         artifacts.save({"epoch": asked.epochs, "model": loop.state["model"].state_dict()}, folder / "last.pt")
         best = checkpoints.best(asked.epochs)

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, open_dict
 
 from segsweep.config import components
-from segsweep.config.schema import Config, engine
+from segsweep.config.schema import Config, engine, resolved
 from segsweep.config.start import start
 from segsweep.core import artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError, nearest
 from segsweep.core.session import session
-from segsweep.task import PARTS, Data, Result, Spec, defect
+from segsweep.core.signature import leaves
+from segsweep.task import PARTS, Data, Result, Spec
 
 if TYPE_CHECKING:
     from segsweep.runs.run import Outcome
@@ -98,6 +99,7 @@ class _Check:
             raise _Stop(Verdict("settings", "wrong", "; ".join(problems)))
         spec = components.spec_of(cfg) or components.task_class(cfg).spec
         yield _described(spec)
+        yield from _neutral(cfg, spec)
         yield self.same_identity(cfg)
         whole = self.train("whole", EPOCHS, "two epochs" if spec.epochs else "training")
         yield from _measured(whole)
@@ -349,11 +351,11 @@ def _train(cfg: DictConfig, root: Path, *, looks: bool = False, **ends: Any) -> 
 
 def _described(spec: Spec) -> Verdict:
     """What the task says it measures."""
-    wrong = [f"metric {name}: {problem}" for name, metric in spec.metrics.items() if (problem := defect(metric))]
+    wrong: list[str] = []
     names = [f"val/{name}" for name, metric in spec.metrics.items() if metric.by_epoch]
-    if not wrong and spec.select not in names:
+    if spec.select not in names:
         wrong.append(f"select={spec.select}: allowed are {', '.join(names) or 'none'}{nearest(spec.select, names)}")
-    if not wrong:
+    else:
         try:
             Spec.from_json(spec.to_json())
         except ValueError as error:
@@ -362,6 +364,17 @@ def _described(spec: Spec) -> Verdict:
         raise _Stop(Verdict("spec", "wrong", "; ".join(wrong)))
     ways = ", ".join(f"{name} ({metric.direction})" for name, metric in spec.metrics.items())
     return Verdict("spec", "ok", ways)
+
+
+def _neutral(cfg: DictConfig, spec: Spec) -> Iterator[Verdict]:
+    """Keys of `Spec.neutral` that are none; those of a group's option may be another option's."""
+    config = resolved(cfg)
+    known = {*config, *(f"task.{name}" for name in components.arguments(cfg)), *(key for key, _ in leaves(config))}
+    for key in spec.neutral:
+        group = config.get(key.partition(".")[0]) if not key.startswith("task.") else None
+        if key not in known and not (isinstance(group, Mapping) and "_target_" in group):
+            text = f"Spec.neutral has {key}, which is no key of the configuration{nearest(key, known)}"
+            yield Verdict("neutral", "wrong", f"{text}; it keeps no identity as it was")
 
 
 def _measured(whole: Trained) -> Iterator[Verdict]:

@@ -38,7 +38,7 @@ from segsweep.config import stored
 from segsweep.config.schema import Config
 from segsweep.config.start import start
 from segsweep.config.trust import NOWHERE
-from segsweep.core import child
+from segsweep.core import artifacts, child
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
@@ -77,8 +77,8 @@ def main(
 
     A wrong use is told in a sentence, and so is a failure; the exit code is then not 0. Where another process of the
     engine loads the script, nothing is started."""
-    ignored, repeats = ((keys,) if isinstance(keys, str) else tuple(keys) for keys in (ignored, repeats))
-    asked = Asked(metric, direction, data, ignored, repeats)
+    several = ((keys,) if isinstance(keys, str) else keys for keys in (ignored, repeats))
+    asked = Asked(metric, direction, data, *(tuple(keys) if isinstance(keys, list) else keys for keys in several))  # type: ignore[arg-type]
     at_hydra = {"config_path": config_path, "config_name": config_name, "version_base": version_base}
     if task is not None:
         return _start(lambda: _script(task, asked, [key for key, found in at_hydra.items() if found is not None]))
@@ -361,17 +361,21 @@ class _Packed:
             _door(thing)  # refuses what no other process finds
         try:
             self.packed = pickle.dumps(thing)
+            takes = [p for p in inspect.signature(thing).parameters.values() if p.kind is p.VAR_POSITIONAL]
         except Exception as error:  # of whatever it holds
             raise ConfigError(
                 f"segsweep.main(data={thing!r}): cannot be told to another process: {type(error).__name__}: {error}"
             ) from None
+        if takes:
+            raise ConfigError(f"segsweep.main(data={thing!r}): takes {takes[0]}; it is given settings by their names")
 
     def __call__(self, **values: Any) -> Any:
         """With those of `values` that it takes."""
         thing = worker.unpacked(self.packed)
         bound = getattr(thing, "keywords", {})  # of functools.partial
-        takes = [name for name in inspect.signature(thing).parameters if name in values and name not in bound]
-        return thing(**{name: values[name] for name in takes})
+        parameters = inspect.signature(thing).parameters
+        all_ = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return thing(**{name: values[name] for name in values if (all_ or name in parameters) and name not in bound})
 
 
 def _check_class(made: Any, target: str) -> None:
@@ -391,9 +395,14 @@ def _arguments(made: Any, target: str) -> dict[str, Any]:
         if p.name in own or p.name in ("hydra", "defaults") or p.name.startswith("_"):
             whose = "the engine" if p.name in own else "Hydra"
             raise ConfigError(f"segsweep.main: {target} takes {p.name}, which is a key of {whose}; call it otherwise")
+        kind, what = (str, "a text") if p.name == "device" else (int, "a whole number")
+        if p.name in _SHARED and p.default is not p.empty and type(p.default) is not kind:
+            raise ConfigError(
+                f"segsweep.main: {target}({p.name}={p.default!r}): {what} is needed, as {p.name} is the engine's, too"
+            )
         try:
             found[p.name] = "???" if p.default is p.empty else _key(p.default)
-        except TypeError:
+        except (TypeError, OverflowError):
             raise ConfigError(
                 f"segsweep.main: {target}({p.name}={p.default!r}): a default is a number, a text, a path, null, or a "
                 "list or mapping of such, which a command line can give"
@@ -402,14 +411,20 @@ def _arguments(made: Any, target: str) -> dict[str, Any]:
 
 
 def _key(default: Any) -> Any:
-    """A default as a configuration has it. Raises TypeError where it has nothing like it."""
+    """A default as a configuration has it. Raises TypeError where it has nothing like it, OverflowError of a number
+    that is none of a computer's."""
     if isinstance(default, list | tuple):
         return [_key(item) for item in default]
     if isinstance(default, Mapping):
         return {key: _key(item) for key, item in default.items()}
     if isinstance(default, Enum) or not isinstance(default, Path | str | bool | int | float | None):
         raise TypeError
-    return str(default) if isinstance(default, Path) else default
+    if isinstance(default, Path | str):
+        return artifacts.literal(str(default))
+    if isinstance(default, bool | None):
+        return default
+    number = float(default)  # of numpy's float64, which is one of Python's
+    return int(default) if isinstance(default, int) else number
 
 
 def unknown(asked: Asked | None, known: Callable[[str], bool], names: Iterable[str]) -> list[str]:
@@ -450,4 +465,4 @@ def _help(door: Door, made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         "    mlflow ui --backend-store-uri URI --host 127.0.0.1      MLflow's table of runs\n"
         f"    {program} --why multirun/NAME/0             why it would train that run again, or not; trains nothing\n"
     )
-    return {"app_name": door.program[-1], "template": text.replace("$", "$$")}
+    return {"app_name": door.program[-1], "template": artifacts.literal(text.replace("$", "$$"))}

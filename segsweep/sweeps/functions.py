@@ -56,11 +56,14 @@ class Asked:
             raise ConfigError(
                 f"segsweep.main(metric={self.metric!r}): a name is needed, or names with their directions"
             )
+        for word, keys in (("ignored", self.ignored), ("repeats", self.repeats)):
+            if not isinstance(keys, tuple) or not all(isinstance(key, str) for key in keys):
+                raise ConfigError(f"segsweep.main({word}={keys!r}): a key as text is needed, or a list of such")
         metrics = {}
         for name, found in several.items():
             if not isinstance(name, str) or not WORD.fullmatch(name):
                 raise ConfigError(f"segsweep.main(metric=...): {name!r} is no name of letters, digits, _ and -")
-            if not isinstance(found, Metric) and found not in words:
+            if not isinstance(found, Metric) and (not isinstance(found, str) or found not in words):
                 raise ConfigError(f"segsweep.main: {name} has direction {found!r}; allowed are min and max")
             if not isinstance(found, Metric):
                 found = Metric(title=name[:1].upper() + name[1:], direction=words[found], format=".4g")  # type: ignore[arg-type]
@@ -107,8 +110,9 @@ class _Function:
             return Data(digest=contents.digest(found, Path(inspect.getfile(inspect.unwrap(self.function))).parent))
         except SegsweepError:
             raise
-        except Exception as error:  # of somebody's function
-            raise DataError(f"data= of {named(self.function)}: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:  # of somebody's function
+            said = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+            raise DataError(f"data= of {named(self.function)}: {said}") from error
 
     def train(self, run: Any) -> Result:
         found = self._call(run)

@@ -90,7 +90,9 @@ class Planner:
         ids = stands["ids"] if stands else found.ids
         folder = self.runs / "runs" / ids["signature"]
         length = asked.epochs if spec.epochs else 1
-        there = [e for e in Checkpoints(self.runs / "trajectories" / ids["trajectory"]).epochs() if e <= length]
+        states = Checkpoints(self.runs / "trajectories" / ids["trajectory"])
+        lapsed = accepted.lapsed(states) or length + 1
+        there = [epoch for epoch in states.epochs() if epoch <= length and epoch < lapsed]
         finished = asked.reuse and artifacts.result(folder) is not None
         failed = (folder / "failure.json").exists()
         state = "failed" if failed else "continue" if there and asked.reuse else "new"

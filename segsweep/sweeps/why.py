@@ -48,12 +48,19 @@ class Difference:
 
 
 def differences(old: Identity, new: Identity) -> list[Difference]:
-    """All in which two signatures differ, values first; empty where they are one."""
+    """All in which two runs differ, values first; empty where they are one.
+
+    A setting that rests at its neutral value is no part of a signature; it differs all the same where what is neutral
+    was edited with it."""
     first, second = (dict(leaves(side.config)) for side in (old, new))
     found = []
-    for name in dict.fromkeys([*first, *second]):
-        a, b = (_text(side[name]) if name in side else None for side in (first, second))
-        if a is None or b is None or digest(first[name], new.exact) != digest(second[name], new.exact):
+    for name in dict.fromkeys([*first, *second, *(old.rest.keys() & new.rest.keys())]):
+        a, b = (
+            _text(mine[name]) if name in mine else f"{_text(side.rest[name])} (neutral)" if name in side.rest else None
+            for mine, side in ((first, old), (second, new))
+        )
+        values = [mine[name] if name in mine else side.rest.get(name) for mine, side in ((first, old), (second, new))]
+        if (name in first) != (name in second) or len({digest(value, new.exact) for value in values}) > 1:
             found.append(Difference("value", printable(name), a, b))
     found += _files(old, new)
     for kind, what in (("data", "content of the data"), ("split", "who is in which part")):
@@ -177,7 +184,7 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     _accepted(folder)
     entry = accepted.standing(folder.parent.parent, now.ids["signature"])
     there = folder.parent / now.ids["signature"]
-    if not found:
+    if then.ids["signature"] == now.ids["signature"]:
         pruned = (folder / "pruned.json").exists()
         end = "it was pruned; pruner=none takes it to its end" if pruned else "not finished, it goes on"
         end = "its record answers" if artifacts.result(folder) else end

@@ -6,10 +6,11 @@
 import contextlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,22 +45,20 @@ def configuration(folder: Path) -> DictConfig:
     file = folder / "config.yaml"
     found = OmegaConf.load(file)
     if OWN in found:
-        found = OmegaConf.create(_as_text(OmegaConf.to_container(found, resolve=False)))
-    else:
-        for line in OmegaConf.to_yaml(found).splitlines():
-            if "${" in line:
-                what = "a run's record has values, and nothing to look up"
-                raise SegsweepError(f"{file}: {printable(line.strip())}: {what}")
+        found = OmegaConf.create(artifacts.literal(OmegaConf.to_container(found, resolve=False)))
+    elif asks := next(_asking(OmegaConf.to_container(found, resolve=False)), None):
+        raise SegsweepError(f"{file}: {printable(asks)}: a run's record has values, and nothing to look up")
     assert isinstance(found, DictConfig)
     return found
 
 
-def _as_text(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _as_text(item) for key, item in node.items()}
-    if isinstance(node, list):
-        return [_as_text(item) for item in node]
-    return node.replace("${", "\\${") if isinstance(node, str) else node
+def _asking(node: Any, key: str = "") -> Iterator[str]:
+    """What looks something up, with its key: behind an even number of backslashes, as with an odd one it is text."""
+    if isinstance(node, dict | list):
+        for name, item in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _asking(item, str(name))
+    elif isinstance(node, str) and re.search(r"(?<!\\)(\\\\)*\$\{", node):
+        yield f"{key}: {node}"
 
 
 class Restorer:
