@@ -323,6 +323,14 @@ def test_what_others_say_reads_no_environment_and_what_it_says_itself_does(throu
     assert (code, len(module.seen)) == (0, 1), said
 
 
+@pytest.mark.parametrize("whole", ["${segsweep}", "${ segsweep }", "${segsweep.search}", "${.segsweep}", "${..segsweep}"])
+def test_what_others_say_names_no_node_that_has_an_address(through, conf, app, tmp_path, whole):
+    (tmp_path / "others" / "part").mkdir(parents=True)
+    (tmp_path / "others" / "part" / "x.yaml").write_text(f"y: {whole}\nz: ${{part.y.tracking.uri}}\n")
+    code, said, _ = through(app, "--config-dir", str(tmp_path / "others"), *HERE, "+part=x")
+    assert (code, f"part.y: {whole!r} is from a file" in said) == (1, True), said
+
+
 @pytest.mark.parametrize("flag", ["--config-path", "-cp"])
 def test_a_folder_that_takes_the_place_of_its_own_says_no_more_than_one_beside_it(through, conf, app, tmp_path, flag):
     others = tmp_path / "others"
