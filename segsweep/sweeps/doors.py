@@ -37,7 +37,7 @@ from omegaconf import DictConfig
 from segsweep.config import stored
 from segsweep.config.schema import Config
 from segsweep.config.start import start
-from segsweep.config.trust import NOWHERE
+from segsweep.config.trust import NOWHERE, refuse
 from segsweep.core import child
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.session import session
@@ -225,6 +225,7 @@ class Door:
         made, at = self.component, f"{OWN}." if self.app else ""
         if self.app:
             given = get_args(argv)
+            refuse(given)
             asked = {"--config-path": given.config_path, "--config-name": given.config_name}
             self.named = tuple(word for pair in asked.items() if pair[1] is not None for word in pair)
         _check_class(made, self.target)
