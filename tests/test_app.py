@@ -323,6 +323,16 @@ def test_what_others_say_reads_no_environment_and_what_it_says_itself_does(throu
     assert (code, len(module.seen)) == (0, 1), said
 
 
+@pytest.mark.parametrize(
+    "whole", ["${segsweep}", "${ segsweep }", "${segsweep.search}", "${.segsweep}", "${..segsweep}"]
+)
+def test_what_others_say_names_no_node_that_has_an_address(through, conf, app, tmp_path, whole):
+    (tmp_path / "others" / "part").mkdir(parents=True)
+    (tmp_path / "others" / "part" / "x.yaml").write_text(f"y: {whole}\nz: ${{part.y.tracking.uri}}\n")
+    code, said, _ = through(app, "--config-dir", str(tmp_path / "others"), *HERE, "+part=x")
+    assert (code, f"part.y: {whole!r} is from a file" in said) == (1, True), said
+
+
 @pytest.mark.parametrize("flag", ["--config-path", "-cp"])
 def test_a_folder_that_takes_the_place_of_its_own_says_no_more_than_one_beside_it(through, conf, app, tmp_path, flag):
     others = tmp_path / "others"
@@ -340,6 +350,28 @@ def test_a_folder_that_takes_the_place_of_its_own_says_no_more_than_one_beside_i
             code, said, _ = through(app, *given, *asks)
             assert (code, says in said) == (1, True), said
             assert f"SEGSWEEP_CONF={others}" in said
+
+
+@pytest.mark.parametrize(
+    "asks", [[], ["-m"], ["--help"], ["--cfg", "job"], ["--check"], ["+search=tpe"], ["--info", "all"]]
+)
+@pytest.mark.parametrize("flags", [["--config-path", "others"], ["--config-dir", "others", "--config-name", "theirs"]])
+def test_a_first_configuration_of_others_names_no_place_that_would_be_imported(
+    through, conf, app, tmp_path, asks, flags
+):
+    others = tmp_path / "others"
+    others.mkdir()
+    flags = [str(others) if flag == "others" else flag for flag in flags]
+    mark = tmp_path / "mark"
+    (others / "__init__.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    for name in ("config", "theirs"):
+        (others / f"{name}.yaml").write_text("x: {searchpath: ['pkg://others']}\nhydra: ${x}\nlr: 1\n")
+    assert "others" not in sys.modules
+    first = [asks[0]] if asks == ["--check"] else []
+    code, said, _ = through(app, *first, *flags, *(asks if not first else []), *HERE)
+    assert (code, mark.exists()) == (1, False), said
+    assert "hydra.searchpath: set by" in said, said
+    assert f"SEGSWEEP_CONF={others}" in said
 
 
 def test_what_its_record_says_is_text(through, app, tmp_path):

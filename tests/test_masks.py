@@ -61,6 +61,15 @@ def _nothing_kept(monkeypatch):
         ("http://host:5000/#/experiments/1", "http://host:5000/#/experiments/1"),
         ("https://host/@someone?page=1", "https://host/@someone?page=1"),
         ("me@host, no address", "me@host, no address"),
+        ("https://u%3Apw%40host/x", "https://***@host/x"),
+        ("https://u:pw%40host/x?a=b", "https://***@host/x?a=b"),
+        ("mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BUID%3Dme%3BPWD%3Dpw", "mssql+pyodbc:///?odbc_connect=***"),
+        ("mssql+pyodbc:///?odbc_connect=DRIVER=x;PWD=pw", "mssql+pyodbc:///?odbc_connect=DRIVER=x;PWD=***"),
+        ("https://h/x?to=https%3A%2F%2Fme%3Apw%40other", "https://h/x?to=***"),
+        ("https://h/x?sv=1&sig=a%2Bb%3D&sp=r", "https://h/x?sv=1&sig=***&sp=r"),
+        ("https://h/x?pat=a&sas=b&path=c&design=d", "https://h/x?pat=***&sas=***&path=c&design=d"),
+        ("https://h/x#access_token=a&state=b", "https://h/x#access_token=***&state=b"),
+        ("https://h/x?%70assword=a", "https://h/x?%70assword=***"),
     ],
 )
 def test_an_address_is_shown_without_what_is_secret(text, shown):
@@ -81,6 +90,21 @@ def test_a_password_that_is_known_is_found_in_any_writing_and_in_pieces(tmp_path
             assert part not in file.read_text(), file
     if len(password) >= masks.LEAST:
         assert password not in masks.told(f"could not translate {password!r} to {password}")
+
+
+@pytest.mark.parametrize(
+    ("address", "word"),
+    [
+        ("https://me%3Ahunter2xyz%40host/x", "hunter2xyz"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dhunter2%2Bxyz", "hunter2+xyz"),
+        ("https://host/x?sig=hunter2%2Fxyz", "hunter2/xyz"),
+        ("https://host/x#access_token=hunter2xyz", "hunter2xyz"),
+    ],
+)
+def test_a_quoted_password_is_found_as_others_say_it(address, word):
+    masks.learn(address)
+    assert masks.told(f"no login with {word} there") == "no login with *** there"
+    assert masks.reach(masks.masked(address)) == address
 
 
 def test_a_log_and_a_stream_are_told(capsys):

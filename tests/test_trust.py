@@ -263,6 +263,9 @@ SECRETS = {
     "an address that may have a password": (
         {"experiment/x.yaml": f"{GLOBAL}tracking: {{experiment: 'a/${{search.storage}}'}}\n"}, ["experiment=x"],
     ),
+    "a node that an address is in, and what the command line has set": (
+        {"experiment/x.yaml": f"{GLOBAL}tracking: {{experiment: '${{hydra.job.env_set.A}}'}}\n"}, ["experiment=x"],
+    ),
     "inside a list": ({"experiment/x.yaml": f"{GLOBAL}sweep: {{exclude: ['${{oc.env:TOKEN}}']}}\n"}, ["experiment=x"]),
     "decoded": ({"experiment/x.yaml": f"{GLOBAL}seed: ${{oc.decode:'3'}}\n"}, ["experiment=x"]),
     "the second of a sweep's options": (

@@ -27,9 +27,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import split_key
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from segsweep.config.schema import conf_dir, under
 from segsweep.core.errors import ConfigError, printable
+from segsweep.core.masks import first_line
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
 
@@ -71,7 +73,9 @@ CHOICES = ("runtime", "choices")
 _WORD = re.compile(r"[\w.,:=+/@-]*", re.ASCII)
 _KEY = re.compile(r"\+{0,2}(?!hydra\b)\w+([./]\w+)*", re.ASCII)
 _REFERENCE = re.compile(r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|several|sweep_name|select_of)\s*:[^${}]*)\s*\}")
-_ADDRESS = re.compile(r"\$\{\s*(segsweep\.)?(tracking(\.uri)?|search(\.storage)?)\s*\}")
+_ADDRESS = re.compile(r"\$\{\s*((segsweep\.)?(tracking(\.uri)?|search(\.storage)?)|segsweep|hydra(\.[\w.]+)?)\s*\}")
+"""A reference to an address, or to a node that one is in; to Hydra's, which has the command line and the environment
+that it sets."""
 _GONE = object()
 _Path = tuple[Any, ...]
 
@@ -137,6 +141,27 @@ def refuse(args: Namespace) -> None:
                 f"--{flag.replace('_', '-')}: not taken, as what is checked is the program's own configuration; "
                 "put your options into a folder, such as my_conf/experiment/mine.yaml, and give --config-dir my_conf"
             )
+    if foreign(args):
+        _refuse_searchpath(args)
+
+
+def _refuse_searchpath(args: Namespace) -> None:
+    """Raise ConfigError where the primary configuration is from a folder that is not trusted and names further places.
+    It is read here alone: to compose it would import what it names, pkg://NAME."""
+    own, places = root(args), trusted()
+    if own.name is None:
+        return
+    beside = [f"file://{Path(args.config_dir).absolute()}"] if args.config_dir else []
+    try:
+        found = _loader(*own.places, *beside).repository.load_config(own.name)
+        named = found and OmegaConf.select(found.config, "hydra.searchpath")
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{own.name}: {first_line(error)}") from None
+    if found and named and ("://" in _path(found.path) or Path(_path(found.path)).resolve() not in places):
+        raise ConfigError(
+            f"hydra.searchpath: set by {own.name}.yaml under {printable(_path(found.path))}, which may name no further "
+            "places; give it on the command line" + _trust_hint(foreign(args))
+        )
 
 
 def question(argv: list[str]) -> None:
@@ -281,8 +306,12 @@ class Hold:
         )
 
     def _hint(self) -> str:
-        folders = [text for text, _ in self.folders if "://" not in _path(text)]
-        return f", or trust the folder: {TRUST}={os.pathsep.join(folders)}" if folders else ""
+        return _trust_hint(self.folders)
+
+
+def _trust_hint(named: Iterable[tuple[str, str]]) -> str:
+    folders = [text for text, _ in named if "://" not in _path(text)]
+    return f", or trust the folder: {TRUST}={os.pathsep.join(folders)}" if folders else ""
 
 
 def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[str]:

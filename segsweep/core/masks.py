@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, unquote_plus
 
 from segsweep.core.errors import ConfigError, printable
 
@@ -27,8 +27,11 @@ KEYS = ("tracking.uri", "search.storage")
 LEAST = 5
 """Letters of a secret below which it is not looked for outside of an address: it would be found in other words."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:(?![A-Za-z][A-Za-z0-9+.-]*://)[^\s\"<>`])+")
-_SECRET = re.compile(r"pass|pwd|token|secret|key|auth|credential", re.IGNORECASE)
-_QUERY = re.compile(r"(?<=[?&;])([\w.%-]+)=([^&;#\s]+?)(?=[:,.]*(?:[&;#\s]|$))")
+_SECRET = re.compile(r"pass|pwd|token|secret|key|auth|credential|signature|(?:^|[_.-])(?:sig|sas|pat)$", re.IGNORECASE)
+"""In the name of what a query says."""
+_QUERY = re.compile(r"(?<=[?&;#])([\w.%-]+)=([^&;#\s]+?)(?=[:,.]*(?:[&;#\s]|$))")
+_INNER = re.compile(r"(?:^|[?&;#])\s*([\w .-]+?)\s*=\s*([^?&;#]+)")
+"""In a value of a query that is a query itself, or a connection string as ODBC has them."""
 _NAME = re.compile(rf"\$\\?\{{oc\.env\\?:({KEPT}\w+)\\?\}}")
 
 
@@ -41,7 +44,7 @@ def masked(text: str) -> str:
         if user := _user(address):
             doubled = (user.replace("'", "''"), user.replace('"', '""'))  # as YAML and CSV have it
             for written in (user, json.dumps(user)[1:-1], *doubled, repr(user)[1:-1], escape(user)):
-                text = text.replace(f"{written}@", "***@")
+                text = text.replace(f"{written}@", "***@").replace(f"{written}%40", "***@")
     return _ADDRESS.sub(lambda found: _masked(found[0]), text)
 
 
@@ -147,27 +150,42 @@ class Stream:
 
 
 def _user(address: str) -> str:
-    """User and password as they stand: all before the last @, as a password may have any sign in it."""
+    """User and password as they stand: all before the last @, as a password may have any sign in it; or before its
+    %40, where whoever wrote the address has quoted that too."""
     rest = address.partition("://")[2]
     place = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    return rest.rpartition("@")[0] if "@" in place or ":" in place else ""
+    found = rest.rpartition("@")[0] if "@" in place or ":" in place else ""
+    return found or place.rpartition("%40")[0]
 
 
 def _masked(address: str) -> str:
     scheme, _, rest = address.partition("://")
     if user := _user(address):
-        rest = f"***@{rest[len(user) + 1 :]}"
-    return f"{scheme}://" + _QUERY.sub(lambda found: f"{found[1]}=***" if _SECRET.search(found[1]) else found[0], rest)
+        rest = rest[len(user) :]
+        rest = f"***@{rest.removeprefix('@').removeprefix('%40')}"
+    return f"{scheme}://" + _QUERY.sub(
+        lambda found: f"{found[1]}=***" if found[2] != "***" and [*_of_query(*found.groups())] else found[0], rest
+    )
+
+
+def _of_query(key: str, value: str) -> Iterator[str]:
+    """What is secret of a name and its value in a query."""
+    if _SECRET.search(unquote(key)):
+        yield from (value, unquote(value), unquote_plus(value))
+        return
+    for plain in dict.fromkeys([unquote(value), unquote_plus(value), unquote(unquote(value))]):
+        yield from (found[2].strip() for found in _INNER.finditer(plain) if _SECRET.search(found[1]))
+        yield from (user for found in _ADDRESS.findall(plain) if (user := _user(found)) and user != "***")
 
 
 def _secrets() -> Iterator[str]:
     yield from (os.environ[name] for name in NAMED if os.environ.get(name))
     for address in _kept():
         user = _user(address)
-        for word in {user.partition(":")[2] or user, user}:
+        for word in {user.partition(":")[2] or user, user, unquote(user).partition(":")[2]} - {""}:
             yield from (word, unquote(word), *re.split(r"[@:/]", word))
-        with_query = urlsplit(address.partition("://")[2].removeprefix(user))
-        yield from (value for key, value in parse_qsl(with_query.query) if _SECRET.search(key))
+        for key, value in _QUERY.findall(address.partition("://")[2].removeprefix(user)):
+            yield from _of_query(key, value)
 
 
 def _kept() -> list[str]:

@@ -136,8 +136,8 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     accepted.take_back(checkpoints)
     place = outcome.folder = record.clear(asked)  # whatever becomes of it, a record that is finished has no part in it
     own = without(asked.whole, (f"{asked.at}search",))  # who asks is no part of the run
-    own = OmegaConf.create(own if asked.at else artifacts.literal(own))  # resolved already, but for an application's
-    artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own), durable=True)
+    kept = OmegaConf.create(own if asked.at else artifacts.literal(own))  # resolved already, but for an application's
+    artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(kept), durable=True)
     described = record.Described(asked)
     mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
     before = record.states(place)

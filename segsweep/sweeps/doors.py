@@ -37,7 +37,7 @@ from omegaconf import DictConfig
 from segsweep.config import stored
 from segsweep.config.schema import Config
 from segsweep.config.start import start
-from segsweep.config.trust import NOWHERE
+from segsweep.config.trust import NOWHERE, refuse
 from segsweep.core import artifacts, child
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.session import session
@@ -78,7 +78,7 @@ def main(
     A wrong use is told in a sentence, and so is a failure; the exit code is then not 0. Where another process of the
     engine loads the script, nothing is started."""
     several = ((keys,) if isinstance(keys, str) else keys for keys in (ignored, repeats))
-    asked = Asked(metric, direction, data, *(tuple(keys) if isinstance(keys, list) else keys for keys in several))  # type: ignore[arg-type]
+    asked = Asked(metric, direction, data, *(tuple(keys) if isinstance(keys, list) else keys for keys in several))
     at_hydra = {"config_path": config_path, "config_name": config_name, "version_base": version_base}
     if task is not None:
         return _start(lambda: _script(task, asked, [key for key, found in at_hydra.items() if found is not None]))
@@ -225,6 +225,7 @@ class Door:
         made, at = self.component, f"{OWN}." if self.app else ""
         if self.app:
             given = get_args(argv)
+            refuse(given)
             asked = {"--config-path": given.config_path, "--config-name": given.config_name}
             self.named = tuple(word for pair in asked.items() if pair[1] is not None for word in pair)
         _check_class(made, self.target)
