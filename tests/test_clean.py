@@ -254,9 +254,10 @@ def half_replaced(folder: Path, cfg, monkeypatch) -> dict[str, bytes]:
             raise KeyboardInterrupt
         return replace(old, new)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(record.os, "replace", cut)
-        toy_task.do(cfg, folder.parent.parent, seed=0, reuse=False)
+        with pytest.raises(KeyboardInterrupt):
+            toy_task.do(cfg, folder.parent.parent, seed=0, reuse=False)
     return tree(folder)
 
 

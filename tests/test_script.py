@@ -191,6 +191,15 @@ def test_a_text_is_what_it_says_in_training_and_in_the_record(through, tmp_path,
     assert recorded(folder)[0].config["model"] == text
 
 
+def test_a_single_run_that_ends_its_process_is_no_success(tmp_path):
+    source = FUNCTION.replace("def start():\n    ", "").replace("return lr", "__import__('os')._exit(0)\n    return lr")
+    (tmp_path / "mine.py").write_text(source.replace("segsweep.main", 'if __name__ == "__main__":\n    segsweep.main'))
+    done = python(tmp_path, "mine.py", *HERE[1:])
+    assert done.returncode == 1
+    assert "train() ended its own process, os._exit(0), before it had a result: the job failed" in done.stderr
+    assert runs(tmp_path) == []
+
+
 NEVER = """
 import segsweep
 def train(run, *, ever: bool = False):
@@ -246,7 +255,9 @@ def everything(**settings):
 """
 
 
-@pytest.mark.parametrize("data", ["everything", "functools.partial(watched, '')", "Watched()", "Watched().__call__", "watched"])
+@pytest.mark.parametrize(
+    "data", ["everything", "functools.partial(watched, '')", "Watched()", "Watched().__call__", "watched"]
+)
 def test_data_may_be_told_by_whatever_can_be_called(tmp_path, data):
     """In other processes, too, in which the script has another name."""
     (tmp_path / "a.csv").write_text("1")

@@ -469,7 +469,9 @@ def neutral(here: Path, old: str, new: str) -> None:
     if not old:
         edit(here / "counting.py", 'select="val/score",', f'select="val/score", neutral={{"task.ema": {new}}},')
         edit(here / "counting.py", "step: float = 1.0,", "step: float = 1.0, ema: float | None = None,")
-        return edit(here / "conf" / "task" / "count.yaml", "step: 1.0", f"step: 1.0\nema: {new.replace('None', 'null')}")
+        return edit(
+            here / "conf" / "task" / "count.yaml", "step: 1.0", f"step: 1.0\nema: {new.replace('None', 'null')}"
+        )
     edit(here / "counting.py", f'"task.ema": {old}', f'"task.ema": {new}')
     return edit(here / "conf" / "task" / "count.yaml", "ema: null", f"ema: {new}")
 

@@ -78,7 +78,7 @@ def main(
     A wrong use is told in a sentence, and so is a failure; the exit code is then not 0. Where another process of the
     engine loads the script, nothing is started."""
     several = ((keys,) if isinstance(keys, str) else keys for keys in (ignored, repeats))
-    asked = Asked(metric, direction, data, *(tuple(keys) if isinstance(keys, list) else keys for keys in several))  # type: ignore[arg-type]
+    asked = Asked(metric, direction, data, *(tuple(keys) if isinstance(keys, list) else keys for keys in several))
     at_hydra = {"config_path": config_path, "config_name": config_name, "version_base": version_base}
     if task is not None:
         return _start(lambda: _script(task, asked, [key for key, found in at_hydra.items() if found is not None]))
