@@ -108,7 +108,7 @@ def test_what_is_reused_says_that_its_data_are_not_watched_and_data_are_part_of_
         (FUNCTION.replace("lr: float = 0.1", "epochs=True"), [], "epochs=True): a whole number is needed"),
         (FUNCTION.replace("lr: float = 0.1", "seed=None"), [], "seed=None): a whole number is needed"),
         (FUNCTION.replace("lr: float = 0.1", "device=0"), [], "device=0): a text is needed"),
-        (FUNCTION.replace('"loss", direction="min"', '{"loss": ["min"]}'), [], "loss has direction ['min']; allowed are"),
+        (FUNCTION.replace('"loss", direction="min"', '{"loss": ["min"]}'), [], "loss has direction ['min']"),
         (FUNCTION.replace('"min"', '["min"]'), [], "loss has direction ['min']; allowed are min and max"),
         (FUNCTION.replace('"min"', '"min", ignored=5'), [], "segsweep.main(ignored=5): a key as text is needed"),
         (FUNCTION.replace('"min"', '"min", repeats=[5]'), [], "segsweep.main(repeats=(5,)): a key as text is needed"),
