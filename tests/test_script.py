@@ -109,7 +109,7 @@ def test_what_is_reused_says_that_its_data_are_not_watched_and_data_are_part_of_
         (FUNCTION.replace("lr: float = 0.1", "epochs=True"), [], "epochs=True): a whole number is needed"),
         (FUNCTION.replace("lr: float = 0.1", "seed=None"), [], "seed=None): a whole number is needed"),
         (FUNCTION.replace("lr: float = 0.1", "device=0"), [], "device=0): a text is needed"),
-        (FUNCTION.replace('"loss", direction="min"', '{"loss": ["min"]}'), [], "loss has direction ['min']; allowed"),
+        (FUNCTION.replace('"loss", direction="min"', '{"loss": ["min"]}'), [], "loss has direction ['min']"),
         (FUNCTION.replace('"min"', '["min"]'), [], "loss has direction ['min']; allowed are min and max"),
         (FUNCTION.replace('"min"', '"min", ignored=5'), [], "segsweep.main(ignored=5): a key as text is needed"),
         (FUNCTION.replace('"min"', '"min", repeats=[5]'), [], "segsweep.main(repeats=(5,)): a key as text is needed"),
@@ -190,6 +190,15 @@ def test_a_text_is_what_it_says_in_training_and_in_the_record(through, tmp_path,
     assert [given[:2] for given in module.seen] == [(text, 0.1)]
     (folder,) = (tmp_path / "multirun" / "runs").iterdir()
     assert recorded(folder)[0].config["model"] == text
+
+
+def test_a_single_run_that_ends_its_process_is_no_success(tmp_path):
+    source = FUNCTION.replace("def start():\n    ", "").replace("return lr", "__import__('os')._exit(0)\n    return lr")
+    (tmp_path / "mine.py").write_text(source.replace("segsweep.main", 'if __name__ == "__main__":\n    segsweep.main'))
+    done = python(tmp_path, "mine.py", *HERE[1:])
+    assert done.returncode == 1
+    assert "train() ended its own process, os._exit(0), before it had a result: the job failed" in done.stderr
+    assert runs(tmp_path) == []
 
 
 NEVER = """

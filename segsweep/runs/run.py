@@ -6,13 +6,15 @@ A run is a function of its signature: whoever asks for it, in whatever sweep, ge
 import contextlib
 import dataclasses
 import logging
+import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -135,9 +137,9 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     stack.enter_context(artifacts.lock(checkpoints.folder))
     accepted.take_back(checkpoints)
     place = outcome.folder = record.clear(asked)  # whatever becomes of it, a record that is finished has no part in it
-    own = without(asked.whole, (f"{asked.at}search",))  # who asks is no part of the run
-    kept = OmegaConf.create(own if asked.at else artifacts.literal(own))  # resolved already, but for an application's
-    artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(kept), durable=True)
+    values = without(asked.whole, (f"{asked.at}search",))  # who asks is no part of the run
+    own = OmegaConf.create(values if asked.at else artifacts.literal(values))  # an application's may ask for more
+    artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own), durable=True)
     described = record.Described(asked)
     mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
     before = record.states(place)
@@ -174,7 +176,8 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     here.emit("note", text="training")
     began = time.perf_counter()
     try:
-        result = asked.task.train(loop)
+        with _no_quiet_end():
+            result = asked.task.train(loop)
     except Pruned as end:
         assert judge
         record.refuse_written(place, before | {"run.json": described.state})
@@ -209,6 +212,25 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     if judge:
         judge.end("COMPLETE", loop.history)
     return _answer(outcome, facts, _status(loop.done, asked.epochs))
+
+
+@contextlib.contextmanager
+def _no_quiet_end() -> Iterator[None]:
+    """For the block, os._exit(0) of this process is no success: nobody is left to say that the job has no result."""
+    leave, here = os._exit, os.getpid()
+
+    def ends(status: int) -> NoReturn:
+        if os.getpid() == here and status == 0:  # not a process that the task forked
+            print("train() ended its own process, os._exit(0), before it had a result: the job failed", file=sys.stderr)
+            sys.stderr.flush()
+            status = 1
+        leave(status)
+
+    os._exit = ends
+    try:
+        yield
+    finally:
+        os._exit = leave
 
 
 def _status(done: int, epochs: int) -> str:
