@@ -323,7 +323,9 @@ def test_what_others_say_reads_no_environment_and_what_it_says_itself_does(throu
     assert (code, len(module.seen)) == (0, 1), said
 
 
-@pytest.mark.parametrize("whole", ["${segsweep}", "${ segsweep }", "${segsweep.search}", "${.segsweep}", "${..segsweep}"])
+@pytest.mark.parametrize(
+    "whole", ["${segsweep}", "${ segsweep }", "${segsweep.search}", "${.segsweep}", "${..segsweep}"]
+)
 def test_what_others_say_names_no_node_that_has_an_address(through, conf, app, tmp_path, whole):
     (tmp_path / "others" / "part").mkdir(parents=True)
     (tmp_path / "others" / "part" / "x.yaml").write_text(f"y: {whole}\nz: ${{part.y.tracking.uri}}\n")
@@ -350,7 +352,9 @@ def test_a_folder_that_takes_the_place_of_its_own_says_no_more_than_one_beside_i
             assert f"SEGSWEEP_CONF={others}" in said
 
 
-@pytest.mark.parametrize("asks", [[], ["-m"], ["--help"], ["--cfg", "job"], ["--check"], ["+search=tpe"], ["--info", "all"]])
+@pytest.mark.parametrize(
+    "asks", [[], ["-m"], ["--help"], ["--cfg", "job"], ["--check"], ["+search=tpe"], ["--info", "all"]]
+)
 @pytest.mark.parametrize("flags", [["--config-path", "others"], ["--config-dir", "others", "--config-name", "theirs"]])
 def test_a_first_configuration_of_others_names_no_place_that_would_be_imported(
     through, conf, app, tmp_path, asks, flags

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
@@ -27,9 +28,7 @@ KEYS = ("tracking.uri", "search.storage")
 LEAST = 5
 """Letters of a secret below which it is not looked for outside of an address: it would be found in other words."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:(?![A-Za-z][A-Za-z0-9+.-]*://)[^\s\"<>`])+")
-_SECRET = re.compile(
-    r"pass|pwd|token|secret|key|auth|credential|signature|(?:^|[_.-])(?:sig|sas|pat)$", re.IGNORECASE
-)
+_SECRET = re.compile(r"pass|pwd|token|secret|key|auth|credential|signature|(?:^|[_.-])(?:sig|sas|pat)$", re.IGNORECASE)
 """In the name of what a query says."""
 _QUERY = re.compile(r"(?<=[?&;#])([\w.%-]+)=([^&;#\s]+?)(?=[:,.]*(?:[&;#\s]|$))")
 _INNER = re.compile(r"(?:^|[?&;#])\s*([\w .-]+?)\s*=\s*([^?&;#]+)")
@@ -69,6 +68,17 @@ def first_line(error: object) -> str:
 def has_secret(address: str) -> bool:
     """Whether a text, which is one address, has any."""
     return "://" in address and _masked(address) != address
+
+
+def near(address: str) -> bool:
+    """Whether a store is a file or a folder below the working folder: no server, and nobody else's."""
+    scheme, there, rest = address.partition("://")
+    if not there:
+        scheme, rest = ("file", address.removeprefix("file:"))
+    if scheme not in ("file", "sqlite", "journal") or "%" in rest:
+        return False
+    path = Path((rest if scheme == "file" else rest.removeprefix("/")).split("?")[0])
+    return path != Path() and path.resolve().is_relative_to(Path.cwd())
 
 
 def put_away(argv: Sequence[str]) -> list[str]:
