@@ -74,10 +74,12 @@ def near(address: str) -> bool:
     """Whether a store is a file or a folder below the working folder: no server, and nobody else's."""
     scheme, there, rest = address.partition("://")
     if not there:
-        scheme, rest = ("file", address.removeprefix("file:"))
-    if scheme not in ("file", "sqlite", "journal") or "%" in rest:
+        scheme, rest = "file", address.removeprefix("file:")
+    if scheme not in ("file", "sqlite", "journal") or re.search(r"[%:?#]|^(databricks|uc)\b", rest):
+        return False  # MLflow knows servers by these two words, SQLite takes other files by a query
+    if there and not rest.startswith("/"):  # a host, whose path begins after it
         return False
-    path = Path((rest if scheme == "file" else rest.removeprefix("/")).split("?")[0])
+    path = Path(rest if scheme == "file" else rest.removeprefix("/"))
     return path != Path() and path.resolve().is_relative_to(Path.cwd())
 
 

@@ -265,7 +265,7 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
 
 def _mirror(folder: Path) -> None:
     """MLflow has a copy of the record: bring it up to date."""
-    from segsweep.tracking.store import STATE
+    from segsweep.tracking.store import STATE, vouched
 
     state = artifacts.read_json(folder / STATE) or {}
     if not state.get("run_id"):
@@ -273,7 +273,7 @@ def _mirror(folder: Path) -> None:
     from segsweep.tracking.mirrors import push
 
     try:
-        push(folder, state["uri"], state["experiment"], None, final=True)
+        push(folder, vouched(state["uri"]), state["experiment"], None, final=True)
     except Exception as error:  # MLflow raises what its back end raises
         print(
             f"MLflow does not know yet ({first_line(error)}): python -m segsweep.sync {folder}",
