@@ -10,7 +10,7 @@ from segsweep.core import artifacts
 from segsweep.core.masks import first_line, learn, masked
 from segsweep.tracking import mirrors
 from segsweep.tracking.recall import configuration
-from segsweep.tracking.store import STATE
+from segsweep.tracking.store import STATE, vouched
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -34,7 +34,11 @@ def main() -> int:
     start()
     parser = argparse.ArgumentParser(prog="python -m segsweep.sync", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="sweep or run folders under multirun/")
-    parser.add_argument("--uri", help="MLflow's store; default: the one in each run's config.yaml")
+    parser.add_argument(
+        "--uri",
+        help="MLflow's store; default: the one in each run's folder, if it "
+        "is that of MLFLOW_TRACKING_URI or a file below this folder",
+    )
     parser.add_argument("--experiment", help="MLflow's experiment; default: the one in each run's config.yaml")
     args = parser.parse_args()
     failed = 0
@@ -64,7 +68,8 @@ def main() -> int:
                 print(f"{run.name}: still running, left alone")
             else:
                 try:
-                    print(f"{run.name}: MLflow run {mirrors.push(run, uri, experiment, asked_by, final=True)}")
+                    run_id = mirrors.push(run, vouched(uri, args.uri), experiment, asked_by, final=True)
+                    print(f"{run.name}: MLflow run {run_id}")
                 except Exception as error:  # whatever the store raises: the other runs are still copied
                     print(f"{run}: {masked(uri)} did not take it: {first_line(error)}", file=sys.stderr)
                     failed += 1

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,10 +17,13 @@ import toy_task
 from omegaconf import OmegaConf
 from test_tracking import RESULT, RUN, row
 
+from segsweep import sync
 from segsweep.core import artifacts
+from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
+from segsweep.sweeps import why
 from segsweep.sweeps.sweep import Sweep
-from segsweep.tracking import mirrors, recall
+from segsweep.tracking import mirrors, recall, registry
 from segsweep.tracking.store import STATE
 
 
@@ -394,3 +398,46 @@ def test_pictures_and_weights_of_a_server_take_no_other_names(uri, folders, tmp_
     assert sorted(file.name for file in (tmp_path / "got").rglob("*")) == [
         *("config.yaml", "curves.png", "last.pt", "patients.csv", "run.json", "split.json"),
     ]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://127.0.0.1:9",
+        "sqlite:////elsewhere/x.db",
+        "databricks",
+        "/elsewhere",
+        "sqlite:///file:/elsewhere/x?uri=true",
+    ],
+)
+def test_an_address_that_a_runs_folder_names_is_asked_if_it_is_ones_own(tmp_path, monkeypatch, uri):
+    asked = []
+    for module in (recall, mirrors, registry):
+        monkeypatch.setattr(module, "connect", lambda uri: asked.append(uri) or 1 / 0)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run = tmp_path / "here" / "run"
+    uri = uri.replace("/elsewhere", f"{tmp_path}/elsewhere")
+    artifacts.write_json(run / "mlflow.json", {"uri": uri, "experiment": "e", "run_id": "a" * 32})
+    artifacts.write_json(run / "result.json", RESULT)
+    artifacts.write_text(run / "config.yaml", f"tracking: {{uri: '{uri}', experiment: e}}\n")
+    artifacts.write_json(run / "run.json", {})
+    monkeypatch.setattr(sys, "argv", ["sync", str(run)])
+    with pytest.raises(SegsweepError, match="MLFLOW_TRACKING_URI"):
+        recall.fetch(run / "best.pt")
+    why._mirror(run)
+    assert sync.main() == 1
+    assert asked == []
+    monkeypatch.setattr(sys, "argv", ["sync", str(run), "--uri", uri])
+    assert sync.main() == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ZeroDivisionError):
+        recall.fetch(run / "best.pt")
+    assert set(asked) == {uri}
+    assert len(asked) == 2
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    artifacts.write_json(run / "mlflow.json", {"uri": "sqlite:///mlruns/other.db", "experiment": "e", "run_id": "a"})
+    monkeypatch.setattr(sys, "argv", ["sync", str(run)])
+    assert sync.main() == 1
+    assert asked[2:] == ["sqlite:///mlruns/other.db"]

@@ -1,6 +1,7 @@
 """What a configuration from elsewhere says to Hydra itself: the attacks are made, and leave nothing."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -284,6 +285,55 @@ def test_the_environment_is_read_for_ones_own_configuration_alone(mine, monkeypa
     assert "is from a file under my_conf (--config-dir)" in found
     assert "reads the environment" in found
     assert "secret" not in found
+
+
+PLACES = {
+    "tracking.uri": ("tracking: {uri: 'http://evil:1/'}", "tracking.uri=sqlite:///x.db"),
+    "search.storage": ("search: {storage: 'postgresql://evil/x'}", "search.storage=sqlite:///x.db"),
+    "paths.runs": ("paths: {runs: /elsewhere}", "paths.runs=mine"),
+    "paths.cache": ("paths: {cache: elsewhere}", "paths.cache=cache"),
+    "tracking.uri by a node": ("tracking: ${pruner}\npruner: {uri: 'http://evil:1/', experiment: x}", None),
+    "tracking.uri in a file elsewhere": ("tracking: {uri: 'sqlite:////elsewhere/x.db'}", "tracking.uri=null"),
+    "tracking.uri above": ("tracking: {uri: 'sqlite:///../x.db'}", "tracking=none"),
+    "tracking.uri in a folder elsewhere": ("tracking: {uri: /elsewhere}", "tracking.uri=null"),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_where_a_run_goes_and_is_kept_is_ones_own_to_say(mine, name, monkeypatch):
+    text, given = PLACES[name]
+    key = name.split()[0]
+    write(mine, {"experiment/x.yaml": f"{GLOBAL}{text}\n", "experiment/a.yaml": GLOBAL})
+    asked, says = ["--config-dir", "my_conf", "experiment=x"], f"{key}: set by a file under my_conf (--config-dir)"
+    monkeypatch.setattr(sys.modules[__name__], "TINY", [line for line in TINY if "tracking" not in line])
+    for line in (asked, ["-m", *asked[:2], "experiment=a,x"]):
+        found = message(*line) if key != "paths.cache" else _refused(*line)
+        assert says in found
+        assert "SEGSWEEP_CONF=my_conf" in found
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        trust.question(["--help", *asked])
+    if given and "=none" not in given:
+        assert says not in _refused(*asked, given)
+    with initialize_config_search_path([f"file://{conf_dir()}", f"file://{mine}"]):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+        monkeypatch.setattr(session(), "foreign", True)
+        with pytest.raises(HydraException, match=rf"{re.escape(key)}.*: the files of a job's options may not"):
+            Composer(loader, master)(["experiment=x"])
+
+
+def _refused(*arguments: str) -> str:
+    try:
+        preflight(list(arguments) + TINY)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_a_store_below_this_folder_may_be_named_by_anybody(mine):
+    write(mine, {"experiment/x.yaml": f"{GLOBAL}tracking: {{uri: 'sqlite:///a/x.db'}}\nsearch: {{storage: "
+                 "'journal:///a/x.log'}\n"})  # fmt: skip
+    assert passes("--config-dir", "my_conf", "experiment=x").foreign
 
 
 def test_a_folder_of_ones_own_reads_it_beside_one_of_others(mine, monkeypatch):

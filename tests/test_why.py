@@ -10,6 +10,7 @@ import medium
 import pytest
 from test_signature import OWN, PROJECTS
 
+from segsweep.config import trust
 from segsweep.core import accepted, artifacts, signature
 from segsweep.core.errors import SegsweepError
 from segsweep.report import records
@@ -69,8 +70,11 @@ def here(tmp_path, monkeypatch, allow) -> Path:
     (tmp_path / "counting.py").write_text(TASK)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(trust.TRUST, "conf")
+    trust.named.cache_clear()
     fresh()
     yield tmp_path
+    trust.named.cache_clear()
     fresh()
 
 
@@ -173,6 +177,81 @@ def test_without_its_options_the_recorded_configuration_is_taken(here, capsys):
     assert "taken is its recorded configuration" in ask(capsys, first.folder)
     said = ask(capsys, first.folder, "--config-dir", "elsewhere")
     assert said.splitlines()[1:] == ["The same run: its record answers."]
+
+
+HOSTILE = {
+    "a package on the search path": ["'hydra.searchpath=[pkg://evil]'"],
+    "the same, as a file": ["'hydra.searchpath=[file://evil]'"],
+    "the same, added": ["'++hydra.searchpath=[pkg://evil]'", "+evil=x"],
+    "the same, in a mapping": ["'++hydra={searchpath: [pkg://evil]}'", "+evil=x"],
+    "the environment": ["'task.step=${oc.env:SECRET}'"],
+    "the environment, its signs escaped": ["'task.step=$\\{oc.env\\:SECRET\\}'"],
+    "the environment, in a variable": ["'+hydra.job.env_set.A=${oc.env:SECRET}'"],
+    "an address": ["'task.step=${tracking.uri}'"],
+    "a node with an address": ["'+task.parts=${tracking}'"],
+    "a folder of options": ["--config-dir=evil"],
+    "another first configuration": ["--config-path=evil"],
+    "a package as such": ["--config-path=pkg://evil"],
+    "one by another name": ["--config-name=../evil/config"],
+    "a rerun": ["--experimental-rerun=evil/x.pickle"],
+    "another package": ["+task@hydra.job=count"],
+    "no command line": ["--nonsense"],
+    "a place, in a mapping": ["'++search={storage: http://evil}'"],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_words_of_a_record_are_nobodys_command_line(name, here, capsys, monkeypatch):
+    folder = do().folder
+    monkeypatch.setenv("SECRET", "hunter2")
+    mark = here / "mark"
+    (here / "evil").mkdir()
+    (here / "evil" / "__init__.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    (here / "evil" / "config.yaml").write_text("hydra: {searchpath: ['pkg://evil']}\n")
+    info = artifacts.read_json(folder / "run.json")
+    artifacts.write_json(folder / "run.json", info | {"command": " ".join([info["command"], *HOSTILE[name]])})
+    said = ask(capsys, folder)
+    assert "Its command cannot be composed now (" in said
+    assert "taken is its recorded configuration" in said
+    assert "The same run: its record answers." in said
+    assert not mark.exists()
+    assert "hunter2" not in said
+    assert "evil" not in sys.modules
+
+
+def test_a_record_says_nothing_of_where_a_run_goes_and_is_kept(here, capsys):
+    folder = do().folder
+    info, victim = artifacts.read_json(folder / "run.json"), here.parent / "victim"
+    words = f"paths.cache={victim} paths.runs={victim} tracking.uri={victim} search.storage=sqlite:///{victim}/x.db"
+    words += " hydra/launcher=slurm hydra.launcher.setup=[x]"
+    artifacts.write_json(folder / "run.json", info | {"command": f"{info['command']} {words}"})
+    reference = why.composition(str(folder), info | {"command": f"{info['command']} {words}"}, None)
+    assert "victim" not in str(reference)
+    assert "The same run: its record answers." in ask(capsys, folder)
+    for line in (f"+search={{storage: {victim}}}", f"++paths={{cache: {victim}}}"):
+        words = f"{info['command']} '{line}'"
+        if "search" in line:
+            with pytest.raises(SegsweepError, match=r"^search\.storage: given by its record"):
+                why.composition(str(folder), info | {"command": words}, None)
+        else:
+            assert "victim" not in str(why.composition(str(folder), info | {"command": words}, None))
+
+
+def test_options_are_of_the_folder_that_the_asking_command_names(here, capsys, monkeypatch):
+    folder = do().folder
+    edit(here / "conf" / "task" / "count.yaml", "step: 1.0", "step: 2.0")
+    assert "1.0 -> 2.0" in ask(capsys, folder)
+    monkeypatch.delenv(trust.TRUST)
+    trust.named.cache_clear()
+    said = ask(capsys, folder)
+    assert "its folder of options is named by its record alone: give --config-dir conf" in said
+    assert "The same run" in said
+    assert "1.0 -> 2.0" in ask(capsys, folder, "--config-dir", "conf")
+    (here / "conf" / "experiment").mkdir()
+    (here / "conf" / "experiment" / "x.yaml").write_text("# @package _global_\nhydra: {job: {env_set: {A: b}}}\n")
+    info = artifacts.read_json(folder / "run.json")
+    artifacts.write_json(folder / "run.json", info | {"command": f"{info['command']} experiment=x"})
+    assert "hydra.job.env_set.A: set by a file under conf" in ask(capsys, folder, "--config-dir", "conf")
 
 
 @pytest.mark.parametrize("damage", ["no such run", "no json", "another rule", "not importable", "not allowed"])

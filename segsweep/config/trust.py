@@ -31,7 +31,7 @@ from yaml import YAMLError
 
 from segsweep.config.schema import conf_dir, under
 from segsweep.core.errors import ConfigError, printable
-from segsweep.core.masks import first_line
+from segsweep.core.masks import KEYS, first_line, near
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
 
@@ -39,6 +39,8 @@ TRUST = "SEGSWEEP_CONF"
 NOWHERE = "pkg://hydra.conf"
 """On the search path of what has no folder of its own, since Hydra wants one: where it finds its own anyway."""
 OURS = "segsweep.plugins."
+KEPT_IN = ("paths.runs", "paths.cache")
+"""Of a configuration: folders."""
 
 NUMBER = "numbers"
 WORD = "numbers and plain words (letters, digits and _-.,:=+/@)"
@@ -70,12 +72,14 @@ FILLED = {("runtime", "config_sources"), ("overrides", "hydra"), ("overrides", "
 CHOICES = ("runtime", "choices")
 """Of every group, among them those that another task has not; what an option of Hydra's brings is looked at itself."""
 
+_NAME = re.compile(r"\w[\w-]*(\.yaml)?")
 _WORD = re.compile(r"[\w.,:=+/@-]*", re.ASCII)
 _KEY = re.compile(r"\+{0,2}(?!hydra\b)\w+([./]\w+)*", re.ASCII)
 _REFERENCE = re.compile(r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|several|sweep_name|select_of)\s*:[^${}]*)\s*\}")
 _ADDRESS = re.compile(r"\$\{\s*((segsweep\.)?(tracking(\.uri)?|search(\.storage)?)|segsweep|hydra(\.[\w.]+)?)\s*\}")
 """A reference to an address, or to a node that one is in; to Hydra's, which has the command line and the environment
 that it sets."""
+_NOW = re.compile(r"\$\{now:[^${}]*\}")
 _GONE = object()
 _Path = tuple[Any, ...]
 
@@ -141,7 +145,7 @@ def refuse(args: Namespace) -> None:
                 f"--{flag.replace('_', '-')}: not taken, as what is checked is the program's own configuration; "
                 "put your options into a folder, such as my_conf/experiment/mine.yaml, and give --config-dir my_conf"
             )
-    if foreign(args):
+    if door and foreign(args):  # without one the program's own comes first
         _refuse_searchpath(args)
 
 
@@ -173,6 +177,11 @@ def question(argv: list[str]) -> None:
         return
     if args.hydra_help:
         raise ConfigError(f"--hydra-help tells of Hydra alone: leave {folders[0][1]} out")
+    held(args)
+
+
+def held(args: Namespace) -> None:
+    """Raise ConfigError for what folders that are not trusted make of a single command line."""
     own = root(args)
     loader = _loader(*own.places, *([f"file://{Path(args.config_dir).absolute()}"] if args.config_dir else []))
     try:
@@ -181,6 +190,64 @@ def question(argv: list[str]) -> None:
         raise ConfigError(str(error).strip()) from None
     if problems := Hold(args, loader).problems(cfg, args.overrides):
         raise ConfigError("\n".join(problems))
+
+
+def recorded(args: Namespace, folder: str | None) -> list[str]:
+    """Of a command line that a record has, which anybody may have written, what may be composed: values that name other
+    keys at most, and options of folders that somebody else has named.
+
+    folder: of options, from the command line of whoever asks. What says how jobs are launched and where a run goes is
+    left out, as it decides no number. Raises ConfigError in one sentence."""
+    own, door = trusted(), session().door
+    words: list[str] = []
+    if folder is None and args.config_dir is not None:
+        if Path(args.config_dir).resolve() not in own:
+            raise ConfigError(
+                f"its folder of options is named by its record alone: give --config-dir {printable(args.config_dir)}, "
+                f"or trust it: {TRUST}={printable(args.config_dir)}"
+            )
+        folder = args.config_dir
+    words += ["--config-dir", folder] if folder is not None else []
+    if args.config_path is not None:
+        place = (_path(door.place(args.config_path) or "") if door else "") or args.config_path
+        if "://" in place or Path(place).resolve() not in own:
+            where = printable(place)
+            raise ConfigError(
+                f"--config-path: its configuration is named by its record alone; trust it: {TRUST}={where}"
+            )
+        words += ["--config-path", args.config_path]
+    if args.config_name is not None:
+        if not _NAME.fullmatch(args.config_name):
+            raise ConfigError(f"--config-name={printable(args.config_name)}: not the name of a file")
+        words += ["--config-name", args.config_name]
+    if args.experimental_rerun is not None:
+        raise ConfigError("--experimental-rerun: not taken from a record")
+    return [*words, *filter(None, (_recorded(line, own) for line in args.overrides))]
+
+
+def _recorded(line: str, own: set[Path]) -> str | None:
+    """An override of a record; None: it decides no number."""
+    shown = printable(line)
+    if any(_unplain(line.replace("\\", ""))):
+        raise ConfigError(f"{shown}: a record may name other keys, ${{key}}, and nothing that reads the environment")
+    try:
+        override = OverridesParser.create().parse_override(line)
+    except HydraException:
+        raise ConfigError(f"{shown}: not in Hydra's grammar") from None
+    key = override.key_or_group
+    top = split_key(key.replace("/", "."))
+    if "hydra" in (override.package or "").split(".") or top == ["hydra"]:
+        raise ConfigError(f"{shown}: not taken from a record")
+    if _is_searchpath(override) and any(
+        "://" in _path(text) or Path(_path(text)).resolve() not in own for text in map(str, _listed(override))
+    ):
+        raise ConfigError(
+            f"{shown}: named by its record alone; give the folder with --config-dir, or trust it: {TRUST}"
+        )
+    if top[0] == "hydra":
+        return line if _is_searchpath(override) or top[:3] == ["hydra", "job", "env_set"] else None
+    top = top[1:] if top[0] == OWN else top
+    return None if top[:1] in (["paths"], ["tracking"]) or top[:2] == ["search", "storage"] else line
 
 
 class Hold:
@@ -200,6 +267,7 @@ class Hold:
         self._offers = cache(self.own.get_group_options)
         self._is_known = cache(lambda group: bool(loader.get_group_options(group, None, whole.name, self.paths)))
         told = [o for o in given if o.is_hydra_override() and not _is_searchpath(o)]
+        self.given = _given(args.overrides)
         self.values = [_force(o) for o in told if not _is_group(o) or o.is_delete()]
         self._base = cache(lambda: OmegaConf.to_container(self._compose([]), resolve=False))
         self.known: dict[tuple[tuple[str, str], ...], dict[_Path, Any]] = {}
@@ -218,6 +286,7 @@ class Hold:
         parts = {path[:1] for path, problem in told.items() if problem}  # what is missing there follows from that
         gone = [path for path in own if path not in found and path[:1] not in parts and path[:2] != CHOICES]
         problems = [*told.values(), *(self._problem(cfg, raw, path, _GONE) for path in gone), *self._reads(raw, lines)]
+        problems += self._sends(cfg, raw)
         key = f"{under(cfg)}paths.runs"
         if not str(runs := _select(cfg, key)).isprintable():  # it is written into scripts
             problems.append(f"{key}={runs!r}: from a file under {self.where}; a folder's name has no such signs")
@@ -236,6 +305,20 @@ class Hold:
             yield (
                 f"{key}: {printable(text)!r} is from a file under {self.where}, which may name other keys, ${{key}}, "
                 f"and nothing that reads the environment; {hint}"
+            )
+
+    def _sends(self, cfg: DictConfig, raw: Any) -> Iterator[str]:
+        """One sentence for each place that a file of these folders gives: the user's passwords go to servers, and
+        folders are made."""
+        odd = {key: value for key, value in places(cfg).items() if key not in self.given}
+        for own in (self._base, lambda: self._task(raw)):
+            there = own() if odd else {}
+            known = places(OmegaConf.create(there)) if odd else {}  # type: ignore[arg-type]
+            odd = {key: v for key, v in odd.items() if v != known.get(key) and not _is_clock(key, raw, there)}
+        for key in odd:
+            yield (
+                f"{key}: set by a file under {self.where}, which may not say where to a run goes but for a file below "
+                f"this folder, nor where it is kept; give it on the command line{self._hint()}"
             )
 
     def _task(self, raw: Any) -> Any:
@@ -325,11 +408,24 @@ def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[s
     texts = [(path, value) for path, value in _leaves(there) if any(_unplain(value))]
     odd = [path for path, value in texts if not any(_same(value, one) for one in known.get(path, ()))]
     reading = [key for path in odd if (key := ".".join(map(printable, path))) not in given]
+    mine, shipped = places(master), places(OmegaConf.load(conf_dir() / "config.yaml"))  # type: ignore[arg-type]
+    for key, value in places(job).items():
+        if key not in given and value not in (mine.get(key), shipped.get(key.removeprefix(f"{OWN}."))):
+            reading.append(key)
     paths = [path for path in {**own, **whole} if path[:2] != CHOICES and path not in FILLED]
     keys = [path for path in paths if not _same(whole.get(path, _GONE), own.get(path, _GONE))]
     if not _given_only(whole, [*own[("overrides", "hydra")], *lines]):
         keys.append(("overrides", "hydra"))
     return [".".join(map(printable, ("hydra", *path))) for path in keys] + reading
+
+
+def places(cfg: DictConfig) -> dict[str, Any]:
+    """Where a run goes and is kept, by key; without stores that are files below the working folder, and what is not
+    there or cannot be known, as other checks tell."""
+    keys = [f"{under(cfg)}{key}" for key in (*KEYS, *KEPT_IN)]
+    found = {key: _select(cfg, key) for key in keys}
+    stores = tuple(f"{under(cfg)}{key}" for key in KEYS)
+    return {key: v for key, v in found.items() if v is not None and not (key in stores and near(str(v)))}
 
 
 @cache
@@ -412,6 +508,12 @@ def _leaves(node: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
 
 def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and repr(one) == repr(other)
+
+
+def _is_clock(key: str, raw: Any, own: Any) -> bool:
+    """Whether a value is one's own text which names no key: `${now:...}` is another each time."""
+    text = _walk(raw, key)
+    return "${now:" in str(text) and text == _walk(own, key) and "${" not in _NOW.sub("", text)
 
 
 def _at(raw: Any, path: _Path) -> Any:

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
@@ -67,6 +68,19 @@ def first_line(error: object) -> str:
 def has_secret(address: str) -> bool:
     """Whether a text, which is one address, has any."""
     return "://" in address and _masked(address) != address
+
+
+def near(address: str) -> bool:
+    """Whether a store is a file or a folder below the working folder: no server, and nobody else's."""
+    scheme, there, rest = address.partition("://")
+    if not there:
+        scheme, rest = "file", address.removeprefix("file:")
+    if scheme not in ("file", "sqlite", "journal") or re.search(r"[%:?#]|^(databricks|uc)\b", rest):
+        return False  # MLflow knows servers by these two words, SQLite takes other files by a query
+    if there and not rest.startswith("/"):  # a host, whose path begins after it
+        return False
+    path = Path(rest if scheme == "file" else rest.removeprefix("/"))
+    return path != Path() and path.resolve().is_relative_to(Path.cwd())
 
 
 def put_away(argv: Sequence[str]) -> list[str]:

@@ -3,6 +3,8 @@ differ, or why one would be trained again today. `--accept RUN --reason TEXT` le
 """
 
 import argparse
+import contextlib
+import io
 import json
 import shlex
 import sys
@@ -11,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args
 from omegaconf import DictConfig
 
+from segsweep.config import trust
 from segsweep.config.schema import engine
 from segsweep.config.start import start
 from segsweep.core import accepted, artifacts
@@ -135,18 +139,38 @@ def _refuse_other(reference: str, cfg: DictConfig, info: Mapping[str, Any]) -> N
 
 
 def composition(reference: str, info: Mapping[str, Any], config_dir: str | None) -> DictConfig:
-    """What the command of a run composes today. Raises SegsweepError where that cannot be known."""
+    """What the command of a run composes today. The record may be anybody's, so that its words are no command line of
+    the user's: see `trust.recorded`. Raises SegsweepError where that cannot be known."""
     from segsweep.sweeps.preflight import composed
 
     job, door = artifacts.read_json(Path(reference) / "job.json") or {}, session().door
     program, words = _words(info)
     if not program:
         raise SegsweepError("its command is not recorded")
-    lines = [str(line) for line in job.get("overrides") or ()]
-    lines += [word for word in words if lines and word.lstrip("+~").startswith("hydra.job.env_set")]
+    args = _parsed(words)
+    if lines := [str(line) for line in job.get("overrides") or ()]:
+        args.overrides = lines + [o for o in args.overrides if o.lstrip("+~").startswith("hydra.job.env_set")]
+    words = trust.recorded(args, config_dir)
     if door:
         door.register(words)
-    return composed(words, lines, config_dir)[0]
+    args = _parsed(words)
+    trust.refuse(args)
+    if trust.foreign(args):
+        trust.held(args)
+    found, choices = composed(words)
+    values = {line for line in args.overrides if line.lstrip("+~").partition("=")[0].partition("@")[0] not in choices}
+    plain, _ = composed([word for word in words if word not in values])
+    if moved := [key for key, place in trust.places(found).items() if place != trust.places(plain).get(key)]:
+        raise SegsweepError(f"{', '.join(moved)}: given by its record, which may not say where a run goes or is kept")
+    return found
+
+
+def _parsed(words: list[str]) -> argparse.Namespace:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return get_args(words)
+    except SystemExit:
+        raise SegsweepError("its command is none of this program") from None
 
 
 def compare(first: Path, second: Path) -> None:
@@ -197,7 +221,8 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
         again = f"It would be trained again, as {there.name}: {_counted(found)}."
         edit = {difference.kind for difference in found} == {"file"} and known and not lacks
         edit &= bool(artifacts.result(folder)) and not (there / "pruned.json").exists()
-        hint = f" If the edit changes no number: {_asks()} --accept {reference} --reason TEXT"
+        options = f" --config-dir {shlex.quote(config_dir)}" if config_dir else ""
+        hint = f" If the edit changes no number: {_asks()} --accept {reference} --reason TEXT{options}"
         print(again + hint * edit)
 
 
@@ -247,7 +272,7 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
 
 def _mirror(folder: Path) -> None:
     """MLflow has a copy of the record: bring it up to date."""
-    from segsweep.tracking.store import STATE
+    from segsweep.tracking.store import STATE, vouched
 
     state = artifacts.read_json(folder / STATE) or {}
     if not state.get("run_id"):
@@ -255,7 +280,7 @@ def _mirror(folder: Path) -> None:
     from segsweep.tracking.mirrors import push
 
     try:
-        push(folder, state["uri"], state["experiment"], None, final=True)
+        push(folder, vouched(state["uri"]), state["experiment"], None, final=True)
     except Exception as error:  # MLflow raises what its back end raises
         print(
             f"MLflow does not know yet ({first_line(error)}): python -m segsweep.sync {folder}",

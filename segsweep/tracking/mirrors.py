@@ -239,7 +239,7 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
     if not known and "run_id" in state and not (folder / "last.pt").exists():  # its weights may be in another store
         try:
             for name in WEIGHTS:
-                fetch_alone(folder / name)
+                fetch_alone(folder / name, uri)
         except Exception as error:  # that store may be gone: all else is still copied
             log.warning("%s: its weights stay in %s, which does not answer: %s", folder.name, state["uri"], error)
     if not known or not _there(client, state["run_id"]):

@@ -23,7 +23,19 @@ from segsweep.core.masks import first_line, masked
 from segsweep.core.session import session, thread
 from segsweep.core.signature import OWN
 from segsweep.task import Spec
-from segsweep.tracking.store import FIGURES, STATE, alone, connect, database, default, find, kept_as, lacks, sweeps_of
+from segsweep.tracking.store import (
+    FIGURES,
+    STATE,
+    alone,
+    connect,
+    database,
+    default,
+    find,
+    kept_as,
+    lacks,
+    sweeps_of,
+    vouched,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -249,11 +261,12 @@ def fetch(weights: Path) -> bool:
         return fetch_alone(weights)
 
 
-def fetch_alone(weights: Path) -> bool:
+def fetch_alone(weights: Path, *own: str) -> bool:
+    """own: stores that the command itself names."""
     state = artifacts.read_json(weights.parent / STATE) or {}
     if "run_id" not in state or not artifacts.result(weights.parent):
         return False
-    client = connect(state["uri"])
+    client = connect(vouched(state["uri"], *own))
     if f"weights/{weights.name}" not in {file.path for file in client.list_artifacts(state["run_id"], "weights")}:
         return False
     with tempfile.TemporaryDirectory(prefix=".restore-", dir=weights.parent) as place:

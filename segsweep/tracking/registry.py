@@ -14,7 +14,7 @@ from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line, masked
 from segsweep.tracking.mirrors import push
-from segsweep.tracking.store import connect, default
+from segsweep.tracking.store import connect, default, vouched
 
 REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime")
 """All that loading and predicting needs; pinned to the versions that the export was checked with."""
@@ -32,7 +32,8 @@ def register(
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    uri = (artifacts.read_json(run / artifacts.MLFLOW) or {}).get("uri") or default()
+    uri = (artifacts.read_json(run / artifacts.MLFLOW) or {}).get("uri")
+    uri = vouched(uri) if uri else default()
     single = np.dtype(np.float32)
     image = Schema([TensorSpec(single, (-1, *example.shape[1:]))])  # without a name: `predict` then takes the array
     logits = Schema([TensorSpec(single, (-1, *output.shape[1:]), "logits")])

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from segsweep.core import artifacts
-from segsweep.core.masks import reach
+from segsweep.core.errors import SegsweepError
+from segsweep.core.masks import masked, near, reach
 from segsweep.task import Spec
 
 if TYPE_CHECKING:
@@ -73,6 +74,20 @@ def load() -> None:
 def default() -> str:
     """Where nothing says which: MLFLOW_TRACKING_URI of the environment, else the one below the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
+
+
+def vouched(uri: str, *own: str | None) -> str:
+    """An address that a run's folder has, which may be anybody's: passwords of the environment would go there.
+
+    own: addresses that the command itself has. Raises SegsweepError where it is none of these, nor `default`, nor a
+    file below the working folder."""
+    shown = masked(uri)
+    if near(uri) or shown in {masked(known) for known in (*own, default()) if known}:
+        return uri
+    raise SegsweepError(
+        f"{shown}: an address that the run's folder alone names is not used; if it is yours, give it in "
+        "MLFLOW_TRACKING_URI, or to segsweep.sync as --uri"
+    )
 
 
 def database(uri: str) -> Path | None:
