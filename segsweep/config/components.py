@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segsweep.config.before import today
 from segsweep.config.schema import Config, engine, range_problem, ranges, resolved, under
 from segsweep.config.whitelist import KINDS, ROOMS, SPECIAL, Kind, locate, own, targets
+from segsweep.core.artifacts import NO_ROOM
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.masks import first_line
 from segsweep.core.session import session
@@ -293,8 +294,8 @@ def _folder_problem(key: str, text: Any) -> str | None:
     try:  # root may do everything, except where a file system takes no folder (/proc)
         if os.geteuid() == 0 and there.absolute() != folder.absolute():
             os.rmdir(tempfile.mkdtemp(prefix=".segsweep-", dir=there))
-    except OSError as error:
-        return f"{wrong} ({error.strerror})"
+    except OSError as error:  # of a full disk the job says more
+        return None if error.errno in NO_ROOM else f"{wrong} ({error.strerror})"
     return None
 
 

@@ -153,11 +153,13 @@ class Described:
 
     def add(self, **facts: Any) -> None:
         """What a name has already, if it is a mapping, is added to."""
+        written = dict(self.about)
         for name, fact in facts.items():
             before = self.about.get(name)
             self.about[name] = before | fact if isinstance(before, dict) and isinstance(fact, dict) else fact
         self.facts |= facts
-        self._write()
+        if self.about != written:
+            self._write()
 
     def keep(self) -> None:
         artifacts.write_json(self.file, self.about, durable=True)
