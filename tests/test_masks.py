@@ -354,7 +354,7 @@ def test_a_sweep_leaves_no_password_and_its_server_is_asked_with_it(tmp_path, la
         asked.clear()
         (sweep,) = tmp_path.glob("multirun/2*")
         away = command(tmp_path, str(sweep), module="segsweep.sync")
-        assert "its password is in no record; give the whole address" in away
+        assert "is not used; if it is yours, give it in MLFLOW_TRACKING_URI, or to segsweep.sync as --uri" in away
         assert asked == []
         said = command(tmp_path, str(sweep), module="segsweep.sync", MLFLOW_TRACKING_URI=uri)
         assert {who for who, _ in asked} == {whole}
@@ -390,17 +390,17 @@ def test_servers_that_are_not_there_are_told_of_without_the_password(tmp_path, w
     conf.mkdir(parents=True)
     content = {"tracking": {"uri": uri}, "search": {"storage": storage}}
     (conf / "x.yaml").write_text("# @package _global_\n" + json.dumps(content))
-    given = [f"tracking.uri='{uri}'"]
+    given, trusted = [f"tracking.uri='{uri}'"], {}
     if where != "command line":
-        given = ["--config-dir", str(conf.parent), "experiment=x"]
+        given, trusted = ["--config-dir", str(conf.parent), "experiment=x"], {"SEGSWEEP_CONF": str(conf.parent)}
     pickles = []
     if "submitit" in where:
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
         pickles = ["hydra/launcher=slurm", "hydra.launcher.executor=local"]
-    said = command(tmp_path, "-m", "seed=0,1", "report=false", *given, *TINY, *pickles)
+    said = command(tmp_path, "-m", "seed=0,1", "report=false", *given, *TINY, *pickles, **trusted)
     assert statuses(tmp_path) == ["finished"] * 2, said
     given += [f"search.storage='{storage}'"] if where == "command line" else []
-    told = command(tmp_path, "-m", "+search=tpe", "search.trials=1", *given, *TINY)
+    told = command(tmp_path, "-m", "+search=tpe", "search.trials=1", *given, *TINY, **trusted)
     assert "search.storage=postgresql://***@127.0.0.1:9/db?sslpassword=***: cannot be opened" in told
     assert leaks(tmp_path, said + told) == []
 
