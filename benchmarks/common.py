@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from segsweep.core import environment
+from segsweep.core.signature import PACKAGE
 from segsweep.segmentation.data.lgg import LGG
 from segsweep.segmentation.data.phantom import Phantom
 
@@ -36,7 +37,7 @@ def arguments(doc: str, rounds: int) -> argparse.ArgumentParser:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The load is the system's over the last minute, before the measurement: above 0 others were at work."""
-    return environment.facts(device) | {
+    return environment.facts(device, (), PACKAGE) | {
         "date": datetime.date.today().isoformat(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
