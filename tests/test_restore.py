@@ -41,7 +41,7 @@ def result(outcome: run.Outcome) -> dict:
     return json.loads((outcome.folder / "result.json").read_text())
 
 
-def test_a_run_finished_elsewhere_is_answered_and_its_folder_restored(tmp_path, uri):
+def test_a_run_finished_elsewhere_is_answered_and_its_folder_restored(tmp_path, uri, monkeypatch):
     first = there(tmp_path, "a", uri)
     second = there(tmp_path, "b", uri)
     assert (second.status, second.error) == ("reused", None)
@@ -59,6 +59,7 @@ def test_a_run_finished_elsewhere_is_answered_and_its_folder_restored(tmp_path, 
     third = there(tmp_path, "b", "null")  # from the folder, by then
     assert (third.status, third.metrics) == ("reused", first.metrics)
 
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # else nobody says that the address in the folder is one's own
     model = trained.load(second.folder, "best").model
     assert same(model.state_dict(), weights(first, "best.pt"))
     assert same(weights(second, "best.pt"), weights(first, "best.pt"))
@@ -151,7 +152,8 @@ def test_a_run_that_an_older_program_copied_is_answered_with_what_is_there(tmp_p
     assert there(tmp_path, "c", uri).status == "finished"
 
 
-def test_a_restored_run_is_copied_whole_to_another_store(tmp_path, uri, made_store):
+def test_a_restored_run_is_copied_whole_to_another_store(tmp_path, uri, made_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # where its weights are
     first = there(tmp_path, "a", uri)
     there(tmp_path, "b", uri)
     shutil.copytree(made_store.parent, tmp_path / "other")

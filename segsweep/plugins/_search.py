@@ -66,7 +66,8 @@ class Search:
         arguments = [a for a in arguments if a.lstrip("+").partition("=")[0] not in own]
         self.space = read_space(self.settings["params"], list(asked.when), arguments, f"{self.at}when")
         self.conditions = [condition(where, f"{self.at}when") for where, _, _ in self.space.when]
-        self.names, self.spec = list(asked.objective), self._spec()
+        self.names = list(asked.objective)
+        self.spec = self._spec()
         self.over_budget = False
         self.waited: list[int] = []
         self.drawn: dict[int, dict[str, Any]] = {}
@@ -94,7 +95,7 @@ class Search:
     def _spec(self) -> Spec:
         """Of the task as all trials have it; Hydra gives a sweeper its own overrides alone."""
         made = task_class(self.config)
-        if not hasattr(made, "spec_for"):
+        if all(made.spec.metric(name) for name in self.names if "/" in name) or not hasattr(made, "spec_for"):
             return made.spec
         return spec_of(self.compose([f"{key}={value}" for key, value in self.space.fixed.items()])) or made.spec
 

@@ -408,7 +408,7 @@ def test_a_damaged_description_is_told_and_its_run_left_out(tmp_path):
     assert len(record.runs[0].units) == 24  # what it is of is not known: it is taken to be as the rest
     lost = [problem for problem in record.problems if "its task cannot be read, so the run is left out" in problem]
     assert len(lost) == 2
-    assert "direction=up: allowed are max, min" in lost[0]
+    assert "direction='up': allowed are max, min" in lost[0]
     page = build([sweep], tmp_path / "out").with_suffix(".md").read_text()
     assert "its task cannot be read" in page
     assert "dice" not in table(record.jobs).lower()
@@ -425,7 +425,7 @@ def test_a_damaged_description_is_told_and_its_run_left_out(tmp_path):
         ),
         ({"metrics": {"rmse": {"title": "R", "direction": "min", "format": "999999999f"}}}, "format='999999999f'"),
         ({"metrics": {"rmse": {"title": "R", "direction": "min", "format": "d"}}}, "format='d'"),
-        ({"metrics": {"rmse": {"title": "R", "direction": "min", "bounds": [1, 1]}}}, "the first is below the second"),
+        ({"metrics": {"rmse": {"title": "R", "direction": "min", "bounds": [1, 1]}}}, "the first below the second"),
         ({"metrics": {"rmse": {"title": 3, "direction": "min"}}}, "text is expected"),
         ({"metrics": {"rmse": {"title": "R\x1b[2J", "direction": "min"}}}, "text is expected"),
         ({"metrics": {"rmse": {"title": "R", "direction": "min", "bounds": [10**400, None]}}}, "OverflowError"),
