@@ -8,6 +8,7 @@ FREE, or is refused. Comparing the outcome needs no list of the ways in which a 
 """
 
 import contextlib
+import io
 import os
 import re
 from argparse import Namespace
@@ -190,6 +191,15 @@ def held(args: Namespace) -> None:
         raise ConfigError(str(error).strip()) from None
     if problems := Hold(args, loader).problems(cfg, args.overrides):
         raise ConfigError("\n".join(problems))
+
+
+def arguments(words: list[str]) -> Namespace:
+    """Of a command line that a record has. Raises ConfigError."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return get_args(words)
+    except SystemExit:
+        raise ConfigError("its command is none of this program") from None
 
 
 def recorded(args: Namespace, folder: str | None) -> list[str]:

@@ -3,8 +3,6 @@ differ, or why one would be trained again today. `--accept RUN --reason TEXT` le
 """
 
 import argparse
-import contextlib
-import io
 import json
 import shlex
 import sys
@@ -13,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import get_args
 from omegaconf import DictConfig
 
 from segsweep.config import trust
@@ -147,13 +144,13 @@ def composition(reference: str, info: Mapping[str, Any], config_dir: str | None)
     program, words = _words(info)
     if not program:
         raise SegsweepError("its command is not recorded")
-    args = _parsed(words)
+    args = trust.arguments(words)
     if lines := [str(line) for line in job.get("overrides") or ()]:
         args.overrides = lines + [o for o in args.overrides if o.lstrip("+~").startswith("hydra.job.env_set")]
     words = trust.recorded(args, config_dir)
     if door:
         door.register(words)
-    args = _parsed(words)
+    args = trust.arguments(words)
     trust.refuse(args)
     if trust.foreign(args):
         trust.held(args)
@@ -163,14 +160,6 @@ def composition(reference: str, info: Mapping[str, Any], config_dir: str | None)
     if moved := [key for key, place in trust.places(found).items() if place != trust.places(plain).get(key)]:
         raise SegsweepError(f"{', '.join(moved)}: given by its record, which may not say where a run goes or is kept")
     return found
-
-
-def _parsed(words: list[str]) -> argparse.Namespace:
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return get_args(words)
-    except SystemExit:
-        raise SegsweepError("its command is none of this program") from None
 
 
 def compare(first: Path, second: Path) -> None:
