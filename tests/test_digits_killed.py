@@ -19,12 +19,12 @@ GRID = (
     "task=digits",
     "task.lr=0.01,0.03",
     "seed=0,1",
-    "epochs=3,12",
+    "epochs=3,20",
     "task.hidden=32",
     "tracking=none",
     "report=false",
 )
-LINES = 2 * 2 * (3 + 12)  # of all histories; the epochs of the shorter runs are the longer ones'
+LINES = 2 * 2 * (3 + 20)  # of all histories; the epochs of the shorter runs are the longer ones'
 KILLS, MOST_BETWEEN = 10, 5
 LOG = """                optimizer.step()
             with open("epochs.log", "a") as log:
@@ -95,7 +95,7 @@ def test_ten_kills_cost_no_bit_and_no_epoch_that_was_kept(tmp_path):
 
     whole = place(tmp_path / "whole")
     assert sweep(whole, *GRID, "hydra/launcher=basic").returncode == 0  # without workers
-    assert len(trained(whole)) == len(set(trained(whole))) == 2 * 2 * 12
+    assert len(trained(whole)) == len(set(trained(whole))) == 2 * 2 * 20
     assert set(trained(folder)) == set(trained(whole))
     assert len(trained(folder)) <= len(trained(whole)) + KILLS * (os.cpu_count() or 1)  # what was under way
     assert measured(folder) == measured(whole)

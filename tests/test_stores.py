@@ -84,7 +84,7 @@ def written_at_once(uri: str, tmp_path: Path) -> None:
         (again / name).unlink()
     assert recall.restorer().restore(again, uri, "e")
     assert artifacts.read_json(again / "result.json") == artifacts.read_json(folders[0] / "result.json")
-    assert recall.fetch(again / "last.pt")
+    assert recall.fetch_alone(again / "last.pt", uri)
     assert (again / "last.pt").read_bytes() == b"weights"
 
 
