@@ -211,6 +211,8 @@ PRIVATE = {  # module, private module of another package -> why there is no publ
     ): "what trusted folders alone compose, with no job started",
     ("config/trust.py", "hydra._internal.utils"): "the search path and the arguments as Hydra's own main reads them",
     ("config/trust.py", "omegaconf._utils"): "where a dotted key is split, brackets and quotes included",
+    ("config/recorded.py", "hydra._internal.utils"): "the arguments as Hydra's own main reads them",
+    ("config/recorded.py", "omegaconf._utils"): "where a dotted key is split, brackets and quotes included",
     (
         "sweeps/doors.py",
         "hydra._internal.utils",

@@ -241,37 +241,62 @@ _IMPORTING = ("import_module", "__import__", "get_method", "get_static_method", 
 
 def _imports(file: Path, package: str) -> Iterator[str]:
     """All that a module may import, by absolute names; of `from a import b` both a and a.b, whichever is a module."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        match node:
-            case ast.Import(names=names):
-                yield from (name.name for name in names)
-            case ast.ImportFrom(module=module, names=names, level=level):
-                around = package.split(".")[: len(package.split(".")) + 1 - level] if level else []
-                base = ".".join([*around, *([module] if module else [])])
-                yield base
-                yield from (f"{base}.{name.name}" for name in names)
-            case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)) if called in _IMPORTING:
-                given = dict(zip(("name", "package"), node.args, strict=False))
-                given |= {word.arg: word.value for word in node.keywords if word.arg}
-                texts = {key: item.value for key, item in given.items() if isinstance(item, ast.Constant)}
-                named = texts.get("path", texts.get("name"))
-                if not isinstance(named, str):
-                    continue
-                with contextlib.suppress(ImportError):  # beyond the top of a package, which fails when it is run, too
-                    yield importlib.util.resolve_name(named, str(texts.get("package") or package))
-                if called.startswith("get_"):
-                    yield named.rpartition(".")[0]
+    parts = package.split(".")
+    for level, base, names in _read(file)[0]:
+        if level > len(parts):  # beyond the top of a package, which fails when it is run, too
+            continue
+        around = parts[: len(parts) + 1 - level] if level else []
+        whole = ".".join([*around, *([base] if base else [])])
+        yield whole
+        yield from (f"{whole}.{name}" for name in names)
 
 
 def _code(file: Path) -> str:
     """What a module's code is compared by."""
-    if file.suffix != ".py":  # compiled
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+    return _read(file)[1] if file.suffix == ".py" else hashlib.sha256(file.read_bytes()).hexdigest()  # compiled
+
+
+_Imports = list[tuple[int, str, tuple[str, ...]]]
+"""Each with its level, as in `from .. import`, its module, and what is taken of it."""
+
+
+def _read(file: Path) -> tuple[_Imports, str]:
+    there = file.stat()
+    return _parsed(file, there.st_mtime_ns, there.st_size)
+
+
+@cache
+def _parsed(file: Path, *state: int) -> tuple[_Imports, str]:
+    """A module's imports, and what its code is compared by. state: what another has after an edit."""
     tree = ast.parse(file.read_bytes())
+    imports: _Imports = []
     for node in ast.walk(tree):
         match node:
+            case ast.Import(names=names):
+                imports += [(0, name.name, ()) for name in names]
+            case ast.ImportFrom(module=module, names=names, level=level):
+                imports.append((level, module or "", tuple(name.name for name in names)))
+            case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)) if called in _IMPORTING:
+                imports += _named(node, called)
             case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node, clean=False) is not None:
                 del node.body[0]
             case ast.Expr(value=ast.Constant()):
                 node.value = ast.Constant(None)  # the description below a constant
-    return ast.unparse(tree)  # unlike a dump the same in all versions of Python
+    return imports, ast.unparse(tree)  # unlike a dump the same in all versions of Python
+
+
+def _named(call: ast.Call, called: str) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """What a call imports by a text."""
+    given = dict(zip(("name", "package"), call.args, strict=False))
+    given |= {word.arg: word.value for word in call.keywords if word.arg}
+    texts = {key: item.value for key, item in given.items() if isinstance(item, ast.Constant)}
+    named, package = texts.get("path", texts.get("name")), texts.get("package")
+    if not isinstance(named, str):
+        return
+    if package:
+        with contextlib.suppress(ImportError):
+            named = importlib.util.resolve_name(named, str(package))
+    base = named.lstrip(".")
+    yield len(named) - len(base), base, ()
+    if called.startswith("get_"):
+        yield 0, named.rpartition(".")[0], ()

@@ -64,7 +64,10 @@ def _main() -> int:
     sys.argv[1:] = masks.put_away(sys.argv[1:])
     if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
         try:
-            trust.question(sys.argv[1:])
+            if args := trust.question(sys.argv[1:]):
+                from segsweep.config.hold import held
+
+                held(args)
             _hydra()
         except (SegsweepError, ValueError) as error:  # the second: two questions at once, -m --cfg job among them
             print(error, file=sys.stderr)

@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from segsweep.config import trust
+from segsweep.config import hold, trust
+from segsweep.config.recorded import arguments, composable
 from segsweep.config.schema import engine
 from segsweep.config.start import start
 from segsweep.core import accepted, artifacts
@@ -137,27 +138,27 @@ def _refuse_other(reference: str, cfg: DictConfig, info: Mapping[str, Any]) -> N
 
 def composition(reference: str, info: Mapping[str, Any], config_dir: str | None) -> DictConfig:
     """What the command of a run composes today. The record may be anybody's, so that its words are no command line of
-    the user's: see `trust.recorded`. Raises SegsweepError where that cannot be known."""
+    the user's: see `composable`. Raises SegsweepError where that cannot be known."""
     from segsweep.sweeps.preflight import composed
 
     job, door = artifacts.read_json(Path(reference) / "job.json") or {}, session().door
     program, words = _words(info)
     if not program:
         raise SegsweepError("its command is not recorded")
-    args = trust.arguments(words)
+    args = arguments(words)
     if lines := [str(line) for line in job.get("overrides") or ()]:
         args.overrides = lines + [o for o in args.overrides if o.lstrip("+~").startswith("hydra.job.env_set")]
-    words = trust.recorded(args, config_dir)
+    words = composable(args, config_dir)
     if door:
         door.register(words)
-    args = trust.arguments(words)
+    args = arguments(words)
     trust.refuse(args)
     if trust.foreign(args):
-        trust.held(args)
+        hold.held(args)
     found, choices = composed(words)
     values = {line for line in args.overrides if line.lstrip("+~").partition("=")[0].partition("@")[0] not in choices}
     plain, _ = composed([word for word in words if word not in values])
-    if moved := [key for key, place in trust.places(found).items() if place != trust.places(plain).get(key)]:
+    if moved := [key for key, place in hold.places(found).items() if place != hold.places(plain).get(key)]:
         raise SegsweepError(f"{', '.join(moved)}: given by its record, which may not say where a run goes or is kept")
     return found
 
