@@ -27,8 +27,8 @@ from segsweep.sweeps.preflight import Checked, preflight
 
 start()
 from segsweep.config.compose import Composer  # noqa: E402 - the namespace has to know it first
+from segsweep.plugins._cluster import SlurmLauncher  # noqa: E402
 from segsweep.plugins._jobs import Job  # noqa: E402
-from segsweep.plugins.cluster import SlurmLauncher  # noqa: E402
 
 TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "epochs=1"]
 TINY += ["tracking=none", "report=false"]
