@@ -21,7 +21,8 @@ from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.masks import first_line
 from segsweep.core.session import session
-from segsweep.core.signature import digest, hashes, leaves, short
+from segsweep.core.signature import digest, leaves, short
+from segsweep.core.source import hashes
 from segsweep.runs.find import REFERENCE, find
 from segsweep.runs.identity import Identity, identity, recorded
 from segsweep.task import Data
@@ -219,7 +220,8 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
 def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str | None) -> None:
     """Let the run in `folder` stand for today's code. Raises SegsweepError where it must not."""
     from segsweep.core import environment
-    from segsweep.core.signature import code, fingerprint
+    from segsweep.core.signature import fingerprint
+    from segsweep.core.source import code
 
     then, cfg, info = recorded(folder)
     _refuse_other(reference, cfg, info)
