@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from test_classes import write
 from test_cli import segsweep
 
@@ -20,6 +22,16 @@ SMALL = ["model.width=2", "model.depth=2", "epochs=1", "precision=fp32", "tracki
 OF_DATA = {"lgg": ["data.image_size=16"], "phantom": ["data.image_size=16", "data.patients=6", "data.slices=6"]}
 OF_DATA["folder"] = ["data.image_size=16"]
 HEARTS = ["data=folder", "data.root=HEARTS", "data.image_size=16"]
+
+
+def retina(root: Path) -> None:
+    """CHASE_DB1 as it lies in its archive, made up and small."""
+    rng = np.random.default_rng(0)
+    root.mkdir()
+    for name in (f"Image_{child:02}{eye}" for child in range(1, 8) for eye in "LR"):
+        pixels = rng.integers(0, 255, (24, 25, 3), np.uint8)
+        Image.fromarray(pixels).save(root / f"{name}.jpg")
+        Image.fromarray(pixels[..., 0] > 200).save(root / f"{name}_1stHO.png")
 
 
 def of(program: str) -> list[list[str]]:
@@ -64,6 +76,7 @@ def work(tmp_path_factory, lgg):
         assert made.returncode == 0, made.stderr
         (sweep,) = cwd.glob("multirun/2*")
         sweep.rename(cwd / "multirun" / "SWEEP")
+        retina(cwd / "CHASE_DB1")
         for n in range(6):
             write(cwd / "HEARTS", f"p{n}", n, values=(1 + n % 2, 3), void=2)
         made = segsweep(cwd, *HEARTS, "data.classes=[background,rv,myo,lv]", "data.ignore=[]", *SMALL)

@@ -19,7 +19,7 @@ from segsweep.segmentation.data.source import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """PNG, TIFF or JPEG images, grey or RGB, 8 bit or 16 bit grey, and masks of two values (0 and 255, or 0 and 1), or
+    """PNG, TIFF, GIF or JPEG images, grey or RGB, 8 bit or 16 bit grey, and masks of two values (0 and 255, or 0 and 1), or
     label images of several classes.
 
     root: folder that holds both. images, masks: patterns of paths under it, as in pathlib (`**` for any depth); a file

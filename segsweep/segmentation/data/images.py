@@ -23,7 +23,8 @@ _layouts: dict[tuple[int, bool], tuple[bytes, bytes, tuple[int, ...]]] = {}
 def read(file: str, mask: bool = False) -> np.ndarray:
     """Pixels of an image file as (H, W, C), or of a mask file as (H, W); uint8 or uint16, not to be written to.
 
-    Alpha is dropped; a palette gives colours for an image and indices for a mask; a mask saved as RGB must be grey.
+    Alpha is dropped; a palette gives colours for an image and indices for a mask, but black and white of a GIF are 0 and
+    255; a mask saved as RGB must be grey.
     Raises DataError naming the file."""
     try:
         with open(file, "rb") as stream:
@@ -87,6 +88,11 @@ def doubtful(data: bytes) -> bool:
 def _pixels(image: Image.Image, mask: bool) -> np.ndarray:
     if image.mode in ("1", "LA", "La"):
         return np.asarray(image.convert("L"))
+    if mask and image.format == "GIF" and image.mode == "P":
+        grey = np.asarray(image.convert("L"))
+        colours = np.asarray(image.convert("RGB"))
+        if (colours == grey[..., None]).all() and set(np.unique(grey)) <= {0, 255}:
+            return grey  # black and white, in whatever order the palette has them
     if image.mode in ("RGBA", "RGBX", "PA") or (image.mode == "P" and not mask):
         return np.asarray(image.convert("RGB"))
     if image.mode in ("L", "P", "RGB", "F") or image.mode.startswith("I"):
