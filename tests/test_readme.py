@@ -25,13 +25,19 @@ HEARTS = ["data=folder", "data.root=HEARTS", "data.image_size=16"]
 
 
 def retina(root: Path) -> None:
-    """CHASE_DB1 as it lies in its archive, made up and small."""
+    """CHASE_DB1 and DRIVE as they lie in their archives, made up and small."""
     rng = np.random.default_rng(0)
-    root.mkdir()
-    for name in (f"Image_{child:02}{eye}" for child in range(1, 8) for eye in "LR"):
+    names = [f"CHASE_DB1/Image_{child:02}{eye}" for child in range(1, 8) for eye in "LR"]
+    files = [(f"{name}.jpg", f"{name}_1stHO.png") for name in names]
+    for n, part in [*((n, "test") for n in range(1, 5)), *((n, "training") for n in range(21, 25))]:
+        place = f"DRIVE/{part}"
+        files += [(f"{place}/images/{n:02}_{part}.tif", f"{place}/1st_manual/{n:02}_manual1.gif")]
+        files[-1] += (f"{place}/mask/{n:02}_{part}_mask.gif",)
+    for image, *masks in files:
         pixels = rng.integers(0, 255, (24, 25, 3), np.uint8)
-        Image.fromarray(pixels).save(root / f"{name}.jpg")
-        Image.fromarray(pixels[..., 0] > 200).save(root / f"{name}_1stHO.png")
+        for file, array in zip((image, *masks), (pixels, pixels[..., 0] > 200, pixels[..., 0] > 20), strict=False):
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / file)
 
 
 def of(program: str) -> list[list[str]]:
@@ -76,7 +82,7 @@ def work(tmp_path_factory, lgg):
         assert made.returncode == 0, made.stderr
         (sweep,) = cwd.glob("multirun/2*")
         sweep.rename(cwd / "multirun" / "SWEEP")
-        retina(cwd / "CHASE_DB1")
+        retina(cwd)
         for n in range(6):
             write(cwd / "HEARTS", f"p{n}", n, values=(1 + n % 2, 3), void=2)
         made = segsweep(cwd, *HEARTS, "data.classes=[background,rv,myo,lv]", "data.ignore=[]", *SMALL)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from segsweep.core.errors import ConfigError
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.cache import Volumes
-from segsweep.segmentation.data.labels import VOID
+from segsweep.segmentation.data.labels import OUTSIDE
 from segsweep.segmentation.metrics import METRICS, confusion, decide, hd95, mean, means, of_classes, per_patient
 
 CPU_PIXELS = 2**17
@@ -117,7 +117,7 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
         at = owner == p
         tp, fp, fn, tn = (int(n) for n in evaluation.counts[p])
         truth, predicted = volumes.masks[indices[at]], evaluation.masks[at]
-        distance = hd95(truth == 1, predicted & (truth != VOID) if volumes.void else predicted)
+        distance = hd95(truth == 1, predicted & (truth < OUTSIDE) if volumes.void else predicted)
         rows.append(
             {"patient": volumes.patients[p], "slices": int(at.sum())}
             | {"truth_pixels": tp + fn, "predicted_pixels": tp + fp, "tp": tp, "fp": fp, "fn": fn, "tn": tn}
@@ -140,7 +140,7 @@ def _table_of_classes(evaluation: Evaluation, masks: np.ndarray, volumes: Volume
         single: dict[str, Any] = {}
         for k, name in enumerate(names):
             tp, fp, fn, tn = (int(n) for n in counts[p, k])
-            distance[name] = hd95(truth == k + 1, (predicted == k + 1) & (truth != VOID))
+            distance[name] = hd95(truth == k + 1, (predicted == k + 1) & (truth < OUTSIDE))
             of_one: dict[str, Any] = {"truth_pixels": tp + fn, "predicted_pixels": tp + fp}
             of_one |= {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
             of_one |= {"hd95": distance[name], "missed": int(tp + fn > 0 and tp + fp == 0)}

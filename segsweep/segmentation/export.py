@@ -150,13 +150,15 @@ def about(trained: Trained) -> dict[str, Any]:
     }
     count, named = trained.labels.outputs, dict(zip(trained.labels.names, trained.labels.values, strict=True))
     meaning = "the class of a pixel is the map with the largest" if named else "the structure is where they are above 0"
+    region = "; 0 outside the region of interest, whose pixels alone are counted there" * bool(trained.labels.roi)
     classes = {"classes": ", ".join(f"{name} {value}" for name, value in named.items())} if named else {}
     return {
         "run": trained.signature,
         "weights": trained.weights,
         "epoch": trained.epoch,
         "data": kind,
-        "input": f"image: float32 (batch, {channels}, {height}, {width}), area mean of the slice, then {how[mode]}",
+        "input": f"image: float32 (batch, {channels}, {height}, {width}), area mean of the slice, then {how[mode]}"
+        f"{region}",
         "output": f"logits: float32 (batch, {count}, {height}, {width}); {meaning}",
         **classes,
         "versions": trained.info.get("versions"),

@@ -24,24 +24,28 @@ MASK = "_mask"
 
 @dataclass(frozen=True)
 class Slice:
-    """file: the image. name: of the slice in its patient. truth: its mask's file, where there is one."""
+    """file: the image. name: of the slice in its patient. truth: its mask's file, where there is one. region: that of
+    its region of interest, of a run that has those."""
 
     file: Path
     patient: str
     name: str
     truth: Path | None
+    region: Path | None = None
 
 
 @dataclass
 class Patient:
     """The readable slices of a patient: images (D, H, W, C) uint8 or uint16 at the network's size, truth (D, H, W)
-    uint8 of {0, 1}, or of classes and VOID, or None, and the (height, width) of each file."""
+    uint8 of {0, 1}, or of classes and VOID, or None, and the (height, width) of each file. empty: in the place of a
+    truth, with what is OUTSIDE."""
 
     name: str
     slices: list[Slice]
     images: np.ndarray
     truth: np.ndarray | None
     sizes: list[tuple[int, int]]
+    empty: np.ndarray
 
 
 def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list[Slice]], list[str]]:
@@ -49,7 +53,7 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
 
     A file, a patient's folder, a folder of patients' folders or a Kaggle archive. A patient is the files of one folder,
     or what the regular expression `data.patient` of a run's own data set finds; x_mask.tif beside x.tif is its truth,
-    as is what the data set's pattern `data.masks` finds."""
+    as is what the data set's pattern `data.masks` finds, and its region of interest what `data.roi` does."""
     found: dict[str, list[Slice]] = {}
     roots: dict[str, Path] = {}
     problems: list[str] = []
@@ -101,6 +105,8 @@ def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slic
         image = path.stem.removesuffix(MASK)
         return image != path.stem and any(path.with_name(image + suffix).exists() for suffix in SUFFIXES)
 
+    regions = set(root.glob(data["roi"])) if data.get("roi") else set()
+    files = [p for p in files if p not in regions]
     masks = {p for p in files if masked(p)}
     if data.get("masks") and len(files) > 1:
         masks |= set(root.glob(data["masks"]))
@@ -111,7 +117,8 @@ def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slic
         beside = image.with_name(f"{image.stem}{MASK}{image.suffix}")
         if beside.exists():
             truths.setdefault(key(image), beside)
-    return [Slice(p, *key(p), truths.get(key(p))) for p in files if p not in masks]
+    areas = {key(p): p for p in regions}
+    return [Slice(p, *key(p), truths.get(key(p)), areas.get(key(p))) for p in files if p not in masks]
 
 
 def read(
@@ -119,7 +126,7 @@ def read(
 ) -> Iterator[Patient]:
     """The patients one by one, decoded as in training; what cannot be read is added to `problems`."""
     for name, slices in patients.items():
-        good: list[tuple[Slice, np.ndarray, np.ndarray | None, tuple[int, int]]] = []
+        good: list[tuple[Slice, np.ndarray, np.ndarray | None, tuple[int, int], np.ndarray]] = []
         for item in slices:
             try:
                 pixels = images.read(str(item.file))
@@ -129,26 +136,30 @@ def read(
                         f"{item.file}: found {pixels.shape[2]} channel{'s' * (pixels.shape[2] > 1)}; the run was "
                         f"trained on images of {channels}{hint}"
                     )
+                region = images.region_of(_region(item, labels), str(item.file), pixels) if labels.roi else None
+                blank = np.zeros(pixels.shape[:2] if region is None else region.sum(), np.uint8)
+                image, empty = images.sized(pixels, blank, size, labels, region, str(item.region or item.file))
             except DataError as error:
                 problems.append(str(error))
                 continue
             truth = None
             if item.truth:
                 try:
-                    truth = images.decode(name, [(str(item.file), str(item.truth))], size, channels, labels)[1][0]
+                    files = (str(item.file), str(item.truth)) + ((str(item.region),) if labels.roi else ())
+                    truth = images.decode(name, [files], size, channels, labels)[1][0]
                 except DataError as error:
                     problems.append(f"{error}. The image is predicted, its patient has no metrics")
-            good.append((item, images.resize(pixels, size), truth, pixels.shape[:2]))
+            good.append((item, image, truth, pixels.shape[:2], empty))
         if not good:
             problems.append(f"patient {name}: none of its {len(slices)} slices can be used")
             continue
-        usual = Counter((image.shape, image.dtype) for _, image, _, _ in good).most_common(1)[0][0]
-        for item, image, _, _ in good:
+        usual = Counter((image.shape, image.dtype) for _, image, *_ in good).most_common(1)[0][0]
+        for item, image, *_ in good:
             if (image.shape, image.dtype) != usual:
                 found, expected = (f"{' x '.join(map(str, s))} {t}" for s, t in ((image.shape, image.dtype), usual))
                 problems.append(f"{item.file}: found {found}; expected {expected} as most slices of patient {name}")
         good = [part for part in good if (part[1].shape, part[1].dtype) == usual]
-        complete = [truth for _, _, truth, _ in good if truth is not None]
+        complete = [truth for _, _, truth, *_ in good if truth is not None]
         lacking = [part[0].file.name for part in good if part[0].truth is None]
         if complete and lacking:
             problems.append(f"patient {name}: no metrics, since there is no mask of {listed(lacking)}")
@@ -158,4 +169,14 @@ def read(
             images=np.stack([part[1] for part in good]),
             truth=np.stack(complete) if len(complete) == len(good) else None,
             sizes=[part[3] for part in good],
+            empty=np.stack([part[4] for part in good]),
         )
+
+
+def _region(item: Slice, labels: Labels) -> str:
+    if item.region is None:
+        raise DataError(
+            f"{item.file}: no file of its region of interest, outside which the run counts nothing; give the folder "
+            f"under which data.roi={labels.roi} finds it"
+        )
+    return str(item.region)

@@ -57,12 +57,12 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
     """The patients' images have one shape and type; `trained.model` is on `device`."""
     stacked = np.concatenate([patient.images for patient in patients])
     counts = [len(patient.images) for patient in patients]
-    known = np.stack([cache.statistics(patient.images) for patient in patients])
+    truths = [p.empty if p.truth is None else p.truth for p in patients]
+    known = np.stack([cache.statistics(p.images, masks) for p, masks in zip(patients, truths, strict=True)])
     shift, scale, clip = cache.normalisation(known, trained.config.data.normalise, stacked.dtype)
-    empty = np.zeros(stacked.shape[1:3], np.uint8)
     volumes = cache.Volumes(
         images=stacked,
-        masks=np.concatenate([[empty] * len(p.images) if p.truth is None else p.truth for p in patients]),
+        masks=np.concatenate(truths),
         patient=np.repeat(np.arange(len(patients)), counts),
         patients=[patient.name for patient in patients],
         slices=[item.name for patient in patients for item in patient.slices],
@@ -73,7 +73,7 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
         key=f"predict-{next(_count)}",
         labels=trained.labels,
     )
-    if trained.labels.names or trained.labels.ignore:
+    if trained.labels.void:
         volumes.pixels = counted(volumes.masks, max(2, trained.labels.outputs))
     index = np.arange(len(stacked))
     batches = Batches(volumes, index, batch_size=trained.config.eval_batch_size, device=device)
@@ -146,21 +146,29 @@ def write(
     volume = dict.fromkeys(["volume_pixels", *(f"volume_pixels/{name}" for name in labels.structures)], 0)
     for place, (item, size) in enumerate(zip(patient.slices, patient.sizes, strict=True)):
         mask = at_size(masks[place], size)
+        region = read_pixels(str(item.region), mask=True) > 0 if labels.roi else None
+        mask = mask if region is None else mask * region
         for column, inside in zip(volume, [mask > 0, *(mask == k for k in range(1, labels.outputs))], strict=True):
             volume[column] += int(inside.sum())
         with artifacts.atomic(mask_file(out, patient.name, item.file, kind)) as partial:
             Image.fromarray(labels.write(mask)).save(partial)
         if overlays:
-            truth = None if patient.truth is None else _truth(str(item.truth), labels)
+            truth = None if patient.truth is None else _truth(str(item.truth), labels, region)
             with artifacts.atomic(out / patient.name / f"{item.file.stem}_overlay.png") as partial:
                 Image.fromarray(overlay(read_pixels(str(item.file)), mask, truth)).save(partial)
     return volume
 
 
-def _truth(file: str, labels: Labels) -> np.ndarray:
-    """A mask's file at its own size, as masks are here."""
+def _truth(file: str, labels: Labels, region: np.ndarray | None) -> np.ndarray:
+    """A mask's file at its own size, as masks are here; 0 outside its region (H, W) of bool."""
     mask = read_pixels(file, mask=True)
-    return labels.read(mask, file) if labels.names else (mask > 0) & ~np.isin(mask, labels.ignore)
+    known = mask if region is None else mask[region]
+    found = labels.read(known, file) if labels.names else (known > 0) & ~np.isin(known, labels.ignore)
+    if region is None:
+        return found
+    whole = np.zeros(mask.shape, found.dtype)
+    whole[region] = found
+    return whole
 
 
 def mask_file(out: Path, patient: str, image: Path, kind: str) -> Path:
@@ -182,7 +190,13 @@ def predict_files(
     Returns the rows of predictions.csv and what went wrong, naming files. Raises SegsweepError if `out` would
     overwrite what is read."""
     patients, problems = find(given, trained.config.data)
-    sources = {p.resolve() for slices in patients.values() for item in slices for p in (item.file, item.truth) if p}
+    sources = {
+        p.resolve()
+        for slices in patients.values()
+        for item in slices
+        for p in (item.file, item.truth, item.region)
+        if p
+    }
     for name, slices in patients.items():
         for item in slices:
             if mask_file(out, name, item.file, kind).resolve() in sources:

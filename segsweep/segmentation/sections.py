@@ -34,7 +34,7 @@ NOTES = {
 def sentences(found: Any) -> dict[str, list[str]]:
     return {
         "summary": [*_rule(found), *_sizes(found), *_accuracy(found)],
-        "results": [*_rule(found), *_parts(found), *_undefined(found)],
+        "results": [*_rule(found), *_region(found), *_parts(found), *_undefined(found)],
         "contrasts": (
             [
                 "A contrast of image sizes compares Dice at two sizes, each against truth resized to it: it holds the"
@@ -79,6 +79,18 @@ def _rule(found: Any) -> list[str]:
     return [
         f"Scores are means over **{joined([called(name) for name in names])}, without the background**: first over the"
         " classes that a patient has or was given, then over patients."
+    ]
+
+
+def _region(found: Any) -> list[str]:
+    """Published scores differ in this more than in networks."""
+    several = {str(row.factors["data.roi"]) for row in found.rows if row.factors.get("data.roi")}
+    if not several:
+        return []
+    named = joined([f"`{roi}`" for roi in sorted(several)])
+    return [
+        f"Pixels outside the **region of interest** ({named}) are in no score and were in no loss: rows without one"
+        " are scored on other pixels."
     ]
 
 

@@ -122,6 +122,9 @@ class Segmentation:
         known = classes.scan(volumes, split) if self.labels.names else {}
         if known:
             session().emit("text", text=classes.told(known), once=True)
+        elif volumes.void:
+            known, told = classes.void(volumes)
+            session().emit("text", text=told, once=True)
         train = batches(split.train, batch_size=self.batch_size, augment=self._build("augment"), shuffle=True)
         test = batches(split.test, batch_size=self.eval_batch_size)
         held_out = batches(split.val, batch_size=self.eval_batch_size) if part == "val" else test

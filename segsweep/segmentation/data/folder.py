@@ -19,14 +19,15 @@ from segsweep.segmentation.data.source import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """PNG, TIFF, GIF or JPEG images, grey or RGB, 8 bit or 16 bit grey, and masks of two values (0 and 255, or 0 and 1), or
-    label images of several classes.
+    """PNG, TIFF, GIF or JPEG images, grey or RGB, 8 bit or 16 bit grey, and masks of two values (0 and 255, or 0 and
+    1), or label images of several classes.
 
     root: folder that holds both. images, masks: patterns of paths under it, as in pathlib (`**` for any depth); a file
     that both match is a mask. patient: regular expression, searched in each path (under root, with /), with a group
     named `patient` and, where a patient has several slices, one named `slice`: a mask belongs to the image for which
     both are the same. Slices are sorted as numbers where they are numbers. classes: of label images, see
-    `labels.labels`; ignore: values of masks that are void. The rest as in `lgg.LGG`."""
+    `labels.labels`; ignore: values of masks that are void. roi: pattern of a third kind of files, matched as masks are:
+    0 where neither image nor label counts. The rest as in `lgg.LGG`."""
 
     root: str
     images: str
@@ -37,13 +38,16 @@ class Folder:
     model_width: int
     classes: int | Sequence[str] | None = None
     ignore: Any = ()
+    roi: str | None = None
 
     def __post_init__(self) -> None:
         source.check_root(self.root)
         source.check_common(self.image_size, self.normalise, self.model_width)
         object.__setattr__(self, "ignore", self.labels.ignore)
-        for key in ("images", "masks"):
+        for key in ("images", "masks", "roi"):
             pattern = getattr(self, key)
+            if pattern is None and key == "roi":
+                continue
             if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
                 raise DataError(
                     f"data.{key}={pattern}: expected a pattern of paths under data.root, such as {key}/**/*.png"
@@ -65,9 +69,11 @@ class Folder:
     def scan(self, cache: Path) -> Manifest:
         """The manifest of all matched files. Raises DataError."""
         root = source.folder(self.root)
-        masks = self._find(root, "masks", set())
-        found = self._find(root, "images", set(masks.values()))
-        return source.manifest(root, source.pair(found, masks), cache, images.doubtful, images.read)
+        regions = self._find(root, "roi", set()) if self.roi else {}
+        masks = self._find(root, "masks", {*regions.values()})
+        found = self._find(root, "images", {*regions.values(), *masks.values()})
+        pairs = source.pair(found, masks, regions if self.roi else None)
+        return source.manifest(root, pairs, cache, images.doubtful, images.read)
 
     def _find(self, root: Path, key: str, taken: set[str]) -> dict[tuple[str, str], str]:
         pattern = getattr(self, key)
@@ -89,7 +95,8 @@ class Folder:
                 )
             keyed[name] = str(path)
         if not keyed:
-            but = " but those that data.masks takes" if taken and any(root.glob(pattern)) else ""
+            others = "data.masks or data.roi" if self.roi else "data.masks"
+            but = f" but those that {others} takes" if taken and any(root.glob(pattern)) else ""
             raise DataError(f"data.{key}={pattern}: no such files under {root}{but}")
         return keyed
 

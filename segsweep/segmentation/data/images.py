@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from segsweep.core.errors import DataError
-from segsweep.segmentation.data.labels import MOST, ONE, VOID, Labels
+from segsweep.segmentation.data.labels import MOST, ONE, OUTSIDE, VOID, Labels
 from segsweep.segmentation.data.source import listed
 
 # Opening a file in Pillow costs more than copying its pixels, and the files of one data set are often uncompressed and
@@ -23,8 +23,8 @@ _layouts: dict[tuple[int, bool], tuple[bytes, bytes, tuple[int, ...]]] = {}
 def read(file: str, mask: bool = False) -> np.ndarray:
     """Pixels of an image file as (H, W, C), or of a mask file as (H, W); uint8 or uint16, not to be written to.
 
-    Alpha is dropped; a palette gives colours for an image and indices for a mask, but black and white of a GIF are 0 and
-    255; a mask saved as RGB must be grey.
+    Alpha is dropped; a palette gives colours for an image and indices for a mask, but black and white of a GIF are 0
+    and 255; a mask saved as RGB must be grey.
     Raises DataError naming the file."""
     try:
         with open(file, "rb") as stream:
@@ -101,11 +101,18 @@ def _pixels(image: Image.Image, mask: bool) -> np.ndarray:
     raise ValueError(f"its colour mode is {image.mode}; expected grey, RGB or a palette")
 
 
-def resize(image: np.ndarray, size: int | None) -> np.ndarray:
-    """(H, W, C) to (size, size, C) by area mean, rounded; an image that is not square is stretched."""
+def resize(image: np.ndarray, size: int | None, region: np.ndarray | None = None) -> np.ndarray:
+    """(H, W, C) to (size, size, C) by area mean, rounded; an image that is not square is stretched. Of a `region`
+    (H, W) of bool the mean is over what lies in it, and 0 where nothing does."""
     height, width, channels = image.shape
+    if region is not None:
+        image = np.where(region[..., None], image, 0)
     if size is None or (height, width) == (size, size):
         return image
+    if region is not None:
+        share = _area_mean(region[..., None], size)
+        mean = np.divide(_area_mean(image, size), share, where=share > 1e-9, out=np.zeros((size, size, channels)))
+        return np.floor(mean.clip(0, np.iinfo(image.dtype).max) + 0.5).astype(image.dtype)
     if image.dtype == np.uint8 and channels in (1, 3) and height % size == width % size == 0:
         small = Image.fromarray(image[..., 0] if channels == 1 else image).reduce((width // size, height // size))
         return np.asarray(small).reshape(size, size, channels)
@@ -117,6 +124,8 @@ def resize_mask(mask: np.ndarray, size: int | None) -> np.ndarray:
     height, width = mask.shape
     if size is None or (height, width) == (size, size):
         return mask.astype(np.uint8)
+    if not mask.any():
+        return np.zeros((size, size), np.uint8)
     if height % size == width % size == 0:  # `reduce` takes the exact mean, halves up: one half of 255 becomes 128
         small = Image.fromarray(mask.astype(np.uint8) * 255).reduce((width // size, height // size))
         return (np.asarray(small) >= 128).astype(np.uint8)
@@ -124,12 +133,12 @@ def resize_mask(mask: np.ndarray, size: int | None) -> np.ndarray:
 
 
 def resize_labels(labels: np.ndarray, size: int | None) -> np.ndarray:
-    """(H, W) uint8 of classes and VOID to (size, size): what has the largest share of the area; of equal shares the
-    later class, VOID last of all."""
+    """(H, W) uint8 of classes, OUTSIDE and VOID to (size, size): what has the largest share of the area; of equal
+    shares the later class, VOID last of all."""
     if size is None or labels.shape == (size, size):
         return labels
     present = np.unique(labels)
-    ordered = [*present[present != VOID][::-1], *present[present == VOID]]
+    ordered = [*present[present < OUTSIDE][::-1], *present[present >= OUTSIDE]]
     shares = _area_mean(labels[..., None] == np.array(ordered, np.uint8), size)
     return np.array(ordered, np.uint8)[(shares + np.linspace(1e-6, 0, len(ordered))).argmax(axis=2)]
 
@@ -150,13 +159,14 @@ def _overlap(length: int, size: int) -> np.ndarray:
 
 def decode(
     patient: str,
-    files: list[tuple[str, str]],
+    files: list[tuple[str, ...]],
     size: int | None,
     channels: int | None = None,
     labels: Labels = ONE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One patient's (image file, mask file) pairs to images (D, H, W, C) uint8 or uint16 and masks (D, H, W) uint8, of
-    {0, 1}, or of the classes of `labels`; VOID where those ignore what is there.
+    {0, 1}, or of the classes of `labels`; VOID where those ignore what is there. Where a third file has the region of
+    interest, what is outside it is read no further: masks are OUTSIDE there, and images 0.
 
     channels: how many the images must have; None: as many as the patient's first.
     Raises DataError naming the file: unreadable, another shape, or a mask that is none."""
@@ -164,7 +174,7 @@ def decode(
     shape = (len(files), size or first.shape[0], size or first.shape[1])
     images, masks = np.empty((*shape, first.shape[2]), first.dtype), np.zeros(shape, np.uint8)
     inside = 0  # the masks' value in the structure
-    for index, (image_file, mask_file) in enumerate(files):
+    for index, (image_file, mask_file, *region_file) in enumerate(files):
         image, mask = read(image_file), read(mask_file, mask=True)
         if channels and image.shape[2] != channels:
             hint = " (is it a mask?)" if len(np.unique(image)) <= 2 else ""
@@ -178,16 +188,20 @@ def decode(
             raise DataError(
                 f"{mask_file} is {_shape(mask)}, its image {image_file} is {_shape(image)}; expected the same size"
             )
-        images[index] = resize(image, size)
+        region = region_of(region_file[0], image_file, image) if region_file else None
+        known = mask if region is None else mask[region]
         if labels.names:
-            masks[index] = resize_labels(labels.read(mask, mask_file), size)
+            codes = labels.read(known, mask_file)
         elif labels.ignore:
-            void = np.isin(mask, labels.ignore)
-            inside = _check_mask(np.where(void, 0, mask), mask_file, inside) or inside
-            masks[index] = resize_labels(np.where(void, VOID, mask > 0).astype(np.uint8), size)
-        elif value := _check_mask(mask, mask_file, inside):
-            inside = value
-            masks[index] = resize_mask(mask > 0, size)
+            void = np.isin(known, labels.ignore)
+            inside = _check_mask(np.where(void, 0, known), mask_file, inside) or inside
+            codes = np.where(void, VOID, known > 0).astype(np.uint8)
+        else:
+            inside = _check_mask(known, mask_file, inside) or inside
+            codes = known > 0
+        if region is not None:
+            mask, image = np.where(region, mask, 0), np.where(region[..., None], image, 0)
+        images[index], masks[index] = sized(image, codes, size, labels, region, mask_file)
         if mask.any():
             filled = np.count_nonzero(image) == np.count_nonzero(mask) * image.shape[2]
             if filled and np.array_equal(image.any(axis=2), mask > 0):
@@ -197,9 +211,38 @@ def decode(
     return images, masks
 
 
+def sized(
+    image: np.ndarray, codes: np.ndarray, size: int | None, labels: Labels, region: np.ndarray | None, file: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image (H, W, C) and its mask at `size`; `codes`: of the classes of `labels`, (H, W), or of what lies in the
+    `region` (H, W) of bool alone. Raises DataError naming the mask's file where nothing of a region is left."""
+    if region is None:
+        several = labels.names or labels.ignore
+        return resize(image, size), (resize_labels if several else resize_mask)(codes, size)
+    whole = np.full(region.shape, OUTSIDE, np.uint8)
+    whole[region] = codes
+    small = resize_labels(whole, size)
+    if (small == OUTSIDE).all():
+        raise DataError(f"{file}: its region of interest (data.roi) has no pixel left at data.image_size={size}")
+    return np.where(small[..., None] == OUTSIDE, 0, resize(image, size, region)), small
+
+
+def region_of(file: str, image_file: str, image: np.ndarray) -> np.ndarray:
+    """Where an image counts, (H, W) of bool, by the file of its region of interest. Raises DataError naming it."""
+    found = read(file, mask=True)
+    if found.shape != image.shape[:2]:
+        raise DataError(f"{file} is {_shape(found)}, its image {image_file} is {_shape(image)}; expected the same size")
+    if not _check_mask(found, file, 0):
+        raise DataError(
+            f"{file}: a region of interest (data.roi) without pixels, so that nothing of {image_file} would count; "
+            "expected 255, or 1, where it does: mend the file, or take the slice away"
+        )
+    return found > 0
+
+
 def _check_mask(mask: np.ndarray, file: str, inside: int) -> int:
     """The mask's one value beside 0, or 0. Raise DataError for more, or another than `inside` where that is not 0."""
-    top = int(mask.max())
+    top = int(mask.max(initial=0))
     if top == 0:
         return 0
     if top not in (1, 255, 65535) or np.count_nonzero(mask) != np.count_nonzero(mask == top):

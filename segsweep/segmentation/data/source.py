@@ -19,8 +19,9 @@ from typing import Any
 from segsweep.core.errors import DataError, nearest
 
 NORMALISE = ("zscore", "percentile", "unit")
-Pairs = dict[str, list[tuple[str, str, str]]]
-"""patient -> (slice, image file, mask file) of each slice, in order; patients sorted."""
+Pairs = dict[str, list[tuple[str, ...]]]
+"""patient -> (slice, image file, mask file) of each slice, in order, and the file of its region of interest where the
+data set has those; patients sorted."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,13 @@ class Manifest:
 
     digest: hex SHA-256 over the names, sizes and contents of the files; where they lie does not enter.
     patients: patient -> names of its slices in anatomical order; patients sorted.
-    files: patient -> (image file, mask file) of each slice, in the same order; empty where the data set has no files.
+    files: patient -> (image file, mask file) of each slice, and its region's, in the same order; empty where the data
+    set has no files.
     """
 
     digest: str
     patients: dict[str, list[str]]
-    files: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    files: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
 
 
 def check_range(key: str, value: Any, low: float, high: float, unit: str = "") -> None:
@@ -87,15 +89,22 @@ def folder(root: str) -> Path:
     raise DataError(f"data.root={root}: no such folder: {there} has no {missing}{hint}")
 
 
-def pair(images: Mapping[tuple[str, str], str], masks: Mapping[tuple[str, str], str]) -> Pairs:
+Files = Mapping[tuple[str, str], str]
+
+
+def pair(images: Files, masks: Files, regions: Files | None = None) -> Pairs:
     """Match files under their keys (patient, slice).
 
-    Raises DataError naming an image without its mask, a mask without its image, or a name that no record takes."""
-    for file in (*images.values(), *masks.values()):
+    Raises DataError naming an image without its mask or region, either without its image, or a name that no record
+    takes."""
+    several = {"mask": masks} | ({} if regions is None else {"roi": regions})
+    for file in (path for files in (images, *several.values()) for path in files.values()):
         if file.encode(errors="replace") != os.fsencode(file):
             shown = file.encode("ascii", "backslashreplace").decode()
             raise DataError(f"{shown}: a name that is not UTF-8, in which records are; rename the file")
-    for one, other, kind, partner in ((images, masks, "image", "mask"), (masks, images, "mask", "image")):
+    both = [(images, files, "image", kind) for kind, files in several.items()]
+    both += [(files, images, kind, "image") for kind, files in several.items()]
+    for one, other, kind, partner in both:
         if alone := sorted(one.keys() - other.keys(), key=_anatomical):
             raise DataError(
                 f"patient {alone[0][0]}: {kind} without its {partner}: {listed(one[key] for key in alone)}. "
@@ -103,7 +112,7 @@ def pair(images: Mapping[tuple[str, str], str], masks: Mapping[tuple[str, str], 
             )
     pairs: Pairs = {}
     for patient, name in sorted(images, key=_anatomical):
-        pairs.setdefault(patient, []).append((name, images[patient, name], masks[patient, name]))
+        pairs.setdefault(patient, []).append((name, *(files[patient, name] for files in (images, *several.values()))))
     return pairs
 
 
@@ -152,19 +161,19 @@ def manifest(
                     found[file[start:]][3] = digest
                     doubts |= {file} if doubt else set()
         for _, *files in (slice_ for slices in pairs.values() for slice_ in slices) if doubts else ():
-            for file, is_mask in zip(files, (False, True), strict=True):
+            for place, file in enumerate(files):
                 if file in doubts:
-                    read(file, is_mask)
+                    read(file, place > 0)
         _remember(memory, found)
     total = hashlib.sha256()
     for patient, slices in pairs.items():
-        for name, image, mask in slices:
-            contents = [(found[file[start:]][0], found[file[start:]][3]) for file in (image, mask)]
+        for name, *files in slices:
+            contents = [(found[file[start:]][0], found[file[start:]][3]) for file in files]
             total.update(repr((patient, name, contents)).encode())
     return Manifest(
         digest=total.hexdigest(),
-        patients={patient: [name for name, _, _ in slices] for patient, slices in pairs.items()},
-        files={patient: [(image, mask) for _, image, mask in slices] for patient, slices in pairs.items()},
+        patients={patient: [name for name, *_ in slices] for patient, slices in pairs.items()},
+        files={patient: [tuple(files) for _, *files in slices] for patient, slices in pairs.items()},
     )
 
 
