@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from segsweep.core.errors import ConfigError
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.cache import Volumes
-from segsweep.segmentation.data.labels import OUTSIDE
+from segsweep.segmentation.data.labels import PADDED
 from segsweep.segmentation.metrics import METRICS, confusion, decide, hd95, mean, means, of_classes, per_patient
 
 CPU_PIXELS = 2**17
@@ -116,8 +116,8 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
     for p in np.unique(owner):
         at = owner == p
         tp, fp, fn, tn = (int(n) for n in evaluation.counts[p])
-        truth, predicted = volumes.masks[indices[at]], evaluation.masks[at]
-        distance = hd95(truth == 1, predicted & (truth < OUTSIDE) if volumes.void else predicted)
+        truth, predicted = _whole(volumes, indices[at], evaluation.masks[at])
+        distance = hd95(truth == 1, predicted & (truth < PADDED) if volumes.void else predicted)
         rows.append(
             {"patient": volumes.patients[p], "slices": int(at.sum())}
             | {"truth_pixels": tp + fn, "predicted_pixels": tp + fp, "tp": tp, "fp": fp, "fn": fn, "tn": tn}
@@ -128,6 +128,12 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
     return Patients(rows, summary)
 
 
+def _whole(volumes: Volumes, indices: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and prediction of a patient's slices (D, H, W), cut to the largest of them: padding is no distance."""
+    height, width = volumes.masks.shape[1:] if volumes.sizes is None else volumes.sizes[indices].max(0)
+    return volumes.masks[indices][:, :height, :width], predicted[:, :height, :width]
+
+
 def _table_of_classes(evaluation: Evaluation, masks: np.ndarray, volumes: Volumes, indices: np.ndarray) -> Patients:
     """Of each patient the means over the classes but the background, and NAME/CLASS of each of these."""
     names = volumes.labels.structures
@@ -135,12 +141,12 @@ def _table_of_classes(evaluation: Evaluation, masks: np.ndarray, volumes: Volume
     owner = volumes.patient[indices]
     rows: list[dict[str, Any]] = []
     for p in np.unique(owner):
-        truth, predicted = volumes.masks[indices[owner == p]], masks[owner == p]
+        truth, predicted = _whole(volumes, indices[owner == p], masks[owner == p])
         distance: dict[str, float] = {}
         single: dict[str, Any] = {}
         for k, name in enumerate(names):
             tp, fp, fn, tn = (int(n) for n in counts[p, k])
-            distance[name] = hd95(truth == k + 1, (predicted == k + 1) & (truth < OUTSIDE))
+            distance[name] = hd95(truth == k + 1, (predicted == k + 1) & (truth < PADDED))
             of_one: dict[str, Any] = {"truth_pixels": tp + fn, "predicted_pixels": tp + fp}
             of_one |= {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
             of_one |= {"hd95": distance[name], "missed": int(tp + fn > 0 and tp + fp == 0)}

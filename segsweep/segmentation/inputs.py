@@ -16,7 +16,7 @@ from segsweep.core.errors import DataError
 from segsweep.segmentation.data import images
 from segsweep.segmentation.data.labels import ONE, Labels
 from segsweep.segmentation.data.lgg import PLACES
-from segsweep.segmentation.data.source import listed, natural
+from segsweep.segmentation.data.source import Size, listed, natural
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".gif", ".bmp")
 MASK = "_mask"
@@ -36,9 +36,9 @@ class Slice:
 
 @dataclass
 class Patient:
-    """The readable slices of a patient: images (D, H, W, C) uint8 or uint16 at the network's size, truth (D, H, W)
-    uint8 of {0, 1}, or of classes and VOID, or None, and the (height, width) of each file. empty: in the place of a
-    truth, with what is OUTSIDE."""
+    """The readable slices of a patient: images (D, H, W, C) uint8 or uint16 at the network's size, or padded to one,
+    truth (D, H, W) uint8 of {0, 1}, or of classes and VOID, or None, and the (height, width) of each file. empty: in
+    the place of a truth, with what is OUTSIDE or PADDED."""
 
     name: str
     slices: list[Slice]
@@ -122,9 +122,15 @@ def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slic
 
 
 def read(
-    patients: Mapping[str, list[Slice]], size: int | None, channels: int, problems: list[str], labels: Labels = ONE
+    patients: Mapping[str, list[Slice]],
+    size: Size,
+    channels: int,
+    problems: list[str],
+    labels: Labels = ONE,
+    room: tuple[int, int] | None = None,
 ) -> Iterator[Patient]:
-    """The patients one by one, decoded as in training; what cannot be read is added to `problems`."""
+    """The patients one by one, decoded as in training; what cannot be read is added to `problems`. room: to
+    which images are padded at least, those of a patient to one size."""
     for name, slices in patients.items():
         good: list[tuple[Slice, np.ndarray, np.ndarray | None, tuple[int, int], np.ndarray]] = []
         for item in slices:
@@ -153,6 +159,12 @@ def read(
         if not good:
             problems.append(f"patient {name}: none of its {len(slices)} slices can be used")
             continue
+        if room is not None:
+            largest = tuple(max(sides) for sides in zip(room, *(part[1].shape[:2] for part in good), strict=True))
+            for n, (item, image, truth, shape, empty) in enumerate(good):
+                whole, blanks = images.padded([image], [empty], largest)
+                truths = None if truth is None else images.padded([image], [truth], largest)[1][0]
+                good[n] = (item, whole[0], truths, shape, blanks[0])
         usual = Counter((image.shape, image.dtype) for _, image, *_ in good).most_common(1)[0][0]
         for item, image, *_ in good:
             if (image.shape, image.dtype) != usual:

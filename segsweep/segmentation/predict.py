@@ -31,6 +31,7 @@ from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.images import read as read_pixels
 from segsweep.segmentation.data.labels import ONE, Labels, counted
+from segsweep.segmentation.data.labels import sizes as sizes_of
 from segsweep.segmentation.evaluate import evaluate, patient_table
 from segsweep.segmentation.figures import OUTLINES, areas
 from segsweep.segmentation.inputs import MASK, Patient, find, read
@@ -73,7 +74,9 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
         key=f"predict-{next(_count)}",
         labels=trained.labels,
     )
-    if trained.labels.void:
+    if trained.room:
+        volumes.sizes = sizes_of(volumes.masks)
+    if trained.labels.void or trained.room:
         volumes.pixels = counted(volumes.masks, max(2, trained.labels.outputs))
     index = np.arange(len(stacked))
     batches = Batches(volumes, index, batch_size=trained.config.eval_batch_size, device=device)
@@ -145,7 +148,8 @@ def write(
     of one structure; returns the volume of each in pixels, under the columns' names."""
     volume = dict.fromkeys(["volume_pixels", *(f"volume_pixels/{name}" for name in labels.structures)], 0)
     for place, (item, size) in enumerate(zip(patient.slices, patient.sizes, strict=True)):
-        mask = at_size(masks[place], size)
+        height, width = sizes_of(patient.empty[place : place + 1])[0]
+        mask = at_size(masks[place, :height, :width], size)
         region = read_pixels(str(item.region), mask=True) > 0 if labels.roi else None
         mask = mask if region is None else mask * region
         for column, inside in zip(volume, [mask > 0, *(mask == k for k in range(1, labels.outputs))], strict=True):
@@ -213,7 +217,7 @@ def predict_files(
     rows: list[dict[str, Any]] = []
     scores: dict[str, dict[str, Any]] = {}
     labels = trained.labels
-    for group in groups(read(patients, trained.size, trained.channels, problems, labels)):
+    for group in groups(read(patients, trained.size, trained.channels, problems, labels, trained.room)):
         found = predict(trained, group, device, probabilities)
         scores |= {row["patient"]: row for row in found.rows}
         start = 0
@@ -259,7 +263,11 @@ def tell(trained: Trained, rows: list[dict[str, Any]], out: Path, single: bool) 
         rule = ""
         if trained.labels.structures:
             rule = f" over the classes that each has or was given, without the background; by class: {', '.join(told)}"
-        size = f"{trained.size} x {trained.size} pixels" if trained.size else "the files' own size"
+        size = "the files' own size"
+        if trained.size:
+            size = (
+                f"{trained.size} x {trained.size} pixels" if isinstance(trained.size, int) else f"{trained.size} pixels"
+            )
         print(
             f"Mean Dice (patients: {defined}): {means['dice']:{form}}{rule}. "
             f"Metrics are taken at {size}, as in training; masks and volumes are at the size of each file"

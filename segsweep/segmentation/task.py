@@ -1,11 +1,12 @@
 """The task of segmentation: image and mask files to a trained network and a table of its test patients."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 
 from segsweep.core import artifacts
@@ -122,9 +123,12 @@ class Segmentation:
         known = classes.scan(volumes, split) if self.labels.names else {}
         if known:
             session().emit("text", text=classes.told(known), once=True)
-        elif volumes.void:
+        elif self.labels.void and volumes.void:
             known, told = classes.void(volumes)
             session().emit("text", text=told, once=True)
+        if volumes.sizes is not None:
+            known |= {"padded": True}
+            session().emit("text", text=padding(volumes.sizes, volumes.images.shape), once=True)
         train = batches(split.train, batch_size=self.batch_size, augment=self._build("augment"), shuffle=True)
         test = batches(split.test, batch_size=self.eval_batch_size)
         held_out = batches(split.val, batch_size=self.eval_batch_size) if part == "val" else test
@@ -176,3 +180,11 @@ class Segmentation:
             f"out of memory with batches of {self.batch_size} in {parts} part{'s' * (parts > 1)}: micro_batches="
             f"{2 * parts}, a smaller batch_size, or hydra.launcher.retries.oom=2, which tries the first"
         )
+
+
+def padding(sizes: np.ndarray, shape: Sequence[int]) -> str:
+    """In one line: the sizes (N, 2) of images, and what they are padded to."""
+    several = [f"{height} x {width}" for height, width in sorted({(int(h), int(w)) for h, w in sizes})]
+    told = several[0] if len(several) == 1 else f"{len(several)} sizes from {several[0]} to {several[-1]}"
+    share = 1 - sizes.prod(1).sum() / (len(sizes) * shape[1] * shape[2])
+    return f"Images of {told}, padded to {shape[1]} x {shape[2]}; {share:.2%} of the pixels are padding"

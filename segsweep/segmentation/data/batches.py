@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from segsweep.segmentation.data.cache import Volumes
-from segsweep.segmentation.data.labels import OUTSIDE, VOID
+from segsweep.segmentation.data.labels import VOID, unseen
 
 FITS = 0.5
 """Largest share of a GPU's free memory that the raw set may take to live there."""
@@ -58,7 +58,8 @@ class Batches:
 
     def epoch(self, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """x (B, C, H, W) float32 normalised, channels last; y (B, 1, H, W) float32 of {0, 1}, or of the classes of
-        `labels`, and of VOID where `void`; patient (B,) int64. Outside a region of interest x is 0 and y VOID.
+        `labels`, and of VOID where `void`; patient (B,) int64. Outside a region of interest, and of an image
+        that is padded, x is 0 and y VOID.
 
         Order and augmentation come from `seed` alone: the same seed gives the same epoch on the same kind of device."""
         generator = torch.Generator(self.device).manual_seed(seed)
@@ -78,8 +79,8 @@ class Batches:
             if self.volumes.clip:
                 x.clamp_(*self.volumes.clip)
             y = mask[:, None].float()
-            if self.labels.roi:
-                outside = y == OUTSIDE
+            if self.labels.roi or self.volumes.sizes is not None:
+                outside = unseen(y)
                 x, y = x.masked_fill(outside, 0), y.masked_fill(outside, VOID)
             if self.augment is not None:
                 x, y = self.augment(x, y, generator)

@@ -28,7 +28,7 @@ import numpy as np
 from segsweep.core import artifacts, child
 from segsweep.core.errors import DataError
 from segsweep.core.signature import fingerprint, hashes, reached
-from segsweep.segmentation.data.labels import OUTSIDE, VOID, Labels, counted, labels_of
+from segsweep.segmentation.data.labels import PADDED, VOID, Labels, counted, labels_of, sizes, unseen
 from segsweep.segmentation.data.source import Manifest, listed
 
 FORMAT = 2
@@ -43,7 +43,7 @@ class DataSet(Protocol):
 
     decode: images (D, H, W, C) uint8 or uint16 and masks (D, H, W) uint8, 1 in the structure and 0 outside. One that
     has `classes` (see `labels.labels`) gives masks of 0 to C - 1, and one that has `classes` or `ignore` may give VOID;
-    one that has a `roi` OUTSIDE, too, and images of 0 there.
+    one that has a `roi` OUTSIDE, too, and images of 0 there, and one whose manifest has `room` PADDED.
     """
 
     normalise: str
@@ -58,9 +58,10 @@ class Volumes:
     """All slices of a data set, patient after patient; N slices, P patients.
 
     images: (N, H, W, C) uint8 or uint16, memory map. masks: (N, H, W) uint8 of {0, 1}, or of the classes of `labels`,
-    and of VOID and OUTSIDE, memory map. pixels: (N, C + 1), see `labels.counted`, where there are classes or some may
-    be void.
+    and of VOID, OUTSIDE and PADDED, memory map. pixels: (N, C + 1), see `labels.counted`, where there are classes or
+    some may be void.
     patient: (N,) int64, index into patients. patients: P sorted names. slices: N names.
+    sizes: (N, 2) int64, see `labels.sizes`, where images are padded.
     shift, scale: (P, C) float32, clip: bounds or None: a network's input is clip((raw - shift) * scale).
     digest: of the files. key: of the files and the preprocessing; the same key means the same images and masks."""
 
@@ -78,6 +79,7 @@ class Volumes:
     """Says as long as it lives that the files are in use."""
     labels: Labels = Labels()
     pixels: np.ndarray | None = None
+    sizes: np.ndarray | None = None
 
     @property
     def void(self) -> bool:
@@ -129,7 +131,8 @@ def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Vol
         key=key,
         hold=_Used(place),
         labels=known_labels,
-        pixels=counted(masks, max(2, known_labels.outputs)) if known_labels.void else None,
+        pixels=counted(masks, max(2, known_labels.outputs)) if known_labels.void or manifest.room else None,
+        sizes=sizes(masks) if manifest.room else None,
     )
 
 
@@ -177,11 +180,14 @@ def _key(dataset: DataSet, manifest: Manifest) -> str:
 
 def statistics(images: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
     """Mean, standard deviation and the QUANTILES of each channel of (D, H, W, C), but of what `masks` (D, H, W) have
-    OUTSIDE: (C, 4) float64.
+    OUTSIDE or PADDED: (C, 4) float64.
 
     Of large images every k-th row and column are used, at least 64 a side."""
+    if masks is not None:
+        height, width = sizes(masks).max(0)  # so that the grid is that of the images without padding
+        images, masks = images[:, :height, :width], masks[:, :height, :width]
     step = max(1, min(images.shape[1:3]) // 64)
-    inside = None if masks is None else masks != OUTSIDE
+    inside = None if masks is None else ~unseen(masks)
     if inside is not None and not inside[:, ::step, ::step].any():
         step = 1
     found = []
@@ -383,7 +389,8 @@ def _store(task: _Task, index: int, images: np.ndarray, masks: np.ndarray) -> np
         )
     found = labels_of(task.dataset)
     most = max(1, found.outputs - 1)
-    known = masks[~np.isin(masks, found.void)] if found.void else masks
+    void = (*found.void, *[PADDED] * bool(task.manifest.room))
+    known = masks[~np.isin(masks, void)] if void else masks
     if known.max(initial=0) > most:
         allowed = (
             f"data.classes allows 0 to {most}, and {VOID} for what is not to count"

@@ -5,7 +5,7 @@ Image and mask are matched by what the expression finds in their paths, so they 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ class Folder:
     named `patient` and, where a patient has several slices, one named `slice`: a mask belongs to the image for which
     both are the same. Slices are sorted as numbers where they are numbers. classes: of label images, see
     `labels.labels`; ignore: values of masks that are void. roi: pattern of a third kind of files, matched as masks are:
-    0 where neither image nor label counts. The rest as in `lgg.LGG`."""
+    0 where neither image nor label counts. Images of
+    several sizes are padded to the largest height and width where image_size is None. The rest as in `lgg.LGG`."""
 
     root: str
     images: str
     masks: str
     patient: str
-    image_size: int | None
+    image_size: source.Size
     normalise: str
     model_width: int
     classes: int | Sequence[str] | None = None
@@ -73,7 +74,8 @@ class Folder:
         masks = self._find(root, "masks", {*regions.values()})
         found = self._find(root, "images", {*regions.values(), *masks.values()})
         pairs = source.pair(found, masks, regions if self.roi else None)
-        return source.manifest(root, pairs, cache, images.doubtful, images.read)
+        made = source.manifest(root, pairs, cache, images.look, images.read)
+        return replace(made, room=source.room(self.image_size, made.shapes))
 
     def _find(self, root: Path, key: str, taken: set[str]) -> dict[tuple[str, str], str]:
         pattern = getattr(self, key)
@@ -102,4 +104,5 @@ class Folder:
 
     def decode(self, manifest: Manifest, patient: str) -> tuple[np.ndarray, np.ndarray]:
         """Images (D, H, W, C) and masks (D, H, W) uint8 of one patient, see `images.decode`. Raises DataError."""
-        return images.decode(patient, manifest.files[patient], self.image_size, labels=self.labels)
+        files, room = manifest.files[patient], manifest.room
+        return images.decode(patient, files, self.image_size, labels=self.labels, room=room)

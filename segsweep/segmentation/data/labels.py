@@ -17,6 +17,8 @@ VOID = 255
 """Of a pixel that enters no loss, no metric and no count."""
 OUTSIDE = 254
 """Of a pixel outside the region of interest: void, and its image does not count either. Batches have VOID for it."""
+PADDED = 253
+"""The same below and to the right of an image that is smaller than others of its set."""
 MOST = 254
 """Classes that a mask of 8 bit can tell apart, beside VOID and what a file has without leave."""
 TOP = 65535
@@ -142,13 +144,23 @@ def labels_of(data: Any) -> Labels:
     return replace(labels(get("classes"), get("ignore")), roi=get("roi") or None)
 
 
+def unseen(masks: Any) -> Any:
+    """Where an array or a tensor of masks is OUTSIDE or PADDED."""
+    return (masks >= PADDED) & (masks < VOID)
+
+
+def sizes(masks: np.ndarray) -> np.ndarray:
+    """The height and width of the image in each of masks (N, H, W), without what is PADDED: (N, 2) int64."""
+    return np.stack([(masks[:, :, 0] != PADDED).sum(1), (masks[:, 0] != PADDED).sum(1)], axis=1)
+
+
 def counted(masks: np.ndarray, count: int) -> np.ndarray:
     """Pixels of each of `count` classes, and then of those that are void, in each of masks (N, H, W): (N, count + 1)
     int64."""
     found = np.zeros((len(masks), count + 1), np.int64)
     for row, mask in zip(found, masks, strict=True):
         several = np.bincount(mask.ravel(), minlength=VOID + 1)
-        row[:count], row[count] = several[:count], several[OUTSIDE:].sum()
+        row[:count], row[count] = several[:count], several[PADDED:].sum()
     return found
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,9 @@ from typing import Any
 
 from segsweep.core.errors import DataError, nearest
 
+Size = int | Sequence[int] | None
+"""`data.image_size`: a number, to which both sides are brought; a height and a width, into which an image is fitted
+without stretching; None: as it is."""
 NORMALISE = ("zscore", "percentile", "unit")
 Pairs = dict[str, list[tuple[str, ...]]]
 """patient -> (slice, image file, mask file) of each slice, in order, and the file of its region of interest where the
@@ -31,12 +34,15 @@ class Manifest:
     digest: hex SHA-256 over the names, sizes and contents of the files; where they lie does not enter.
     patients: patient -> names of its slices in anatomical order; patients sorted.
     files: patient -> (image file, mask file) of each slice, and its region's, in the same order; empty where the data
-    set has no files.
+    set has no files. room: height and width to which images are padded; None: they are of one size. shapes: the heights
+    and widths that there are.
     """
 
     digest: str
     patients: dict[str, list[str]]
     files: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
+    room: tuple[int, int] | None = None
+    shapes: tuple[tuple[int, int], ...] = ()
 
 
 def check_range(key: str, value: Any, low: float, high: float, unit: str = "") -> None:
@@ -48,15 +54,30 @@ def check_range(key: str, value: Any, low: float, high: float, unit: str = "") -
         raise DataError(f"{key}={value}: expected {kind}{unit and f' of {unit}'} from {low:g} to {high:g}")
 
 
-def check_common(image_size: int | None, normalise: str, model_width: int) -> None:
+def check_common(image_size: Size, normalise: str, model_width: int) -> None:
     """Raise DataError if a value that every data set has is not allowed; the key is named."""
-    if image_size is not None:
-        check_range("data.image_size", image_size, 8, 4096, "pixels")
+    check_size("data.image_size", image_size)
     if normalise not in NORMALISE:
         raise DataError(
             f"data.normalise={normalise}: allowed are {', '.join(NORMALISE)}{nearest(normalise, NORMALISE)}"
         )
     check_range("data.model_width", model_width, 1, 1024, "channels")
+
+
+def check_size(key: str, size: Size) -> None:
+    """Raise DataError unless a size is None, a number of pixels, or a height and a width."""
+    if isinstance(size, list | tuple) and len(size) != 2:
+        raise DataError(f"{key}={list(size)}: expected a number of pixels, or a height and a width, such as [584,565]")
+    for side in size if isinstance(size, list | tuple) else [size] * (size is not None):
+        check_range(key, side, 8, 4096, "pixels")
+
+
+def room(size: Size, shapes: Iterable[tuple[int, int]] = ()) -> tuple[int, int] | None:
+    """What images of `shapes` are padded to; None where they are all of one size, or are made so."""
+    if isinstance(size, list | tuple):
+        return size[0], size[1]
+    several = set(shapes) if size is None else set()
+    return (max(h for h, _ in several), max(w for _, w in several)) if len(several) > 1 else None
 
 
 def check_root(root: Any) -> None:
@@ -121,13 +142,18 @@ def _anatomical(key: tuple[str, str]) -> tuple[str, list[tuple[int, str]]]:
 
 
 def manifest(
-    root: Path, pairs: Pairs, cache: Path, doubtful: Callable[[bytes], bool], read: Callable[[str, bool], Any]
+    root: Path,
+    pairs: Pairs,
+    cache: Path,
+    look: Callable[[bytes], tuple[bool, tuple[int, int] | None]],
+    read: Callable[[str, bool], Any],
 ) -> Manifest:
     """The manifest of matched files, all under `root`.
 
     A file's digest is remembered in `cache` with its size and times, so that an unchanged tree is not read again.
-    Raises DataError naming a file that is empty or cannot be read, and what `read(file, whether it is a mask)` raises
-    of one whose content is `doubtful`: once, before any job, and not in each."""
+    `look` tells of a file's content whether it is doubtful, and the height and width. Raises DataError naming a file
+    that is empty or cannot be read, and what `read(file, whether it is a mask)` raises of one that is doubtful: once,
+    before any job, and not in each."""
     memory = cache / "digests" / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]}.json"
     known = _recall(memory)
     start = len(os.path.join(root, ""))
@@ -141,9 +167,9 @@ def manifest(
                 raise DataError(f"{file}: cannot be read: {error.strerror}") from error
             if stat.st_size == 0:
                 raise DataError(f"{file}: the file is empty (0 bytes); copy it again from the original")
-            entry = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, ""]
+            entry = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, "", [0, 0]]
             old = known.get(file[start:])
-            if old and old[:3] == entry[:3]:
+            if isinstance(old, list) and len(old) == 5 and old[:3] == entry[:3]:
                 entry = old
             else:
                 unread.append(file)
@@ -156,9 +182,9 @@ def manifest(
             warnings.catch_warnings(action="ignore"),
             ThreadPoolExecutor(count) as pool,
         ):  # reading and hashing release the GIL
-            for share, digests in zip(shares, pool.map(partial(_digests, doubtful), shares), strict=True):
-                for file, (digest, doubt) in zip(share, digests, strict=True):
-                    found[file[start:]][3] = digest
+            for share, digests in zip(shares, pool.map(partial(_digests, look), shares), strict=True):
+                for file, (digest, doubt, shape) in zip(share, digests, strict=True):
+                    found[file[start:]][3:] = digest, shape
                     doubts |= {file} if doubt else set()
         for _, *files in (slice_ for slices in pairs.values() for slice_ in slices) if doubts else ():
             for place, file in enumerate(files):
@@ -174,16 +200,20 @@ def manifest(
         digest=total.hexdigest(),
         patients={patient: [name for name, *_ in slices] for patient, slices in pairs.items()},
         files={patient: [tuple(files) for _, *files in slices] for patient, slices in pairs.items()},
+        shapes=tuple(sorted({tuple(found[image[start:]][4]) for slices in pairs.values() for _, image, *_ in slices})),
     )
 
 
-def _digests(doubtful: Callable[[bytes], bool], files: list[str]) -> list[tuple[str, bool]]:
-    """SHA-256 of each file, and whether its content is doubtful."""
+def _digests(
+    look: Callable[[bytes], tuple[bool, tuple[int, int] | None]], files: list[str]
+) -> list[tuple[str, bool, tuple[int, int]]]:
+    """SHA-256 of each file, whether its content is doubtful, and the height and width of the image."""
     found = []
     for file in files:
         try:
             data = Path(file).read_bytes()
-            found.append((hashlib.sha256(data).hexdigest(), doubtful(data)))
+            doubtful, shape = look(data)
+            found.append((hashlib.sha256(data).hexdigest(), doubtful, shape or (0, 0)))
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     return found
