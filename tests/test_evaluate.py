@@ -20,7 +20,7 @@ from segsweep.segmentation.models.unet import UNet
 class Batches:
     """Seven slices of three patients in batches, as the real ones hand them out."""
 
-    device, labels, void = torch.device("cpu"), ONE, False
+    device, labels, void, patch = torch.device("cpu"), ONE, False, None
 
     def __init__(self, batch_size: int) -> None:
         generator = torch.Generator().manual_seed(0)

@@ -104,12 +104,13 @@ def test_a_command_runs(command, work):
         done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=work, capture_output=True, text=True)
     else:
         real = "data=lgg" in arguments or any(a.startswith("experiment=") for a in arguments)
-        larger = ("epochs=", "model.width=", "data.image_size=", "search.trials=")
+        larger = ("epochs=", "model.width=", "data.image_size=", "data.patch=", "search.trials=")
         kept = [a for a in arguments if not a.startswith(larger)]
         searching = any(a.startswith("+search=") for a in arguments)
         kept += ["search.trials=4"] if searching else ["report=false"]
         if "-m" in arguments and not any(a.startswith(("hydra/launcher", "hydra.launcher")) for a in arguments):
             kept += ["hydra/launcher=basic"]  # workers have tests of their own
         kind = "lgg" if real else "folder" if "data=folder" in arguments else "phantom"
-        done = segsweep(work, *kept, *SMALL, *OF_DATA[kind])
+        crops = ["data.patch=8"] * any(a.startswith("data.patch=") for a in arguments)
+        done = segsweep(work, *kept, *SMALL, *OF_DATA[kind], *crops)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.cache import Volumes
 from segsweep.segmentation.data.labels import PADDED
 from segsweep.segmentation.metrics import METRICS, confusion, decide, hd95, mean, means, of_classes, per_patient
+from segsweep.segmentation.windows import slide
 
 CPU_PIXELS = 2**17
 """That go through a network at once on a CPU: more take more memory than a training step does, and at 256 px more time,
@@ -58,7 +59,8 @@ def evaluate(
     `autocast` makes the context of the forward pass; the loss is taken of float32 logits. Loss: the mean over batches,
     weighted by their slices, so the mean over slices; only a loss that is taken over the batch, such as Dice, depends
     on the batch size. `keep`, `probabilities`: these too, in the order of the batches' indices. `parts`: in how many
-    pieces a batch goes through the network at least, for want of memory; the loss is still that of the whole batch."""
+    pieces a batch goes through the network at least, for want of memory; the loss is still that of the whole batch.
+    Where the batches have a patch each slice goes through it in windows, see `windows.slide`."""
     training = model.training
     model.eval()
     started = time.perf_counter()
@@ -72,7 +74,11 @@ def evaluate(
         with torch.inference_mode():
             for x, y, patient in batches.epoch(seed=0):
                 with autocast():
-                    logits = torch.cat([model(piece) for piece in x.tensor_split(_pieces(x, parts))])
+                    if batches.patch is None:
+                        logits = torch.cat([model(piece) for piece in x.tensor_split(_pieces(x, parts))])
+                    else:
+                        own = batches.sizes[sum(sizes) : sum(sizes) + len(x)]
+                        logits = slide(model, x, own, batches.patch, _windows(batches, parts))
                 losses.append(loss(logits.float(), y))
                 sizes.append(len(x))
                 counts += confusion(logits, y, patient, patients, void)
@@ -87,6 +93,13 @@ def evaluate(
     kept = torch.cat(masks).cpu().numpy() if keep else None
     made = torch.cat(shares).numpy() if probabilities else None
     return Evaluation(float(mean_loss), counts.cpu().numpy(), time.perf_counter() - started, kept, made)
+
+
+def _windows(batches: Batches, parts: int) -> int:
+    """That go through a network at once: as many as a batch has slices, and on a CPU as `CPU_PIXELS` says."""
+    assert batches.patch is not None
+    most = batches.batch_size // parts
+    return max(1, most if batches.device.type != "cpu" else min(most, CPU_PIXELS // math.prod(batches.patch)))
 
 
 def _pieces(x: torch.Tensor, parts: int) -> int:

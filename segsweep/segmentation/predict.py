@@ -79,7 +79,7 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
     if trained.labels.void or trained.room:
         volumes.pixels = counted(volumes.masks, max(2, trained.labels.outputs))
     index = np.arange(len(stacked))
-    batches = Batches(volumes, index, batch_size=trained.config.eval_batch_size, device=device)
+    batches = Batches(volumes, index, batch_size=trained.config.eval_batch_size, device=device, patch=trained.patch)
     asked = partial(evaluate, trained.model, _Zero(), batches, patients=len(patients), keep=True)
     found, parts = None, trained.parts
     while found is None:

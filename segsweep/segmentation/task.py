@@ -17,7 +17,7 @@ from segsweep.segmentation import classes, figures, groups
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.labels import labels_of
-from segsweep.segmentation.data.source import Manifest
+from segsweep.segmentation.data.source import Manifest, patch_of
 from segsweep.segmentation.data.split import Split
 from segsweep.segmentation.evaluate import evaluate, flops, patient_table
 from segsweep.segmentation.losses import Counted
@@ -85,6 +85,10 @@ class Segmentation:
             )
         return made
 
+    def patch(self, shape: Sequence[int]) -> tuple[int, int] | None:
+        """Height and width of the crops of images of a height and a width. Raises DataError where they are larger."""
+        return patch_of(getattr(self.dataset, "patch", None), shape)
+
     @cached_property
     def manifest(self) -> Manifest:
         return self.dataset.scan(self.cache)
@@ -109,7 +113,8 @@ class Segmentation:
     def size(self) -> dict[str, Any]:
         """Of the network for an image of the first patient, which is decoded for it."""
         images, _ = self.dataset.decode(self.manifest, next(iter(self.manifest.patients)))
-        height, width, channels = images.shape[1:]
+        channels = images.shape[3]
+        height, width = self.patch(images.shape[1:3]) or images.shape[1:3]
         model = groups.network(self.groups["model"], channels, self.labels.outputs)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return {"parameters": parameters, "gflops": flops(model, channels, height, width, outputs=self.labels.outputs)}
@@ -118,7 +123,8 @@ class Segmentation:
         """split.json, pictures, the overlays' arrays and the confusion of classes are files of the run."""
         artifacts.write_json(run.folder / "split.json", self.split.to_json())
         volumes = cache.load(self.dataset, self.manifest, self.cache, self.workers or os.cpu_count() or 1)
-        batches = partial(Batches, volumes, device=self.device)
+        patch = self.patch(volumes.images.shape[1:3])
+        batches = partial(Batches, volumes, device=self.device, patch=patch)
         split, part = self.split, self.data().part
         known = classes.scan(volumes, split) if self.labels.names else {}
         if known:
@@ -133,7 +139,8 @@ class Segmentation:
         test = batches(split.test, batch_size=self.eval_batch_size)
         held_out = batches(split.val, batch_size=self.eval_batch_size) if part == "val" else test
         train.resident()  # a set that goes to the GPU goes there before the first epoch's time begins
-        height, width, channels = volumes.images.shape[1:]
+        channels = volumes.images.shape[3]
+        height, width = patch or volumes.images.shape[1:3]
 
         torch.manual_seed(run.seed)
         outputs = self.labels.outputs
@@ -149,6 +156,7 @@ class Segmentation:
         _gflops[network] = _gflops.get(network) or flops(model, channels, height, width, self.device, outputs)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         shape = list(volumes.images.shape[1:])
+        known |= {"patch": list(patch)} if patch else {}
         run.describe(parameters=parameters, gflops=_gflops[network], data={"image_shape": shape} | known)
 
         parts = self.parts(run.retries)

@@ -23,7 +23,7 @@ from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
 from segsweep.segmentation import groups
 from segsweep.segmentation.data.labels import ONE, Labels, labels_of
-from segsweep.segmentation.data.source import Size
+from segsweep.segmentation.data.source import Size, patch_of
 from segsweep.tracking import recall
 
 
@@ -33,6 +33,7 @@ class Trained:
     `labels`, (B, 1, H, W) of one structure. config: the run's own.
 
     size: that images are brought to, see `data.source.Size`. room: height and width to which they are padded at least.
+    patch: those of the crops that it was trained on.
     info: run.json. weights: last or best."""
 
     folder: Path
@@ -45,6 +46,7 @@ class Trained:
     size: Size
     labels: Labels = ONE
     room: tuple[int, int] | None = None
+    patch: tuple[int, int] | None = None
 
     @property
     def signature(self) -> str:
@@ -91,7 +93,8 @@ def load(folder: Path, weights: str = "last") -> Trained:
         height, width, channels = (int(side) for side in info["data"]["image_shape"])
         size = config.data.get("image_size")
         size = size if size is None or isinstance(size, int) else list(size)
-        room = (height, width) if info["data"].get("padded") else None
+        patch = patch_of(config.data.get("patch"), (height, width))
+        room = (height, width) if info["data"].get("padded") or patch else None
         labels = labels_of(OmegaConf.to_container(config.data, resolve=True))
         model = groups.network(config.model, channels, labels.outputs)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
@@ -117,7 +120,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
             f"{file}: does not fit the network that its run describes: {' '.join(reasons[1:3] or reasons)[:400]}{other}"
         ) from error
     model.eval()
-    return Trained(folder, config, info, weights, int(state["epoch"]), model, channels, size, labels, room)
+    return Trained(folder, config, info, weights, int(state["epoch"]), model, channels, size, labels, room, patch)
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -168,7 +168,7 @@ def _unused(place: Path) -> contextlib.AbstractContextManager[str]:
 def _key(dataset: DataSet, manifest: Manifest) -> str:
     """Everything that decides the cached bytes: not where the files lie, nor how they are normalised."""
     own = {f.name: getattr(dataset, f.name) for f in fields(dataset)}  # type: ignore[arg-type]
-    for name in ("root", "normalise", "model_width"):
+    for name in ("root", "normalise", "model_width", "patch"):
         own.pop(name, None)
     module = type(dataset).__module__
     made: Any = module.rpartition(".")[2]

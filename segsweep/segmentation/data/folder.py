@@ -40,10 +40,11 @@ class Folder:
     classes: int | Sequence[str] | None = None
     ignore: Any = ()
     roi: str | None = None
+    patch: source.Size = None
 
     def __post_init__(self) -> None:
         source.check_root(self.root)
-        source.check_common(self.image_size, self.normalise, self.model_width)
+        source.check_common(self.image_size, self.normalise, self.model_width, self.patch)
         object.__setattr__(self, "ignore", self.labels.ignore)
         for key in ("images", "masks", "roi"):
             pattern = getattr(self, key)
@@ -75,6 +76,8 @@ class Folder:
         found = self._find(root, "images", {*regions.values(), *masks.values()})
         pairs = source.pair(found, masks, regions if self.roi else None)
         made = source.manifest(root, pairs, cache, images.look, images.read)
+        if self.image_size is None:
+            source.patch_of(self.patch, [max(lengths) for lengths in zip(*made.shapes, strict=True)])
         return replace(made, room=source.room(self.image_size, made.shapes))
 
     def _find(self, root: Path, key: str, taken: set[str]) -> dict[tuple[str, str], str]:

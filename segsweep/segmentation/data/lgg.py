@@ -26,17 +26,19 @@ class LGG:
     """Folders <patient>/ with <patient>_<k>.tif, RGB (pre-contrast, FLAIR, post-contrast), and <patient>_<k>_mask.tif.
 
     root: the archive's root, its kaggle_3m/ or the nested copy. image_size: pixels a side, or height and width, area
-    mean; None: the files'.
-    normalise: zscore, percentile or unit. model_width: the network width that suits the images, for `model.width`."""
+    mean; None: the files'. normalise: zscore, percentile or unit. model_width: the network width that suits the images,
+    for `model.width`. patch: pixels a side, or height and width, of the crops that a network is trained on; None: whole
+    images."""
 
     root: str
     image_size: source.Size
     normalise: str
     model_width: int
+    patch: source.Size = None
 
     def __post_init__(self) -> None:
         source.check_root(self.root)
-        source.check_common(self.image_size, self.normalise, self.model_width)
+        source.check_common(self.image_size, self.normalise, self.model_width, self.patch)
 
     def scan(self, cache: Path) -> Manifest:
         """The manifest of the patients' folders; other files are ignored. Raises DataError."""

@@ -54,9 +54,12 @@ def check_range(key: str, value: Any, low: float, high: float, unit: str = "") -
         raise DataError(f"{key}={value}: expected {kind}{unit and f' of {unit}'} from {low:g} to {high:g}")
 
 
-def check_common(image_size: Size, normalise: str, model_width: int) -> None:
+def check_common(image_size: Size, normalise: str, model_width: int, patch: Size = None) -> None:
     """Raise DataError if a value that every data set has is not allowed; the key is named."""
     check_size("data.image_size", image_size)
+    check_size("data.patch", patch)
+    if image_size is not None:
+        patch_of(patch, sides(image_size))
     if normalise not in NORMALISE:
         raise DataError(
             f"data.normalise={normalise}: allowed are {', '.join(NORMALISE)}{nearest(normalise, NORMALISE)}"
@@ -70,6 +73,25 @@ def check_size(key: str, size: Size) -> None:
         raise DataError(f"{key}={list(size)}: expected a number of pixels, or a height and a width, such as [584,565]")
     for side in size if isinstance(size, list | tuple) else [size] * (size is not None):
         check_range(key, side, 8, 4096, "pixels")
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width; a number is both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def patch_of(patch: Size, largest: Sequence[int]) -> tuple[int, int] | None:
+    """Height and width of the crops that a network sees, of images that have the `largest` height and width, or are
+    padded to them; None: whole images. Raises DataError where no image is that large."""
+    if patch is None:
+        return None
+    (height, width), most = sides(patch), (largest[0], largest[1])
+    if height > most[0] or width > most[1]:
+        raise DataError(
+            f"data.patch={patch}: larger than any image: they are {most[0]} x {most[1]}, or padded to it, and padding "
+            f"allows no more; give {min(most)} or less, or a height and a width, or null for whole images"
+        )
+    return height, width
 
 
 def room(size: Size, shapes: Iterable[tuple[int, int]] = ()) -> tuple[int, int] | None:
