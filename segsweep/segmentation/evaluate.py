@@ -130,15 +130,38 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
         at = owner == p
         tp, fp, fn, tn = (int(n) for n in evaluation.counts[p])
         truth, predicted = _whole(volumes, indices[at], evaluation.masks[at])
-        distance = hd95(truth == 1, predicted & (truth < PADDED) if volumes.void else predicted)
+        predicted = predicted & (truth < PADDED) if volumes.void else predicted
+        distance = _distance(volumes, indices[at], truth == 1, predicted)
         rows.append(
             {"patient": volumes.patients[p], "slices": int(at.sum())}
             | {"truth_pixels": tp + fn, "predicted_pixels": tp + fp, "tp": tp, "fp": fp, "fn": fn, "tn": tn}
             | {name: float(scores[name][p]) for name in sorted(scores, key=lambda name: METRICS[name].pooled)}
             | {"hd95": distance, "missed": int(tp + fn > 0 and tp + fp == 0)}
+            | _millilitres(volumes, indices[at], truth == 1, predicted)
         )
     summary = {"hd95": mean(np.array([row["hd95"] for row in rows])), "missed": sum(row["missed"] for row in rows)}
     return Patients(rows, summary)
+
+
+def _distance(volumes: Volumes, indices: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> float:
+    """HD95 of a patient's slices (D, H, W); of several volumes the mean."""
+    if volumes.stack is None:
+        return hd95(truth, predicted)
+    found = []
+    for stack in np.unique(volumes.stack[indices]):
+        own = volumes.stack[indices] == stack
+        spacing = None if volumes.spacing is None else volumes.spacing[indices[own][0]]
+        found.append(hd95(truth[own], predicted[own], spacing))
+    return mean(np.array(found))
+
+
+def _millilitres(volumes: Volumes, indices: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """The volume of both, where the spacing is known."""
+    if volumes.spacing is None:
+        return {}
+    voxel = volumes.spacing[indices].prod(1) / 1000
+    areas = {"truth_ml": truth, "predicted_ml": predicted}
+    return {key: round(float(area.sum((1, 2)) @ voxel), 6) for key, area in areas.items()}
 
 
 def _whole(volumes: Volumes, indices: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,10 +182,12 @@ def _table_of_classes(evaluation: Evaluation, masks: np.ndarray, volumes: Volume
         single: dict[str, Any] = {}
         for k, name in enumerate(names):
             tp, fp, fn, tn = (int(n) for n in counts[p, k])
-            distance[name] = hd95(truth == k + 1, (predicted == k + 1) & (truth < PADDED))
+            areas = truth == k + 1, (predicted == k + 1) & (truth < PADDED)
+            distance[name] = _distance(volumes, indices[owner == p], *areas)
             of_one: dict[str, Any] = {"truth_pixels": tp + fn, "predicted_pixels": tp + fp}
             of_one |= {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
             of_one |= {"hd95": distance[name], "missed": int(tp + fn > 0 and tp + fp == 0)}
+            of_one |= _millilitres(volumes, indices[owner == p], *areas)
             single |= {f"{key}/{name}": value for key, value in of_one.items()}
         row = {"patient": volumes.patients[p], "slices": len(truth), "pixels": int(evaluation.counts[p].sum())}
         plain = [name for name in scores if "/" not in name]

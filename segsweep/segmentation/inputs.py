@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segsweep.core.errors import DataError
-from segsweep.segmentation.data import images
+from segsweep.segmentation.data import images, volume
 from segsweep.segmentation.data.labels import ONE, Labels
 from segsweep.segmentation.data.lgg import PLACES
 from segsweep.segmentation.data.source import Size, listed, natural
@@ -58,18 +58,21 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
     roots: dict[str, Path] = {}
     problems: list[str] = []
     taken: set[Path] = set()
+    suffixes = volume.SUFFIXES if (cut := str(data.get("_target_")).endswith(".Nifti")) else SUFFIXES
     for path in given:
         if path.is_dir():
             root = next((path / place for place in PLACES[1:] if (path / place).is_dir()), path)
-            files = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+            files = [p for p in sorted(root.rglob("*")) if p.name.lower().endswith(suffixes) and p.is_file()]
         elif path.exists():
             root, files = path.parent, [path]
         else:
             problems.append(f"{path}: no such file or folder")
             continue
         slices = _slices(root, files, data)
+        if cut:
+            slices = [part for item in slices for part in _cut(item, data["axis"], problems)]
         if not slices:
-            problems.append(f"{path}: no image in it; expected files {', '.join(SUFFIXES)} that are not masks")
+            problems.append(f"{path}: no image in it; expected files {', '.join(suffixes)} that are not masks")
         for item in slices:
             resolved = item.file.resolve()
             if resolved in taken:
@@ -84,8 +87,8 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
             found.setdefault(item.patient, []).append(item)
     ordered = {name: sorted(found[name], key=lambda item: natural(item.name)) for name in sorted(found)}
     for name, patient in ordered.items():
-        stems = Counter(item.file.stem for item in patient)
-        for item in [item for item in patient if stems[item.file.stem] > 1]:
+        stems = Counter(volume.stem(item.file) for item in patient)
+        for item in [item for item in patient if stems[volume.stem(item.file)] > 1]:
             problems.append(f"{item.file}: another image of patient {name} has the same name; rename one of them")
             patient.remove(item)
     return {name: patient for name, patient in ordered.items() if patient}, problems
@@ -97,9 +100,10 @@ def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slic
     def key(path: Path) -> tuple[str, str]:
         inside = path.relative_to(root)
         if expression and (match := re.search(expression, inside.as_posix())) and match["patient"]:
-            return match["patient"], match.groupdict().get("slice") or match["patient"]
+            found = match.groupdict()
+            return match["patient"], found.get("slice") or found.get("volume") or match["patient"]
         folder = inside.parent.as_posix()
-        return (root.resolve().name if folder == "." else folder), path.stem.removesuffix(MASK)
+        return (root.resolve().name if folder == "." else folder), volume.stem(path).removesuffix(MASK)
 
     def masked(path: Path) -> bool:
         image = path.stem.removesuffix(MASK)
@@ -119,6 +123,24 @@ def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slic
             truths.setdefault(key(image), beside)
     areas = {key(p): p for p in regions}
     return [Slice(p, *key(p), truths.get(key(p)), areas.get(key(p))) for p in files if p not in masks]
+
+
+def _cut(item: Slice, axis: int, problems: list[str]) -> list[Slice]:
+    """The slices of a volume, named as training names them."""
+    try:
+        depth = volume.header(str(item.file), axis).shape[0]
+        if item.truth and (its := volume.header(str(item.truth), axis).shape[0]) != depth:
+            raise DataError(f"{item.truth}: {its} slices along data.axis={axis}, its image {item.file} {depth}")
+    except DataError as error:
+        problems.append(str(error))
+        return []
+    before = f"{item.name}_" * (item.name != item.patient)
+    files = (item.file, *([item.truth] if item.truth else []))
+    return [
+        Slice(one, item.patient, f"{before}{k + 1:03}", more[0] if more else None)
+        for k in range(depth)
+        for one, *more in [[Path(volume.address(file, axis, k)) for file in files]]
+    ]
 
 
 def read(

@@ -27,9 +27,10 @@ from segsweep.core.device import out_of_memory, pick_device
 from segsweep.core.errors import SegsweepError
 from segsweep.runs.find import REFERENCE
 from segsweep.runs.find import find as find_run
-from segsweep.segmentation.data import cache
+from segsweep.segmentation.data import cache, volume
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.images import read as read_pixels
+from segsweep.segmentation.data.images import target
 from segsweep.segmentation.data.labels import ONE, Labels, counted
 from segsweep.segmentation.data.labels import sizes as sizes_of
 from segsweep.segmentation.evaluate import evaluate, patient_table
@@ -74,6 +75,7 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
         key=f"predict-{next(_count)}",
         labels=trained.labels,
     )
+    volumes.stack, volumes.spacing = _stacks(patients, trained.size)
     if trained.room:
         volumes.sizes = sizes_of(volumes.masks)
     if trained.labels.void or trained.room:
@@ -94,6 +96,18 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
     part = dataclasses.replace(found, masks=found.masks[scored])
     rows = patient_table(part, volumes, index[scored]).rows if scored.any() else []
     return Prediction(found.masks, rows, found.probabilities)
+
+
+def _stacks(patients: list[Patient], size: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """As in `cache.Volumes`, of slices of volumes."""
+    several = [volume.ADDRESS.match(str(item.file)) for patient in patients for item in patient.slices]
+    known = [(found["file"], int(found["axis"])) for found in several if found]
+    if not known:
+        return None, None
+    heads = {one: volume.header(*one) for one in known}
+    spacing = {one: head.at(target(head.shape[1:], size)) for one, head in heads.items()}
+    stack = np.array([list(heads).index(one) for one in known])
+    return stack, None if None in spacing.values() else np.array([spacing[one] for one in known])
 
 
 class _Zero(nn.Module):
@@ -143,24 +157,41 @@ def overlay(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None) -> np
 
 def write(
     patient: Patient, masks: np.ndarray, out: Path, kind: str, overlays: bool, labels: Labels = ONE
-) -> dict[str, int]:
+) -> dict[str, float]:
     """The masks (D, h, w) of a patient at its files' sizes, with the values that files have for the classes, 0 and 255
-    of one structure; returns the volume of each in pixels, under the columns' names."""
-    volume = dict.fromkeys(["volume_pixels", *(f"volume_pixels/{name}" for name in labels.structures)], 0)
+    of one structure, or 0 and 1 in a volume; returns the volume of each in pixels, under the columns' names, and in
+    millilitres where all files say their spacing."""
+    names = ["", *(f"/{name}" for name in labels.structures)]
+    pixels, millilitres = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)
+    known = True
+    stacks: dict[str, list[np.ndarray]] = {}
     for place, (item, size) in enumerate(zip(patient.slices, patient.sizes, strict=True)):
         height, width = sizes_of(patient.empty[place : place + 1])[0]
         mask = at_size(masks[place, :height, :width], size)
         region = read_pixels(str(item.region), mask=True) > 0 if labels.roi else None
         mask = mask if region is None else mask * region
-        for column, inside in zip(volume, [mask > 0, *(mask == k for k in range(1, labels.outputs))], strict=True):
-            volume[column] += int(inside.sum())
-        with artifacts.atomic(mask_file(out, patient.name, item.file, kind)) as partial:
-            Image.fromarray(labels.write(mask)).save(partial)
+        found = volume.ADDRESS.match(str(item.file))
+        spacing = volume.header(found["file"], int(found["axis"])).spacing if found else None
+        known &= spacing is not None
+        for name, inside in zip(names, [mask > 0, *(mask == k for k in range(1, labels.outputs))], strict=True):
+            pixels[name] += int(inside.sum())
+            millilitres[name] += float(inside.sum() * np.prod(spacing or 0) / 1000)
+        if found:
+            values = labels.write(mask) if labels.names else mask.astype(np.uint8)
+            stacks.setdefault(found["file"], []).append(values)
+            axis = int(found["axis"])
+        else:
+            with artifacts.atomic(mask_file(out, patient.name, item.file, kind)) as partial:
+                Image.fromarray(labels.write(mask)).save(partial)
         if overlays:
             truth = None if patient.truth is None else _truth(str(item.truth), labels, region)
-            with artifacts.atomic(out / patient.name / f"{item.file.stem}_overlay.png") as partial:
+            with artifacts.atomic(out / patient.name / f"{volume.stem(item.file)}_overlay.png") as partial:
                 Image.fromarray(overlay(read_pixels(str(item.file)), mask, truth)).save(partial)
-    return volume
+    for file, several in stacks.items():
+        with artifacts.atomic(mask_file(out, patient.name, Path(file), kind)) as partial:
+            volume.write(np.stack(several), file, axis, partial)
+    told = {f"volume_pixels{name}": count for name, count in pixels.items()}
+    return told | ({f"volume_ml{name}": round(ml, 6) for name, ml in millilitres.items()} if known else {})
 
 
 def _truth(file: str, labels: Labels, region: np.ndarray | None) -> np.ndarray:
@@ -176,7 +207,9 @@ def _truth(file: str, labels: Labels, region: np.ndarray | None) -> np.ndarray:
 
 
 def mask_file(out: Path, patient: str, image: Path, kind: str) -> Path:
-    return out / patient / f"{image.stem}{MASK}{SUFFIX[kind]}"
+    """Of an image, or of the volume that a slice is of."""
+    file = Path(volume.file_of(image))
+    return out / patient / f"{volume.stem(file)}{MASK}{'.nii.gz' if volume.is_volume(file) else SUFFIX[kind]}"
 
 
 def predict_files(
@@ -195,7 +228,7 @@ def predict_files(
     overwrite what is read."""
     patients, problems = find(given, trained.config.data)
     sources = {
-        p.resolve()
+        Path(volume.file_of(p)).resolve()
         for slices in patients.values()
         for item in slices
         for p in (item.file, item.truth, item.region)
@@ -223,12 +256,12 @@ def predict_files(
         start = 0
         for patient in group:
             stop = start + len(patient.slices)
-            volume = write(patient, found.masks[start:stop], out, kind, overlays, labels)
+            measured = write(patient, found.masks[start:stop], out, kind, overlays, labels)
             if found.probabilities is not None:
                 with artifacts.atomic(out / patient.name / "probabilities.npy") as partial, open(partial, "wb") as file:
                     np.save(file, found.probabilities[start:stop], allow_pickle=False)
             known = {"patient": patient.name, "part": trained.part(patient.name), "slices": len(patient.slices)}
-            rows.append(known | volume)
+            rows.append(known | measured)
             start = stop
     columns: dict[str, Any] = next(iter(scores.values()), {})
     for row in rows:

@@ -19,7 +19,7 @@ CONFUSED = 4  # rows with a confusion matrix
 WORDS = {
     "accuracy": "pixel accuracy",
     "gflops": "GFLOPs an image",
-    "hd95": "HD95 (px)",
+    "hd95": lambda found: f"HD95 ({' or '.join(sorted(units(found)))})",
     "leaks": "neighbours of test slices were trained on",
     "leaking": (
         "Their slices were dealt out singly, so that a patient's neighbouring slices lie in training and test."
@@ -29,6 +29,11 @@ NOTES = {
     "iou": "",
     "hd95": "95th percentile of the surface distance; where one is empty, the volume's diagonal",
 }
+
+
+def units(found: Any) -> set[str]:
+    """Of distances, in the rows."""
+    return {str((run.info.get("data") or {}).get("unit") or "px") for row in found.rows for run in row.runs} or {"px"}
 
 
 def sentences(found: Any) -> dict[str, list[str]]:

@@ -156,6 +156,7 @@ class Segmentation:
         _gflops[network] = _gflops.get(network) or flops(model, channels, height, width, self.device, outputs)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         shape = list(volumes.images.shape[1:])
+        known |= {} if volumes.spacing is None else {"unit": "mm"}
         known |= {"patch": list(patch)} if patch else {}
         run.describe(parameters=parameters, gflops=_gflops[network], data={"image_shape": shape} | known)
 

@@ -62,6 +62,8 @@ class Volumes:
     some may be void.
     patient: (N,) int64, index into patients. patients: P sorted names. slices: N names.
     sizes: (N, 2) int64, see `labels.sizes`, where images are padded.
+    stack: (N,) int64, which volume a slice is of, where a patient may have several; spacing: (N, 3) millimetres between
+    slices, rows and columns, where they are known of all.
     shift, scale: (P, C) float32, clip: bounds or None: a network's input is clip((raw - shift) * scale).
     digest: of the files. key: of the files and the preprocessing; the same key means the same images and masks."""
 
@@ -80,6 +82,8 @@ class Volumes:
     labels: Labels = Labels()
     pixels: np.ndarray | None = None
     sizes: np.ndarray | None = None
+    stack: np.ndarray | None = None
+    spacing: np.ndarray | None = None
 
     @property
     def void(self) -> bool:
@@ -133,6 +137,17 @@ def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Vol
         labels=known_labels,
         pixels=counted(masks, max(2, known_labels.outputs)) if known_labels.void or manifest.room else None,
         sizes=sizes(masks) if manifest.room else None,
+        **_stacks(manifest),
+    )
+
+
+def _stacks(manifest: Manifest) -> dict[str, np.ndarray]:
+    stacks = [stack for several in manifest.stacks.values() for stack in several]
+    counts = [stack.slices for stack in stacks]
+    found = {"stack": np.repeat(np.arange(len(stacks)), counts)} if stacks else {}
+    known = [stack.spacing for stack in stacks if stack.spacing]
+    return found | (
+        {"spacing": np.repeat(np.array(known), counts, axis=0)} if stacks and len(known) == len(stacks) else {}
     )
 
 

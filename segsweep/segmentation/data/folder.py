@@ -4,10 +4,10 @@ Image and mask are matched by what the expression finds in their paths, so they 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class Folder:
     ignore: Any = ()
     roi: str | None = None
     patch: source.Size = None
+    part: ClassVar[str] = "slice"
 
     def __post_init__(self) -> None:
         source.check_root(self.root)
@@ -58,10 +59,10 @@ class Folder:
             groups = re.compile(self.patient).groupindex
         except re.error as error:
             raise DataError(f"data.patient={self.patient}: not a regular expression: {error}") from error
-        if "patient" not in groups or set(groups) - {"patient", "slice"}:
+        if "patient" not in groups or set(groups) - {"patient", self.part}:
             raise DataError(
-                f"data.patient={self.patient}: expected a group (?P<patient>...) and at most one more, (?P<slice>...); "
-                f"found {source.listed(groups) or 'no named group'}"
+                f"data.patient={self.patient}: expected a group (?P<patient>...) and at most one more, "
+                f"(?P<{self.part}>...); found {source.listed(groups) or 'no named group'}"
             )
 
     @property
@@ -70,15 +71,20 @@ class Folder:
 
     def scan(self, cache: Path) -> Manifest:
         """The manifest of all matched files. Raises DataError."""
+        made = source.manifest(source.folder(self.root), self._pairs(), cache, images.look, images.read)
+        self._check_patch(made.shapes)
+        return replace(made, room=source.room(self.image_size, made.shapes))
+
+    def _check_patch(self, shapes: Iterable[tuple[int, int]]) -> None:
+        if self.image_size is None:
+            source.patch_of(self.patch, [max(lengths) for lengths in zip(*shapes, strict=True)])
+
+    def _pairs(self) -> source.Pairs:
         root = source.folder(self.root)
         regions = self._find(root, "roi", set()) if self.roi else {}
         masks = self._find(root, "masks", {*regions.values()})
         found = self._find(root, "images", {*regions.values(), *masks.values()})
-        pairs = source.pair(found, masks, regions if self.roi else None)
-        made = source.manifest(root, pairs, cache, images.look, images.read)
-        if self.image_size is None:
-            source.patch_of(self.patch, [max(lengths) for lengths in zip(*made.shapes, strict=True)])
-        return replace(made, room=source.room(self.image_size, made.shapes))
+        return source.pair(found, masks, regions if self.roi else None)
 
     def _find(self, root: Path, key: str, taken: set[str]) -> dict[tuple[str, str], str]:
         pattern = getattr(self, key)
@@ -92,11 +98,11 @@ class Folder:
                     f"{path}: matches data.{key}={pattern}, but data.patient={self.patient} finds no patient in "
                     f"{path.relative_to(root).as_posix()}; change either"
                 )
-            name = (match["patient"], match.groupdict().get("slice") or match["patient"])
+            name = (match["patient"], match.groupdict().get(self.part) or match["patient"])
             if name in keyed:
                 raise DataError(
-                    f"{path} and {keyed[name]}: data.patient={self.patient} finds the same patient and slice in both "
-                    f"({name[0]}, {name[1]}); let the group `slice` tell them apart"
+                    f"{path} and {keyed[name]}: data.patient={self.patient} finds the same patient and {self.part} in "
+                    f"both ({name[0]}, {name[1]}); let the group `{self.part}` tell them apart"
                 )
             keyed[name] = str(path)
         if not keyed:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from segsweep.core.errors import DataError
+from segsweep.segmentation.data import volume
 from segsweep.segmentation.data.labels import MOST, ONE, OUTSIDE, PADDED, VOID, Labels
 from segsweep.segmentation.data.source import Size, listed
 
@@ -27,6 +28,8 @@ def read(file: str, mask: bool = False) -> np.ndarray:
     Alpha is dropped; a palette gives colours for an image and indices for a mask, but black and white of a GIF are 0
     and 255; a mask saved as RGB must be grey.
     Raises DataError naming the file."""
+    if (pixels_of_slice := volume.read(file, mask)) is not None:
+        return pixels_of_slice
     try:
         with open(file, "rb") as stream:
             data = stream.read()
@@ -234,7 +237,7 @@ def decode(
         if region is not None:
             mask, image = np.where(region, mask, 0), np.where(region[..., None], image, 0)
         found.append(sized(image, codes, size, labels, region, mask_file))
-        if mask.any():
+        if mask.any() and not mask.all():
             filled = np.count_nonzero(image) == np.count_nonzero(mask) * image.shape[2]
             if filled and np.array_equal(image.any(axis=2), mask > 0):
                 raise DataError(

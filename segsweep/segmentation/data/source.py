@@ -28,6 +28,15 @@ data set has those; patients sorted."""
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Slices of a patient that lie on one another. spacing: millimetres between slices, rows and columns, at the
+    network's size; None: not known."""
+
+    slices: int
+    spacing: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Which slices there are, in which files, and a digest of all of it.
 
@@ -35,7 +44,7 @@ class Manifest:
     patients: patient -> names of its slices in anatomical order; patients sorted.
     files: patient -> (image file, mask file) of each slice, and its region's, in the same order; empty where the data
     set has no files. room: height and width to which images are padded; None: they are of one size. shapes: the heights
-    and widths that there are.
+    and widths that there are. stacks: patient -> its volumes, in the order of its slices; empty: one each.
     """
 
     digest: str
@@ -43,6 +52,7 @@ class Manifest:
     files: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     room: tuple[int, int] | None = None
     shapes: tuple[tuple[int, int], ...] = ()
+    stacks: dict[str, list[Stack]] = field(default_factory=dict)
 
 
 def check_range(key: str, value: Any, low: float, high: float, unit: str = "") -> None:
