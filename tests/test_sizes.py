@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from segsweep.segmentation import predict
 from segsweep.segmentation.data import cache, images
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.folder import Folder
-from segsweep.segmentation.data.labels import PADDED, VOID, sizes
+from segsweep.segmentation.data.labels import ONE, PADDED, VOID, sizes
+from segsweep.segmentation.data.source import Stack
 from segsweep.segmentation.evaluate import Evaluation, patient_table
+from segsweep.segmentation.metrics import hd95
 
 SHAPES = [(40, 36), (28, 44), (33, 30), (40, 36), (24, 24), (37, 41)]
 FOLDER = ["data=folder", "data.image_size=null", "optim.lr=0.02", "batch_size=2", "eval_batch_size=3", "epochs=8"]
@@ -43,7 +46,8 @@ def train(place, root, *overrides):
 
 def folder(root, **changes):
     given = {"images": "images/*", "masks": "masks/*", "image_size": None, "normalise": "zscore", "model_width": 4}
-    return Folder(root=str(root), patient=r"(?P<patient>\w+)_(?P<slice>\d+)", **given | changes)
+    given["patient"] = r"(?P<patient>\w+)_(?P<slice>\d+)"
+    return Folder(root=str(root), **given | changes)
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +170,28 @@ def test_a_set_whose_images_have_several_numbers_of_channels_is_refused(root, tm
 def test_a_size_that_is_none_is_told(size, says):
     with pytest.raises(DataError, match=says):
         folder("nowhere", image_size=size)
+
+
+def test_slices_that_do_not_lie_on_one_another_have_each_a_distance_of_their_own(root, tmp_path):
+    pattern = r"(?P<patient>p\d+)_(?P<volume>\d+)"
+    manifest = folder(root, patient=pattern).scan(tmp_path)
+    assert manifest.patients["p0"] == ["0", "1"]
+    assert manifest.stacks["p0"] == [Stack(1, None)] * 2
+    both = folder(root, patient=r"(?P<patient>p\d+)_(?P<volume>\d)(?P<slice>)").scan(tmp_path)
+    assert both.stacks == manifest.stacks
+    truth, found = np.zeros((2, 2, 20, 20), bool)
+    truth[0, 2:6, 2:6], found[0, 2:6, 2:6] = True, True
+    truth[1, 2:6, 2:6], found[1, 2:6, 9:13] = True, True
+    about = {"patients": ["ann"], "patient": np.zeros(2, int), "masks": truth.astype(np.uint8), "void": False}
+    about |= {"labels": ONE, "sizes": None, "spacing": None}
+    scored = Evaluation(0.0, np.ones((1, 4), int), 0.0, found)
+    rows = [patient_table(scored, SimpleNamespace(stack=stack, **about), np.arange(2)).rows[0]["hd95"]
+            for stack in (None, np.arange(2))]  # fmt: skip
+    assert rows[1] == (0 + hd95(truth[1:], found[1:])) / 2 == 3.5
+    assert rows[0] != rows[1]  # through the first slice the second's surface is nearer
+    outcome = train(tmp_path, root, f"data.patient='{pattern}'", "epochs=4")
+    assert outcome.status == "finished", outcome.error
+    assert predict.main([str(outcome.folder), str(root), "--out", str(tmp_path / "out")]) == 0
+    predicted = {row["patient"]: row for row in table(tmp_path / "out" / "predictions.csv")}
+    for row in table(outcome.folder / "patients.csv"):
+        assert {key: predicted[row["patient"]][key] for key in row} == row

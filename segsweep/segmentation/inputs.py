@@ -16,7 +16,7 @@ from segsweep.core.errors import DataError
 from segsweep.segmentation.data import images, volume
 from segsweep.segmentation.data.labels import ONE, Labels
 from segsweep.segmentation.data.lgg import PLACES
-from segsweep.segmentation.data.source import Size, listed, natural
+from segsweep.segmentation.data.source import Size, listed, named, natural
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".gif", ".bmp")
 MASK = "_mask"
@@ -25,13 +25,14 @@ MASK = "_mask"
 @dataclass(frozen=True)
 class Slice:
     """file: the image. name: of the slice in its patient. truth: its mask's file, where there is one. region: that of
-    its region of interest, of a run that has those."""
+    its region of interest, of a run that has those. stack: what is the same for slices that lie on one another."""
 
     file: Path
     patient: str
     name: str
     truth: Path | None
     region: Path | None = None
+    stack: str = ""
 
 
 @dataclass
@@ -97,13 +98,16 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
 def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slice]:
     expression = data.get("patient")
 
-    def key(path: Path) -> tuple[str, str]:
+    def all_of(path: Path) -> tuple[str, str, str]:
         inside = path.relative_to(root)
         if expression and (match := re.search(expression, inside.as_posix())) and match["patient"]:
-            found = match.groupdict()
-            return match["patient"], found.get("slice") or found.get("volume") or match["patient"]
+            return named(match)
         folder = inside.parent.as_posix()
-        return (root.resolve().name if folder == "." else folder), volume.stem(path).removesuffix(MASK)
+        return root.resolve().name if folder == "." else folder, "", volume.stem(path).removesuffix(MASK)
+
+    def key(path: Path) -> tuple[str, str]:
+        patient, _, name = all_of(path)
+        return patient, name
 
     def masked(path: Path) -> bool:
         image = path.stem.removesuffix(MASK)
@@ -122,7 +126,7 @@ def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slic
         if beside.exists():
             truths.setdefault(key(image), beside)
     areas = {key(p): p for p in regions}
-    return [Slice(p, *key(p), truths.get(key(p)), areas.get(key(p))) for p in files if p not in masks]
+    return [Slice(p, *key(p), truths.get(key(p)), areas.get(key(p)), all_of(p)[1]) for p in files if p not in masks]
 
 
 def _cut(item: Slice, axis: int, problems: list[str]) -> list[Slice]:
@@ -137,7 +141,7 @@ def _cut(item: Slice, axis: int, problems: list[str]) -> list[Slice]:
     before = f"{item.name}_" * (item.name != item.patient)
     files = (item.file, *([item.truth] if item.truth else []))
     return [
-        Slice(one, item.patient, f"{before}{k + 1:03}", more[0] if more else None)
+        Slice(one, item.patient, f"{before}{k + 1:03}", more[0] if more else None, stack=str(item.file))
         for k in range(depth)
         for one, *more in [[Path(volume.address(file, axis, k)) for file in files]]
     ]

@@ -74,8 +74,8 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
         digest="",
         key=f"predict-{next(_count)}",
         labels=trained.labels,
+        **_stacks(patients, trained.size),
     )
-    volumes.stack, volumes.spacing = _stacks(patients, trained.size)
     if trained.room:
         volumes.sizes = sizes_of(volumes.masks)
     if trained.labels.void or trained.room:
@@ -98,16 +98,19 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
     return Prediction(found.masks, rows, found.probabilities)
 
 
-def _stacks(patients: list[Patient], size: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """As in `cache.Volumes`, of slices of volumes."""
-    several = [volume.ADDRESS.match(str(item.file)) for patient in patients for item in patient.slices]
-    known = [(found["file"], int(found["axis"])) for found in several if found]
-    if not known:
-        return None, None
-    heads = {one: volume.header(*one) for one in known}
-    spacing = {one: head.at(target(head.shape[1:], size)) for one, head in heads.items()}
-    stack = np.array([list(heads).index(one) for one in known])
-    return stack, None if None in spacing.values() else np.array([spacing[one] for one in known])
+def _stacks(patients: list[Patient], size: Any) -> dict[str, np.ndarray]:
+    """As in `cache.Volumes`, where slices of a patient may not all lie on one another."""
+    items = [(patient.name, item) for patient in patients for item in patient.slices]
+    if not any(item.stack for _, item in items):
+        return {}
+    known = [(name, item.stack) for name, item in items]
+    found = {"stack": np.array([list(dict.fromkeys(known)).index(one) for one in known])}
+    several = [volume.ADDRESS.match(str(item.file)) for _, item in items]
+    heads = {one: volume.header(*one) for one in {(m["file"], int(m["axis"])) for m in several if m}}
+    spacing = {one[0]: head.at(target(head.shape[1:], size)) for one, head in heads.items()}
+    if None in spacing.values() or not spacing:
+        return found
+    return found | {"spacing": np.array([spacing[item.stack] for _, item in items])}
 
 
 class _Zero(nn.Module):

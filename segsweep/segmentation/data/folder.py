@@ -3,9 +3,11 @@
 Image and mask are matched by what the expression finds in their paths, so they may lie in one folder or in two trees.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +16,7 @@ import numpy as np
 from segsweep.core.errors import DataError
 from segsweep.segmentation.data import images, source
 from segsweep.segmentation.data.labels import Labels, labels_of
-from segsweep.segmentation.data.source import Manifest
+from segsweep.segmentation.data.source import Manifest, Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +27,9 @@ class Folder:
     root: folder that holds both. images, masks: patterns of paths under it, as in pathlib (`**` for any depth); a file
     that both match is a mask. patient: regular expression, searched in each path (under root, with /), with a group
     named `patient` and, where a patient has several slices, one named `slice`: a mask belongs to the image for which
-    both are the same. Slices are sorted as numbers where they are numbers. classes: of label images, see
-    `labels.labels`; ignore: values of masks that are void. roi: pattern of a third kind of files, matched as masks are:
-    0 where neither image nor label counts. Images of
+    both are the same; one named `volume` where the slices of a patient do not all lie on one another. Slices are sorted
+    as numbers where they are numbers. classes: of label images, see `labels.labels`; ignore: values of masks that are
+    void. roi: pattern of a third kind of files, matched as masks are: 0 where neither image nor label counts. Images of
     several sizes are padded to the largest height and width where image_size is None. The rest as in `lgg.LGG`."""
 
     root: str
@@ -41,7 +43,7 @@ class Folder:
     ignore: Any = ()
     roi: str | None = None
     patch: source.Size = None
-    part: ClassVar[str] = "slice"
+    parts: ClassVar[tuple[str, ...]] = ("slice", "volume")
 
     def __post_init__(self) -> None:
         source.check_root(self.root)
@@ -59,10 +61,11 @@ class Folder:
             groups = re.compile(self.patient).groupindex
         except re.error as error:
             raise DataError(f"data.patient={self.patient}: not a regular expression: {error}") from error
-        if "patient" not in groups or set(groups) - {"patient", self.part}:
+        if "patient" not in groups or set(groups) - {"patient", *self.parts}:
             raise DataError(
-                f"data.patient={self.patient}: expected a group (?P<patient>...) and at most one more, "
-                f"(?P<{self.part}>...); found {source.listed(groups) or 'no named group'}"
+                f"data.patient={self.patient}: expected a group (?P<patient>...) and at most "
+                f"{' and '.join(f'(?P<{part}>...)' for part in self.parts)}; "
+                f"found {source.listed(groups) or 'no named group'}"
             )
 
     @property
@@ -73,7 +76,19 @@ class Folder:
         """The manifest of all matched files. Raises DataError."""
         made = source.manifest(source.folder(self.root), self._pairs(), cache, images.look, images.read)
         self._check_patch(made.shapes)
-        return replace(made, room=source.room(self.image_size, made.shapes))
+        return replace(made, room=source.room(self.image_size, made.shapes), stacks=self._stacks(made))
+
+    def _stacks(self, made: Manifest) -> dict[str, list[Stack]]:
+        """Of each patient the runs of slices of one volume, where the expression tells volumes."""
+        if "volume" not in re.compile(self.patient).groupindex:
+            return {}
+        start = len(os.path.join(source.folder(self.root), ""))
+        found = {}
+        for patient, files in made.files.items():
+            paths = (re.search(self.patient, Path(image[start:]).as_posix()) for image, *_ in files)
+            volumes = groupby(source.named(match)[1] for match in paths if match)
+            found[patient] = [Stack(len(list(several)), None) for _, several in volumes]
+        return found
 
     def _check_patch(self, shapes: Iterable[tuple[int, int]]) -> None:
         if self.image_size is None:
@@ -98,11 +113,11 @@ class Folder:
                     f"{path}: matches data.{key}={pattern}, but data.patient={self.patient} finds no patient in "
                     f"{path.relative_to(root).as_posix()}; change either"
                 )
-            name = (match["patient"], match.groupdict().get(self.part) or match["patient"])
+            name = source.named(match)[::2]
             if name in keyed:
                 raise DataError(
-                    f"{path} and {keyed[name]}: data.patient={self.patient} finds the same patient and {self.part} in "
-                    f"both ({name[0]}, {name[1]}); let the group `{self.part}` tell them apart"
+                    f"{path} and {keyed[name]}: data.patient={self.patient} finds the same patient and {self.parts[0]} "
+                    f"in both ({name[0]}, {name[1]}); let the group `{self.parts[0]}` tell them apart"
                 )
             keyed[name] = str(path)
         if not keyed:

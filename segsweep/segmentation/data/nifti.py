@@ -21,7 +21,7 @@ class Nifti(Folder):
     where a patient has several. The rest as in `Folder`."""
 
     axis: int
-    part: ClassVar[str] = "volume"
+    parts: ClassVar[tuple[str, ...]] = ("volume",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

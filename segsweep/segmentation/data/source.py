@@ -142,6 +142,15 @@ def folder(root: str) -> Path:
     raise DataError(f"data.root={root}: no such folder: {there} has no {missing}{hint}")
 
 
+def named(found: re.Match[str]) -> tuple[str, str, str]:
+    """Patient, volume and slice that a path is of, by the groups of `data.patient`: a slice's name has its volume's in
+    it, and is the patient's where there is no other."""
+    groups = found.groupdict()
+    volume = groups.get("volume") or ""
+    several = [name for name in (volume, groups.get("slice")) if name]
+    return found["patient"], volume, "_".join(several) or found["patient"]
+
+
 Files = Mapping[tuple[str, str], str]
 
 
