@@ -20,7 +20,7 @@ from segsweep.segmentation.models.unet import UNet
 class Batches:
     """Seven slices of three patients in batches, as the real ones hand them out."""
 
-    device, labels, void = torch.device("cpu"), ONE, False
+    device, labels, void, patch = torch.device("cpu"), ONE, False, None
 
     def __init__(self, batch_size: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -135,6 +135,9 @@ def test_patient_table_by_hand():
     predicted = np.zeros((5, 2, 4), bool)
     predicted[0, 0, 2] = True
     volumes = SimpleNamespace(
+        sizes=None,
+        stack=None,
+        spacing=None,
         patients=["ann", "bob", "cy", "dee"],
         patient=np.array([0, 0, 1, 1, 2, 3, 3]),
         masks=truth,
@@ -161,7 +164,16 @@ def test_patient_table_takes_the_slices_of_the_part_only():
     truth = np.zeros((4, 1, 3), np.uint8)
     truth[1, 0, 0] = 1
     patient = np.array([0, 0, 1, 1])
-    volumes = SimpleNamespace(patients=["ann", "bob"], patient=patient, masks=truth, labels=ONE, void=False)
+    volumes = SimpleNamespace(
+        sizes=None,
+        stack=None,
+        spacing=None,
+        patients=["ann", "bob"],
+        patient=patient,
+        masks=truth,
+        labels=ONE,
+        void=False,
+    )
     predicted = np.zeros((2, 1, 3), bool)
     predicted[0, 0, 2] = True
     counts = np.array([[0, 1, 1, 1], [0, 0, 0, 3]])
@@ -224,7 +236,11 @@ def test_the_table_of_classes_is_that_of_each_class_as_one_structure_with_void_t
     found = run(Itself(), Counted(CE()), batches, keep=True)
     truth = batches.y[:, 0].byte().numpy()
     about = {"patients": ["ann", "bob", "cy", "dee"], "patient": batches.patient.numpy()}
-    table = patient_table(found, SimpleNamespace(masks=truth, labels=batches.labels, void=True, **about), np.arange(7))
+    table = patient_table(
+        found,
+        SimpleNamespace(sizes=None, stack=None, spacing=None, masks=truth, labels=batches.labels, void=True, **about),
+        np.arange(7),
+    )
     assert [row["patient"] for row in table.rows] == ["ann", "bob", "dee"]
     ann = table.rows[0]
     assert ann["pixels"] == (truth[:2] != 255).sum()
@@ -234,7 +250,9 @@ def test_the_table_of_classes_is_that_of_each_class_as_one_structure_with_void_t
         counts = np.zeros((4, 4), np.int64)
         for p, t, q, v in zip(about["patient"], truth == k, masks, known, strict=True):
             counts[p] += [(t & q).sum(), (~t & q & v).sum(), (t & ~q).sum(), (~t & ~q & v).sum()]
-        alone = SimpleNamespace(masks=(truth == k).astype(np.uint8), labels=ONE, void=False, **about)
+        alone = SimpleNamespace(
+            sizes=None, stack=None, spacing=None, masks=(truth == k).astype(np.uint8), labels=ONE, void=False, **about
+        )
         single = patient_table(Evaluation(0.0, counts, 0.0, masks), alone, np.arange(7))
         for one, row in zip(single.rows, table.rows, strict=True):
             for key in one.keys() - {"patient", "slices", "accuracy"}:
@@ -248,7 +266,16 @@ def test_the_table_of_classes_is_that_of_each_class_as_one_structure_with_void_t
 def test_void_of_one_structure_is_in_no_table():
     truth = np.array([[[1, 0, 255, 0]]], np.uint8)
     predicted = np.array([[[True, False, True, False]]])
-    volumes = SimpleNamespace(patients=["ann"], patient=np.array([0]), masks=truth, labels=ONE, void=True)
+    volumes = SimpleNamespace(
+        sizes=None,
+        stack=None,
+        spacing=None,
+        patients=["ann"],
+        patient=np.array([0]),
+        masks=truth,
+        labels=ONE,
+        void=True,
+    )
     (row,) = patient_table(Evaluation(0.0, np.array([[1, 0, 0, 2]]), 0.0, predicted), volumes, np.arange(1)).rows
     assert (row["truth_pixels"], row["dice"], row["hd95"]) == (1, 1, 0)
 

@@ -21,7 +21,7 @@ ROOMS = {  # room -> the rooms, beside itself and the FLOOR, that it may import
     "segmentation": "core config tracking runs report",
 }
 FLOOR = {"task", "__init__"}  # what is published to a task; it may import nothing of the package
-ARITHMETIC = {"models": "torch", "losses": "torch", "data": "numpy torch PIL", "metrics": "numpy torch scipy"}
+ARITHMETIC = {"models": "torch", "losses": "torch", "data": "numpy torch PIL nibabel", "metrics": "numpy torch scipy"}
 ONLY = {  # distribution -> the rooms that may import it at all
     "mlflow": "tracking",
     "optuna": "search report plugins",

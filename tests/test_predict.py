@@ -504,7 +504,7 @@ def test_two_patients_of_one_name_and_two_images_of_one_name_are_not_mixed(tmp_p
 
 def test_memory_and_shape_bound_what_is_predicted_together(monkeypatch):
     def patient(name: str, slices: int, side: int) -> Patient:
-        return Patient(name, [], np.zeros((slices, side, side, 3), np.uint8), None, [])
+        return Patient(name, [], np.zeros((slices, side, side, 3), np.uint8), None, [], np.zeros(0))
 
     monkeypatch.setattr(predict, "HELD", 10 * 8 * 8 * 3)
     given = [patient("a", 4, 8), patient("b", 6, 8), patient("c", 1, 8), patient("d", 1, 4), patient("e", 40, 4)]
@@ -517,7 +517,9 @@ def test_each_group_gets_the_masks_of_its_own_images_where_a_device_keeps_them(m
     trained = load(folder)
     decoded = [np.stack([pixels(file) for file in images(tree / name)]) for name in patients(tree)]
     several = [*decoded[:3], *(array[:, :16, 8:] for array in decoded[3:5]), decoded[5]]
-    given = [Patient(str(k), [], array, None, []) for k, array in enumerate(several)]
+    given = [
+        Patient(str(k), [], array, None, [], np.zeros(array.shape[:3], np.uint8)) for k, array in enumerate(several)
+    ]
     monkeypatch.setattr(predict, "HELD", decoded[0].nbytes)
     device = torch.device("cpu", 0)
 

@@ -1,12 +1,15 @@
 """Every command of the README and of the pages it leads to runs, on less data and smaller networks; so do the links."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from test_classes import write
 from test_cli import segsweep
 
@@ -18,8 +21,37 @@ COMMANDS = [
 ]
 SMALL = ["model.width=2", "model.depth=2", "epochs=1", "precision=fp32", "tracking=none"]
 OF_DATA = {"lgg": ["data.image_size=16"], "phantom": ["data.image_size=16", "data.patients=6", "data.slices=6"]}
-OF_DATA["folder"] = ["data.image_size=16"]
+OF_DATA |= dict.fromkeys(("folder", "nifti"), ["data.image_size=16"])
 HEARTS = ["data=folder", "data.root=HEARTS", "data.image_size=16"]
+
+
+def retina(root: Path) -> None:
+    """CHASE_DB1 and DRIVE as they lie in their archives, made up and small."""
+    rng = np.random.default_rng(0)
+    names = [f"CHASE_DB1/Image_{child:02}{eye}" for child in range(1, 8) for eye in "LR"]
+    files = [(f"{name}.jpg", f"{name}_1stHO.png") for name in names]
+    for n, part in [*((n, "test") for n in range(1, 5)), *((n, "training") for n in range(21, 25))]:
+        place = f"DRIVE/{part}"
+        files += [(f"{place}/images/{n:02}_{part}.tif", f"{place}/1st_manual/{n:02}_manual1.gif")]
+        files[-1] += (f"{place}/mask/{n:02}_{part}_mask.gif",)
+    for image, *masks in files:
+        pixels = rng.integers(0, 255, (24, 25, 3), np.uint8)
+        for file, array in zip((image, *masks), (pixels, pixels[..., 0] > 200, pixels[..., 0] > 20), strict=False):
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / file)
+
+
+def volume(name: Path) -> None:
+    """A volume and its labels, of which each class has a row."""
+    if importlib.util.find_spec("nibabel") is None:
+        return
+    import nibabel
+
+    labels = np.zeros((18, 16, 4), np.uint8)
+    labels[2:11] = np.repeat([1, 2, 3], 3)[:, None, None]
+    name.parent.mkdir(exist_ok=True)
+    for end, array in (("", labels.astype(np.int16) * 50 + 20), ("_gt", labels)):
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), f"{name}{end}.nii.gz")
 
 
 def of(program: str) -> list[list[str]]:
@@ -64,6 +96,10 @@ def work(tmp_path_factory, lgg):
         assert made.returncode == 0, made.stderr
         (sweep,) = cwd.glob("multirun/2*")
         sweep.rename(cwd / "multirun" / "SWEEP")
+        retina(cwd)
+        for n in range(1, 7):
+            for frame in ("frame01", "frame12"):
+                volume(cwd / "ACDC" / f"patient{n:03}_{frame}")
         for n in range(6):
             write(cwd / "HEARTS", f"p{n}", n, values=(1 + n % 2, 3), void=2)
         made = segsweep(cwd, *HEARTS, "data.classes=[background,rv,myo,lv]", "data.ignore=[]", *SMALL)
@@ -77,6 +113,8 @@ def work(tmp_path_factory, lgg):
 @pytest.mark.parametrize("command", of("python -m segsweep"), ids=" ".join)
 def test_a_command_runs(command, work):
     module, *arguments = command[2:]
+    if "data=nifti" in arguments:
+        pytest.importorskip("nibabel")
     if module != "segsweep":
         if module == "segsweep.sync":
             arguments += ["--uri", f"sqlite:///{work}/mlruns/mlflow.db"]
@@ -85,12 +123,13 @@ def test_a_command_runs(command, work):
         done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=work, capture_output=True, text=True)
     else:
         real = "data=lgg" in arguments or any(a.startswith("experiment=") for a in arguments)
-        larger = ("epochs=", "model.width=", "data.image_size=", "search.trials=")
+        larger = ("epochs=", "model.width=", "data.image_size=", "data.patch=", "search.trials=")
         kept = [a for a in arguments if not a.startswith(larger)]
         searching = any(a.startswith("+search=") for a in arguments)
         kept += ["search.trials=4"] if searching else ["report=false"]
         if "-m" in arguments and not any(a.startswith(("hydra/launcher", "hydra.launcher")) for a in arguments):
             kept += ["hydra/launcher=basic"]  # workers have tests of their own
-        kind = "lgg" if real else "folder" if "data=folder" in arguments else "phantom"
-        done = segsweep(work, *kept, *SMALL, *OF_DATA[kind])
+        kind = next((kind for kind in ("folder", "nifti") if f"data={kind}" in arguments), "lgg" if real else "phantom")
+        crops = ["data.patch=8"] * any(a.startswith("data.patch=") for a in arguments)
+        done = segsweep(work, *kept, *SMALL, *OF_DATA[kind], *crops)
     assert done.returncode == 0, done.stderr

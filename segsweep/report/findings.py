@@ -109,7 +109,7 @@ class Findings:
     def word(self, name: str, usual: str) -> str:
         """How a metric, a cost or a fact is called in this task's sentences, if not by its usual name."""
         said = [module.WORDS[name] for module in self.modules[0] if name in getattr(module, "WORDS", {})]
-        return str(said[-1]) if said else usual
+        return str(said[-1](self) if callable(said[-1]) else said[-1]) if said else usual
 
     def footnote(self, name: str) -> str:
         notes = [module.NOTES[name] for module in self.modules[0] if name in getattr(module, "NOTES", {})]

@@ -2,7 +2,8 @@
 
 A module may have, all of it optional:
 
-    WORDS: dict          how something is called in this task's sentences; see `Findings.word`
+    WORDS: dict          how something is called in this task's sentences, or what gives it of the findings; see
+                         `Findings.word`
     NOTES: dict          metric -> its footnote below the table of results, in place of the metric's `meaning`
     sentences(found)     -> dict: anchor of a section -> sentences that it says too
     columns(found)       -> list of Column, of the table of results

@@ -48,6 +48,15 @@ def told(facts: Mapping[str, Any]) -> str:
     return text + (f". Patients without {lacking}" if lacking else ". Every patient has all")
 
 
+def void(volumes: Volumes) -> tuple[dict[str, Any], str]:
+    """Of one structure: how many pixels are void, for the record and in one line."""
+    assert volumes.pixels is not None
+    count, total = int(volumes.pixels[:, -1].sum()), int(volumes.pixels.sum())
+    reasons = [f"data.roi={volumes.labels.roi}"] if volumes.labels.roi else []
+    reasons += [f"data.ignore={list(volumes.labels.ignore)}"] if volumes.labels.ignore else []
+    return {"void": count}, f"Void: {count / total:.2%} of all pixels, by {' and '.join(reasons)}"
+
+
 def with_weights(loss: Mapping[str, Any], volumes: Volumes, split: Split) -> dict[str, Any]:
     """A loss's node with numbers for a rule of weights, from the slices of the training part."""
     if loss.get("weights") not in RULES:

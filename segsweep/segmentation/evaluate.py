@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from segsweep.core.errors import ConfigError
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.cache import Volumes
-from segsweep.segmentation.data.labels import VOID
+from segsweep.segmentation.data.labels import PADDED
 from segsweep.segmentation.metrics import METRICS, confusion, decide, hd95, mean, means, of_classes, per_patient
+from segsweep.segmentation.windows import slide
 
 CPU_PIXELS = 2**17
 """That go through a network at once on a CPU: more take more memory than a training step does, and at 256 px more time,
@@ -58,7 +59,8 @@ def evaluate(
     `autocast` makes the context of the forward pass; the loss is taken of float32 logits. Loss: the mean over batches,
     weighted by their slices, so the mean over slices; only a loss that is taken over the batch, such as Dice, depends
     on the batch size. `keep`, `probabilities`: these too, in the order of the batches' indices. `parts`: in how many
-    pieces a batch goes through the network at least, for want of memory; the loss is still that of the whole batch."""
+    pieces a batch goes through the network at least, for want of memory; the loss is still that of the whole batch.
+    Where the batches have a patch each slice goes through it in windows, see `windows.slide`."""
     training = model.training
     model.eval()
     started = time.perf_counter()
@@ -72,7 +74,11 @@ def evaluate(
         with torch.inference_mode():
             for x, y, patient in batches.epoch(seed=0):
                 with autocast():
-                    logits = torch.cat([model(piece) for piece in x.tensor_split(_pieces(x, parts))])
+                    if batches.patch is None:
+                        logits = torch.cat([model(piece) for piece in x.tensor_split(_pieces(x, parts))])
+                    else:
+                        own = batches.sizes[sum(sizes) : sum(sizes) + len(x)]
+                        logits = slide(model, x, own, batches.patch, _windows(batches, parts))
                 losses.append(loss(logits.float(), y))
                 sizes.append(len(x))
                 counts += confusion(logits, y, patient, patients, void)
@@ -87,6 +93,13 @@ def evaluate(
     kept = torch.cat(masks).cpu().numpy() if keep else None
     made = torch.cat(shares).numpy() if probabilities else None
     return Evaluation(float(mean_loss), counts.cpu().numpy(), time.perf_counter() - started, kept, made)
+
+
+def _windows(batches: Batches, parts: int) -> int:
+    """That go through a network at once: as many as a batch has slices, and on a CPU as `CPU_PIXELS` says."""
+    assert batches.patch is not None
+    most = batches.batch_size // parts
+    return max(1, most if batches.device.type != "cpu" else min(most, CPU_PIXELS // math.prod(batches.patch)))
 
 
 def _pieces(x: torch.Tensor, parts: int) -> int:
@@ -116,16 +129,45 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
     for p in np.unique(owner):
         at = owner == p
         tp, fp, fn, tn = (int(n) for n in evaluation.counts[p])
-        truth, predicted = volumes.masks[indices[at]], evaluation.masks[at]
-        distance = hd95(truth == 1, predicted & (truth != VOID) if volumes.void else predicted)
+        truth, predicted = _whole(volumes, indices[at], evaluation.masks[at])
+        predicted = predicted & (truth < PADDED) if volumes.void else predicted
+        distance = _distance(volumes, indices[at], truth == 1, predicted)
         rows.append(
             {"patient": volumes.patients[p], "slices": int(at.sum())}
             | {"truth_pixels": tp + fn, "predicted_pixels": tp + fp, "tp": tp, "fp": fp, "fn": fn, "tn": tn}
             | {name: float(scores[name][p]) for name in sorted(scores, key=lambda name: METRICS[name].pooled)}
             | {"hd95": distance, "missed": int(tp + fn > 0 and tp + fp == 0)}
+            | _millilitres(volumes, indices[at], truth == 1, predicted)
         )
     summary = {"hd95": mean(np.array([row["hd95"] for row in rows])), "missed": sum(row["missed"] for row in rows)}
     return Patients(rows, summary)
+
+
+def _distance(volumes: Volumes, indices: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> float:
+    """HD95 of a patient's slices (D, H, W); of several volumes the mean."""
+    if volumes.stack is None:
+        return hd95(truth, predicted)
+    found = []
+    for stack in np.unique(volumes.stack[indices]):
+        own = volumes.stack[indices] == stack
+        spacing = None if volumes.spacing is None else volumes.spacing[indices[own][0]]
+        found.append(hd95(truth[own], predicted[own], spacing))
+    return mean(np.array(found))
+
+
+def _millilitres(volumes: Volumes, indices: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """The volume of both, where the spacing is known."""
+    if volumes.spacing is None:
+        return {}
+    voxel = volumes.spacing[indices].prod(1) / 1000
+    areas = {"truth_ml": truth, "predicted_ml": predicted}
+    return {key: round(float(area.sum((1, 2)) @ voxel), 6) for key, area in areas.items()}
+
+
+def _whole(volumes: Volumes, indices: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and prediction of a patient's slices (D, H, W), cut to the largest of them: padding is no distance."""
+    height, width = volumes.masks.shape[1:] if volumes.sizes is None else volumes.sizes[indices].max(0)
+    return volumes.masks[indices][:, :height, :width], predicted[:, :height, :width]
 
 
 def _table_of_classes(evaluation: Evaluation, masks: np.ndarray, volumes: Volumes, indices: np.ndarray) -> Patients:
@@ -135,15 +177,17 @@ def _table_of_classes(evaluation: Evaluation, masks: np.ndarray, volumes: Volume
     owner = volumes.patient[indices]
     rows: list[dict[str, Any]] = []
     for p in np.unique(owner):
-        truth, predicted = volumes.masks[indices[owner == p]], masks[owner == p]
+        truth, predicted = _whole(volumes, indices[owner == p], masks[owner == p])
         distance: dict[str, float] = {}
         single: dict[str, Any] = {}
         for k, name in enumerate(names):
             tp, fp, fn, tn = (int(n) for n in counts[p, k])
-            distance[name] = hd95(truth == k + 1, (predicted == k + 1) & (truth != VOID))
+            areas = truth == k + 1, (predicted == k + 1) & (truth < PADDED)
+            distance[name] = _distance(volumes, indices[owner == p], *areas)
             of_one: dict[str, Any] = {"truth_pixels": tp + fn, "predicted_pixels": tp + fp}
             of_one |= {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
             of_one |= {"hd95": distance[name], "missed": int(tp + fn > 0 and tp + fp == 0)}
+            of_one |= _millilitres(volumes, indices[owner == p], *areas)
             single |= {f"{key}/{name}": value for key, value in of_one.items()}
         row = {"patient": volumes.patients[p], "slices": len(truth), "pixels": int(evaluation.counts[p].sum())}
         plain = [name for name in scores if "/" not in name]

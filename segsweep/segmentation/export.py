@@ -21,12 +21,19 @@ from segsweep.config.start import start
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.runs.find import REFERENCE, find
+from segsweep.segmentation import windows
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.trained import Trained, load
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit (at least 1), that an export may have."""
+WINDOWS = (
+    "the network sees windows of a slice, padded with 0 where that is smaller: along n pixels windows of s pixels, "
+    f"ceil((n - s) / ({windows.STEP:g} s)) + 1 of them, evenly from edge to edge; a pixel's logits are the mean over "
+    "the windows that hold it, weighted by a Gaussian around the middle of standard deviation "
+    f"{windows.SIGMA:g} s, at least {windows.LEAST:g}"
+)
 EXTRA = ("onnx", "onnxruntime", "onnxscript")
 
 
@@ -38,9 +45,9 @@ def slices(trained: Trained) -> tuple[torch.Tensor, str]:
         with np.load(trained.folder / "overlays.npz", allow_pickle=False) as file:
             images = file["image"]
     except (OSError, ValueError, KeyError, EOFError):
-        shape = trained.info["data"]["image_shape"]
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(4, shape[2], *shape[:2], generator=generator), "noise, for the record has no slices"
+        shape = (4, trained.channels, *seen(trained))
+        return torch.randn(shape, generator=generator), "noise, for the record has no slices"
     known = np.stack([cache.statistics(image[None]) for image in images])
     shift, scale, clip = cache.normalisation(known, trained.config.data.normalise, images.dtype)
     count = len(images)
@@ -58,7 +65,16 @@ def slices(trained: Trained) -> tuple[torch.Tensor, str]:
         key="",
     )
     ((x, _, _),) = Batches(volumes, np.arange(count), batch_size=count, device="cpu").epoch(seed=0)
-    return x.contiguous(), f"{count} slices of the run's test"
+    height, width = seen(trained)
+    top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+    what = "the middle of " if trained.patch else ""
+    return x[..., top : top + height, left : left + width].contiguous(), f"{what}{count} slices of the run's test"
+
+
+def seen(trained: Trained) -> tuple[int, int]:
+    """Height and width of what the network sees."""
+    height, width, _ = trained.info["data"]["image_shape"]
+    return trained.patch or (height, width)
 
 
 def to_program(model: nn.Module, x: torch.Tensor) -> torch.export.ExportedProgram:
@@ -141,7 +157,7 @@ def export(trained: Trained, out: Path) -> tuple[dict[str, Any], torch.Tensor, n
 
 def about(trained: Trained) -> dict[str, Any]:
     """What a user of the files must know."""
-    height, width, channels = trained.info["data"]["image_shape"]
+    (height, width), channels = seen(trained), trained.channels
     mode, kind = trained.config.data.normalise, trained.info["data"].get("name")
     how = {
         "zscore": "each channel less its mean, divided by its standard deviation, over all slices of the patient",
@@ -150,15 +166,18 @@ def about(trained: Trained) -> dict[str, Any]:
     }
     count, named = trained.labels.outputs, dict(zip(trained.labels.names, trained.labels.values, strict=True))
     meaning = "the class of a pixel is the map with the largest" if named else "the structure is where they are above 0"
+    region = "; 0 outside the region of interest, whose pixels alone are counted there" * bool(trained.labels.roi)
     classes = {"classes": ", ".join(f"{name} {value}" for name, value in named.items())} if named else {}
     return {
         "run": trained.signature,
         "weights": trained.weights,
         "epoch": trained.epoch,
         "data": kind,
-        "input": f"image: float32 (batch, {channels}, {height}, {width}), area mean of the slice, then {how[mode]}",
+        "input": f"image: float32 (batch, {channels}, {height}, {width}), area mean of the slice, then {how[mode]}"
+        f"{region}",
         "output": f"logits: float32 (batch, {count}, {height}, {width}); {meaning}",
         **classes,
+        **({"windows": WINDOWS} if trained.patch else {}),
         "versions": trained.info.get("versions"),
         "commit": trained.info.get("commit"),
     }

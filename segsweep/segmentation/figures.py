@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
 
 from segsweep.core import artifacts
-from segsweep.segmentation.data.labels import VOID, colours
+from segsweep.segmentation.data.labels import PADDED, VOID, colours, unseen
 
 CURVES = {"loss": "Loss", "accuracy": "Pixel accuracy", "dice": "Dice, mean of patients"}
 COLOURS = ("#1f77b4", "#ff7f0e")
@@ -104,7 +104,7 @@ def areas(mask: np.ndarray, colour: tuple[int, int, int]) -> list[tuple[np.ndarr
     """What is outlined of a mask (H, W) and how: one structure of bool in `colour`, each class of uint8 in its own."""
     if mask.dtype == bool:
         return [(mask, colour)]
-    present = [int(k) for k in np.unique(mask) if 0 < k < VOID]
+    present = [int(k) for k in np.unique(mask) if 0 < k < PADDED]
     return [(mask == k, colours(k)[-1]) for k in present]
 
 
@@ -124,18 +124,21 @@ def draw(
 
 def largest_slices(volumes: Any, test: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:
     """Of every test patient the slice with the most tumour, or most of all classes but the background, its image
-    stretched to 0-255 for display."""
+    stretched to 0-255 for display; where images are padded, the `size` of each without that."""
     names, owner, truth = volumes.labels.names, volumes.patient[test], volumes.masks[test]
     if names or volumes.void:
-        truth = (truth > 0) & (truth != VOID)
+        truth = (truth > 0) & (truth < PADDED)
     sizes = truth.sum((1, 2), dtype=np.int64)
     rows = [np.flatnonzero(owner == p)[sizes[owner == p].argmax()] for p in np.unique(owner)]
     images = volumes.images[test[rows]].astype(np.float32)
     low, high = np.percentile(images, (1, 99.5), axis=(1, 2), keepdims=True)
+    shown, outside = volumes.masks[test[rows]], unseen(volumes.masks[test[rows]])
+    more = {"classes": np.array(names)} if names else {}
+    more |= {} if volumes.sizes is None else {"size": volumes.sizes[test[rows]]}
     return {
         "patient": np.array([volumes.patients[owner[r]] for r in rows]),
         "slice": np.array([volumes.slices[test[r]] for r in rows]),
         "image": (255 * np.clip((images - low) / np.maximum(high - low, 1), 0, 1)).astype(np.uint8),
-        "truth": volumes.masks[test[rows]] if names else volumes.masks[test[rows]] == 1,
-        "prediction": masks[rows],
-    } | ({"classes": np.array(names)} if names else {})
+        "truth": np.where(outside, VOID, shown) if names else shown == 1,
+        "prediction": masks[rows] * ~outside,
+    } | more

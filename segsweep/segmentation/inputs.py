@@ -13,35 +13,40 @@ from typing import Any
 import numpy as np
 
 from segsweep.core.errors import DataError
-from segsweep.segmentation.data import images
+from segsweep.segmentation.data import images, volume
 from segsweep.segmentation.data.labels import ONE, Labels
 from segsweep.segmentation.data.lgg import PLACES
-from segsweep.segmentation.data.source import listed, natural
+from segsweep.segmentation.data.source import Size, listed, named, natural
 
-SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
+SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".gif", ".bmp")
 MASK = "_mask"
 
 
 @dataclass(frozen=True)
 class Slice:
-    """file: the image. name: of the slice in its patient. truth: its mask's file, where there is one."""
+    """file: the image. name: of the slice in its patient. truth: its mask's file, where there is one. region: that of
+    its region of interest, of a run that has those. stack: what is the same for slices that lie on one another."""
 
     file: Path
     patient: str
     name: str
     truth: Path | None
+    region: Path | None = None
+    stack: str = ""
 
 
 @dataclass
 class Patient:
-    """The readable slices of a patient: images (D, H, W, C) uint8 or uint16 at the network's size, truth (D, H, W)
-    uint8 of {0, 1}, or of classes and VOID, or None, and the (height, width) of each file."""
+    """The readable slices of a patient: images (D, H, W, C) uint8 or uint16 at the network's size, or padded to one,
+    truth (D, H, W) uint8 of {0, 1}, or of classes and VOID, or None, and the (height, width) of each file. empty: in
+    the place of a truth, with what is OUTSIDE or PADDED."""
 
     name: str
     slices: list[Slice]
     images: np.ndarray
     truth: np.ndarray | None
     sizes: list[tuple[int, int]]
+    empty: np.ndarray
 
 
 def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list[Slice]], list[str]]:
@@ -49,23 +54,26 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
 
     A file, a patient's folder, a folder of patients' folders or a Kaggle archive. A patient is the files of one folder,
     or what the regular expression `data.patient` of a run's own data set finds; x_mask.tif beside x.tif is its truth,
-    as is what the data set's pattern `data.masks` finds."""
+    as is what the data set's pattern `data.masks` finds, and its region of interest what `data.roi` does."""
     found: dict[str, list[Slice]] = {}
     roots: dict[str, Path] = {}
     problems: list[str] = []
     taken: set[Path] = set()
+    suffixes = volume.SUFFIXES if (cut := str(data.get("_target_")).endswith(".Nifti")) else SUFFIXES
     for path in given:
         if path.is_dir():
             root = next((path / place for place in PLACES[1:] if (path / place).is_dir()), path)
-            files = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+            files = [p for p in sorted(root.rglob("*")) if p.name.lower().endswith(suffixes) and p.is_file()]
         elif path.exists():
             root, files = path.parent, [path]
         else:
             problems.append(f"{path}: no such file or folder")
             continue
         slices = _slices(root, files, data)
+        if cut:
+            slices = [part for item in slices for part in _cut(item, data["axis"], problems)]
         if not slices:
-            problems.append(f"{path}: no image in it; expected files {', '.join(SUFFIXES)} that are not masks")
+            problems.append(f"{path}: no image in it; expected files {', '.join(suffixes)} that are not masks")
         for item in slices:
             resolved = item.file.resolve()
             if resolved in taken:
@@ -80,8 +88,8 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
             found.setdefault(item.patient, []).append(item)
     ordered = {name: sorted(found[name], key=lambda item: natural(item.name)) for name in sorted(found)}
     for name, patient in ordered.items():
-        stems = Counter(item.file.stem for item in patient)
-        for item in [item for item in patient if stems[item.file.stem] > 1]:
+        stems = Counter(volume.stem(item.file) for item in patient)
+        for item in [item for item in patient if stems[volume.stem(item.file)] > 1]:
             problems.append(f"{item.file}: another image of patient {name} has the same name; rename one of them")
             patient.remove(item)
     return {name: patient for name, patient in ordered.items() if patient}, problems
@@ -90,17 +98,23 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
 def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slice]:
     expression = data.get("patient")
 
-    def key(path: Path) -> tuple[str, str]:
+    def all_of(path: Path) -> tuple[str, str, str]:
         inside = path.relative_to(root)
         if expression and (match := re.search(expression, inside.as_posix())) and match["patient"]:
-            return match["patient"], match.groupdict().get("slice") or match["patient"]
+            return named(match)
         folder = inside.parent.as_posix()
-        return (root.resolve().name if folder == "." else folder), path.stem.removesuffix(MASK)
+        return root.resolve().name if folder == "." else folder, "", volume.stem(path).removesuffix(MASK)
+
+    def key(path: Path) -> tuple[str, str]:
+        patient, _, name = all_of(path)
+        return patient, name
 
     def masked(path: Path) -> bool:
         image = path.stem.removesuffix(MASK)
         return image != path.stem and any(path.with_name(image + suffix).exists() for suffix in SUFFIXES)
 
+    regions = set(root.glob(data["roi"])) if data.get("roi") else set()
+    files = [p for p in files if p not in regions]
     masks = {p for p in files if masked(p)}
     if data.get("masks") and len(files) > 1:
         masks |= set(root.glob(data["masks"]))
@@ -111,15 +125,40 @@ def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slic
         beside = image.with_name(f"{image.stem}{MASK}{image.suffix}")
         if beside.exists():
             truths.setdefault(key(image), beside)
-    return [Slice(p, *key(p), truths.get(key(p))) for p in files if p not in masks]
+    areas = {key(p): p for p in regions}
+    return [Slice(p, *key(p), truths.get(key(p)), areas.get(key(p)), all_of(p)[1]) for p in files if p not in masks]
+
+
+def _cut(item: Slice, axis: int, problems: list[str]) -> list[Slice]:
+    """The slices of a volume, named as training names them."""
+    try:
+        depth = volume.header(str(item.file), axis).shape[0]
+        if item.truth and (its := volume.header(str(item.truth), axis).shape[0]) != depth:
+            raise DataError(f"{item.truth}: {its} slices along data.axis={axis}, its image {item.file} {depth}")
+    except DataError as error:
+        problems.append(str(error))
+        return []
+    before = f"{item.name}_" * (item.name != item.patient)
+    files = (item.file, *([item.truth] if item.truth else []))
+    return [
+        Slice(one, item.patient, f"{before}{k + 1:03}", more[0] if more else None, stack=str(item.file))
+        for k in range(depth)
+        for one, *more in [[Path(volume.address(file, axis, k)) for file in files]]
+    ]
 
 
 def read(
-    patients: Mapping[str, list[Slice]], size: int | None, channels: int, problems: list[str], labels: Labels = ONE
+    patients: Mapping[str, list[Slice]],
+    size: Size,
+    channels: int,
+    problems: list[str],
+    labels: Labels = ONE,
+    room: tuple[int, int] | None = None,
 ) -> Iterator[Patient]:
-    """The patients one by one, decoded as in training; what cannot be read is added to `problems`."""
+    """The patients one by one, decoded as in training; what cannot be read is added to `problems`. room: to
+    which images are padded at least, those of a patient to one size."""
     for name, slices in patients.items():
-        good: list[tuple[Slice, np.ndarray, np.ndarray | None, tuple[int, int]]] = []
+        good: list[tuple[Slice, np.ndarray, np.ndarray | None, tuple[int, int], np.ndarray]] = []
         for item in slices:
             try:
                 pixels = images.read(str(item.file))
@@ -129,26 +168,36 @@ def read(
                         f"{item.file}: found {pixels.shape[2]} channel{'s' * (pixels.shape[2] > 1)}; the run was "
                         f"trained on images of {channels}{hint}"
                     )
+                region = images.region_of(_region(item, labels), str(item.file), pixels) if labels.roi else None
+                blank = np.zeros(pixels.shape[:2] if region is None else region.sum(), np.uint8)
+                image, empty = images.sized(pixels, blank, size, labels, region, str(item.region or item.file))
             except DataError as error:
                 problems.append(str(error))
                 continue
             truth = None
             if item.truth:
                 try:
-                    truth = images.decode(name, [(str(item.file), str(item.truth))], size, channels, labels)[1][0]
+                    files = (str(item.file), str(item.truth)) + ((str(item.region),) if labels.roi else ())
+                    truth = images.decode(name, [files], size, channels, labels)[1][0]
                 except DataError as error:
                     problems.append(f"{error}. The image is predicted, its patient has no metrics")
-            good.append((item, images.resize(pixels, size), truth, pixels.shape[:2]))
+            good.append((item, image, truth, pixels.shape[:2], empty))
         if not good:
             problems.append(f"patient {name}: none of its {len(slices)} slices can be used")
             continue
-        usual = Counter((image.shape, image.dtype) for _, image, _, _ in good).most_common(1)[0][0]
-        for item, image, _, _ in good:
+        if room is not None:
+            largest = tuple(max(sides) for sides in zip(room, *(part[1].shape[:2] for part in good), strict=True))
+            for n, (item, image, truth, shape, empty) in enumerate(good):
+                whole, blanks = images.padded([image], [empty], largest)
+                truths = None if truth is None else images.padded([image], [truth], largest)[1][0]
+                good[n] = (item, whole[0], truths, shape, blanks[0])
+        usual = Counter((image.shape, image.dtype) for _, image, *_ in good).most_common(1)[0][0]
+        for item, image, *_ in good:
             if (image.shape, image.dtype) != usual:
                 found, expected = (f"{' x '.join(map(str, s))} {t}" for s, t in ((image.shape, image.dtype), usual))
                 problems.append(f"{item.file}: found {found}; expected {expected} as most slices of patient {name}")
         good = [part for part in good if (part[1].shape, part[1].dtype) == usual]
-        complete = [truth for _, _, truth, _ in good if truth is not None]
+        complete = [truth for _, _, truth, *_ in good if truth is not None]
         lacking = [part[0].file.name for part in good if part[0].truth is None]
         if complete and lacking:
             problems.append(f"patient {name}: no metrics, since there is no mask of {listed(lacking)}")
@@ -158,4 +207,14 @@ def read(
             images=np.stack([part[1] for part in good]),
             truth=np.stack(complete) if len(complete) == len(good) else None,
             sizes=[part[3] for part in good],
+            empty=np.stack([part[4] for part in good]),
         )
+
+
+def _region(item: Slice, labels: Labels) -> str:
+    if item.region is None:
+        raise DataError(
+            f"{item.file}: no file of its region of interest, outside which the run counts nothing; give the folder "
+            f"under which data.roi={labels.roi} finds it"
+        )
+    return str(item.region)

@@ -10,7 +10,7 @@ KINDS: dict[str, Kind] = {
     "optim": Kind(("torch.optim",), "torch.optim.Optimizer"),
     "scheduler": Kind(("torch.optim.lr_scheduler",), "torch.optim.lr_scheduler.LRScheduler"),
     "data": Kind(
-        ("segsweep.segmentation.data.phantom", "segsweep.segmentation.data.lgg", "segsweep.segmentation.data.folder"),
+        tuple(f"segsweep.segmentation.data.{name}" for name in ("phantom", "lgg", "folder", "nifti")),
         methods=("scan", "decode"),
     ),
     "split": Kind(("segsweep.segmentation.data.split",), methods=("__call__",)),

@@ -108,8 +108,8 @@ METRICS: dict[str, PixelMetric] = {
         bounds=(0.0, math.inf),
         by_unit=True,
         by_epoch=False,
-        meaning="95th percentile of the distances between the two surfaces, in pixels, mean over patients; "
-        "the volume's diagonal where one of the two is empty",
+        meaning="95th percentile of the distances between the two surfaces, in pixels, or in millimetres where files "
+        "say their spacing, mean over patients; the volume's diagonal where one of the two is empty",
     ),
     "missed": PixelMetric(
         title="Missed",
@@ -127,7 +127,17 @@ METRICS: dict[str, PixelMetric] = {
         meaning="patients with neither tumour nor prediction, left out of the means",
     ),
 }
-CODE = ("task", "models.unet", "models.r2unet", "losses", "data.phantom", "data.lgg", "data.folder", "data.augment")
+CODE = (
+    "task",
+    "models.unet",
+    "models.r2unet",
+    "losses",
+    "data.phantom",
+    "data.lgg",
+    "data.folder",
+    "data.nifti",
+    "data.augment",
+)
 """All that the configuration may name; with what these import, the code that decides a number."""
 SPEC = Spec(
     metrics=METRICS,
@@ -135,9 +145,9 @@ SPEC = Spec(
     unit="patient",
     sample="slice",
     repeats=("split.fold",),
-    neutral={"data.classes": None, "data.ignore": [], "loss.weights": None},
+    neutral={"data.classes": None, "data.ignore": [], "data.roi": None, "data.patch": None, "loss.weights": None},
     ignored=("workers", "compile", "data.root", "data.model_width", "split.file", "task.cache"),
-    pace=("model*", "augment", "batch_size", "data", "data.image_size", "precision"),
+    pace=("model*", "augment", "batch_size", "data", "data.image_size", "data.patch", "precision"),
     inputs=("data", "split", "precision", "device", "cache"),
     code=tuple(f"segsweep.segmentation.{name}" for name in CODE),
     alike=("data.image_size",),
@@ -291,8 +301,9 @@ def mean(values: np.ndarray) -> float:
     return values.mean().item() if len(values) else float("nan")
 
 
-def hd95(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """95 % Hausdorff distance between two volumes (D, H, W) of bool, in pixels, a slice's thickness counted as one.
+def hd95(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float] | None = None) -> float:
+    """95 % Hausdorff distance between two volumes (D, H, W) of bool, in pixels, a slice's thickness counted as one, or
+    in the unit of the `spacing` between slices, rows and columns.
 
     A surface is the voxels of a volume with a neighbour (of 6) that is outside it or outside the image. The distances
     from each surface to the nearest voxel of the other have a 95th percentile; the larger of the two is the result.
@@ -304,10 +315,12 @@ def hd95(truth: np.ndarray, prediction: np.ndarray) -> float:
     if not truth.any() and not prediction.any():
         return float("nan")
     if not truth.any() or not prediction.any():
-        return float(np.linalg.norm(truth.shape))
+        return float(np.linalg.norm(truth.shape if spacing is None else np.array(truth.shape) * spacing))
     # Outside the box around both everything is empty, so cutting it off changes no surface.
     (box,) = ndimage.find_objects((truth | prediction).astype(np.int8))
     surfaces = [np.argwhere(volume[box] & ~ndimage.binary_erosion(volume[box])) for volume in (truth, prediction)]
+    if spacing is not None:
+        surfaces = [places * np.array(spacing) for places in surfaces]
     # A k-d tree of the surfaces' voxels is as exact as a distance transform of the box and, with a few stray voxels,
     # many times faster.
     return max(np.percentile(KDTree(to).query(of)[0], 95).item() for of, to in (surfaces, reversed(surfaces)))

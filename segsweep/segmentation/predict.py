@@ -27,10 +27,12 @@ from segsweep.core.device import out_of_memory, pick_device
 from segsweep.core.errors import SegsweepError
 from segsweep.runs.find import REFERENCE
 from segsweep.runs.find import find as find_run
-from segsweep.segmentation.data import cache
+from segsweep.segmentation.data import cache, volume
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.images import read as read_pixels
+from segsweep.segmentation.data.images import target
 from segsweep.segmentation.data.labels import ONE, Labels, counted
+from segsweep.segmentation.data.labels import sizes as sizes_of
 from segsweep.segmentation.evaluate import evaluate, patient_table
 from segsweep.segmentation.figures import OUTLINES, areas
 from segsweep.segmentation.inputs import MASK, Patient, find, read
@@ -57,12 +59,12 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
     """The patients' images have one shape and type; `trained.model` is on `device`."""
     stacked = np.concatenate([patient.images for patient in patients])
     counts = [len(patient.images) for patient in patients]
-    known = np.stack([cache.statistics(patient.images) for patient in patients])
+    truths = [p.empty if p.truth is None else p.truth for p in patients]
+    known = np.stack([cache.statistics(p.images, masks) for p, masks in zip(patients, truths, strict=True)])
     shift, scale, clip = cache.normalisation(known, trained.config.data.normalise, stacked.dtype)
-    empty = np.zeros(stacked.shape[1:3], np.uint8)
     volumes = cache.Volumes(
         images=stacked,
-        masks=np.concatenate([[empty] * len(p.images) if p.truth is None else p.truth for p in patients]),
+        masks=np.concatenate(truths),
         patient=np.repeat(np.arange(len(patients)), counts),
         patients=[patient.name for patient in patients],
         slices=[item.name for patient in patients for item in patient.slices],
@@ -72,11 +74,14 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
         digest="",
         key=f"predict-{next(_count)}",
         labels=trained.labels,
+        **_stacks(patients, trained.size),
     )
-    if trained.labels.names or trained.labels.ignore:
+    if trained.room:
+        volumes.sizes = sizes_of(volumes.masks)
+    if trained.labels.void or trained.room:
         volumes.pixels = counted(volumes.masks, max(2, trained.labels.outputs))
     index = np.arange(len(stacked))
-    batches = Batches(volumes, index, batch_size=trained.config.eval_batch_size, device=device)
+    batches = Batches(volumes, index, batch_size=trained.config.eval_batch_size, device=device, patch=trained.patch)
     asked = partial(evaluate, trained.model, _Zero(), batches, patients=len(patients), keep=True)
     found, parts = None, trained.parts
     while found is None:
@@ -91,6 +96,21 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
     part = dataclasses.replace(found, masks=found.masks[scored])
     rows = patient_table(part, volumes, index[scored]).rows if scored.any() else []
     return Prediction(found.masks, rows, found.probabilities)
+
+
+def _stacks(patients: list[Patient], size: Any) -> dict[str, np.ndarray]:
+    """As in `cache.Volumes`, where slices of a patient may not all lie on one another."""
+    items = [(patient.name, item) for patient in patients for item in patient.slices]
+    if not any(item.stack for _, item in items):
+        return {}
+    known = [(name, item.stack) for name, item in items]
+    found = {"stack": np.array([list(dict.fromkeys(known)).index(one) for one in known])}
+    several = [volume.ADDRESS.match(str(item.file)) for _, item in items]
+    heads = {one: volume.header(*one) for one in {(m["file"], int(m["axis"])) for m in several if m}}
+    spacing = {one[0]: head.at(target(head.shape[1:], size)) for one, head in heads.items()}
+    if None in spacing.values() or not spacing:
+        return found
+    return found | {"spacing": np.array([spacing[item.stack] for _, item in items])}
 
 
 class _Zero(nn.Module):
@@ -140,31 +160,59 @@ def overlay(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None) -> np
 
 def write(
     patient: Patient, masks: np.ndarray, out: Path, kind: str, overlays: bool, labels: Labels = ONE
-) -> dict[str, int]:
+) -> dict[str, float]:
     """The masks (D, h, w) of a patient at its files' sizes, with the values that files have for the classes, 0 and 255
-    of one structure; returns the volume of each in pixels, under the columns' names."""
-    volume = dict.fromkeys(["volume_pixels", *(f"volume_pixels/{name}" for name in labels.structures)], 0)
+    of one structure, or 0 and 1 in a volume; returns the volume of each in pixels, under the columns' names, and in
+    millilitres where all files say their spacing."""
+    names = ["", *(f"/{name}" for name in labels.structures)]
+    pixels, millilitres = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)
+    known = True
+    stacks: dict[str, list[np.ndarray]] = {}
     for place, (item, size) in enumerate(zip(patient.slices, patient.sizes, strict=True)):
-        mask = at_size(masks[place], size)
-        for column, inside in zip(volume, [mask > 0, *(mask == k for k in range(1, labels.outputs))], strict=True):
-            volume[column] += int(inside.sum())
-        with artifacts.atomic(mask_file(out, patient.name, item.file, kind)) as partial:
-            Image.fromarray(labels.write(mask)).save(partial)
+        height, width = sizes_of(patient.empty[place : place + 1])[0]
+        mask = at_size(masks[place, :height, :width], size)
+        region = read_pixels(str(item.region), mask=True) > 0 if labels.roi else None
+        mask = mask if region is None else mask * region
+        found = volume.ADDRESS.match(str(item.file))
+        spacing = volume.header(found["file"], int(found["axis"])).spacing if found else None
+        known &= spacing is not None
+        for name, inside in zip(names, [mask > 0, *(mask == k for k in range(1, labels.outputs))], strict=True):
+            pixels[name] += int(inside.sum())
+            millilitres[name] += float(inside.sum() * np.prod(spacing or 0) / 1000)
+        if found:
+            values = labels.write(mask) if labels.names else mask.astype(np.uint8)
+            stacks.setdefault(found["file"], []).append(values)
+            axis = int(found["axis"])
+        else:
+            with artifacts.atomic(mask_file(out, patient.name, item.file, kind)) as partial:
+                Image.fromarray(labels.write(mask)).save(partial)
         if overlays:
-            truth = None if patient.truth is None else _truth(str(item.truth), labels)
-            with artifacts.atomic(out / patient.name / f"{item.file.stem}_overlay.png") as partial:
+            truth = None if patient.truth is None else _truth(str(item.truth), labels, region)
+            with artifacts.atomic(out / patient.name / f"{volume.stem(item.file)}_overlay.png") as partial:
                 Image.fromarray(overlay(read_pixels(str(item.file)), mask, truth)).save(partial)
-    return volume
+    for file, several in stacks.items():
+        with artifacts.atomic(mask_file(out, patient.name, Path(file), kind)) as partial:
+            volume.write(np.stack(several), file, axis, partial)
+    told = {f"volume_pixels{name}": count for name, count in pixels.items()}
+    return told | ({f"volume_ml{name}": round(ml, 6) for name, ml in millilitres.items()} if known else {})
 
 
-def _truth(file: str, labels: Labels) -> np.ndarray:
-    """A mask's file at its own size, as masks are here."""
+def _truth(file: str, labels: Labels, region: np.ndarray | None) -> np.ndarray:
+    """A mask's file at its own size, as masks are here; 0 outside its region (H, W) of bool."""
     mask = read_pixels(file, mask=True)
-    return labels.read(mask, file) if labels.names else (mask > 0) & ~np.isin(mask, labels.ignore)
+    known = mask if region is None else mask[region]
+    found = labels.read(known, file) if labels.names else (known > 0) & ~np.isin(known, labels.ignore)
+    if region is None:
+        return found
+    whole = np.zeros(mask.shape, found.dtype)
+    whole[region] = found
+    return whole
 
 
 def mask_file(out: Path, patient: str, image: Path, kind: str) -> Path:
-    return out / patient / f"{image.stem}{MASK}{SUFFIX[kind]}"
+    """Of an image, or of the volume that a slice is of."""
+    file = Path(volume.file_of(image))
+    return out / patient / f"{volume.stem(file)}{MASK}{'.nii.gz' if volume.is_volume(file) else SUFFIX[kind]}"
 
 
 def predict_files(
@@ -182,7 +230,13 @@ def predict_files(
     Returns the rows of predictions.csv and what went wrong, naming files. Raises SegsweepError if `out` would
     overwrite what is read."""
     patients, problems = find(given, trained.config.data)
-    sources = {p.resolve() for slices in patients.values() for item in slices for p in (item.file, item.truth) if p}
+    sources = {
+        Path(volume.file_of(p)).resolve()
+        for slices in patients.values()
+        for item in slices
+        for p in (item.file, item.truth, item.region)
+        if p
+    }
     for name, slices in patients.items():
         for item in slices:
             if mask_file(out, name, item.file, kind).resolve() in sources:
@@ -199,18 +253,18 @@ def predict_files(
     rows: list[dict[str, Any]] = []
     scores: dict[str, dict[str, Any]] = {}
     labels = trained.labels
-    for group in groups(read(patients, trained.size, trained.channels, problems, labels)):
+    for group in groups(read(patients, trained.size, trained.channels, problems, labels, trained.room)):
         found = predict(trained, group, device, probabilities)
         scores |= {row["patient"]: row for row in found.rows}
         start = 0
         for patient in group:
             stop = start + len(patient.slices)
-            volume = write(patient, found.masks[start:stop], out, kind, overlays, labels)
+            measured = write(patient, found.masks[start:stop], out, kind, overlays, labels)
             if found.probabilities is not None:
                 with artifacts.atomic(out / patient.name / "probabilities.npy") as partial, open(partial, "wb") as file:
                     np.save(file, found.probabilities[start:stop], allow_pickle=False)
             known = {"patient": patient.name, "part": trained.part(patient.name), "slices": len(patient.slices)}
-            rows.append(known | volume)
+            rows.append(known | measured)
             start = stop
     columns: dict[str, Any] = next(iter(scores.values()), {})
     for row in rows:
@@ -245,7 +299,11 @@ def tell(trained: Trained, rows: list[dict[str, Any]], out: Path, single: bool) 
         rule = ""
         if trained.labels.structures:
             rule = f" over the classes that each has or was given, without the background; by class: {', '.join(told)}"
-        size = f"{trained.size} x {trained.size} pixels" if trained.size else "the files' own size"
+        size = "the files' own size"
+        if trained.size:
+            size = (
+                f"{trained.size} x {trained.size} pixels" if isinstance(trained.size, int) else f"{trained.size} pixels"
+            )
         print(
             f"Mean Dice (patients: {defined}): {means['dice']:{form}}{rule}. "
             f"Metrics are taken at {size}, as in training; masks and volumes are at the size of each file"

@@ -11,7 +11,7 @@ from segsweep.report.findings import ranged
 from segsweep.report.own import Column
 from segsweep.report.record import Job, Run
 from segsweep.report.statistics import nanmean
-from segsweep.segmentation.data.labels import COLOURS, VOID, colours
+from segsweep.segmentation.data.labels import COLOURS, PADDED, colours
 from segsweep.segmentation.metrics import CONFUSION, METRICS, called
 
 OVERLAID = 12  # rows with overlays
@@ -19,7 +19,7 @@ CONFUSED = 4  # rows with a confusion matrix
 WORDS = {
     "accuracy": "pixel accuracy",
     "gflops": "GFLOPs an image",
-    "hd95": "HD95 (px)",
+    "hd95": lambda found: f"HD95 ({' or '.join(sorted(units(found)))})",
     "leaks": "neighbours of test slices were trained on",
     "leaking": (
         "Their slices were dealt out singly, so that a patient's neighbouring slices lie in training and test."
@@ -31,10 +31,15 @@ NOTES = {
 }
 
 
+def units(found: Any) -> set[str]:
+    """Of distances, in the rows."""
+    return {str((run.info.get("data") or {}).get("unit") or "px") for row in found.rows for run in row.runs} or {"px"}
+
+
 def sentences(found: Any) -> dict[str, list[str]]:
     return {
         "summary": [*_rule(found), *_sizes(found), *_accuracy(found)],
-        "results": [*_rule(found), *_parts(found), *_undefined(found)],
+        "results": [*_rule(found), *_region(found), *_parts(found), *_undefined(found)],
         "contrasts": (
             [
                 "A contrast of image sizes compares Dice at two sizes, each against truth resized to it: it holds the"
@@ -82,14 +87,28 @@ def _rule(found: Any) -> list[str]:
     ]
 
 
+def _region(found: Any) -> list[str]:
+    """Published scores differ in this more than in networks."""
+    several = {str(row.factors["data.roi"]) for row in found.rows if row.factors.get("data.roi")}
+    if not several:
+        return []
+    named = joined([f"`{roi}`" for roi in sorted(several)])
+    return [
+        f"Pixels outside the **region of interest** ({named}) are in no score and were in no loss: rows without one"
+        " are scored on other pixels."
+    ]
+
+
 def _sizes(found: Any) -> list[str]:
     """Each row is scored at its own, against truth of that size."""
-    sizes = sorted({row.factors["data.image_size"] for row in found.rows if "data.image_size" in row.factors})
-    if len(sizes) < 2:
+    given = [row.factors["data.image_size"] for row in found.rows if "data.image_size" in row.factors]
+    named = {f"{size} px" if size else "that of the files": size for size in given}
+    if len(named) < 2:
         return []
+    sizes = sorted(named, key=lambda text: (len(text), text))
     return [
-        f"Rows of {joined([f'{size} px' for size in sizes])} are **scored at their own size**, against truth resized to"
-        " it: what they differ in may be the measure as well as the network, and HD95 is in pixels of another size."
+        f"Rows of {joined(sizes)} are **scored at their own size**, against truth resized to it: what they differ in"
+        " may be the measure as well as the network, and HD95 is in pixels of another size."
     ]
 
 
@@ -238,8 +257,12 @@ def overlays(run: Run) -> dict[str, dict[str, np.ndarray]]:
         with np.load(run.folder / "overlays.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("slice", "image", "truth", "prediction")}
             names = {"classes": file["classes"]} if "classes" in file else {}
-            return {str(p): {k: v[i] for k, v in arrays.items()} | names for i, p in enumerate(file["patient"])}
-    except (OSError, ValueError, KeyError, IndexError, EOFError):
+            size = file["size"] if "size" in file else [arrays["image"].shape[1:3]] * len(file["patient"])
+            cut = [
+                {k: v[i][:h, :w] if v.ndim > 1 else v[i] for k, v in arrays.items()} for i, (h, w) in enumerate(size)
+            ]
+            return {str(p): one | names for p, one in zip(file["patient"], cut, strict=True)}
+    except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError):
         return {}
 
 
@@ -322,7 +345,7 @@ def overlay(
         (truth, 65, (rows + columns) // 5 % 2 == 0),
     ):
         if mask is not None:
-            classes = [None] if mask.dtype == bool else [k for k in np.unique(mask) if 0 < k < VOID]
+            classes = [None] if mask.dtype == bool else [k for k in np.unique(mask) if 0 < k < PADDED]
             for k in classes:
                 inside = large(np.asarray(mask, bool) if k is None else mask == k)
                 edge = inside & ~ndimage.binary_erosion(inside, iterations=2 if factor > 1 else 1)

@@ -1,11 +1,12 @@
 """The task of segmentation: image and mask files to a trained network and a table of its test patients."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 
 from segsweep.core import artifacts
@@ -16,7 +17,7 @@ from segsweep.segmentation import classes, figures, groups
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.labels import labels_of
-from segsweep.segmentation.data.source import Manifest
+from segsweep.segmentation.data.source import Manifest, patch_of
 from segsweep.segmentation.data.split import Split
 from segsweep.segmentation.evaluate import evaluate, flops, patient_table
 from segsweep.segmentation.losses import Counted
@@ -84,6 +85,10 @@ class Segmentation:
             )
         return made
 
+    def patch(self, shape: Sequence[int]) -> tuple[int, int] | None:
+        """Height and width of the crops of images of a height and a width. Raises DataError where they are larger."""
+        return patch_of(getattr(self.dataset, "patch", None), shape)
+
     @cached_property
     def manifest(self) -> Manifest:
         return self.dataset.scan(self.cache)
@@ -108,7 +113,8 @@ class Segmentation:
     def size(self) -> dict[str, Any]:
         """Of the network for an image of the first patient, which is decoded for it."""
         images, _ = self.dataset.decode(self.manifest, next(iter(self.manifest.patients)))
-        height, width, channels = images.shape[1:]
+        channels = images.shape[3]
+        height, width = self.patch(images.shape[1:3]) or images.shape[1:3]
         model = groups.network(self.groups["model"], channels, self.labels.outputs)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return {"parameters": parameters, "gflops": flops(model, channels, height, width, outputs=self.labels.outputs)}
@@ -117,16 +123,24 @@ class Segmentation:
         """split.json, pictures, the overlays' arrays and the confusion of classes are files of the run."""
         artifacts.write_json(run.folder / "split.json", self.split.to_json())
         volumes = cache.load(self.dataset, self.manifest, self.cache, self.workers or os.cpu_count() or 1)
-        batches = partial(Batches, volumes, device=self.device)
+        patch = self.patch(volumes.images.shape[1:3])
+        batches = partial(Batches, volumes, device=self.device, patch=patch)
         split, part = self.split, self.data().part
         known = classes.scan(volumes, split) if self.labels.names else {}
         if known:
             session().emit("text", text=classes.told(known), once=True)
+        elif self.labels.void and volumes.void:
+            known, told = classes.void(volumes)
+            session().emit("text", text=told, once=True)
+        if volumes.sizes is not None:
+            known |= {"padded": True}
+            session().emit("text", text=padding(volumes.sizes, volumes.images.shape), once=True)
         train = batches(split.train, batch_size=self.batch_size, augment=self._build("augment"), shuffle=True)
         test = batches(split.test, batch_size=self.eval_batch_size)
         held_out = batches(split.val, batch_size=self.eval_batch_size) if part == "val" else test
         train.resident()  # a set that goes to the GPU goes there before the first epoch's time begins
-        height, width, channels = volumes.images.shape[1:]
+        channels = volumes.images.shape[3]
+        height, width = patch or volumes.images.shape[1:3]
 
         torch.manual_seed(run.seed)
         outputs = self.labels.outputs
@@ -142,6 +156,8 @@ class Segmentation:
         _gflops[network] = _gflops.get(network) or flops(model, channels, height, width, self.device, outputs)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         shape = list(volumes.images.shape[1:])
+        known |= {} if volumes.spacing is None else {"unit": "mm"}
+        known |= {"patch": list(patch)} if patch else {}
         run.describe(parameters=parameters, gflops=_gflops[network], data={"image_shape": shape} | known)
 
         parts = self.parts(run.retries)
@@ -173,3 +189,11 @@ class Segmentation:
             f"out of memory with batches of {self.batch_size} in {parts} part{'s' * (parts > 1)}: micro_batches="
             f"{2 * parts}, a smaller batch_size, or hydra.launcher.retries.oom=2, which tries the first"
         )
+
+
+def padding(sizes: np.ndarray, shape: Sequence[int]) -> str:
+    """In one line: the sizes (N, 2) of images, and what they are padded to."""
+    several = [f"{height} x {width}" for height, width in sorted({(int(h), int(w)) for h, w in sizes})]
+    told = several[0] if len(several) == 1 else f"{len(several)} sizes from {several[0]} to {several[-1]}"
+    share = 1 - sizes.prod(1).sum() / (len(sizes) * shape[1] * shape[2])
+    return f"Images of {told}, padded to {shape[1]} x {shape[2]}; {share:.2%} of the pixels are padding"

@@ -23,6 +23,7 @@ from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
 from segsweep.segmentation import groups
 from segsweep.segmentation.data.labels import ONE, Labels, labels_of
+from segsweep.segmentation.data.source import Size, patch_of
 from segsweep.tracking import recall
 
 
@@ -31,7 +32,9 @@ class Trained:
     """model: in evaluation mode on the CPU, (B, channels, H, W) float32 -> logits (B, C, H, W) of the classes of
     `labels`, (B, 1, H, W) of one structure. config: the run's own.
 
-    size: pixels a side that images are brought to, None: as they are. info: run.json. weights: last or best."""
+    size: that images are brought to, see `data.source.Size`. room: height and width to which they are padded at least.
+    patch: those of the crops that it was trained on.
+    info: run.json. weights: last or best."""
 
     folder: Path
     config: DictConfig
@@ -40,8 +43,10 @@ class Trained:
     epoch: int
     model: nn.Module
     channels: int
-    size: int | None
+    size: Size
     labels: Labels = ONE
+    room: tuple[int, int] | None = None
+    patch: tuple[int, int] | None = None
 
     @property
     def signature(self) -> str:
@@ -85,7 +90,11 @@ def load(folder: Path, weights: str = "last") -> Trained:
     other = _version(info)
     try:
         config = recall.configuration(folder)
-        channels, size = int(info["data"]["image_shape"][2]), config.data.get("image_size")
+        height, width, channels = (int(side) for side in info["data"]["image_shape"])
+        size = config.data.get("image_size")
+        size = size if size is None or isinstance(size, int) else list(size)
+        patch = patch_of(config.data.get("patch"), (height, width))
+        room = (height, width) if info["data"].get("padded") or patch else None
         labels = labels_of(OmegaConf.to_container(config.data, resolve=True))
         model = groups.network(config.model, channels, labels.outputs)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
@@ -111,7 +120,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
             f"{file}: does not fit the network that its run describes: {' '.join(reasons[1:3] or reasons)[:400]}{other}"
         ) from error
     model.eval()
-    return Trained(folder, config, info, weights, int(state["epoch"]), model, channels, size, labels)
+    return Trained(folder, config, info, weights, int(state["epoch"]), model, channels, size, labels, room, patch)
 
 
 def _version(info: dict[str, Any]) -> str:

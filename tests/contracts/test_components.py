@@ -20,6 +20,7 @@ NEEDED = {
     "ce": CLASSES,
     "ce_dice": CLASSES,
     "lgg": ["data.root=nowhere"],
+    "nifti": ["data.root=nowhere"],
     "folder": ["data.root=nowhere", "data.images=images/*.png", "data.masks=masks/*.png"],
     "file": ["split.file=nowhere.json"],
 }
@@ -39,7 +40,7 @@ def test_the_promised_options_are_there():
     assert {"auto", "bce", "dice", "bce_dice", "tversky", "focal", "ce", "ce_dice"} <= set(named("loss"))
     assert {"sgd", "adam", "adamw"} <= set(named("optim"))
     assert {"constant", "cosine", "poly"} <= set(named("scheduler"))
-    assert {"phantom", "lgg", "folder"} <= set(named("data"))
+    assert {"phantom", "lgg", "folder", "nifti"} <= set(named("data"))
     assert {"patient", "slice", "kfold", "file", "holdout"} <= set(named("split"))
     assert {"none", "flips", "affine"} <= set(named("augment"))
 

@@ -10,6 +10,7 @@ from PIL import Image
 from segsweep.core.errors import DataError
 from segsweep.segmentation.data import images
 from segsweep.segmentation.data.folder import Folder
+from segsweep.segmentation.data.split import PARTS, ByPatient, BySlice
 
 RNG = np.random.default_rng(0)
 
@@ -199,3 +200,17 @@ def test_patterns_that_do_not_fit_the_files_are_refused(tmp_path):
     (tmp_path / "masks/a-2.png").unlink()
     with pytest.raises(DataError, match=r"patient a: image without its mask: .*images/a-2\.png"):
         data_set(tmp_path).scan(*scan)
+
+
+def test_the_two_eyes_of_a_child_stay_together_and_a_split_that_parts_them_leaks(tmp_path):
+    for child in range(1, 8):
+        for eye in "LR":
+            write(tmp_path, f"Image_{child:02}{eye}.jpg", f"Image_{child:02}{eye}_1stHO.gif")
+    eyes = data_set(tmp_path, images="*.jpg", masks="*_1stHO.gif", patient=r"Image_(?P<patient>\d+)(?P<slice>[LR])")
+    patients = eyes.scan(tmp_path / "cache").patients
+    assert patients == {f"{child:02}": ["L", "R"] for child in range(1, 8)}
+    whole, parted = (kind(val=0.2, test=0.3, seed=0)(patients) for kind in (ByPatient, BySlice))
+    assert not whole.leaks
+    assert {len(names) for part in PARTS for names in whole.names[part].values()} == {2}
+    assert parted.leaks
+    assert set(parted.patients["test"]) & set(parted.patients["train"])

@@ -120,3 +120,31 @@ def test_majority_of_a_size_that_does_not_divide():
     assert images.resize_mask(mask, 2).tolist() == [[1, 0], [0, 0]]
     half = np.array([[1, 1, 1], [0, 0, 0], [0, 0, 0]])  # 1.5 / 2.25, and with row 2 as well 0
     assert images.resize_mask(half, 2).tolist() == [[1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("palette", [[0, 0, 0, 255, 255, 255], [255, 255, 255, 0, 0, 0]])
+def test_a_gif_mask_is_white_in_the_structure_however_its_palette_is_ordered(tmp_path, palette):
+    white = palette[0] == 0
+    image = Image.fromarray(np.array([[0, 1, 1], [1, 0, 1]], np.uint8)).convert("P")
+    image.putpalette(palette)
+    image.putdata([0, 1, 1, 1, 0, 1])
+    image.save(tmp_path / "m.gif", optimize=False)
+    expected = np.array([[0, 1, 1], [1, 0, 1]]) == white
+    np.testing.assert_array_equal(images.read(str(tmp_path / "m.gif"), mask=True), expected * 255)
+
+
+def test_gifs_are_read_grey_in_colour_and_as_labels_and_a_film_is_refused(tmp_path):
+    grey = RAMP[..., 0]
+    np.testing.assert_array_equal(images.read(save(tmp_path / "grey.gif", grey))[..., 0], grey)
+    colours = Image.fromarray(RAMP).quantize(48)
+    colours.save(tmp_path / "colour.gif")
+    np.testing.assert_array_equal(images.read(str(tmp_path / "colour.gif")), np.asarray(colours.convert("RGB")))
+    labels = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8)).convert("P")
+    labels.putpalette([0, 0, 0, 9, 9, 9, 200, 9, 9])
+    labels.putdata([0, 1, 2, 1])
+    labels.save(tmp_path / "labels.gif", optimize=False)
+    np.testing.assert_array_equal(images.read(str(tmp_path / "labels.gif"), mask=True), [[0, 1], [2, 1]])
+    pages = [Image.fromarray(grey + k) for k in range(2)]
+    pages[0].save(tmp_path / "film.gif", save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match=r"film\.gif: 2 images in one file"):
+        images.read(str(tmp_path / "film.gif"))

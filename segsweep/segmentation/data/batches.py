@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from segsweep.segmentation.data.cache import Volumes
+from segsweep.segmentation.data.labels import VOID, unseen
 
 FITS = 0.5
 """Largest share of a GPU's free memory that the raw set may take to live there."""
@@ -27,7 +28,9 @@ class Batches:
     """The slices `indices` of `volumes` in batches of `batch_size`.
 
     The last batch may be smaller; where it would be one slice, too few for BatchNorm in the deepest level, the batch
-    before takes it in. shuffle: another order each epoch. augment: called on each batch (see `augment`)."""
+    before takes it in. shuffle: another order each epoch. augment: called on each batch (see `augment`). patch: height
+    and width of what the network sees: with `shuffle` of crops, anew in each epoch, as many of a slice as it takes to
+    cover it; without, batches are whole slices, of `sizes`, for `windows.slide`."""
 
     def __init__(
         self,
@@ -38,15 +41,24 @@ class Batches:
         device: torch.device | str,
         augment: Augment | None = None,
         shuffle: bool = False,
+        patch: tuple[int, int] | None = None,
     ) -> None:
         self.volumes, self.augment, self.shuffle = volumes, augment, shuffle
         self.labels, self.void = volumes.labels, volumes.void
         self.device = torch.device(device)
+        indices = np.asarray(indices, dtype=np.int64)
+        shape = np.array([volumes.masks.shape[1:]])
+        self.sizes = shape.repeat(len(indices), 0) if volumes.sizes is None else volumes.sizes[indices]
+        self.patch, self.batch_size, self.free = patch, batch_size, None
+        if patch and shuffle:
+            crops = np.ceil(self.sizes / np.array(patch)).astype(np.int64).prod(1)
+            indices, self.sizes = indices.repeat(crops), self.sizes.repeat(crops, 0)
+            self.free = torch.from_numpy((self.sizes - np.array(patch)).clip(0)).to(self.device)
         self.images = len(indices)
         self.bounds = list(range(0, self.images, batch_size)) + [self.images]
         if len(self.bounds) > 2 and batch_size > 1 and self.images % batch_size == 1:
             del self.bounds[-2]
-        self.indices = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(self.device)
+        self.indices = torch.from_numpy(indices).to(self.device)
         self.patient = torch.from_numpy(volumes.patient).to(self.device)
         scale = torch.from_numpy(volumes.scale)
         self.scale = scale[:, :, None, None].to(self.device)  # P C 1 1
@@ -57,18 +69,28 @@ class Batches:
 
     def epoch(self, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """x (B, C, H, W) float32 normalised, channels last; y (B, 1, H, W) float32 of {0, 1}, or of the classes of
-        `labels`, and of VOID where `void`; patient (B,) int64.
+        `labels`, and of VOID where `void`; patient (B,) int64. Outside a region of interest, and of an image
+        that is padded, x is 0 and y VOID.
 
-        Order and augmentation come from `seed` alone: the same seed gives the same epoch on the same kind of device."""
+        Order, crops and augmentation come from `seed` alone: the same seed gives the same epoch on the same kind of
+        device."""
         generator = torch.Generator(self.device).manual_seed(seed)
-        order = self.indices
+        order, corners = self.indices, None
         if self.shuffle:
-            order = order[torch.randperm(self.images, generator=generator, device=self.device)]
+            chosen = torch.randperm(self.images, generator=generator, device=self.device)
+            order = order[chosen]
+            if self.free is not None:
+                free = self.free[chosen]
+                share = torch.rand(self.images, 2, generator=generator, device=self.device)
+                corners = torch.minimum((share * (free + 1)).long(), free)
         resident = self.resident()
-        host = np.empty(0, np.int64) if resident else order.cpu().numpy()
+        host = None if resident else (order.cpu(), None if corners is None else corners.cpu())
         for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
             index = order[start:stop]
-            raw, mask = (t[index] for t in resident) if resident else self._gather(host[start:stop])
+            if host:
+                raw, mask = self._gather(self._places(*host, start, stop))
+            else:
+                raw, mask = (t[self._places(order, corners, start, stop)] for t in resident or ())
             patient = self.patient[index]
             if raw.dtype == torch.int16:
                 raw = raw.int() & 0xFFFF
@@ -77,6 +99,9 @@ class Batches:
             if self.volumes.clip:
                 x.clamp_(*self.volumes.clip)
             y = mask[:, None].float()
+            if self.labels.roi or self.volumes.sizes is not None:
+                outside = unseen(y)
+                x, y = x.masked_fill(outside, 0), y.masked_fill(outside, VOID)
             if self.augment is not None:
                 x, y = self.augment(x, y, generator)
             yield x, y, patient
@@ -85,7 +110,21 @@ class Batches:
         """The raw set on the GPU, uploaded if it is not there yet; None on a CPU, or where it is too large."""
         return _upload(self.volumes, self.device) if self.device.type == "cuda" else None
 
-    def _gather(self, chosen: np.ndarray) -> tuple[torch.Tensor, ...]:
+    def _places(
+        self, order: torch.Tensor, corners: torch.Tensor | None, start: int, stop: int
+    ) -> tuple[torch.Tensor, ...]:
+        """The index of a batch in images and masks: of whole slices, or of crops by their upper left corners (N, 2)."""
+        if corners is None:
+            return (order[start:stop],)
+        assert self.patch is not None
+        rows, columns = (
+            corners[start:stop, axis, None] + torch.arange(side, device=order.device)
+            for axis, side in enumerate(self.patch)
+        )
+        return order[start:stop, None, None], rows[:, :, None], columns[:, None]
+
+    def _gather(self, places: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        chosen = tuple(place.numpy() for place in places)
         found = [torch.from_numpy(_bits(array)[chosen]) for array in (self.volumes.images, self.volumes.masks)]
         if self.device.type == "cuda":  # from pinned memory a copy does not wait for the steps before it
             return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in found)

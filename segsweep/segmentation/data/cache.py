@@ -29,7 +29,7 @@ from segsweep.core import artifacts, child
 from segsweep.core.errors import DataError
 from segsweep.core.signature import fingerprint
 from segsweep.core.source import hashes, reached
-from segsweep.segmentation.data.labels import VOID, Labels, counted, labels_of
+from segsweep.segmentation.data.labels import PADDED, VOID, Labels, counted, labels_of, sizes, unseen
 from segsweep.segmentation.data.source import Manifest, listed
 
 FORMAT = 2
@@ -43,7 +43,8 @@ class DataSet(Protocol):
     """What `load` needs of a data set: a frozen dataclass, importable, that pickles.
 
     decode: images (D, H, W, C) uint8 or uint16 and masks (D, H, W) uint8, 1 in the structure and 0 outside. One that
-    has `classes` (see `labels.labels`) gives masks of 0 to C - 1, and one that has `classes` or `ignore` may give VOID.
+    has `classes` (see `labels.labels`) gives masks of 0 to C - 1, and one that has `classes` or `ignore` may give VOID;
+    one that has a `roi` OUTSIDE, too, and images of 0 there, and one whose manifest has `room` PADDED.
     """
 
     normalise: str
@@ -58,8 +59,12 @@ class Volumes:
     """All slices of a data set, patient after patient; N slices, P patients.
 
     images: (N, H, W, C) uint8 or uint16, memory map. masks: (N, H, W) uint8 of {0, 1}, or of the classes of `labels`,
-    and of VOID, memory map. pixels: (N, C + 1), see `labels.counted`, where there are classes or may be VOID.
+    and of VOID, OUTSIDE and PADDED, memory map. pixels: (N, C + 1), see `labels.counted`, where there are classes or
+    some may be void.
     patient: (N,) int64, index into patients. patients: P sorted names. slices: N names.
+    sizes: (N, 2) int64, see `labels.sizes`, where images are padded.
+    stack: (N,) int64, which volume a slice is of, where a patient may have several; spacing: (N, 3) millimetres between
+    slices, rows and columns, where they are known of all.
     shift, scale: (P, C) float32, clip: bounds or None: a network's input is clip((raw - shift) * scale).
     digest: of the files. key: of the files and the preprocessing; the same key means the same images and masks."""
 
@@ -77,6 +82,9 @@ class Volumes:
     """Says as long as it lives that the files are in use."""
     labels: Labels = Labels()
     pixels: np.ndarray | None = None
+    sizes: np.ndarray | None = None
+    stack: np.ndarray | None = None
+    spacing: np.ndarray | None = None
 
     @property
     def void(self) -> bool:
@@ -115,7 +123,6 @@ def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Vol
     names = list(manifest.patients)
     counts = [len(slices) for slices in manifest.patients.values()]
     known_labels = labels_of(dataset)
-    many = known_labels.names or known_labels.ignore
     return Volumes(
         images=images,
         masks=masks,
@@ -129,7 +136,19 @@ def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Vol
         key=key,
         hold=_Used(place),
         labels=known_labels,
-        pixels=counted(masks, max(2, known_labels.outputs)) if many else None,
+        pixels=counted(masks, max(2, known_labels.outputs)) if known_labels.void or manifest.room else None,
+        sizes=sizes(masks) if manifest.room else None,
+        **_stacks(manifest),
+    )
+
+
+def _stacks(manifest: Manifest) -> dict[str, np.ndarray]:
+    stacks = [stack for several in manifest.stacks.values() for stack in several]
+    counts = [stack.slices for stack in stacks]
+    found = {"stack": np.repeat(np.arange(len(stacks)), counts)} if stacks else {}
+    known = [stack.spacing for stack in stacks if stack.spacing]
+    return found | (
+        {"spacing": np.repeat(np.array(known), counts, axis=0)} if stacks and len(known) == len(stacks) else {}
     )
 
 
@@ -165,7 +184,7 @@ def _unused(place: Path) -> contextlib.AbstractContextManager[str]:
 def _key(dataset: DataSet, manifest: Manifest) -> str:
     """Everything that decides the cached bytes: not where the files lie, nor how they are normalised."""
     own = {f.name: getattr(dataset, f.name) for f in fields(dataset)}  # type: ignore[arg-type]
-    for name in ("root", "normalise", "model_width"):
+    for name in ("root", "normalise", "model_width", "patch"):
         own.pop(name, None)
     module = type(dataset).__module__
     made: Any = module.rpartition(".")[2]
@@ -175,14 +194,24 @@ def _key(dataset: DataSet, manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def statistics(images: np.ndarray) -> np.ndarray:
-    """Mean, standard deviation and the QUANTILES of each channel of (D, H, W, C): (C, 4) float64.
+def statistics(images: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
+    """Mean, standard deviation and the QUANTILES of each channel of (D, H, W, C), but of what `masks` (D, H, W) have
+    OUTSIDE or PADDED: (C, 4) float64.
 
     Of large images every k-th row and column are used, at least 64 a side."""
+    if masks is not None:
+        height, width = sizes(masks).max(0)  # so that the grid is that of the images without padding
+        images, masks = images[:, :height, :width], masks[:, :height, :width]
     step = max(1, min(images.shape[1:3]) // 64)
+    inside = None if masks is None else ~unseen(masks)
+    if inside is not None and not inside[:, ::step, ::step].any():
+        step = 1
     found = []
     for channel in range(images.shape[3]):
-        histogram = np.bincount(np.ascontiguousarray(images[:, ::step, ::step, channel]).ravel())
+        seen = images[:, ::step, ::step, channel]
+        histogram = np.bincount(
+            np.ascontiguousarray(seen if inside is None else seen[inside[:, ::step, ::step]]).ravel()
+        )
         values, total = np.arange(len(histogram)), histogram.sum()
         mean = (histogram * values).sum() / total
         deviation = np.sqrt((histogram * (values - mean) ** 2).sum() / total)
@@ -242,7 +271,7 @@ def _open(place: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.n
 def _summary(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """(C, 5): the statistics of a patient and, beside each channel's, how many pixels the mask has."""
     count = np.full((images.shape[3], 1), np.count_nonzero(masks))
-    return np.concatenate([statistics(images), count], axis=1)
+    return np.concatenate([statistics(images, masks), count], axis=1)
 
 
 def _boot() -> str:
@@ -376,7 +405,8 @@ def _store(task: _Task, index: int, images: np.ndarray, masks: np.ndarray) -> np
         )
     found = labels_of(task.dataset)
     most = max(1, found.outputs - 1)
-    known = masks[masks != VOID] if found.names or found.ignore else masks
+    void = (*found.void, *[PADDED] * bool(task.manifest.room))
+    known = masks[~np.isin(masks, void)] if void else masks
     if known.max(initial=0) > most:
         allowed = (
             f"data.classes allows 0 to {most}, and {VOID} for what is not to count"

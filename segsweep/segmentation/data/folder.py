@@ -3,47 +3,56 @@
 Image and mask are matched by what the expression finds in their paths, so they may lie in one folder or in two trees.
 """
 
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from segsweep.core.errors import DataError
 from segsweep.segmentation.data import images, source
 from segsweep.segmentation.data.labels import Labels, labels_of
-from segsweep.segmentation.data.source import Manifest
+from segsweep.segmentation.data.source import Manifest, Stack
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """PNG, TIFF or JPEG images, grey or RGB, 8 bit or 16 bit grey, and masks of two values (0 and 255, or 0 and 1), or
-    label images of several classes.
+    """PNG, TIFF, GIF or JPEG images, grey or RGB, 8 bit or 16 bit grey, and masks of two values (0 and 255, or 0 and
+    1), or label images of several classes.
 
     root: folder that holds both. images, masks: patterns of paths under it, as in pathlib (`**` for any depth); a file
     that both match is a mask. patient: regular expression, searched in each path (under root, with /), with a group
     named `patient` and, where a patient has several slices, one named `slice`: a mask belongs to the image for which
-    both are the same. Slices are sorted as numbers where they are numbers. classes: of label images, see
-    `labels.labels`; ignore: values of masks that are void. The rest as in `lgg.LGG`."""
+    both are the same; one named `volume` where the slices of a patient do not all lie on one another. Slices are sorted
+    as numbers where they are numbers. classes: of label images, see `labels.labels`; ignore: values of masks that are
+    void. roi: pattern of a third kind of files, matched as masks are: 0 where neither image nor label counts. Images of
+    several sizes are padded to the largest height and width where image_size is None. The rest as in `lgg.LGG`."""
 
     root: str
     images: str
     masks: str
     patient: str
-    image_size: int | None
+    image_size: source.Size
     normalise: str
     model_width: int
     classes: int | Sequence[str] | None = None
     ignore: Any = ()
+    roi: str | None = None
+    patch: source.Size = None
+    parts: ClassVar[tuple[str, ...]] = ("slice", "volume")
 
     def __post_init__(self) -> None:
         source.check_root(self.root)
-        source.check_common(self.image_size, self.normalise, self.model_width)
+        source.check_common(self.image_size, self.normalise, self.model_width, self.patch)
         object.__setattr__(self, "ignore", self.labels.ignore)
-        for key in ("images", "masks"):
+        for key in ("images", "masks", "roi"):
             pattern = getattr(self, key)
+            if pattern is None and key == "roi":
+                continue
             if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
                 raise DataError(
                     f"data.{key}={pattern}: expected a pattern of paths under data.root, such as {key}/**/*.png"
@@ -52,9 +61,10 @@ class Folder:
             groups = re.compile(self.patient).groupindex
         except re.error as error:
             raise DataError(f"data.patient={self.patient}: not a regular expression: {error}") from error
-        if "patient" not in groups or set(groups) - {"patient", "slice"}:
+        if "patient" not in groups or set(groups) - {"patient", *self.parts}:
             raise DataError(
-                f"data.patient={self.patient}: expected a group (?P<patient>...) and at most one more, (?P<slice>...); "
+                f"data.patient={self.patient}: expected a group (?P<patient>...) and at most "
+                f"{' and '.join(f'(?P<{part}>...)' for part in self.parts)}; "
                 f"found {source.listed(groups) or 'no named group'}"
             )
 
@@ -64,10 +74,32 @@ class Folder:
 
     def scan(self, cache: Path) -> Manifest:
         """The manifest of all matched files. Raises DataError."""
+        made = source.manifest(source.folder(self.root), self._pairs(), cache, images.look, images.read)
+        self._check_patch(made.shapes)
+        return replace(made, room=source.room(self.image_size, made.shapes), stacks=self._stacks(made))
+
+    def _stacks(self, made: Manifest) -> dict[str, list[Stack]]:
+        """Of each patient the runs of slices of one volume, where the expression tells volumes."""
+        if "volume" not in re.compile(self.patient).groupindex:
+            return {}
+        start = len(os.path.join(source.folder(self.root), ""))
+        found = {}
+        for patient, files in made.files.items():
+            paths = (re.search(self.patient, Path(image[start:]).as_posix()) for image, *_ in files)
+            volumes = groupby(source.named(match)[1] for match in paths if match)
+            found[patient] = [Stack(len(list(several)), None) for _, several in volumes]
+        return found
+
+    def _check_patch(self, shapes: Iterable[tuple[int, int]]) -> None:
+        if self.image_size is None:
+            source.patch_of(self.patch, [max(lengths) for lengths in zip(*shapes, strict=True)])
+
+    def _pairs(self) -> source.Pairs:
         root = source.folder(self.root)
-        masks = self._find(root, "masks", set())
-        found = self._find(root, "images", set(masks.values()))
-        return source.manifest(root, source.pair(found, masks), cache, images.doubtful, images.read)
+        regions = self._find(root, "roi", set()) if self.roi else {}
+        masks = self._find(root, "masks", {*regions.values()})
+        found = self._find(root, "images", {*regions.values(), *masks.values()})
+        return source.pair(found, masks, regions if self.roi else None)
 
     def _find(self, root: Path, key: str, taken: set[str]) -> dict[tuple[str, str], str]:
         pattern = getattr(self, key)
@@ -81,18 +113,20 @@ class Folder:
                     f"{path}: matches data.{key}={pattern}, but data.patient={self.patient} finds no patient in "
                     f"{path.relative_to(root).as_posix()}; change either"
                 )
-            name = (match["patient"], match.groupdict().get("slice") or match["patient"])
+            name = source.named(match)[::2]
             if name in keyed:
                 raise DataError(
-                    f"{path} and {keyed[name]}: data.patient={self.patient} finds the same patient and slice in both "
-                    f"({name[0]}, {name[1]}); let the group `slice` tell them apart"
+                    f"{path} and {keyed[name]}: data.patient={self.patient} finds the same patient and {self.parts[0]} "
+                    f"in both ({name[0]}, {name[1]}); let the group `{self.parts[0]}` tell them apart"
                 )
             keyed[name] = str(path)
         if not keyed:
-            but = " but those that data.masks takes" if taken and any(root.glob(pattern)) else ""
+            others = "data.masks or data.roi" if self.roi else "data.masks"
+            but = f" but those that {others} takes" if taken and any(root.glob(pattern)) else ""
             raise DataError(f"data.{key}={pattern}: no such files under {root}{but}")
         return keyed
 
     def decode(self, manifest: Manifest, patient: str) -> tuple[np.ndarray, np.ndarray]:
         """Images (D, H, W, C) and masks (D, H, W) uint8 of one patient, see `images.decode`. Raises DataError."""
-        return images.decode(patient, manifest.files[patient], self.image_size, labels=self.labels)
+        files, room = manifest.files[patient], manifest.room
+        return images.decode(patient, files, self.image_size, labels=self.labels, room=room)

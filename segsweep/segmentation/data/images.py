@@ -6,14 +6,16 @@ Pillow reads every format; files that differ from one that it has read in their 
 import functools
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from segsweep.core.errors import DataError
-from segsweep.segmentation.data.labels import MOST, ONE, VOID, Labels
-from segsweep.segmentation.data.source import listed
+from segsweep.segmentation.data import volume
+from segsweep.segmentation.data.labels import MOST, ONE, OUTSIDE, PADDED, VOID, Labels
+from segsweep.segmentation.data.source import Size, listed
 
 # Opening a file in Pillow costs more than copying its pixels, and the files of one data set are often uncompressed and
 # alike. Where every byte before and after the pixels equals that of a file which Pillow has read, so does the result.
@@ -23,8 +25,11 @@ _layouts: dict[tuple[int, bool], tuple[bytes, bytes, tuple[int, ...]]] = {}
 def read(file: str, mask: bool = False) -> np.ndarray:
     """Pixels of an image file as (H, W, C), or of a mask file as (H, W); uint8 or uint16, not to be written to.
 
-    Alpha is dropped; a palette gives colours for an image and indices for a mask; a mask saved as RGB must be grey.
+    Alpha is dropped; a palette gives colours for an image and indices for a mask, but black and white of a GIF are 0
+    and 255; a mask saved as RGB must be grey.
     Raises DataError naming the file."""
+    if (pixels_of_slice := volume.read(file, mask)) is not None:
+        return pixels_of_slice
     try:
         with open(file, "rb") as stream:
             data = stream.read()
@@ -64,29 +69,37 @@ _STRIPS = ((273, 324), (279, 325))
 """Tags of a TIFF: where its strips, or tiles, begin, and how long they are."""
 
 
-def doubtful(data: bytes) -> bool:
+def look(data: bytes) -> tuple[bool, tuple[int, int] | None]:
     """Whether an image file's content may be none that `read` takes, by all that can be told without decoding it: its
-    header, a PNG's checksums, where a TIFF's strips and a JPEG end."""
+    header, a PNG's checksums, where a TIFF's strips and a JPEG end. And its height and width, None where even these
+    cannot be read."""
+    shape = None
     try:
         with Image.open(io.BytesIO(data)) as image:  # in threads: whoever starts them has warnings of odd tags ignored
+            shape = image.size[1], image.size[0]
             odd = image.mode in ("F", "I") or getattr(image, "n_frames", 1) != 1
             if odd or image.format not in ("TIFF", "JPEG", "PNG"):
-                return True
+                return True, shape
             if image.format == "JPEG":
-                return b"\xff\xd9" not in data[-4096:]
+                return b"\xff\xd9" not in data[-4096:], shape
             if image.format == "PNG":
                 image.verify()
-                return False
+                return False, shape
             tags: Any = vars(image)["tag_v2"]
             starts, counts = (tags.get(strips) or tags.get(tiles) or () for strips, tiles in _STRIPS)
-            return max(map(sum, zip(starts, counts, strict=True))) > len(data)
+            return max(map(sum, zip(starts, counts, strict=True))) > len(data), shape
     except Exception:  # Pillow raises a dozen kinds for broken files
-        return True
+        return True, shape
 
 
 def _pixels(image: Image.Image, mask: bool) -> np.ndarray:
     if image.mode in ("1", "LA", "La"):
         return np.asarray(image.convert("L"))
+    if mask and image.format == "GIF" and image.mode == "P":
+        grey = np.asarray(image.convert("L"))
+        colours = np.asarray(image.convert("RGB"))
+        if (colours == grey[..., None]).all() and set(np.unique(grey)) <= {0, 255}:
+            return grey  # black and white, in whatever order the palette has them
     if image.mode in ("RGBA", "RGBX", "PA") or (image.mode == "P" and not mask):
         return np.asarray(image.convert("RGB"))
     if image.mode in ("L", "P", "RGB", "F") or image.mode.startswith("I"):
@@ -95,42 +108,76 @@ def _pixels(image: Image.Image, mask: bool) -> np.ndarray:
     raise ValueError(f"its colour mode is {image.mode}; expected grey, RGB or a palette")
 
 
-def resize(image: np.ndarray, size: int | None) -> np.ndarray:
-    """(H, W, C) to (size, size, C) by area mean, rounded; an image that is not square is stretched."""
-    height, width, channels = image.shape
-    if size is None or (height, width) == (size, size):
+def target(shape: Sequence[int], size: Size) -> tuple[int, int]:
+    """The height and width that an image of `shape` gets: both `size`, what fits into a height and a width with the
+    image's own ratio, or its own."""
+    if size is None or isinstance(size, int):
+        return (shape[0], shape[1]) if size is None else (size, size)
+    ratio = min(size[0] / shape[0], size[1] / shape[1])
+    height, width = (max(1, min(most, round(side * ratio))) for side, most in zip(shape, size, strict=False))
+    return height, width
+
+
+def resize(image: np.ndarray, size: Size, region: np.ndarray | None = None) -> np.ndarray:
+    """(H, W, C) to its `target` by area mean, rounded; to a number an image that is not square is stretched. Of a
+    `region` (H, W) of bool the mean is over what lies in it, and 0 where nothing does."""
+    (height, width, channels), (rows, columns) = image.shape, target(image.shape, size)
+    if region is not None:
+        image = np.where(region[..., None], image, 0)
+    if (height, width) == (rows, columns):
         return image
-    if image.dtype == np.uint8 and channels in (1, 3) and height % size == width % size == 0:
-        small = Image.fromarray(image[..., 0] if channels == 1 else image).reduce((width // size, height // size))
-        return np.asarray(small).reshape(size, size, channels)
-    return np.floor(_area_mean(image, size) + 0.5).astype(image.dtype)
+    if region is not None:
+        share = _area_mean(region[..., None], rows, columns)
+        mean = np.zeros((rows, columns, channels))
+        np.divide(_area_mean(image, rows, columns), share, where=share > 1e-9, out=mean)
+        return np.floor(mean.clip(0, np.iinfo(image.dtype).max) + 0.5).astype(image.dtype)
+    if image.dtype == np.uint8 and channels in (1, 3) and height % rows == width % columns == 0:
+        small = Image.fromarray(image[..., 0] if channels == 1 else image).reduce((width // columns, height // rows))
+        return np.asarray(small).reshape(rows, columns, channels)
+    return np.floor(_area_mean(image, rows, columns) + 0.5).astype(image.dtype)
 
 
-def resize_mask(mask: np.ndarray, size: int | None) -> np.ndarray:
-    """(H, W) of {0, 1} to (size, size) uint8 by majority: 1 where at least half of the area is."""
-    height, width = mask.shape
-    if size is None or (height, width) == (size, size):
+def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
+    """(H, W) of {0, 1} to its `target`, uint8, by majority: 1 where at least half of the area is."""
+    (height, width), (rows, columns) = mask.shape, target(mask.shape, size)
+    if (height, width) == (rows, columns):
         return mask.astype(np.uint8)
-    if height % size == width % size == 0:  # `reduce` takes the exact mean, halves up: one half of 255 becomes 128
-        small = Image.fromarray(mask.astype(np.uint8) * 255).reduce((width // size, height // size))
+    if not mask.any():
+        return np.zeros((rows, columns), np.uint8)
+    if height % rows == width % columns == 0:  # `reduce` takes the exact mean, halves up: one half of 255 becomes 128
+        small = Image.fromarray(mask.astype(np.uint8) * 255).reduce((width // columns, height // rows))
         return (np.asarray(small) >= 128).astype(np.uint8)
-    return (_area_mean(mask[..., None], size)[..., 0] > 0.5 - 1e-6).astype(np.uint8)
+    return (_area_mean(mask[..., None], rows, columns)[..., 0] > 0.5 - 1e-6).astype(np.uint8)
 
 
-def resize_labels(labels: np.ndarray, size: int | None) -> np.ndarray:
-    """(H, W) uint8 of classes and VOID to (size, size): what has the largest share of the area; of equal shares the
-    later class, VOID last of all."""
-    if size is None or labels.shape == (size, size):
+def resize_labels(labels: np.ndarray, size: Size) -> np.ndarray:
+    """(H, W) uint8 of classes, OUTSIDE and VOID to its `target`: what has the largest share of the area; of equal
+    shares the later class, VOID last of all."""
+    rows, columns = target(labels.shape, size)
+    if labels.shape == (rows, columns):
         return labels
     present = np.unique(labels)
-    ordered = [*present[present != VOID][::-1], *present[present == VOID]]
-    shares = _area_mean(labels[..., None] == np.array(ordered, np.uint8), size)
+    ordered = [*present[present < OUTSIDE][::-1], *present[present >= OUTSIDE]]
+    shares = _area_mean(labels[..., None] == np.array(ordered, np.uint8), rows, columns)
     return np.array(ordered, np.uint8)[(shares + np.linspace(1e-6, 0, len(ordered))).argmax(axis=2)]
 
 
-def _area_mean(image: np.ndarray, size: int) -> np.ndarray:
+def padded(
+    images: Sequence[np.ndarray], masks: Sequence[np.ndarray], room: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images (h, w, C) of one type and masks (h, w) uint8 as (D, *room, C) and (D, *room): each in the upper left, 0
+    and PADDED beside it."""
+    whole = np.zeros((len(images), *room, images[0].shape[2]), images[0].dtype)
+    codes = np.full((len(images), *room), PADDED, np.uint8)
+    for place, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        whole[place, : mask.shape[0], : mask.shape[1]] = image
+        codes[place, : mask.shape[0], : mask.shape[1]] = mask
+    return whole, codes
+
+
+def _area_mean(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """For sizes that do not divide, where Pillow's box filter gives a pixel wholly to one side."""
-    rows, columns = (_overlap(length, size) for length in image.shape[:2])
+    rows, columns = (_overlap(*lengths) for lengths in zip(image.shape, (height, width), strict=False))
     return np.einsum("ih,hwc,jw->ijc", rows, image.astype(np.float64), columns, optimize=True)
 
 
@@ -144,56 +191,94 @@ def _overlap(length: int, size: int) -> np.ndarray:
 
 def decode(
     patient: str,
-    files: list[tuple[str, str]],
-    size: int | None,
+    files: list[tuple[str, ...]],
+    size: Size,
     channels: int | None = None,
     labels: Labels = ONE,
+    room: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One patient's (image file, mask file) pairs to images (D, H, W, C) uint8 or uint16 and masks (D, H, W) uint8, of
-    {0, 1}, or of the classes of `labels`; VOID where those ignore what is there.
+    {0, 1}, or of the classes of `labels`; VOID where those ignore what is there. Where a third file has the region of
+    interest, what is outside it is read no further: masks are OUTSIDE there, and images 0.
 
-    channels: how many the images must have; None: as many as the patient's first.
+    channels: how many the images must have; None: as many as the patient's first. room: to which images are padded,
+    which may then be of several sizes; masks are PADDED there.
     Raises DataError naming the file: unreadable, another shape, or a mask that is none."""
     first = read(files[0][0])
-    shape = (len(files), size or first.shape[0], size or first.shape[1])
-    images, masks = np.empty((*shape, first.shape[2]), first.dtype), np.zeros(shape, np.uint8)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
     inside = 0  # the masks' value in the structure
-    for index, (image_file, mask_file) in enumerate(files):
+    for image_file, mask_file, *region_file in files:
         image, mask = read(image_file), read(mask_file, mask=True)
         if channels and image.shape[2] != channels:
             hint = " (is it a mask?)" if len(np.unique(image)) <= 2 else ""
             raise DataError(f"{image_file}: found {_shape(image)}; expected images of {channels} channels{hint}")
-        if (image.shape, image.dtype) != (first.shape, first.dtype):
+        start = 0 if room is None else 2
+        if (image.shape[start:], image.dtype) != (first.shape[start:], first.dtype):
+            one = "shape" if room is None else "number of channels, and of bits,"
             raise DataError(
                 f"patient {patient}: {image_file} is {_shape(image)}, {files[0][0]} is {_shape(first)}; "
-                "expected one shape for all slices of a patient"
+                f"expected one {one} for all slices of a patient"
             )
         if mask.shape != image.shape[:2]:
             raise DataError(
                 f"{mask_file} is {_shape(mask)}, its image {image_file} is {_shape(image)}; expected the same size"
             )
-        images[index] = resize(image, size)
+        region = region_of(region_file[0], image_file, image) if region_file else None
+        known = mask if region is None else mask[region]
         if labels.names:
-            masks[index] = resize_labels(labels.read(mask, mask_file), size)
+            codes = labels.read(known, mask_file)
         elif labels.ignore:
-            void = np.isin(mask, labels.ignore)
-            inside = _check_mask(np.where(void, 0, mask), mask_file, inside) or inside
-            masks[index] = resize_labels(np.where(void, VOID, mask > 0).astype(np.uint8), size)
-        elif value := _check_mask(mask, mask_file, inside):
-            inside = value
-            masks[index] = resize_mask(mask > 0, size)
-        if mask.any():
+            void = np.isin(known, labels.ignore)
+            inside = _check_mask(np.where(void, 0, known), mask_file, inside) or inside
+            codes = np.where(void, VOID, known > 0).astype(np.uint8)
+        else:
+            inside = _check_mask(known, mask_file, inside) or inside
+            codes = known > 0
+        if region is not None:
+            mask, image = np.where(region, mask, 0), np.where(region[..., None], image, 0)
+        found.append(sized(image, codes, size, labels, region, mask_file))
+        if mask.any() and not mask.all():
             filled = np.count_nonzero(image) == np.count_nonzero(mask) * image.shape[2]
             if filled and np.array_equal(image.any(axis=2), mask > 0):
                 raise DataError(
                     f"{image_file}: only where its mask {mask_file} is, it is not 0; a mask was given as the image"
                 )
-    return images, masks
+    images, masks = zip(*found, strict=True)
+    return (np.stack(images), np.stack(masks)) if room is None else padded(images, masks, room)
+
+
+def sized(
+    image: np.ndarray, codes: np.ndarray, size: Size, labels: Labels, region: np.ndarray | None, file: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image (H, W, C) and its mask at `size`; `codes`: of the classes of `labels`, (H, W), or of what lies in the
+    `region` (H, W) of bool alone. Raises DataError naming the mask's file where nothing of a region is left."""
+    if region is None:
+        several = labels.names or labels.ignore
+        return resize(image, size), (resize_labels if several else resize_mask)(codes, size)
+    whole = np.full(region.shape, OUTSIDE, np.uint8)
+    whole[region] = codes
+    small = resize_labels(whole, size)
+    if (small == OUTSIDE).all():
+        raise DataError(f"{file}: its region of interest (data.roi) has no pixel left at data.image_size={size}")
+    return np.where(small[..., None] == OUTSIDE, 0, resize(image, size, region)), small
+
+
+def region_of(file: str, image_file: str, image: np.ndarray) -> np.ndarray:
+    """Where an image counts, (H, W) of bool, by the file of its region of interest. Raises DataError naming it."""
+    found = read(file, mask=True)
+    if found.shape != image.shape[:2]:
+        raise DataError(f"{file} is {_shape(found)}, its image {image_file} is {_shape(image)}; expected the same size")
+    if not _check_mask(found, file, 0):
+        raise DataError(
+            f"{file}: a region of interest (data.roi) without pixels, so that nothing of {image_file} would count; "
+            "expected 255, or 1, where it does: mend the file, or take the slice away"
+        )
+    return found > 0
 
 
 def _check_mask(mask: np.ndarray, file: str, inside: int) -> int:
     """The mask's one value beside 0, or 0. Raise DataError for more, or another than `inside` where that is not 0."""
-    top = int(mask.max())
+    top = int(mask.max(initial=0))
     if top == 0:
         return 0
     if top not in (1, 255, 65535) or np.count_nonzero(mask) != np.count_nonzero(mask == top):

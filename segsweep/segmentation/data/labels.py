@@ -6,7 +6,7 @@ Without classes it is the mask of one structure, {0, 1}, and a network has one m
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,10 @@ from segsweep.core.errors import DataError
 
 VOID = 255
 """Of a pixel that enters no loss, no metric and no count."""
+OUTSIDE = 254
+"""Of a pixel outside the region of interest: void, and its image does not count either. Batches have VOID for it."""
+PADDED = 253
+"""The same below and to the right of an image that is smaller than others of its set."""
 MOST = 254
 """Classes that a mask of 8 bit can tell apart, beside VOID and what a file has without leave."""
 TOP = 65535
@@ -42,16 +46,22 @@ KINDS = (
 @dataclass(frozen=True)
 class Labels:
     """names: of the classes, the background first; none: one structure. values: what files have for each. ignore:
-    values of files that are void."""
+    values of files that are void. roi: what names the files of the region outside which nothing counts."""
 
     names: tuple[str, ...] = ()
     values: tuple[int, ...] = ()
     ignore: tuple[int, ...] = ()
+    roi: str | None = None
 
     @property
     def outputs(self) -> int:
         """Maps of logits that a network needs."""
         return len(self.names) or 1
+
+    @property
+    def void(self) -> tuple[int, ...]:
+        """What masks may have beside the classes."""
+        return (VOID,) * bool(self.names or self.ignore or self.roi) + (OUTSIDE,) * bool(self.roi)
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -129,17 +139,28 @@ def labels(classes: Any, ignore: Any = ()) -> Labels:
 
 
 def labels_of(data: Any) -> Labels:
-    """Of a data set, or of the node of its configuration: its `classes` and `ignore`, where it has them."""
+    """Of a data set, or of the node of its configuration: its `classes`, `ignore` and `roi`, where it has them."""
     get = data.get if isinstance(data, Mapping) else lambda key: getattr(data, key, None)
-    return labels(get("classes"), get("ignore"))
+    return replace(labels(get("classes"), get("ignore")), roi=get("roi") or None)
+
+
+def unseen(masks: Any) -> Any:
+    """Where an array or a tensor of masks is OUTSIDE or PADDED."""
+    return (masks >= PADDED) & (masks < VOID)
+
+
+def sizes(masks: np.ndarray) -> np.ndarray:
+    """The height and width of the image in each of masks (N, H, W), without what is PADDED: (N, 2) int64."""
+    return np.stack([(masks[:, :, 0] != PADDED).sum(1), (masks[:, 0] != PADDED).sum(1)], axis=1)
 
 
 def counted(masks: np.ndarray, count: int) -> np.ndarray:
-    """Pixels of each of `count` classes, and then of VOID, in each of masks (N, H, W): (N, count + 1) int64."""
+    """Pixels of each of `count` classes, and then of those that are void, in each of masks (N, H, W): (N, count + 1)
+    int64."""
     found = np.zeros((len(masks), count + 1), np.int64)
     for row, mask in zip(found, masks, strict=True):
         several = np.bincount(mask.ravel(), minlength=VOID + 1)
-        row[:count], row[count] = several[:count], several[VOID]
+        row[:count], row[count] = several[:count], several[PADDED:].sum()
     return found
 
 

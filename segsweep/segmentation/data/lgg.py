@@ -8,7 +8,7 @@ a sequence, and it is left so.
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +25,20 @@ PLACES = ("", "kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
 class LGG:
     """Folders <patient>/ with <patient>_<k>.tif, RGB (pre-contrast, FLAIR, post-contrast), and <patient>_<k>_mask.tif.
 
-    root: the archive's root, its kaggle_3m/ or the nested copy. image_size: pixels a side, area mean; None: the files'.
-    normalise: zscore, percentile or unit. model_width: the network width that suits the images, for `model.width`."""
+    root: the archive's root, its kaggle_3m/ or the nested copy. image_size: pixels a side, or height and width, area
+    mean; None: the files'. normalise: zscore, percentile or unit. model_width: the network width that suits the images,
+    for `model.width`. patch: pixels a side, or height and width, of the crops that a network is trained on; None: whole
+    images."""
 
     root: str
-    image_size: int | None
+    image_size: source.Size
     normalise: str
     model_width: int
+    patch: source.Size = None
 
     def __post_init__(self) -> None:
         source.check_root(self.root)
-        source.check_common(self.image_size, self.normalise, self.model_width)
+        source.check_common(self.image_size, self.normalise, self.model_width, self.patch)
 
     def scan(self, cache: Path) -> Manifest:
         """The manifest of the patients' folders; other files are ignored. Raises DataError."""
@@ -54,11 +57,12 @@ class LGG:
             )
         if empty:
             raise DataError(f"patient {empty[0]}: {root / place / empty[0]} has no files {empty[0]}_<k>.tif")
-        return source.manifest(root / place, source.pair(found, masks), cache, images.doubtful, images.read)
+        made = source.manifest(root / place, source.pair(found, masks), cache, images.look, images.read)
+        return replace(made, room=source.room(self.image_size))
 
     def decode(self, manifest: Manifest, patient: str) -> tuple[np.ndarray, np.ndarray]:
         """Images (D, H, W, 3) uint8 and masks (D, H, W) uint8 of {0, 1} of one patient. Raises DataError."""
-        return images.decode(patient, manifest.files[patient], self.image_size, channels=3)
+        return images.decode(patient, manifest.files[patient], self.image_size, channels=3, room=manifest.room)
 
 
 def _patients(place: Path) -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str], list[str]]:

@@ -37,7 +37,8 @@ class Phantom:
     """Axial slices of `patients` heads, (D, H, W, 3) uint8, every one with a tumour.
 
     seed: of everything. slices: a patient. noise: standard deviation, of the brightest tissue's 1. bias: standard
-    deviation of the logarithm of the bias field. image_size: pixels a side. normalise, model_width: as in `lgg.LGG`."""
+    deviation of the logarithm of the bias field. image_size: pixels a side. normalise, model_width, patch: as in
+    `lgg.LGG`."""
 
     seed: int
     patients: int
@@ -47,6 +48,7 @@ class Phantom:
     image_size: int
     normalise: str
     model_width: int
+    patch: source.Size = None
 
     def __post_init__(self) -> None:
         source.check_range("data.seed", self.seed, 0, 2**31)
@@ -55,11 +57,11 @@ class Phantom:
         source.check_range("data.noise", self.noise, 0.0, 1.0)
         source.check_range("data.bias", self.bias, 0.0, 1.0)
         source.check_range("data.image_size", self.image_size, 16, 1024, "pixels")
-        source.check_common(self.image_size, self.normalise, self.model_width)
+        source.check_common(self.image_size, self.normalise, self.model_width, self.patch)
 
     def scan(self, cache: Path) -> Manifest:
         """The manifest: its digest is of the parameters, for there are no files."""
-        own = {key: value for key, value in asdict(self).items() if key not in ("normalise", "model_width")}
+        own = {key: value for key, value in asdict(self).items() if key not in ("normalise", "model_width", "patch")}
         digest = hashlib.sha256(json.dumps([VERSION, own]).encode()).hexdigest()
         names = [f"phantom_{index:04}" for index in range(self.patients)]
         return Manifest(digest, {name: [f"{name}_{k}" for k in range(1, self.slices + 1)] for name in names})

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,9 +18,22 @@ from typing import Any
 
 from segsweep.core.errors import DataError, nearest
 
+Size = int | Sequence[int] | None
+"""`data.image_size`: a number, to which both sides are brought; a height and a width, into which an image is fitted
+without stretching; None: as it is."""
 NORMALISE = ("zscore", "percentile", "unit")
-Pairs = dict[str, list[tuple[str, str, str]]]
-"""patient -> (slice, image file, mask file) of each slice, in order; patients sorted."""
+Pairs = dict[str, list[tuple[str, ...]]]
+"""patient -> (slice, image file, mask file) of each slice, in order, and the file of its region of interest where the
+data set has those; patients sorted."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Slices of a patient that lie on one another. spacing: millimetres between slices, rows and columns, at the
+    network's size; None: not known."""
+
+    slices: int
+    spacing: tuple[float, float, float] | None
 
 
 @dataclass(frozen=True)
@@ -29,12 +42,17 @@ class Manifest:
 
     digest: hex SHA-256 over the names, sizes and contents of the files; where they lie does not enter.
     patients: patient -> names of its slices in anatomical order; patients sorted.
-    files: patient -> (image file, mask file) of each slice, in the same order; empty where the data set has no files.
+    files: patient -> (image file, mask file) of each slice, and its region's, in the same order; empty where the data
+    set has no files. room: height and width to which images are padded; None: they are of one size. shapes: the heights
+    and widths that there are. stacks: patient -> its volumes, in the order of its slices; empty: one each.
     """
 
     digest: str
     patients: dict[str, list[str]]
-    files: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    files: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
+    room: tuple[int, int] | None = None
+    shapes: tuple[tuple[int, int], ...] = ()
+    stacks: dict[str, list[Stack]] = field(default_factory=dict)
 
 
 def check_range(key: str, value: Any, low: float, high: float, unit: str = "") -> None:
@@ -46,15 +64,52 @@ def check_range(key: str, value: Any, low: float, high: float, unit: str = "") -
         raise DataError(f"{key}={value}: expected {kind}{unit and f' of {unit}'} from {low:g} to {high:g}")
 
 
-def check_common(image_size: int | None, normalise: str, model_width: int) -> None:
+def check_common(image_size: Size, normalise: str, model_width: int, patch: Size = None) -> None:
     """Raise DataError if a value that every data set has is not allowed; the key is named."""
+    check_size("data.image_size", image_size)
+    check_size("data.patch", patch)
     if image_size is not None:
-        check_range("data.image_size", image_size, 8, 4096, "pixels")
+        patch_of(patch, sides(image_size))
     if normalise not in NORMALISE:
         raise DataError(
             f"data.normalise={normalise}: allowed are {', '.join(NORMALISE)}{nearest(normalise, NORMALISE)}"
         )
     check_range("data.model_width", model_width, 1, 1024, "channels")
+
+
+def check_size(key: str, size: Size) -> None:
+    """Raise DataError unless a size is None, a number of pixels, or a height and a width."""
+    if isinstance(size, list | tuple) and len(size) != 2:
+        raise DataError(f"{key}={list(size)}: expected a number of pixels, or a height and a width, such as [584,565]")
+    for side in size if isinstance(size, list | tuple) else [size] * (size is not None):
+        check_range(key, side, 8, 4096, "pixels")
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width; a number is both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def patch_of(patch: Size, largest: Sequence[int]) -> tuple[int, int] | None:
+    """Height and width of the crops that a network sees, of images that have the `largest` height and width, or are
+    padded to them; None: whole images. Raises DataError where no image is that large."""
+    if patch is None:
+        return None
+    (height, width), most = sides(patch), (largest[0], largest[1])
+    if height > most[0] or width > most[1]:
+        raise DataError(
+            f"data.patch={patch}: larger than any image: they are {most[0]} x {most[1]}, or padded to it, and padding "
+            f"allows no more; give {min(most)} or less, or a height and a width, or null for whole images"
+        )
+    return height, width
+
+
+def room(size: Size, shapes: Iterable[tuple[int, int]] = ()) -> tuple[int, int] | None:
+    """What images of `shapes` are padded to; None where they are all of one size, or are made so."""
+    if isinstance(size, list | tuple):
+        return size[0], size[1]
+    several = set(shapes) if size is None else set()
+    return (max(h for h, _ in several), max(w for _, w in several)) if len(several) > 1 else None
 
 
 def check_root(root: Any) -> None:
@@ -87,15 +142,31 @@ def folder(root: str) -> Path:
     raise DataError(f"data.root={root}: no such folder: {there} has no {missing}{hint}")
 
 
-def pair(images: Mapping[tuple[str, str], str], masks: Mapping[tuple[str, str], str]) -> Pairs:
+def named(found: re.Match[str]) -> tuple[str, str, str]:
+    """Patient, volume and slice that a path is of, by the groups of `data.patient`: a slice's name has its volume's in
+    it, and is the patient's where there is no other."""
+    groups = found.groupdict()
+    volume = groups.get("volume") or ""
+    several = [name for name in (volume, groups.get("slice")) if name]
+    return found["patient"], volume, "_".join(several) or found["patient"]
+
+
+Files = Mapping[tuple[str, str], str]
+
+
+def pair(images: Files, masks: Files, regions: Files | None = None) -> Pairs:
     """Match files under their keys (patient, slice).
 
-    Raises DataError naming an image without its mask, a mask without its image, or a name that no record takes."""
-    for file in (*images.values(), *masks.values()):
+    Raises DataError naming an image without its mask or region, either without its image, or a name that no record
+    takes."""
+    several = {"mask": masks} | ({} if regions is None else {"roi": regions})
+    for file in (path for files in (images, *several.values()) for path in files.values()):
         if file.encode(errors="replace") != os.fsencode(file):
             shown = file.encode("ascii", "backslashreplace").decode()
             raise DataError(f"{shown}: a name that is not UTF-8, in which records are; rename the file")
-    for one, other, kind, partner in ((images, masks, "image", "mask"), (masks, images, "mask", "image")):
+    both = [(images, files, "image", kind) for kind, files in several.items()]
+    both += [(files, images, kind, "image") for kind, files in several.items()]
+    for one, other, kind, partner in both:
         if alone := sorted(one.keys() - other.keys(), key=_anatomical):
             raise DataError(
                 f"patient {alone[0][0]}: {kind} without its {partner}: {listed(one[key] for key in alone)}. "
@@ -103,7 +174,7 @@ def pair(images: Mapping[tuple[str, str], str], masks: Mapping[tuple[str, str], 
             )
     pairs: Pairs = {}
     for patient, name in sorted(images, key=_anatomical):
-        pairs.setdefault(patient, []).append((name, images[patient, name], masks[patient, name]))
+        pairs.setdefault(patient, []).append((name, *(files[patient, name] for files in (images, *several.values()))))
     return pairs
 
 
@@ -112,13 +183,18 @@ def _anatomical(key: tuple[str, str]) -> tuple[str, list[tuple[int, str]]]:
 
 
 def manifest(
-    root: Path, pairs: Pairs, cache: Path, doubtful: Callable[[bytes], bool], read: Callable[[str, bool], Any]
+    root: Path,
+    pairs: Pairs,
+    cache: Path,
+    look: Callable[[bytes], tuple[bool, tuple[int, int] | None]],
+    read: Callable[[str, bool], Any],
 ) -> Manifest:
     """The manifest of matched files, all under `root`.
 
     A file's digest is remembered in `cache` with its size and times, so that an unchanged tree is not read again.
-    Raises DataError naming a file that is empty or cannot be read, and what `read(file, whether it is a mask)` raises
-    of one whose content is `doubtful`: once, before any job, and not in each."""
+    `look` tells of a file's content whether it is doubtful, and the height and width. Raises DataError naming a file
+    that is empty or cannot be read, and what `read(file, whether it is a mask)` raises of one that is doubtful: once,
+    before any job, and not in each."""
     memory = cache / "digests" / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]}.json"
     known = _recall(memory)
     start = len(os.path.join(root, ""))
@@ -132,9 +208,9 @@ def manifest(
                 raise DataError(f"{file}: cannot be read: {error.strerror}") from error
             if stat.st_size == 0:
                 raise DataError(f"{file}: the file is empty (0 bytes); copy it again from the original")
-            entry = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, ""]
+            entry = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, "", [0, 0]]
             old = known.get(file[start:])
-            if old and old[:3] == entry[:3]:
+            if isinstance(old, list) and len(old) == 5 and old[:3] == entry[:3]:
                 entry = old
             else:
                 unread.append(file)
@@ -147,34 +223,38 @@ def manifest(
             warnings.catch_warnings(action="ignore"),
             ThreadPoolExecutor(count) as pool,
         ):  # reading and hashing release the GIL
-            for share, digests in zip(shares, pool.map(partial(_digests, doubtful), shares), strict=True):
-                for file, (digest, doubt) in zip(share, digests, strict=True):
-                    found[file[start:]][3] = digest
+            for share, digests in zip(shares, pool.map(partial(_digests, look), shares), strict=True):
+                for file, (digest, doubt, shape) in zip(share, digests, strict=True):
+                    found[file[start:]][3:] = digest, shape
                     doubts |= {file} if doubt else set()
         for _, *files in (slice_ for slices in pairs.values() for slice_ in slices) if doubts else ():
-            for file, is_mask in zip(files, (False, True), strict=True):
+            for place, file in enumerate(files):
                 if file in doubts:
-                    read(file, is_mask)
+                    read(file, place > 0)
         _remember(memory, found)
     total = hashlib.sha256()
     for patient, slices in pairs.items():
-        for name, image, mask in slices:
-            contents = [(found[file[start:]][0], found[file[start:]][3]) for file in (image, mask)]
+        for name, *files in slices:
+            contents = [(found[file[start:]][0], found[file[start:]][3]) for file in files]
             total.update(repr((patient, name, contents)).encode())
     return Manifest(
         digest=total.hexdigest(),
-        patients={patient: [name for name, _, _ in slices] for patient, slices in pairs.items()},
-        files={patient: [(image, mask) for _, image, mask in slices] for patient, slices in pairs.items()},
+        patients={patient: [name for name, *_ in slices] for patient, slices in pairs.items()},
+        files={patient: [tuple(files) for _, *files in slices] for patient, slices in pairs.items()},
+        shapes=tuple(sorted({tuple(found[image[start:]][4]) for slices in pairs.values() for _, image, *_ in slices})),
     )
 
 
-def _digests(doubtful: Callable[[bytes], bool], files: list[str]) -> list[tuple[str, bool]]:
-    """SHA-256 of each file, and whether its content is doubtful."""
+def _digests(
+    look: Callable[[bytes], tuple[bool, tuple[int, int] | None]], files: list[str]
+) -> list[tuple[str, bool, tuple[int, int]]]:
+    """SHA-256 of each file, whether its content is doubtful, and the height and width of the image."""
     found = []
     for file in files:
         try:
             data = Path(file).read_bytes()
-            found.append((hashlib.sha256(data).hexdigest(), doubtful(data)))
+            doubtful, shape = look(data)
+            found.append((hashlib.sha256(data).hexdigest(), doubtful, shape or (0, 0)))
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     return found
