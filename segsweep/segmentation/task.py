@@ -19,7 +19,7 @@ from segsweep.segmentation.data.labels import labels_of
 from segsweep.segmentation.data.source import Manifest
 from segsweep.segmentation.data.split import Split
 from segsweep.segmentation.evaluate import evaluate, flops, patient_table
-from segsweep.segmentation.losses import Counted
+from segsweep.segmentation.losses import Counted, DeeplySupervised
 from segsweep.segmentation.metrics import CONFUSION, SPEC, spec_for, spec_of, summarise
 from segsweep.segmentation.train import fit, sizes
 from segsweep.task import Data, Range, Result, Run, Spec
@@ -47,6 +47,7 @@ class Segmentation:
         batch_size: Annotated[int, Range(least=1)],
         eval_batch_size: Annotated[int, Range(least=1)],
         micro_batches: Annotated[int, Range(least=1)],
+        deep_supervision: list[float] | None,
         clip_norm: Annotated[float | None, Range(above=0, most=1e30)],
         precision: Annotated[str, Range(choices=("auto", "fp32", "bf16"))],
         device: str,
@@ -59,6 +60,7 @@ class Segmentation:
         self.labels = labels_of(data)
         self.spec = spec_of(self.labels)
         self.batch_size, self.eval_batch_size, self.micro_batches = batch_size, eval_batch_size, micro_batches
+        self.deep_supervision = deep_supervision
         self.clip_norm, self.compile, self.workers, self.cache = clip_norm, compile, workers, Path(cache)
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
@@ -109,7 +111,7 @@ class Segmentation:
         """Of the network for an image of the first patient, which is decoded for it."""
         images, _ = self.dataset.decode(self.manifest, next(iter(self.manifest.patients)))
         height, width, channels = images.shape[1:]
-        model = groups.network(self.groups["model"], channels, self.labels.outputs)
+        model = groups.network(self.groups["model"], channels, self.labels.outputs, (height, width))
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return {"parameters": parameters, "gflops": flops(model, channels, height, width, outputs=self.labels.outputs)}
 
@@ -130,12 +132,14 @@ class Segmentation:
 
         torch.manual_seed(run.seed)
         outputs = self.labels.outputs
-        model = groups.network(self.groups["model"], channels, outputs)
+        model = groups.network(self.groups["model"], channels, outputs, (height, width))
+        groups.check_outputs(model, channels, self.deep_supervision)
         model = model.to(self.device, memory_format=torch.channels_last)
         node = classes.with_weights(self.groups["loss"], volumes, split)
         known |= {"loss_weights": node["weights"]} if node.get("weights") else {}
         loss = groups.build("loss", node).to(self.device)
         loss = Counted(loss) if volumes.void else loss
+        loss = DeeplySupervised(loss, self.deep_supervision) if self.deep_supervision else loss
         optimizer = self._build("optim")(model.parameters())
         scheduler = self._build("scheduler")(optimizer)
         network = f"{self.groups['model']} {channels}x{height}x{width} to {outputs}"

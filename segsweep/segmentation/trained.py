@@ -85,9 +85,10 @@ def load(folder: Path, weights: str = "last") -> Trained:
     other = _version(info)
     try:
         config = recall.configuration(folder)
-        channels, size = int(info["data"]["image_shape"][2]), config.data.get("image_size")
+        height, width, channels = map(int, info["data"]["image_shape"])
+        size = config.data.get("image_size")
         labels = labels_of(OmegaConf.to_container(config.data, resolve=True))
-        model = groups.network(config.model, channels, labels.outputs)
+        model = groups.network(config.model, channels, labels.outputs, (height, width))
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {error}") from error
     except SegsweepError:

@@ -81,13 +81,39 @@ class Join(torch.autograd.Function):
         return skip, of_x, of_weight, up.sum((0, 2, 3), dtype=torch.float32)
 
 
-class EncoderDecoder(nn.Module):
+class AnySize(nn.Module):
+    """A network for images (B, C, H, W) of any H and W of at least 1: what `body` makes of them, logits (B, K, H, W),
+    or in training a tuple of `heads` such maps with the main one first.
+
+    A size that is no multiple of `multiple`, or is below `least`, is padded by repeating the border, and the logits are
+    cropped back, so that what is added enters no loss and no score.
+    """
+
+    multiple: int
+    least: int
+    heads = 1
+
+    def body(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        height, width = x.shape[-2:]
+        top, bottom = _padding(height, self.multiple, self.least)
+        left, right = _padding(width, self.multiple, self.least)
+        if not (top or bottom or left or right):
+            return self.body(x)
+        found = self.body(F.pad(x, (left, right, top, bottom), mode="replicate"))
+        if isinstance(found, tuple):
+            return tuple(each[..., top : top + height, left : left + width] for each in found)
+        return found[..., top : top + height, left : left + width]
+
+
+class EncoderDecoder(AnySize):
     """U-shaped network: (B, in_channels, H, W) -> logits (B, out_channels, H, W), for any H and W of at least 1.
 
     `depth` times 2x2 max-pooling with the channels doubling from `width`; as often up by a 2x2 transposed convolution,
-    whose result is joined to the encoder's at that level. A size that is no multiple of 2**depth, or that would leave a
-    single pixel at the bottom (no statistics for BatchNorm), is padded by repeating the border, and the logits are
-    cropped back.
+    whose result is joined to the encoder's at that level. Padded to a multiple of 2**depth, and to two of them, as a
+    single pixel at the bottom has no statistics for BatchNorm.
     """
 
     def __init__(
@@ -97,20 +123,13 @@ class EncoderDecoder(nn.Module):
         check_range(width=(width, 1, None), depth=(depth, 1, 8))
         super().__init__()
         channels = [width * 2**level for level in range(depth + 1)]
-        self.multiple = 2**depth
+        self.multiple, self.least = 2**depth, 2 * 2**depth
         self.encoder = nn.ModuleList(block(before, after) for before, after in pairwise([in_channels, *channels]))
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * c, c, 2, stride=2) for c in reversed(channels[:-1]))
         self.decoder = nn.ModuleList(block(2 * c, c) for c in reversed(channels[:-1]))
         self.head = nn.Conv2d(width, out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        top, bottom = _padding(height, self.multiple)
-        left, right = _padding(width, self.multiple)
-        if top or bottom or left or right:
-            x = F.pad(x, (left, right, top, bottom), mode="replicate")
-            return self.forward(x)[..., top : top + height, left : left + width]
-
+    def body(self, x: Tensor) -> Tensor:
         x = self.encoder[0](x)
         skips = []
         for block in self.encoder[1:]:
@@ -123,9 +142,9 @@ class EncoderDecoder(nn.Module):
         return self.head(x)
 
 
-def _padding(size: int, multiple: int) -> tuple[int, int]:
-    """Pixels to add (before, after) so that `size` becomes a multiple of `multiple`, and at least two of them."""
-    missing = max(-size % multiple, 2 * multiple - size)
+def _padding(size: int, multiple: int, least: int) -> tuple[int, int]:
+    """Pixels to add (before, after) so that `size` becomes a multiple of `multiple`, and at least `least`."""
+    missing = max(-size % multiple, least - size)
     return missing // 2, missing - missing // 2
 
 
