@@ -4,7 +4,8 @@ from segsweep.config.whitelist import Kind
 
 KINDS: dict[str, Kind] = {
     "model": Kind(
-        ("segsweep.segmentation.models.unet", "segsweep.segmentation.models.r2unet", "torch.nn"), "torch.nn.Module"
+        (*(f"segsweep.segmentation.models.{name}" for name in ("unet", "r2unet", "monai")), "torch.nn"),
+        "torch.nn.Module",
     ),
     "loss": Kind(("segsweep.segmentation.losses", "torch.nn"), "torch.nn.Module"),
     "optim": Kind(("torch.optim",), "torch.optim.Optimizer"),

@@ -127,7 +127,17 @@ METRICS: dict[str, PixelMetric] = {
         meaning="patients with neither tumour nor prediction, left out of the means",
     ),
 }
-CODE = ("task", "models.unet", "models.r2unet", "losses", "data.phantom", "data.lgg", "data.folder", "data.augment")
+CODE = (
+    "task",
+    "models.unet",
+    "models.r2unet",
+    "models.monai",
+    "losses",
+    "data.phantom",
+    "data.lgg",
+    "data.folder",
+    "data.augment",
+)
 """All that the configuration may name; with what these import, the code that decides a number."""
 SPEC = Spec(
     metrics=METRICS,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,6 +148,8 @@ class Segmentation:
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         shape = list(volumes.images.shape[1:])
         run.describe(parameters=parameters, gflops=_gflops[network], data={"image_shape": shape} | known)
+        if "monai" in f"{self.groups['model']['_target_']} {self.groups['loss']['_target_']}":
+            run.describe(libraries={"monai": version("monai")})
 
         parts = self.parts(run.retries)
         under = autocast(self.device, self.precision)

@@ -30,11 +30,15 @@ class Fitted(AnySize):
         self.register_load_state_dict_pre_hook(_with_prefix)
 
     def body(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        main, *further = outputs(self.network(x))
+        main, *further = outputs(self.of(self.network(x)))
         if not (self.training and further):
             return main
         size = tuple(main.shape[-2:])
         return main, *(m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear") for m in further)
+
+    def of(self, found: Any) -> Any:
+        """The outputs of a network that has the main one elsewhere, as `outputs` takes them."""
+        return found
 
 
 def _without_prefix(module: nn.Module, state: dict[str, Any], prefix: str, local: Any) -> None:
