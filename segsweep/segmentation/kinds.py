@@ -2,9 +2,11 @@
 
 from segsweep.config.whitelist import Kind
 
+NETWORKS = ("unet", "r2unet", "residual_unet", "attention_r2unet", "monai")
+"""Modules of `segsweep.segmentation.models`."""
 KINDS: dict[str, Kind] = {
     "model": Kind(
-        (*(f"segsweep.segmentation.models.{name}" for name in ("unet", "r2unet", "monai")), "torch.nn"),
+        (*(f"segsweep.segmentation.models.{name}" for name in NETWORKS), "torch.nn"),
         "torch.nn.Module",
     ),
     "loss": Kind(("segsweep.segmentation.losses", "torch.nn"), "torch.nn.Module"),

@@ -35,7 +35,7 @@ def named(group: str) -> list[str]:
 
 
 def test_the_promised_options_are_there():
-    assert {"unet", "r2unet"} <= set(named("model"))
+    assert {"unet", "r2unet", "residual_unet", "attention_r2unet"} <= set(named("model"))
     assert {"attention_unet", "unet_plus_plus", "segresnet", "basic_unet"} <= set(named("model"))
     assert {"swin_unetr", "dynunet", "flexible_unet"} <= set(named("model"))
     assert {"auto", "bce", "dice", "bce_dice", "tversky", "focal", "ce", "ce_dice"} <= set(named("loss"))
