@@ -168,6 +168,7 @@ def _attempt(group: str, node: Mapping[str, Any], optimizer: Any, epochs: Any, l
     _check_kind(group, made)
     if group == "loss":
         check_weights(node, labels)
+        _check_activation(made, labels)
     _try(group, made, epochs, labels)
     return made if group == "optim" else None
 
@@ -217,6 +218,18 @@ def _try(group: str, made: Any, epochs: Any, labels: Labels) -> None:
             made.step()
         if not 0 <= (lr := made.get_last_lr()[0]) < math.inf:
             raise ValueError(f"makes the learning rate {lr:g} after an epoch; it must stay at 0 or above")
+
+
+def _check_activation(loss: Any, labels: Labels) -> None:
+    """Raises ConfigError for a loss of MONAI, or one with such a part, that would take logits for probabilities."""
+    several = labels.outputs > 1
+    for part in loss.modules():
+        switches = [getattr(part, name, None) for name in ("sigmoid", "softmax")]
+        if all(isinstance(switch, bool) for switch in switches) and not any(switches[: 1 + several]):
+            raise ConfigError(
+                f"loss: {type(loss).__name__} takes probabilities as it stands, and is given logits: set "
+                f"{'softmax: true and to_onehot_y: true' if several else 'sigmoid: true'}"
+            )
 
 
 def _of_classes(loss: Any, target: torch.Tensor, labels: Labels) -> torch.Tensor:
