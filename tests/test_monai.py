@@ -8,12 +8,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from test_classes import LABELLED
+from test_classes import LABELLED, train, write
 from test_cli import segsweep
 from test_run import do, same, weights
 
 from segsweep.config import components
 from segsweep.config.schema import conf_dir
+from segsweep.report import __main__ as report
 from segsweep.segmentation import groups
 from segsweep.segmentation.evaluate import flops
 from segsweep.segmentation.export import to_program
@@ -143,6 +144,18 @@ def test_a_run_of_several_heads_goes_on_to_the_same_bits_in_parts_too(tmp_path):
     info = json.loads((alone.folder / "run.json").read_text())
     assert info["libraries"]["monai"]
     assert any("super_head" in key or "deep_supervision_heads" in key for key in weights(alone))
+
+
+def test_classes_and_void_go_through_several_heads_to_the_report(tmp_path):
+    for n in range(6):
+        write(tmp_path / "files", f"p{n}", n)
+    outcome = train(tmp_path, tmp_path / "files", *DEEP, "epochs=1", "data.image_size=20")
+    assert outcome.status == "finished", outcome.error
+    assert {"test/dice/ring", "test/dice/core"} <= outcome.metrics.keys()
+    assert report.main([str(outcome.folder), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "## How each class scored" in text
+    assert "`deep_supervision=[1, 0.5, 0.25]`" in text
 
 
 OWN = """
