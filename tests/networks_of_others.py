@@ -49,6 +49,19 @@ class Eight(Plain):
         return self.head(F.interpolate(found, scale_factor=8))
 
 
+class Patches(Plain):
+    """Of 14 pixels a side, those at the border left out."""
+
+    def forward(self, x: Tensor):
+        found = F.avg_pool2d(self.body(x), 14)
+        return self.head(F.interpolate(found, scale_factor=14))
+
+
+class Thirds(Plain):
+    def forward(self, x: Tensor):
+        return self.head(F.interpolate(F.avg_pool2d(self.body(x), 33), scale_factor=33))
+
+
 class Fixed(Plain):
     def forward(self, x: Tensor):
         if x.shape[-2:] != (32, 32):

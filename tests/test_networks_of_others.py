@@ -137,6 +137,15 @@ def test_a_size_that_a_network_needs_is_found_and_padded_to_and_cropped_from():
     torch.testing.assert_close(network(x), network.network(padded)[:, :, 1:14])
 
 
+def test_a_multiple_of_patches_is_found_and_one_that_is_not_leaves_the_images_as_they_are():
+    network = fitted(made(others.Patches), 3, 1)
+    assert (network.multiple, network(torch.randn(2, 3, 30, 9)).shape) == (14, (2, 1, 30, 9))
+    assert isinstance(fitted(made(others.Thirds), 3, 1, (33, 66)), others.Thirds)
+    assert fitted(made(others.Thirds), 3, 1).heads == 0  # nobody knows the images' size yet
+    with pytest.raises(ValueError, match=r"^Thirds gives \(2, 1, 33, 33\) where \(2, 1, 33, 40\) are needed"):
+        fitted(made(others.Thirds), 3, 1, (33, 40))
+
+
 def test_a_network_for_one_size_is_taken_with_images_of_that_size():
     assert isinstance(fitted(made(others.Fixed), 3, 1, (32, 32)), others.Fixed)
     unknown = fitted(made(others.Fixed), 3, 1, (32, 40))
@@ -179,7 +188,9 @@ def test_a_network_is_tried_before_training_with_classes_and_without(name):
         if name == "Half":
             (problem,) = found
             maps = 4 if labelled else 1
-            assert problem.startswith(f"model: Half gives (2, {maps}, 96, 160) where (2, {maps}, 192, 320) are needed")
+            side = 256 if labelled else 64
+            half = f"(2, {maps}, {side // 2}, {side // 2}) where (2, {maps}, {side}, {side}) are needed"
+            assert problem.startswith(f"model: Half gives {half}: ")
         else:
             assert found == []
 

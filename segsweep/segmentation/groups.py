@@ -144,8 +144,13 @@ def problems(given: Mapping[str, Any]) -> list[str]:
             if target.startswith("torch.") and not wrong:
                 wrong = _check_ranges(group, node)
         if not wrong and (group != "scheduler" or optimizer is not None):
-            known = f"{group} {node} {type(optimizer)} {epochs if group == 'scheduler' else None} {labels.outputs}"
-            wrong, made = components.tried(group, known, partial(_attempt, group, node, optimizer, epochs, labels))
+            size = _size(given.get("data") or {}) if group == "model" else None
+            known = (
+                f"{group} {node} {type(optimizer)} {epochs if group == 'scheduler' else None} {labels.outputs} {size}"
+            )
+            wrong, made = components.tried(
+                group, known, partial(_attempt, group, node, optimizer, epochs, labels, size)
+            )
             optimizer = made if group == "optim" else optimizer
             heads = made if group == "model" and made else heads
         if group == "data" and wrong_labels and not wrong:
@@ -155,11 +160,25 @@ def problems(given: Mapping[str, Any]) -> list[str]:
     return found + [wrong_weights] * bool(wrong_weights)
 
 
-def _attempt(group: str, node: Mapping[str, Any], optimizer: Any, epochs: Any, labels: Labels) -> Any:
+def _size(data: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the images that a network gets, None where the files say it."""
+    asked = data.get("patch") or data.get("image_size")
+    sides = tuple(asked) if isinstance(asked, list | tuple) else (asked, asked)
+    return sides if len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides) else None
+
+
+def _attempt(
+    group: str,
+    node: Mapping[str, Any],
+    optimizer: Any,
+    epochs: Any,
+    labels: Labels,
+    size: tuple[int, int] | None,
+) -> Any:
     """The optimizer, or the number of a network's outputs in training, 0 where that cannot be known, if that is what is
     built here. Raises what is wrong with a component."""
     if group == "model":
-        return _attempt_network(node, labels)
+        return _attempt_network(node, labels, size)
     made = build(group, node)
     if group == "optim":
         made = made(params=[torch.nn.Parameter(torch.zeros(1))])
@@ -173,7 +192,7 @@ def _attempt(group: str, node: Mapping[str, Any], optimizer: Any, epochs: Any, l
     return made if group == "optim" else None
 
 
-def _attempt_network(node: Mapping[str, Any], labels: Labels) -> int:
+def _attempt_network(node: Mapping[str, Any], labels: Labels, size: tuple[int, int] | None) -> int:
     """Without memory, and with it where a network cannot be built or tried without, as it looks at numbers."""
     for device in ("meta", "cpu"):
         try:
@@ -184,7 +203,7 @@ def _attempt_network(node: Mapping[str, Any], labels: Labels) -> int:
                 raise
             continue
         _check_kind("model", made)
-        made = fitted(made, 3, labels.outputs)
+        made = fitted(made, 3, labels.outputs, size)
         if getattr(made, "heads", 1):
             break
     if isinstance(made, AnySize) and device == "meta" and labels.outputs > 1:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from segsweep.segmentation.models.blocks import AnySize
 
-MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
-"""That a side of an image may have to be one of, the least first."""
+MULTIPLES = (1, 2, 4, 8, 12, 14, 16, 24, 28, 32, 64)
+"""That a side of an image may have to be one of, the least first: of poolings, and of patches."""
 MAIN = ("out", "logits")
 """What the main output is called in a dictionary: torchvision's name, and that of Hugging Face."""
 
@@ -77,15 +77,14 @@ def outputs(found: Any) -> list[Tensor]:
 
 
 def fitted(network: nn.Module, channels: int, maps: int, size: tuple[int, int] | None = None) -> nn.Module:
-    """`network`, within a `Fitted` where it gives more than a tensor or does not take every size. Where it could not be
-    tried at all, as it takes images of another number of channels, or of one size which is not `size` (height, width),
-    the `heads` of that are 0 and its `failed` is why.
+    """`network`, within a `Fitted` where it gives more than a tensor or does not take every size. Where no try gave
+    what is needed, as it takes images of another number of channels, or of one size which is not `size` (height,
+    width), the `heads` of that are 0 and its `failed` is what the last one came to.
 
-    Raises ValueError where it does not give `maps` maps of logits of its images' size."""
+    Raises ValueError where it does not give `maps` maps of logits, or none of an image's size where that is known."""
     if isinstance(network, AnySize):
         return network
     failed: Exception | None = None
-    wrong = ""
     for trial in _copies(network):
         for multiple, sides in _sizes(size):
             try:
@@ -95,15 +94,14 @@ def fitted(network: nn.Module, channels: int, maps: int, size: tuple[int, int] |
                 failed = error
                 continue
             found = outputs(given)
-            wrong = misshapen(found, (2, maps, *sides))
-            if found[0].shape[1] != maps:
-                break  # at any size
-            if not wrong:
-                if multiple == 1 and isinstance(given, Tensor) and given.ndim == 4:
-                    return network
+            if wrong := misshapen(found, (2, maps, *sides)):
+                failed = ValueError(f"{type(network).__name__} {wrong}")
+                if sides == size or any(each.shape[1] != maps for each in found):  # which is so at any size
+                    raise failed
+            elif multiple == 1 and isinstance(given, Tensor) and given.ndim == 4:
+                return network
+            else:
                 return Fitted(network, multiple, _least(trial, channels, multiple), len(found))
-        if wrong:
-            raise ValueError(f"{type(network).__name__} {wrong}")
     unknown = Fitted(network, heads=0)
     unknown.failed = failed
     return unknown
