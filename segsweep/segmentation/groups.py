@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 
 from segsweep.config import components
 from segsweep.config.before import today
-from segsweep.config.whitelist import locate
+from segsweep.config.whitelist import locate, targets
 from segsweep.core.environment import spare_dynamo
 from segsweep.core.errors import ConfigError, DataError
 from segsweep.core.masks import first_line
@@ -64,6 +64,7 @@ def network(node: Any, channels: int, outputs: int, size: tuple[int, int] | None
 
 
 def _told(node: Mapping[str, Any], channels: int, outputs: int) -> dict[str, int]:
+    targets(KINDS, "model", node)  # names what is not allowed
     of_data = {CHANNELS: channels, CLASSES: outputs}
     told = {str(key): of_data[item] for key, item in node.items() if isinstance(item, str) and item in of_data}
     takes = inspect.signature(locate(node["_target_"], KINDS["model"])).parameters
@@ -145,12 +146,9 @@ def problems(given: Mapping[str, Any]) -> list[str]:
                 wrong = _check_ranges(group, node)
         if not wrong and (group != "scheduler" or optimizer is not None):
             size = _size(given.get("data") or {}) if group == "model" else None
-            known = (
-                f"{group} {node} {type(optimizer)} {epochs if group == 'scheduler' else None} {labels.outputs} {size}"
-            )
-            wrong, made = components.tried(
-                group, known, partial(_attempt, group, node, optimizer, epochs, labels, size)
-            )
+            known = f"{group} {node} {type(optimizer)} {epochs if group == 'scheduler' else None} {labels.outputs}"
+            attempt = partial(_attempt, group, node, optimizer, epochs, labels, size)
+            wrong, made = components.tried(group, f"{known} {size}", attempt)
             optimizer = made if group == "optim" else optimizer
             heads = made if group == "model" and made else heads
         if group == "data" and wrong_labels and not wrong:
