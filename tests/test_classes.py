@@ -289,6 +289,16 @@ def test_what_does_not_go_with_classes_is_one_sentence_before_training(overrides
         assert "\n" not in problem
 
 
+@pytest.mark.parametrize("preset", ["tpe", "random", "grid", "nsga2", "gp", "cmaes"])
+def test_every_loss_of_a_searchs_own_space_fits_one_structure_and_classes(preset):
+    with initialize_config_dir(str(conf_dir())):
+        cfg = compose("config", overrides=[f"+search={preset}"], return_hydra_config=True)
+    given = str(cfg.hydra.sweeper.params.get("loss", cfg.hydra.runtime.choices.loss)).split(",")
+    for labelled in ([], LABELLED):
+        for loss in given:
+            assert components.check(composed(*labelled, f"loss={loss}")) == [], loss
+
+
 def test_a_search_goes_by_a_class():
     from segsweep.search import objective
 

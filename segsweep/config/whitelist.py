@@ -26,16 +26,19 @@ ALLOW = "SEGSWEEP_ALLOW"
 @dataclass(frozen=True)
 class Kind:
     """What a group's `_target_` may be without any leave: a public class that is found in one of `modules` (and made
-    there, if it is this program's), a subclass of `base` (dotted) or a class with all `methods`."""
+    there, if it is this program's), or is one of `names` (dotted) of a package that the extra of its name installs; and
+    a subclass of `base` (dotted) or a class with all `methods`."""
 
     modules: tuple[str, ...]
     base: str | None = None
     methods: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def lists(self, target: str) -> bool:
         """By its name alone, before anything is imported."""
         module, _, name = target.rpartition(".")
-        return module in self.modules and name.isidentifier() and not name.startswith("_")
+        public = module in self.modules and name.isidentifier() and not name.startswith("_")
+        return public or target in self.names
 
     def fits(self, found: Any, target: str) -> bool:
         if not isinstance(found, type):
@@ -49,7 +52,7 @@ class Kind:
         return all(callable(getattr(found, method, None)) for method in self.methods)
 
     def __str__(self) -> str:
-        names = [f"{module}.NAME" for module in self.modules]
+        names = [*(f"{module}.NAME" for module in self.modules), *self.names]
         return f"{', '.join(names)} ({self.what})"
 
     @property
@@ -124,8 +127,11 @@ def locate(target: str, kind: Kind) -> Any:
         raise ConfigError(f"not allowed to be called; allowed are {kind}; {hint}")
     try:
         found = _get(target)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError) as error:
         module, _, name = target.rpartition(".")
+        if isinstance(error, ModuleNotFoundError) and target in kind.names:
+            package = module.partition(".")[0]
+            raise ConfigError(f"{package} is not installed: pip install 'segsweep[{package}]'") from None
         names = [n for n, value in vars(importlib.import_module(module)).items() if kind.fits(value, f"{module}.{n}")]
         raise ConfigError(f"{module} has no {name}{nearest(name, names)}") from None
     if not kind.fits(found, target):

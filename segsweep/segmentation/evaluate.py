@@ -18,6 +18,8 @@ from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.cache import Volumes
 from segsweep.segmentation.data.labels import PADDED
 from segsweep.segmentation.metrics import METRICS, confusion, decide, hd95, mean, means, of_classes, per_patient
+from segsweep.segmentation.models.fitted import misshapen
+from segsweep.segmentation.models.fitted import outputs as outputs_of
 from segsweep.segmentation.windows import slide
 
 CPU_PIXELS = 2**17
@@ -200,15 +202,6 @@ def _table_of_classes(evaluation: Evaluation, masks: np.ndarray, volumes: Volume
     return Patients(rows, summary | {f"missed{key}": sum(row[f"missed{key}"] for row in rows) for key in keys})
 
 
-def misshapen(found: Any, expected: tuple[int, ...]) -> str:
-    """What is wrong with the logits that a network gave, "" where nothing is."""
-    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-    if shape == expected:
-        return ""
-    several = "data.classes needs a map of logits for each class" if expected[1] > 1 else "one structure needs one map"
-    return f"gives {shape} where {expected} are needed: {several}, {expected[1]} in all"
-
-
 def flops(
     model: nn.Module, channels: int, height: int, width: int, device: torch.device | str = "meta", outputs: int = 0
 ) -> float:
@@ -216,15 +209,20 @@ def flops(
     network does not give `outputs` maps of logits, where that is no 0.
 
     On the meta device nothing is computed, but the first count imports torch's compiler, a second's work; on the one
-    where `model` is, one image goes through it."""
-    network = copy.deepcopy(model).to("meta") if str(device) == "meta" else model
-    training = network.training
-    network.eval()
+    where `model` is, one image goes through it, as it does where a network looks at numbers."""
+    where = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if str(device) == "meta" and where.type != "meta":
+        try:
+            return flops(copy.deepcopy(model).to("meta"), channels, height, width, "meta", outputs)
+        except (NotImplementedError, RuntimeError):
+            return flops(model, channels, height, width, where, outputs)
+    training = model.training
+    model.eval()
     try:
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            given = network(torch.zeros(1, channels, height, width, device=device))
+            given = model(torch.zeros(1, channels, height, width, device=device))
     finally:
-        network.train(training)
-    if outputs and (wrong := misshapen(given, (1, outputs, height, width))):
+        model.train(training)
+    if outputs and (wrong := misshapen(outputs_of(given), (1, outputs, height, width))):
         raise ConfigError(f"model: {type(model).__name__} {wrong}")
     return counter.get_total_flops() / 1e9

@@ -3,7 +3,7 @@
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,17 +12,24 @@ from torch.optim import lr_scheduler
 
 from segsweep.config import components
 from segsweep.config.before import today
-from segsweep.config.whitelist import locate
+from segsweep.config.whitelist import locate, targets
 from segsweep.core.environment import spare_dynamo
-from segsweep.core.errors import DataError
+from segsweep.core.errors import ConfigError, DataError
 from segsweep.core.masks import first_line
 from segsweep.segmentation.classes import check_weights
 from segsweep.segmentation.data.labels import Labels, labels_of
-from segsweep.segmentation.evaluate import misshapen
 from segsweep.segmentation.kinds import KINDS
+from segsweep.segmentation.models.blocks import AnySize
+from segsweep.segmentation.models.fitted import fitted, misshapen
+from segsweep.segmentation.models.fitted import outputs as outputs_of
 
-ADDED: dict[str, tuple[str, ...]] = {"model": ("in_channels",), "optim": ("params",), "scheduler": ("optimizer",)}
-"""Arguments that a run passes itself."""
+ADDED: dict[str, tuple[str, ...]] = {"optim": ("params",), "scheduler": ("optimizer",)}
+"""Arguments that a run passes itself; for those of a network see `network`."""
+CHANNELS, CLASSES = "<channels>", "<classes>"
+"""What the YAML of a network gives an argument that is to be the number of channels of the images, and the number of
+maps of logits: one a class, or one for one structure."""
+TOLD = (("in_channels", CHANNELS), ("out_channels", CLASSES))
+"""That needs no YAML."""
 OPTIONS = {"model": "unet", "loss": "auto", "optim": "adam", "scheduler": "constant", "data": "phantom"}
 OPTIONS |= {"split": "patient"}
 """One of each group, for a hint; none of the others."""
@@ -48,17 +55,62 @@ def build(group: str, node: Any, **given: Any) -> Any:
     return components.build(KINDS, group, node, **plain, **given)
 
 
-def network(node: Any, channels: int, outputs: int) -> Any:
-    """The model of a group for images of `channels`; it is told of several `outputs` where it takes that and its
-    configuration does not say it."""
-    return build("model", node, in_channels=channels, **_told(node, outputs))
+def network(node: Any, channels: int, outputs: int, size: tuple[int, int] | None = None) -> Any:
+    """The model of a group for images of `channels` and, where all have one, of `size` (height, width), with `outputs`
+    maps of logits. Numbers that depend on the data go to the arguments that its configuration marks with `CHANNELS` and
+    `CLASSES`, or else to `in_channels` and `out_channels`, where it takes these."""
+    made = build("model", node, **_told(node, channels, outputs))
+    return fitted(made, channels, outputs, size) if isinstance(made, torch.nn.Module) else made
 
 
-def _told(node: Any, outputs: int) -> dict[str, int]:
-    if outputs == 1 or "out_channels" in node:
-        return {}
+def _told(node: Mapping[str, Any], channels: int, outputs: int) -> dict[str, int]:
+    targets(KINDS, "model", node)  # names what is not allowed
+    of_data = {CHANNELS: channels, CLASSES: outputs}
+    told = {str(key): of_data[item] for key, item in node.items() if isinstance(item, str) and item in of_data}
     takes = inspect.signature(locate(node["_target_"], KINDS["model"])).parameters
-    return {"out_channels": outputs} if "out_channels" in takes else {}
+    every = any(each.kind is each.VAR_KEYWORD for each in takes.values())
+    if CHANNELS not in node.values() and ("in_channels" in takes or every):
+        told["in_channels"] = channels
+    if CLASSES not in node.values() and "out_channels" in takes and "out_channels" not in node:
+        told["out_channels"] = outputs
+    return told
+
+
+def check_outputs(model: torch.nn.Module, channels: int, weights: Sequence[float] | None) -> None:
+    """Raises ConfigError where a network of `network` could not be tried on its images, or has another number of
+    outputs than there are `weights` for them (`deep_supervision`)."""
+    if failed := getattr(model, "failed", None):
+        raise ConfigError(
+            f"model: {type(model.network).__name__} does not take these images, of {channels} channel"
+            f"{'s' * (channels > 1)}: {first_line(failed)}; where an argument of it is to be the number of channels, "
+            f"its YAML says so, NAME: {CHANNELS}"
+        )
+    if wrong := _unweighted(getattr(model, "heads", 1), weights):
+        raise ConfigError(wrong)
+
+
+def _unweighted(heads: int, weights: Sequence[float] | None) -> str:
+    """What is wrong with the weights of so many outputs (0: nobody knows); "" where nothing is."""
+    if weights is None and heads < 2:
+        return ""
+    if weights is None:
+        halves = ",".join(f"{0.5**n:g}" for n in range(heads))
+        return (
+            f"model: gives {heads} outputs in training; say what each weighs in the loss, the main one first, such as "
+            f"deep_supervision=[{halves}], where 0 leaves one out"
+        )
+    shown = f"deep_supervision={list(weights) if isinstance(weights, list | tuple) else weights}"
+    plain = isinstance(weights, list | tuple) and all(
+        isinstance(w, int | float) and not isinstance(w, bool) and 0 <= w < math.inf for w in weights
+    )
+    if not plain or not weights or not weights[0] > 0:
+        return f"{shown}: expected a list of numbers from 0 on, the main output's first and above 0, or null"
+    if heads and len(weights) != heads:
+        hint = "give null" if heads == 1 else "give one each, the main output's first"
+        return (
+            f"{shown}: {len(weights)} given, and the network has {heads} output{'s' * (heads > 1)} in training; {hint}"
+        )
+    return ""
 
 
 def loss_of(labels: Labels) -> str:
@@ -71,7 +123,7 @@ def problems(given: Mapping[str, Any]) -> list[str]:
     memory, an optimizer of a dummy, a schedule of that."""
     spare_dynamo()
     found: list[str] = []
-    optimizer, epochs = None, given.get("epochs")
+    optimizer, epochs, heads = None, given.get("epochs"), 0
     try:
         labels, wrong_labels = labels_of(given.get("data") or {}), ""
     except DataError as error:
@@ -81,9 +133,11 @@ def problems(given: Mapping[str, Any]) -> list[str]:
         if group in ("model", "loss") and wrong_labels:
             continue  # it would be held against what nobody meant
         added, option = ADDED.get(group, ()), OPTIONS.get(group, "none")
-        if group == "model" and labels.outputs > 1 and "out_channels" not in node:
-            added += ("out_channels",)
-        wrong = components.mistakes(KINDS, group, node, added=added, option=option)
+        if group == "model":
+            node = {key: item for key, item in node.items() if (key, item) not in TOLD}
+            added = tuple(key for key, _ in TOLD if key == "in_channels" or key not in node)
+        marked = {key: 1 for key, item in node.items() if item in (CHANNELS, CLASSES)} if group == "model" else {}
+        wrong = components.mistakes(KINDS, group, node | marked, added=added, option=option)
         target = node.get("_target_")
         if isinstance(target, str) and group in ("optim", "scheduler"):
             if node.get("_partial_") is not True and not any("not allowed" in text for text in wrong):
@@ -91,42 +145,81 @@ def problems(given: Mapping[str, Any]) -> list[str]:
             if target.startswith("torch.") and not wrong:
                 wrong = _check_ranges(group, node)
         if not wrong and (group != "scheduler" or optimizer is not None):
+            size = _size(given.get("data") or {}) if group == "model" else None
             known = f"{group} {node} {type(optimizer)} {epochs if group == 'scheduler' else None} {labels.outputs}"
-            wrong, made = components.tried(group, known, partial(_attempt, group, node, optimizer, epochs, labels))
+            attempt = partial(_attempt, group, node, optimizer, epochs, labels, size)
+            wrong, made = components.tried(group, f"{known} {size}", attempt)
             optimizer = made if group == "optim" else optimizer
+            heads = made if group == "model" and made else heads
         if group == "data" and wrong_labels and not wrong:
             wrong = [wrong_labels]
         found += wrong
-    return found
+    wrong_weights = _unweighted(heads, given.get("deep_supervision"))
+    return found + [wrong_weights] * bool(wrong_weights)
 
 
-def _attempt(group: str, node: Mapping[str, Any], optimizer: Any, epochs: Any, labels: Labels) -> Any:
-    """The optimizer, if that is what is built here. Raises what is wrong with a component."""
-    with torch.device("meta") if group == "model" else torch.device("cpu"):
-        made = network(node, 3, labels.outputs) if group == "model" else build(group, node)
-        if group == "optim":
-            made = made(params=[torch.nn.Parameter(torch.zeros(1))])
-        if group == "scheduler":
-            made = made(optimizer=optimizer)
-        if not KINDS[group].is_base_of(type(made)):
-            raise ValueError(f"gives {type(made).__name__}; {KINDS[group].what} is needed")
-        if group == "loss":
-            check_weights(node, labels)
-        _try(group, made, epochs, labels)
-        return made if group == "optim" else None
+def _size(data: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the images that a network gets, None where the files say it."""
+    asked = data.get("patch") or data.get("image_size")
+    sides = tuple(asked) if isinstance(asked, list | tuple) else (asked, asked)
+    return sides if len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides) else None
+
+
+def _attempt(
+    group: str,
+    node: Mapping[str, Any],
+    optimizer: Any,
+    epochs: Any,
+    labels: Labels,
+    size: tuple[int, int] | None,
+) -> Any:
+    """The optimizer, or the number of a network's outputs in training, 0 where that cannot be known, if that is what is
+    built here. Raises what is wrong with a component."""
+    if group == "model":
+        return _attempt_network(node, labels, size)
+    made = build(group, node)
+    if group == "optim":
+        made = made(params=[torch.nn.Parameter(torch.zeros(1))])
+    if group == "scheduler":
+        made = made(optimizer=optimizer)
+    _check_kind(group, made)
+    if group == "loss":
+        check_weights(node, labels)
+        _check_activation(made, labels)
+    _try(group, made, epochs, labels)
+    return made if group == "optim" else None
+
+
+def _attempt_network(node: Mapping[str, Any], labels: Labels, size: tuple[int, int] | None) -> int:
+    """Without memory, and with it where a network cannot be built or tried without, as it looks at numbers."""
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device), torch.random.fork_rng(devices=[]):
+                made = build("model", node, **_told(node, 3, labels.outputs))
+        except Exception:
+            if device == "cpu":
+                raise
+            continue
+        _check_kind("model", made)
+        made = fitted(made, 3, labels.outputs, size)
+        if getattr(made, "heads", 1):
+            break
+    if isinstance(made, AnySize) and device == "meta" and labels.outputs > 1:
+        found = outputs_of(made(torch.zeros(1, 3, 64, 64, device="meta")))
+        if wrong := misshapen(found, (1, labels.outputs, 64, 64)):
+            raise ValueError(f"{type(made).__name__} {wrong}")
+    return getattr(made, "heads", 1)
+
+
+def _check_kind(group: str, made: Any) -> None:
+    if not KINDS[group].is_base_of(type(made)):
+        raise ValueError(f"gives {type(made).__name__}; {KINDS[group].what} is needed")
 
 
 def _try(group: str, made: Any, epochs: Any, labels: Labels) -> None:
     """One step on next to nothing, for what constructors let through: a loss that is no mean, a schedule over zero, or
     one that is not made for as many steps as the run has `epochs`."""
-    if group == "model" and labels.outputs > 1:
-        try:
-            found = made(torch.zeros(1, 3, 64, 64, device="meta"))
-        except Exception:  # of a network that takes images of another kind, or cannot do without memory
-            return
-        if wrong := misshapen(found, (1, labels.outputs, 64, 64)):
-            raise ValueError(f"{type(made).__name__} {wrong}")
-    elif group == "loss":
+    if group == "loss":
         target = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
         value = _of_classes(made, target, labels) if labels.outputs > 1 else made(torch.zeros(2, 1, 2, 2), target)
         if value.ndim:
@@ -142,6 +235,18 @@ def _try(group: str, made: Any, epochs: Any, labels: Labels) -> None:
             made.step()
         if not 0 <= (lr := made.get_last_lr()[0]) < math.inf:
             raise ValueError(f"makes the learning rate {lr:g} after an epoch; it must stay at 0 or above")
+
+
+def _check_activation(loss: Any, labels: Labels) -> None:
+    """Raises ConfigError for a loss of MONAI, or one with such a part, that would take logits for probabilities."""
+    several = labels.outputs > 1
+    for part in loss.modules():
+        switches = [getattr(part, name, None) for name in ("sigmoid", "softmax")]
+        if all(isinstance(switch, bool) for switch in switches) and not any(switches[: 1 + several]):
+            raise ConfigError(
+                f"loss: {type(loss).__name__} takes probabilities as it stands, and is given logits: set "
+                f"{'softmax: true and to_onehot_y: true' if several else 'sigmoid: true'}"
+            )
 
 
 def _of_classes(loss: Any, target: torch.Tensor, labels: Labels) -> torch.Tensor:

@@ -2,11 +2,23 @@
 
 from segsweep.config.whitelist import Kind
 
+NETWORKS = ("unet", "r2unet", "residual_unet", "attention_r2unet", "monai")
+"""Modules of `segsweep.segmentation.models`."""
+LOSSES = (
+    *("DiceLoss", "DiceCELoss", "DiceFocalLoss", "FocalLoss", "TverskyLoss"),
+    *("GeneralizedDiceLoss", "GeneralizedDiceFocalLoss"),
+)
+"""MONAI's losses that are sums over pixels; others there want more than logits and labels, or load networks."""
 KINDS: dict[str, Kind] = {
     "model": Kind(
-        ("segsweep.segmentation.models.unet", "segsweep.segmentation.models.r2unet", "torch.nn"), "torch.nn.Module"
+        (*(f"segsweep.segmentation.models.{name}" for name in NETWORKS), "torch.nn"),
+        "torch.nn.Module",
     ),
-    "loss": Kind(("segsweep.segmentation.losses", "torch.nn"), "torch.nn.Module"),
+    "loss": Kind(
+        ("segsweep.segmentation.losses", "torch.nn"),
+        "torch.nn.Module",
+        names=tuple(f"monai.losses.{name}" for name in LOSSES),
+    ),
     "optim": Kind(("torch.optim",), "torch.optim.Optimizer"),
     "scheduler": Kind(("torch.optim.lr_scheduler",), "torch.optim.lr_scheduler.LRScheduler"),
     "data": Kind(

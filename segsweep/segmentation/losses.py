@@ -30,6 +30,27 @@ class Counted(nn.Module):
         return self.loss(inside.T[None, :, None], target[:, 0][known][None, None, None])
 
 
+class DeeplySupervised(nn.Module):
+    """The mean of a loss over the outputs of a network in training, the main one first, by `weights`; where the main
+    one comes alone, as in evaluation, its loss. Lee et al. 2015 (arXiv 1409.5185); as nnU-Net does, the weights are
+    divided by their sum, so that the loss has one scale.
+
+    Args:
+        weights: one an output, at least 0, the first above 0.
+    """
+
+    def __init__(self, loss: nn.Module, weights: Sequence[float]) -> None:
+        super().__init__()
+        self.loss, self.weights = loss, [weight / sum(weights) for weight in weights]
+
+    def forward(self, *maps_and_target: Tensor) -> Tensor:
+        *maps, target = maps_and_target
+        if len(maps) == 1:
+            return self.loss(maps[0], target)
+        used = [(weight, each) for weight, each in zip(self.weights, maps, strict=True) if weight]
+        return torch.stack([weight * self.loss(each, target) for weight, each in used]).sum()
+
+
 class CE(nn.Module):
     """Cross-entropy of classes that exclude one another, mean over pixels; with weights the weighted mean, as torch's.
 

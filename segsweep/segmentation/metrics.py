@@ -21,6 +21,7 @@ import numpy as np
 
 from segsweep.core.errors import DataError
 from segsweep.segmentation.data.labels import VOID, Labels, labels_of
+from segsweep.segmentation.kinds import NETWORKS
 from segsweep.task import Metric, Spec
 
 if TYPE_CHECKING:
@@ -127,17 +128,8 @@ METRICS: dict[str, PixelMetric] = {
         meaning="patients with neither tumour nor prediction, left out of the means",
     ),
 }
-CODE = (
-    "task",
-    "models.unet",
-    "models.r2unet",
-    "losses",
-    "data.phantom",
-    "data.lgg",
-    "data.folder",
-    "data.nifti",
-    "data.augment",
-)
+CODE = ("task", *(f"models.{name}" for name in NETWORKS), "losses")
+CODE += ("data.phantom", "data.lgg", "data.folder", "data.nifti", "data.augment")
 """All that the configuration may name; with what these import, the code that decides a number."""
 SPEC = Spec(
     metrics=METRICS,
@@ -145,7 +137,8 @@ SPEC = Spec(
     unit="patient",
     sample="slice",
     repeats=("split.fold",),
-    neutral={"data.classes": None, "data.ignore": [], "data.roi": None, "data.patch": None, "loss.weights": None},
+    neutral=dict.fromkeys(("data.classes", "data.roi", "data.patch", "loss.weights", "deep_supervision"))
+    | {"data.ignore": []},
     ignored=("workers", "compile", "data.root", "data.model_width", "split.file", "task.cache"),
     pace=("model*", "augment", "batch_size", "data", "data.image_size", "data.patch", "precision"),
     inputs=("data", "split", "precision", "device", "cache"),

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from segsweep.segmentation.data.labels import labels_of
 from segsweep.segmentation.data.source import Manifest, patch_of
 from segsweep.segmentation.data.split import Split
 from segsweep.segmentation.evaluate import evaluate, flops, patient_table
-from segsweep.segmentation.losses import Counted
+from segsweep.segmentation.losses import Counted, DeeplySupervised
 from segsweep.segmentation.metrics import CONFUSION, SPEC, spec_for, spec_of, summarise
 from segsweep.segmentation.train import fit, sizes
 from segsweep.task import Data, Range, Result, Run, Spec
@@ -48,6 +49,7 @@ class Segmentation:
         batch_size: Annotated[int, Range(least=1)],
         eval_batch_size: Annotated[int, Range(least=1)],
         micro_batches: Annotated[int, Range(least=1)],
+        deep_supervision: list[float] | None,
         clip_norm: Annotated[float | None, Range(above=0, most=1e30)],
         precision: Annotated[str, Range(choices=("auto", "fp32", "bf16"))],
         device: str,
@@ -60,6 +62,7 @@ class Segmentation:
         self.labels = labels_of(data)
         self.spec = spec_of(self.labels)
         self.batch_size, self.eval_batch_size, self.micro_batches = batch_size, eval_batch_size, micro_batches
+        self.deep_supervision = deep_supervision
         self.clip_norm, self.compile, self.workers, self.cache = clip_norm, compile, workers, Path(cache)
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
@@ -115,7 +118,7 @@ class Segmentation:
         images, _ = self.dataset.decode(self.manifest, next(iter(self.manifest.patients)))
         channels = images.shape[3]
         height, width = self.patch(images.shape[1:3]) or images.shape[1:3]
-        model = groups.network(self.groups["model"], channels, self.labels.outputs)
+        model = groups.network(self.groups["model"], channels, self.labels.outputs, (height, width))
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return {"parameters": parameters, "gflops": flops(model, channels, height, width, outputs=self.labels.outputs)}
 
@@ -144,12 +147,14 @@ class Segmentation:
 
         torch.manual_seed(run.seed)
         outputs = self.labels.outputs
-        model = groups.network(self.groups["model"], channels, outputs)
+        model = groups.network(self.groups["model"], channels, outputs, (height, width))
+        groups.check_outputs(model, channels, self.deep_supervision)
         model = model.to(self.device, memory_format=torch.channels_last)
         node = classes.with_weights(self.groups["loss"], volumes, split)
         known |= {"loss_weights": node["weights"]} if node.get("weights") else {}
         loss = groups.build("loss", node).to(self.device)
         loss = Counted(loss) if volumes.void else loss
+        loss = DeeplySupervised(loss, self.deep_supervision) if self.deep_supervision else loss
         optimizer = self._build("optim")(model.parameters())
         scheduler = self._build("scheduler")(optimizer)
         network = f"{self.groups['model']} {channels}x{height}x{width} to {outputs}"
@@ -159,6 +164,8 @@ class Segmentation:
         known |= {} if volumes.spacing is None else {"unit": "mm"}
         known |= {"patch": list(patch)} if patch else {}
         run.describe(parameters=parameters, gflops=_gflops[network], data={"image_shape": shape} | known)
+        if "monai" in f"{self.groups['model']['_target_']} {self.groups['loss']['_target_']}":
+            run.describe(libraries={"monai": version("monai")})
 
         parts = self.parts(run.retries)
         under = autocast(self.device, self.precision)

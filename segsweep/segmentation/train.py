@@ -17,6 +17,8 @@ from segsweep.segmentation.evaluate import Evaluation, evaluate, no_counts
 from segsweep.segmentation.metrics import confusion, summarise
 from segsweep.task import Run
 
+Maps = torch.Tensor | tuple[torch.Tensor, ...]
+"""Of logits (B, C, H, W): a network's, or those of its several outputs in training, the main one first."""
 LOOK = 1.0
 """Seconds between two looks at the losses within an epoch: on a GPU a look waits for all that was asked of it."""
 
@@ -35,7 +37,7 @@ def fit(
     autocast: Callable[[], AbstractContextManager[Any]],
     clip_norm: float | None,
     parts: int = 1,
-    forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    forward: Callable[[torch.Tensor], Maps] | None = None,
     compile_seconds: Callable[[], float] = lambda: 0.0,
 ) -> Evaluation | None:
     """Train the epochs that `run` has left; the model ends with the weights of the last one. Returns the evaluation of
@@ -60,8 +62,10 @@ def fit(
         started = looked = time.perf_counter()
         for step, (x, y, patient) in enumerate(train.epoch(epoch.seed)):
             with autocast():
-                logits = forward(x)
-            value = loss(logits.float(), y)
+                found = forward(x)
+            maps = found if isinstance(found, tuple) else (found,)
+            logits = maps[0]
+            value = loss(*(each.float() for each in maps), y)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             if clip_norm is not None:
@@ -95,9 +99,7 @@ def fit(
     return tested
 
 
-def in_parts(
-    forward: Callable[[torch.Tensor], torch.Tensor], parts: int, norms: list[_BatchNorm], x: torch.Tensor
-) -> torch.Tensor:
+def in_parts(forward: Callable[[torch.Tensor], Maps], parts: int, norms: list[_BatchNorm], x: torch.Tensor) -> Maps:
     """The logits of `x` (B, C, H, W), computed in `parts` parts one after another, with the memory of one of them.
 
     The loss is taken of the whole batch's logits and the gradient is that of this loss, whatever it is: the mean over
@@ -106,7 +108,8 @@ def in_parts(
     BatchNorm sees the parts: it normalises each by its own statistics, and its running ones take one step a part.
     A part has two slices at least, the fewest that BatchNorm can normalise."""
     again = partial(_counted_once, norms)
-    return torch.cat([checkpoint(forward, p, use_reentrant=False, context_fn=again) for p in pieces(x, parts)])
+    found = [checkpoint(forward, p, use_reentrant=False, context_fn=again) for p in pieces(x, parts)]
+    return tuple(map(torch.cat, zip(*found, strict=True))) if isinstance(found[0], tuple) else torch.cat(found)
 
 
 def pieces(x: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:

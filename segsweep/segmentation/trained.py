@@ -96,7 +96,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
         patch = patch_of(config.data.get("patch"), (height, width))
         room = (height, width) if info["data"].get("padded") or patch else None
         labels = labels_of(OmegaConf.to_container(config.data, resolve=True))
-        model = groups.network(config.model, channels, labels.outputs)
+        model = groups.network(config.model, channels, labels.outputs, patch or (height, width))
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {error}") from error
     except SegsweepError:

@@ -36,7 +36,9 @@ def named(group: str) -> list[str]:
 
 
 def test_the_promised_options_are_there():
-    assert {"unet", "r2unet"} <= set(named("model"))
+    assert {"unet", "r2unet", "residual_unet", "attention_r2unet"} <= set(named("model"))
+    assert {"attention_unet", "unet_plus_plus", "segresnet", "basic_unet"} <= set(named("model"))
+    assert {"swin_unetr", "dynunet", "flexible_unet"} <= set(named("model"))
     assert {"auto", "bce", "dice", "bce_dice", "tversky", "focal", "ce", "ce_dice"} <= set(named("loss"))
     assert {"sgd", "adam", "adamw"} <= set(named("optim"))
     assert {"constant", "cosine", "poly"} <= set(named("scheduler"))
@@ -67,7 +69,8 @@ def test_an_argument_that_is_not_taken_is_refused(group, option):
 
 @pytest.mark.parametrize("option", named("model"))
 def test_a_network_maps_any_size_and_channels_to_one_logit_a_pixel_and_learns(option):
-    model = build("model", composed("model", option, "model.width=2").model, in_channels=2)
+    width = 12 if option == "swin_unetr" else 2
+    model = build("model", composed("model", option, f"model.width={width}").model, in_channels=2)
     x = torch.randn(2, 2, 20, 33)
     logits = model(x)
     assert logits.shape == (2, 1, 20, 33)

@@ -2,10 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from segsweep.segmentation.models.attention_r2unet import AttentionR2UNet
 from segsweep.segmentation.models.r2unet import R2UNet
+from segsweep.segmentation.models.residual_unet import ResidualUNet
 from segsweep.segmentation.models.unet import UNet
 
-NETWORKS = [UNet, R2UNet]
+NETWORKS = [UNet, R2UNet, ResidualUNet, AttentionR2UNet]
 
 
 def make(network, **arguments):
@@ -13,8 +15,11 @@ def make(network, **arguments):
     return network(**({"width": 4, "depth": 2} | arguments))
 
 
-@pytest.mark.parametrize(("network", "expected"), [(UNet, 31_043_521), (R2UNet, 21_296_641)])
-def test_parameters_are_the_reports(network, expected):
+COUNTS = [(UNet, 31_043_521), (R2UNet, 21_296_641), (ResidualUNet, 32_439_297), (AttentionR2UNet, 21_648_173)]
+
+
+@pytest.mark.parametrize(("network", "expected"), COUNTS)
+def test_parameters_are_the_reports_and_those_that_are_told(network, expected):
     with torch.device("meta"):
         assert sum(p.numel() for p in network().parameters()) == expected
 
@@ -35,6 +40,31 @@ def test_unet_joins_the_encoders_features_first_and_the_upsampled_ones_after():
     d2 = model.decoder[0](torch.cat((e2, model.up[0](bottom)), dim=1))
     d1 = model.decoder[1](torch.cat((e1, model.up[1](d2)), dim=1))
     torch.testing.assert_close(model(x), model.head(d1))
+
+
+def test_an_attention_gate_weighs_the_skip_connection_by_what_comes_up():
+    model = make(AttentionR2UNet).eval()
+    x = torch.randn(1, 3, 16, 16)
+    asked = []
+    for gate in model.gates:
+        gate.register_forward_hook(lambda module, inputs, output: asked.append((*inputs, output)))
+    expected = model(x)
+    for gate, (skip, up, weighed) in zip(model.gates, asked, strict=True):
+        share = gate.psi(torch.relu(gate.skip(skip) + gate.up(up))).sigmoid()
+        assert share.shape == (1, 1, *skip.shape[-2:])
+        torch.testing.assert_close(weighed, skip * share)
+    for gate in model.gates:
+        torch.nn.init.constant_(gate.psi[1].bias, 100.0)  # all is let through: the R2U-Net
+    plain = make(R2UNet).eval()
+    plain.load_state_dict({key: item for key, item in model.state_dict().items() if not key.startswith("gates.")})
+    torch.testing.assert_close(model(x), plain(x))
+    assert not torch.allclose(expected, plain(x))
+
+
+def test_a_residual_block_is_two_convolutions_and_a_shortcut():
+    block = make(ResidualUNet).eval().encoder[0]
+    x = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(block(x), block.convs(x) + block.shortcut(x))
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -1,7 +1,7 @@
-"""The convolution blocks of the U-Net and the R2U-Net, and the U-shaped encoder-decoder that both are.
+"""The blocks of the U-Net, the R2U-Net and those between and beyond, and the U-shaped encoder-decoder that all are.
 
-The networks differ in their block alone, so the path down, the path up, and what happens to sizes that do not divide
-are here once.
+The networks differ in their block, and in what is at the skip connections, so the path down, the path up, and what
+happens to sizes that do not divide are here once.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,19 @@ class DoubleConv(nn.Sequential):
         super().__init__(*layers)
 
 
+class Residual(nn.Module):
+    """`DoubleConv` plus a 1x1 shortcut of the input: (B, in_channels, H, W) -> (B, out_channels, H, W). As
+    `RecurrentResidual` has it, and without recurrence; Alom et al. 2018 (arXiv 1802.06955), figure 4c."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.convs = DoubleConv(in_channels, out_channels)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x).add_(self.convs(x))
+
+
 class RecurrentResidual(nn.Module):
     """Recurrent residual block: (B, in_channels, H, W) -> (B, out_channels, H, W).
 
@@ -52,6 +65,23 @@ class RecurrentResidual(nn.Module):
             # In place: nothing needs BatchNorm's result for the gradient, but the next step needs ReLU's as it is.
             state = self.norm(self.conv(state)).add_(projected).relu_()
         return self.shortcut(x).add_(state)
+
+
+class AttentionGate(nn.Module):
+    """Additive attention: skip and up, both (B, channels, H, W), -> skip times a weight of 0 to 1 a pixel, which is
+    sigmoid(psi(relu(a(skip) + b(up)))) of 1x1 convolutions with BatchNorm, in half the channels. Oktay et al. 2018
+    (arXiv 1804.03999)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        between = max(1, channels // 2)
+        self.skip, self.up, self.psi = (
+            nn.Sequential(nn.Conv2d(before, after, 1), nn.BatchNorm2d(after))
+            for before, after in ((channels, between), (channels, between), (between, 1))
+        )
+
+    def forward(self, skip: Tensor, up: Tensor) -> Tensor:
+        return skip * self.psi((self.skip(skip) + self.up(up)).relu()).sigmoid()
 
 
 class Join(torch.autograd.Function):
@@ -81,51 +111,82 @@ class Join(torch.autograd.Function):
         return skip, of_x, of_weight, up.sum((0, 2, 3), dtype=torch.float32)
 
 
-class EncoderDecoder(nn.Module):
+class AnySize(nn.Module):
+    """A network for images (B, C, H, W) of any H and W of at least 1: what `body` makes of them, logits (B, K, H, W),
+    or in training a tuple of `heads` such maps with the main one first.
+
+    A size that is no multiple of `multiple`, or is below `least`, is padded by repeating the border, and the logits are
+    cropped back, so that what is added enters no loss and no score.
+    """
+
+    multiple: int
+    least: int
+    heads = 1
+
+    def body(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        height, width = x.shape[-2:]
+        top, bottom = _padding(height, self.multiple, self.least)
+        left, right = _padding(width, self.multiple, self.least)
+        if not (top or bottom or left or right):
+            return self.body(x)
+        found = self.body(F.pad(x, (left, right, top, bottom), mode="replicate"))
+        if isinstance(found, tuple):
+            return tuple(each[..., top : top + height, left : left + width] for each in found)
+        return found[..., top : top + height, left : left + width]
+
+
+class EncoderDecoder(AnySize):
     """U-shaped network: (B, in_channels, H, W) -> logits (B, out_channels, H, W), for any H and W of at least 1.
 
     `depth` times 2x2 max-pooling with the channels doubling from `width`; as often up by a 2x2 transposed convolution,
-    whose result is joined to the encoder's at that level. A size that is no multiple of 2**depth, or that would leave a
-    single pixel at the bottom (no statistics for BatchNorm), is padded by repeating the border, and the logits are
-    cropped back.
+    whose result is joined to the encoder's at that level, or to what a `gate` for its channels makes of both, where
+    there is one. Padded to a multiple of 2**depth, and to two of them, as a single pixel at the bottom has no
+    statistics for BatchNorm.
     """
 
     def __init__(
-        self, block: Callable[[int, int], nn.Module], in_channels: int, out_channels: int, width: int, depth: int
+        self,
+        block: Callable[[int, int], nn.Module],
+        in_channels: int,
+        out_channels: int,
+        width: int,
+        depth: int,
+        gate: Callable[[int], nn.Module] | None = None,
     ) -> None:
         check_range(in_channels=(in_channels, 1, None), out_channels=(out_channels, 1, None))
         check_range(width=(width, 1, None), depth=(depth, 1, 8))
         super().__init__()
         channels = [width * 2**level for level in range(depth + 1)]
-        self.multiple = 2**depth
+        self.multiple, self.least = 2**depth, 2 * 2**depth
         self.encoder = nn.ModuleList(block(before, after) for before, after in pairwise([in_channels, *channels]))
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * c, c, 2, stride=2) for c in reversed(channels[:-1]))
         self.decoder = nn.ModuleList(block(2 * c, c) for c in reversed(channels[:-1]))
         self.head = nn.Conv2d(width, out_channels, 1)
+        self.gates = nn.ModuleList(map(gate, reversed(channels[:-1]))) if gate else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        top, bottom = _padding(height, self.multiple)
-        left, right = _padding(width, self.multiple)
-        if top or bottom or left or right:
-            x = F.pad(x, (left, right, top, bottom), mode="replicate")
-            return self.forward(x)[..., top : top + height, left : left + width]
-
+    def body(self, x: Tensor) -> Tensor:
         x = self.encoder[0](x)
         skips = []
         for block in self.encoder[1:]:
             skips.append(x)  # (B, width * 2**level, H / 2**level, W / 2**level)
             x = block(F.max_pool2d(x, 2))
         own = self.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
-        for up, block in zip(self.up, self.decoder, strict=True):
+        for up, block, gate in zip(self.up, self.decoder, self.gates or [None] * len(self.up), strict=True):
             skip = skips.pop()
+            if gate is not None:
+                risen = up(x)
+                x = block(torch.cat((gate(skip, risen), risen), dim=1))
+                continue
             x = block(Join.apply(skip, x, up.weight, up.bias) if own else torch.cat((skip, up(x)), dim=1))
         return self.head(x)
 
 
-def _padding(size: int, multiple: int) -> tuple[int, int]:
-    """Pixels to add (before, after) so that `size` becomes a multiple of `multiple`, and at least two of them."""
-    missing = max(-size % multiple, 2 * multiple - size)
+def _padding(size: int, multiple: int, least: int) -> tuple[int, int]:
+    """Pixels to add (before, after) so that `size` becomes a multiple of `multiple`, and at least `least`."""
+    missing = max(-size % multiple, least - size)
     return missing // 2, missing - missing // 2
 
 
