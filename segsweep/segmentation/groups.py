@@ -14,12 +14,14 @@ from segsweep.config import components
 from segsweep.config.before import today
 from segsweep.config.whitelist import locate
 from segsweep.core.environment import spare_dynamo
-from segsweep.core.errors import DataError
+from segsweep.core.errors import DataError, nearest
 from segsweep.core.masks import first_line
+from segsweep.segmentation import schedules
 from segsweep.segmentation.classes import check_weights
 from segsweep.segmentation.data.labels import Labels, labels_of
 from segsweep.segmentation.evaluate import misshapen
 from segsweep.segmentation.kinds import KINDS
+from segsweep.segmentation.metrics import spec_of
 
 ADDED: dict[str, tuple[str, ...]] = {"model": ("in_channels",), "optim": ("params",), "scheduler": ("optimizer",)}
 """Arguments that a run passes itself."""
@@ -83,15 +85,22 @@ def problems(given: Mapping[str, Any]) -> list[str]:
         added, option = ADDED.get(group, ()), OPTIONS.get(group, "none")
         if group == "model" and labels.outputs > 1 and "out_channels" not in node:
             added += ("out_channels",)
-        wrong = components.mistakes(KINDS, group, node, added=added, option=option)
+        if group == "scheduler" and schedules.EACH not in node:
+            added += (schedules.EACH,)
+        plain = schedules.without_by(node) if group == "scheduler" else node
+        wrong = components.mistakes(KINDS, group, plain, added=added, option=option)
         target = node.get("_target_")
         if isinstance(target, str) and group in ("optim", "scheduler"):
             if node.get("_partial_") is not True and not any("not allowed" in text for text in wrong):
                 wrong.append(f"{group}: its YAML needs _partial_: true, as the run adds {added[0]} to {target}")
             if target.startswith("torch.") and not wrong:
                 wrong = _check_ranges(group, node)
+        if group == "scheduler" and not wrong:
+            none = (given.get("split") or {}).get("val") == 0
+            wrong = [needs_validation(what) for what, needed in by_validation(given).items() if needed and none]
         if not wrong and (group != "scheduler" or optimizer is not None):
-            known = f"{group} {node} {type(optimizer)} {epochs if group == 'scheduler' else None} {labels.outputs}"
+            length = epochs if group == "scheduler" else None
+            known = f"{group} {node} {type(optimizer)} {length} {labels.outputs} {labels.names}"
             wrong, made = components.tried(group, known, partial(_attempt, group, node, optimizer, epochs, labels))
             optimizer = made if group == "optim" else optimizer
         if group == "data" and wrong_labels and not wrong:
@@ -100,23 +109,39 @@ def problems(given: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def by_validation(given: Mapping[str, Any]) -> dict[str, bool]:
+    """Settings, as messages name them -> whether they go by the validation part."""
+    node = given.get("scheduler") or {}
+    return {f"scheduler.by={node.get('by')}": schedules.by(node).startswith("val/")}
+
+
+def needs_validation(what: str) -> str:
+    return (
+        f"{what}: it goes by the validation part, and there is none (never by the test part); "
+        "give it one, as with split=patient split.val=0.15"
+    )
+
+
 def _attempt(group: str, node: Mapping[str, Any], optimizer: Any, epochs: Any, labels: Labels) -> Any:
     """The optimizer, if that is what is built here. Raises what is wrong with a component."""
     with torch.device("meta") if group == "model" else torch.device("cpu"):
-        made = network(node, 3, labels.outputs) if group == "model" else build(group, node)
+        if group == "model":
+            made = network(node, 3, labels.outputs)
+        elif group == "scheduler":  # of one step an epoch where nobody knows how many there are
+            made = schedules.schedule(node, optimizer, node.get(schedules.EACH, 1))
+        else:
+            made = build(group, node)
         if group == "optim":
             made = made(params=[torch.nn.Parameter(torch.zeros(1))])
-        if group == "scheduler":
-            made = made(optimizer=optimizer)
         if not KINDS[group].is_base_of(type(made)):
             raise ValueError(f"gives {type(made).__name__}; {KINDS[group].what} is needed")
         if group == "loss":
             check_weights(node, labels)
-        _try(group, made, epochs, labels)
+        _try(group, made, epochs, labels, node)
         return made if group == "optim" else None
 
 
-def _try(group: str, made: Any, epochs: Any, labels: Labels) -> None:
+def _try(group: str, made: Any, epochs: Any, labels: Labels, node: Mapping[str, Any]) -> None:
     """One step on next to nothing, for what constructors let through: a loss that is no mean, a schedule over zero, or
     one that is not made for as many steps as the run has `epochs`."""
     if group == "model" and labels.outputs > 1:
@@ -135,11 +160,14 @@ def _try(group: str, made: Any, epochs: Any, labels: Labels) -> None:
         if not torch.allclose(value, made(*twice), rtol=0.2):
             raise ValueError("grows with the batch: the mean over a batch is needed, not the sum")
     elif group == "scheduler":
+        by = schedules.by(node)
+        _check_by(made, by, labels)
         if not isinstance(epochs, int) or epochs < 1:
             return  # it is told of itself, and what it makes of a schedule would be told beside it
-        _check_steps(made, epochs, epochs)
+        each = node.get(schedules.EACH, 1) if by == "step" else 1
+        _check_steps(made, epochs * each, epochs, "steps" if by != "step" or schedules.EACH in node else "epochs", by)
         with warnings.catch_warnings(action="ignore"):  # the optimizer has made no step: it would import the compiler
-            made.step()
+            made.step(*[0.0] * isinstance(made, lr_scheduler.ReduceLROnPlateau))
         if not 0 <= (lr := made.get_last_lr()[0]) < math.inf:
             raise ValueError(f"makes the learning rate {lr:g} after an epoch; it must stay at 0 or above")
 
@@ -158,31 +186,49 @@ def _of_classes(loss: Any, target: torch.Tensor, labels: Labels) -> torch.Tensor
         ) from error
 
 
-def _check_steps(schedule: Any, steps: int, epochs: int, inside: str = "") -> None:
-    """Raise ValueError where a schedule, or one inside it, is not made to be stepped `steps` times, once an epoch."""
-    name, instead = f"{type(schedule).__name__}{inside}", "use scheduler=cosine, poly or constant"
+def _check_by(made: Any, by: str, labels: Labels) -> None:
+    """Raise ValueError where a schedule is stepped by what it is not made for."""
+    known = {f"val/{name}": metric for name, metric in spec_of(labels).metrics.items() if metric.by_epoch}
+    plateau = isinstance(made, lr_scheduler.ReduceLROnPlateau)
+    if by not in ("epoch", "step", *known):
+        hint = nearest(by, ["epoch", "step", "val", *known])
+        raise ValueError(f"scheduler.by={by}: allowed are epoch, step, val and {', '.join(known)}{hint}")
+    if plateau != (by in known):
+        name = type(made).__name__
+        needs = "steps by a value of the validation part: scheduler.by=val, or" if plateau else "steps by no value:"
+        raise ValueError(f"{name} {needs} scheduler{'=plateau' if plateau else '.by=epoch or step'}")
+    if plateau and made.mode != known[by].direction:
+        better = "more" if known[by].direction == "max" else "less"
+        raise ValueError(f"mode={made.mode}: of {by}, {better} is better; scheduler.mode={known[by].direction}")
+
+
+def _check_steps(schedule: Any, steps: int, epochs: int, unit: str, by: str, inside: str = "") -> None:
+    """Raise ValueError where a schedule, or one inside it, is not made for the `steps` by which it is stepped: once an
+    epoch, or `by` step; then their `unit` is an epoch where nobody knows how many steps that has."""
+    name, one = f"{type(schedule).__name__}{inside}", unit[:-1]
     stepped = f"and a schedule is stepped once an epoch, {steps} times with epochs={epochs}"
-    if isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
-        raise ValueError(f"{name} steps by a metric, and a run gives its schedule none yet; {instead}")
+    if by == "step":
+        stepped = f"and with scheduler.by=step lengths are in epochs: here {steps} {unit} with epochs={epochs}"
+    if inside and isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
+        raise ValueError(f"{name} steps by a value, which nobody gives it there; use scheduler=plateau")
     if isinstance(schedule, lr_scheduler.OneCycleLR) and (planned := schedule.total_steps) != steps:
-        end = f"it would stop at step {steps}" if planned > steps else f"it has no step after {planned}"
+        end = f"it would stop at {one} {steps}" if planned > steps else f"it has no {one} after {planned}"
         total = "${epochs}" if steps == epochs else steps
-        raise ValueError(
-            f"{name} plans {planned} steps, {stepped}: {end}; {instead}, or total_steps={total} for one step an epoch"
-        )
+        more = f"total_steps={total} for one step an epoch" if by == "epoch" else f"total_steps={total}"
+        raise ValueError(f"{name} plans {planned} {unit}, {stepped}: {end}; use scheduler=onecycle, or {more}")
     if isinstance(schedule, lr_scheduler.CyclicLR) and (cycle := schedule.total_size) > steps:
         raise ValueError(
-            f"{name} has a cycle of {cycle:g} steps, {stepped}: it would stop within the first; {instead}, or "
-            f"step_size_up and step_size_down that make {steps} at most"
+            f"{name} has a cycle of {cycle:g} {unit}, {stepped}: it would stop within the first; use "
+            f"scheduler=onecycle, or step_size_up and step_size_down that make {steps} at most"
         )
     inside = f" in {name}"
     if isinstance(schedule, lr_scheduler.ChainedScheduler):
         for part in schedule._schedulers:
-            _check_steps(part, steps, epochs, inside)
+            _check_steps(part, steps, epochs, unit, by, inside)
     elif isinstance(schedule, lr_scheduler.SequentialLR):
         bounds = [0, *(min(bound, steps) for bound in schedule._milestones), steps]
         for part, start, stop in zip(schedule._schedulers, bounds, bounds[1:], strict=False):
-            _check_steps(part, stop - start, epochs, inside)
+            _check_steps(part, stop - start, epochs, unit, by, inside)
 
 
 def _check_ranges(group: str, node: Mapping[Any, Any]) -> list[str]:

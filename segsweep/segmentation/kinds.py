@@ -8,7 +8,9 @@ KINDS: dict[str, Kind] = {
     ),
     "loss": Kind(("segsweep.segmentation.losses", "torch.nn"), "torch.nn.Module"),
     "optim": Kind(("torch.optim",), "torch.optim.Optimizer"),
-    "scheduler": Kind(("torch.optim.lr_scheduler",), "torch.optim.lr_scheduler.LRScheduler"),
+    "scheduler": Kind(
+        ("torch.optim.lr_scheduler", "segsweep.segmentation.schedules"), "torch.optim.lr_scheduler.LRScheduler"
+    ),
     "data": Kind(
         ("segsweep.segmentation.data.phantom", "segsweep.segmentation.data.lgg", "segsweep.segmentation.data.folder"),
         methods=("scan", "decode"),

@@ -127,7 +127,10 @@ METRICS: dict[str, PixelMetric] = {
         meaning="patients with neither tumour nor prediction, left out of the means",
     ),
 }
-CODE = ("task", "models.unet", "models.r2unet", "losses", "data.phantom", "data.lgg", "data.folder", "data.augment")
+CODE = (
+    *("task", "models.unet", "models.r2unet", "losses", "schedules"),
+    *("data.phantom", "data.lgg", "data.folder", "data.augment"),
+)
 """All that the configuration may name; with what these import, the code that decides a number."""
 SPEC = Spec(
     metrics=METRICS,
@@ -135,7 +138,7 @@ SPEC = Spec(
     unit="patient",
     sample="slice",
     repeats=("split.fold",),
-    neutral={"data.classes": None, "data.ignore": [], "loss.weights": None},
+    neutral={"data.classes": None, "data.ignore": [], "loss.weights": None, "scheduler.by": "epoch"},
     ignored=("workers", "compile", "data.root", "data.model_width", "split.file", "task.cache"),
     pace=("model*", "augment", "batch_size", "data", "data.image_size", "precision"),
     inputs=("data", "split", "precision", "device", "cache"),

@@ -12,7 +12,7 @@ from segsweep.core import artifacts
 from segsweep.core.device import autocast, compile_seconds, compiled, pick_device, pick_precision
 from segsweep.core.errors import DataError
 from segsweep.core.session import session
-from segsweep.segmentation import classes, figures, groups
+from segsweep.segmentation import classes, figures, groups, schedules
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.labels import labels_of
@@ -93,12 +93,17 @@ class Segmentation:
         return self._build("split")(self.manifest.patients)
 
     def data(self) -> Data:
-        """Scans and divides; decodes nothing. The device does not belong to the identity, the arithmetic does."""
+        """Scans and divides; decodes nothing. The device does not belong to the identity, the arithmetic does. Raises
+        DataError where a setting goes by the validation part and there is none."""
         patients = self.manifest.patients
+        parts = {part: len(getattr(self.split, part)) for part in ("train", "val", "test")}
+        for what, needed in groups.by_validation(self.groups).items():
+            if needed and not parts["val"]:
+                raise DataError(groups.needs_validation(what))
         return Data(
             digest=self.manifest.digest,
             split=self.split.digest,
-            parts={part: len(getattr(self.split, part)) for part in ("train", "val", "test")},
+            parts=parts,
             leaks=self.split.leaks,
             settings={"precision": self.precision},
             choices={"loss": groups.loss_of(self.labels)},
@@ -137,7 +142,7 @@ class Segmentation:
         loss = groups.build("loss", node).to(self.device)
         loss = Counted(loss) if volumes.void else loss
         optimizer = self._build("optim")(model.parameters())
-        scheduler = self._build("scheduler")(optimizer)
+        scheduler = schedules.schedule(self.groups["scheduler"], optimizer, len(train))
         network = f"{self.groups['model']} {channels}x{height}x{width} to {outputs}"
         _gflops[network] = _gflops.get(network) or flops(model, channels, height, width, self.device, outputs)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -150,7 +155,8 @@ class Segmentation:
         forward = compiled(model, sizes(self.batch_size, parts)) if self.compile else None
         tested = fit(
             run, model, loss, optimizer, scheduler, train, held_out,
-            part=part, clip_norm=self.clip_norm, forward=forward, compile_seconds=compile_seconds, **shared,
+            part=part, by=schedules.by(self.groups["scheduler"]), clip_norm=self.clip_norm, forward=forward,
+            compile_seconds=compile_seconds, **shared,
         )  # fmt: skip
         final = tested or evaluate(model, loss, test, keep=True, **shared)
         patients = patient_table(final, volumes, split.test)

@@ -31,6 +31,7 @@ def fit(
     held_out: Batches,
     *,
     part: str,
+    by: str = "epoch",
     patients: int,
     autocast: Callable[[], AbstractContextManager[Any]],
     clip_norm: float | None,
@@ -41,7 +42,8 @@ def fit(
     """Train the epochs that `run` has left; the model ends with the weights of the last one. Returns the evaluation of
     the last epoch, with its masks, where `part` is test; None where that epoch was already there.
 
-    `part` names what `held_out` is, "val" or "test"; `forward` is the compiled model where there is one, and
+    `part` names what `held_out` is, "val" or "test"; `by`: what the schedule is stepped by, epoch, step, or a value
+    of the epoch such as val/loss; `forward` is the compiled model where there is one, and
     `compile_seconds` the time that compiling has taken so far, which is no part of an epoch's; `parts`: see `in_parts`.
     Raises NotFiniteError naming the step.
     """
@@ -67,6 +69,9 @@ def fit(
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
             optimizer.step()
+            lr = optimizer.param_groups[0]["lr"]
+            if by == "step":
+                scheduler.step()
             losses[step] = value.detach()
             sizes.append(len(x))
             counts += confusion(logits.detach(), y, patient, patients, void)
@@ -86,11 +91,14 @@ def fit(
         tested = held if test else None
         scores = {"loss": held.loss} | summarise(held.counts, labels.structures)
         values |= {f"{part}/{name}": v for name, v in scores.items()}
-        facts = {"lr": optimizer.param_groups[0]["lr"], "seconds": seconds, "eval_seconds": held.seconds}
+        facts = {"lr": lr, "seconds": seconds, "eval_seconds": held.seconds}
         facts |= {"images_per_second": train.images / seconds}
         facts |= {"micro_batches": parts} if parts > 1 else {}
         facts |= {"compile_seconds": compiled} if compiled else {}
-        scheduler.step()
+        if by == "epoch":
+            scheduler.step()
+        elif by != "step":
+            scheduler.step(values[by])  # type: ignore[arg-type]  # a plateau's
         epoch.report(values, **facts)
     return tested
 
