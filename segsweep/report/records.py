@@ -384,9 +384,9 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
             if target.is_dir():
                 run = _shared(runs, target, record.problems)
         status = run.status if run and run.status in ("failed", "pruned") else str(job.get("status") or "unknown")
-        if run is None and status in ("finished", "reused", "continued"):
+        if run is None and status in WHOLE:
             status = "run folder gone"
-        elif run and run.status == "unfinished" and status in ("finished", "reused", "continued"):
+        elif run and run.status == "unfinished" and status in WHOLE:
             status = "result missing"
         error = job.get("error") or (run.error if run else "")
         if status == "running" and not (artifacts.held(folder) or (run and artifacts.held(run.folder))):

@@ -95,9 +95,6 @@ def problems(given: Mapping[str, Any]) -> list[str]:
                 wrong.append(f"{group}: its YAML needs _partial_: true, as the run adds {added[0]} to {target}")
             if target.startswith("torch.") and not wrong:
                 wrong = _check_ranges(group, node)
-        if group == "scheduler" and not wrong:
-            none = (given.get("split") or {}).get("val") == 0
-            wrong = [needs_validation(what) for what, needed in by_validation(given).items() if needed and none]
         if not wrong and (group != "scheduler" or optimizer is not None):
             length = epochs if group == "scheduler" else None
             known = f"{group} {node} {type(optimizer)} {length} {labels.outputs} {labels.names}"
@@ -106,13 +103,21 @@ def problems(given: Mapping[str, Any]) -> list[str]:
         if group == "data" and wrong_labels and not wrong:
             wrong = [wrong_labels]
         found += wrong
+    if (given.get("split") or {}).get("val") == 0:
+        found += [needs_validation(what) for what in by_validation(given)]
+    if (ema := given.get("ema")) is not None and ema >= 1:
+        found.append(f"ema={ema}: must be below 1, as 0.999 is, or nothing of what is trained enters the average")
+    if given.get("test_weights") == "ema" and "ema" in given and ema is None:
+        found.append("test_weights=ema: there is no average of the weights to test; give its decay, as with ema=0.999")
     return found
 
 
-def by_validation(given: Mapping[str, Any]) -> dict[str, bool]:
-    """Settings, as messages name them -> whether they go by the validation part."""
-    node = given.get("scheduler") or {}
-    return {f"scheduler.by={node.get('by')}": schedules.by(node).startswith("val/")}
+def by_validation(given: Mapping[str, Any]) -> list[str]:
+    """The settings that go by the validation part, as messages name them."""
+    node, patience = given.get("scheduler") or {}, given.get("early_stopping")
+    found = [f"scheduler.by={node.get('by')}"] if schedules.by(node).startswith("val/") else []
+    found += [] if patience is None else [f"early_stopping={patience}"]
+    return found + ["test_weights=best"] * (given.get("test_weights") == "best")
 
 
 def needs_validation(what: str) -> str:

@@ -138,7 +138,9 @@ SPEC = Spec(
     unit="patient",
     sample="slice",
     repeats=("split.fold",),
-    neutral={"data.classes": None, "data.ignore": [], "loss.weights": None, "scheduler.by": "epoch"},
+    neutral={"data.classes": None, "data.ignore": [], "loss.weights": None, "scheduler.by": "epoch"}
+    | {"ema": None, "early_stopping": None, "test_weights": "last"},
+    endings={"early_stopping": (), "test_weights": ("last", "best")},
     ignored=("workers", "compile", "data.root", "data.model_width", "split.file", "task.cache"),
     pace=("model*", "augment", "batch_size", "data", "data.image_size", "precision"),
     inputs=("data", "split", "precision", "device", "cache"),
