@@ -71,6 +71,19 @@ def test_with_an_average_the_epochs_and_the_test_are_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("parts", [(), ("micro_batches=2",)])
+def test_changes_of_an_images_values_go_on_to_the_same_bits(tmp_path, parts):
+    names = ("noise", "blur", "brightness", "contrast", "gamma")
+    asked = ("augment=flips", *(f"augment.{name}=0.5" for name in names), "epochs=3", *parts)
+    undisturbed = do(tmp_path / "undisturbed", *asked)
+    again = stopped_and_continued(tmp_path / "stopped", *asked)
+    assert (again.status, again.metrics) == ("continued", undisturbed.metrics)
+    assert same(weights(again), weights(undisturbed))
+    plain = do(tmp_path / "plain", "augment=flips", "epochs=3")
+    assert plain.metrics != undisturbed.metrics
+    assert plain.signature == do(tmp_path / "plain", "augment=flips", "epochs=3", "~augment.noise").signature
+
+
+@pytest.mark.parametrize("parts", [(), ("micro_batches=2",)])
 @pytest.mark.parametrize("chosen", ["ema", "last"])
 def test_an_average_goes_on_to_the_same_bits(tmp_path, chosen, parts):
     asked = ("ema=0.8", f"test_weights={chosen}", "epochs=3", *parts)

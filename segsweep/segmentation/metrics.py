@@ -139,6 +139,7 @@ SPEC = Spec(
     sample="slice",
     repeats=("split.fold",),
     neutral={"data.classes": None, "data.ignore": [], "loss.weights": None, "scheduler.by": "epoch"}
+    | dict.fromkeys((f"augment.{key}" for key in ("noise", "blur", "brightness", "contrast", "gamma")), 0)
     | {"ema": None, "early_stopping": None, "test_weights": "last"},
     endings={"early_stopping": (), "test_weights": ("last", "best")},
     ignored=("workers", "compile", "data.root", "data.model_width", "split.file", "task.cache"),
