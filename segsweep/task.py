@@ -90,6 +90,9 @@ class Spec:
         sections: modules with what the report says of this task alone; see `segsweep.report.own`.
         neutral: settings that came after the first runs were made, with the value at which they decide nothing: then
             they are no part of an identity, which stays what it was without them.
+        endings: settings that decide when a run ends, or what is tested then, and nothing of its epochs, with the
+            values of which that is so (none given: of all). They are part of its signature; its epochs are shared with
+            runs that have others.
     """
 
     metrics: Mapping[str, Metric]
@@ -106,6 +109,7 @@ class Spec:
     pace: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
     neutral: Mapping[str, Any] = field(default_factory=dict)
+    endings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, Metric]:
@@ -138,6 +142,7 @@ class Spec:
         """For run.json; infinite bounds are null there."""
         kept = ("select", "unit", "sample", "repeats", "ignored", "inputs", "validation", "epochs", "pace", "sections")
         about = {name: getattr(self, name) for name in kept} | {"neutral": dict(self.neutral)}
+        about["endings"] = {key: list(values) for key, values in self.endings.items()}
         plain = Metric.__dataclass_fields__
         metrics = {name: {key: getattr(metric, key) for key in plain} for name, metric in self.metrics.items()}
         for entry in metrics.values():
@@ -157,6 +162,7 @@ class Spec:
                 metrics[name] = Metric(**known)
             known = {key: record[key] for key in cls.__dataclass_fields__ if key in record and key != "metrics"}
             known.setdefault("inputs", ("data", "split"))  # groups that decided it before tasks said so
+            known["endings"] = {key: tuple(values) for key, values in (known.get("endings") or {}).items()}
             lists = {key: tuple(value) for key, value in known.items() if isinstance(value, list | tuple)}
             spec = cls(metrics=metrics, **(known | lists))
             for key in ("unit", "sample"):  # of which a file's name is made
@@ -237,7 +243,8 @@ class Stateful(Protocol):
 
 class Epoch(Protocol):
     """number: from 1. seed: of the run's seed and the number alone; `random`, numpy and torch start each epoch with it,
-    so that an epoch that is resumed is the one that would have been. last: whether no further one comes; it may decide
+    so that an epoch that is resumed is the one that would have been. last: whether no further one comes, of a run that
+    is over early (`Task.ends`) known once it is reported; it may decide
     what is evaluated and told as facts, and nothing of the training, as a longer run takes these epochs over
     (`python -m segsweep.check` finds what does)."""
 
@@ -271,6 +278,9 @@ class Run(Protocol):
         """The epochs that are left to train, the state of those before loaded into `state`; weights are made of
         `model`."""
 
+    def best(self) -> dict[str, Any]:
+        """After the loop: the state_dict of `model` after the epoch that was best by what the task chooses by."""
+
 
 class Task(Protocol):
     """Its constructor's keyword arguments are its settings, from `task.*` or the top-level keys of their names.
@@ -280,7 +290,11 @@ class Task(Protocol):
 
     Beside these it may have `size() -> dict`, parameters and gflops of a sample, for a plan, `smaller(retries) -> str`,
     what helps where memory was short, and a class method `problems(given) -> list[str]`: one sentence for each mistake
-    that annotations cannot tell, in its settings and `epochs`, of which those are given that are right so far."""
+    that annotations cannot tell, in its settings and `epochs`, of which those are given that are right so far.
+
+    `ends(history) -> str`, asked after each epoch but the last: why the run is over with the epochs of `history`, "" if
+    it goes on. By these rows alone, as it is asked again of epochs that were trained before. The run is then `stopped
+    early`: tested as any other, and finished. The settings that decide it are among the Spec's `endings`."""
 
     spec: ClassVar[Spec]
 

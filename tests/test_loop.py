@@ -143,6 +143,61 @@ def test_a_pruner_ends_it_once_its_state_is_there_and_another_takes_it_to_its_en
     assert rest.done == 2
 
 
+def ends(history):
+    """A rule of a task: over after two rows, whatever they say."""
+    return "long enough" if len(history) == 2 else ""
+
+
+def test_a_task_says_when_a_run_is_over_and_others_share_its_epochs(tmp_path):
+    judged = []
+    run = loop(tmp_path / "a", ends=ends, judge=lambda history: judged.append(len(history)))
+    early = train(run)
+    assert (run.stopped, run.length, len(run.history)) == ("long enough", 2, 2)
+    assert judged == [1]  # what is over is not pruned
+    again = loop(tmp_path / "a", ends=ends)
+    assert same(train(again), early)
+    assert (again.done, again.stopped) == (2, "long enough")
+    on = loop(tmp_path / "a")
+    whole = train(on)
+    assert (on.done, on.stopped) == (2, "")
+    assert same(whole, train(loop(tmp_path / "alone")))
+    later = loop(tmp_path / "alone", ends=ends)  # where the state after epoch 2 is gone, and later ones are there
+    assert Checkpoints(tmp_path / "alone").epochs() == [3, 4]
+    assert same(train(later), early)
+    assert (later.done, told(later.history)) == (0, told(run.history))
+
+
+def test_a_run_that_is_over_in_its_last_epoch_is_none_that_stopped_early(tmp_path):
+    run = loop(tmp_path, epochs=2, ends=ends)
+    train(run)
+    assert (run.stopped, run.length) == ("", 2)
+
+
+def test_an_epoch_knows_that_it_is_the_last_once_it_is_reported(tmp_path):
+    run, found = loop(tmp_path, ends=ends), []
+    for epoch in run.epochs():
+        before = epoch.last
+        epoch.report({"val/rmse": 1.0})
+        found.append((before, epoch.last))
+    run.finish()
+    assert found == [(False, False), (False, True)]
+
+
+def test_the_best_weights_are_given_after_the_loop(tmp_path):
+    run = loop(tmp_path, epochs=6)
+    model = train(run, lr=1.0)
+    scores = run.scores()
+    at = scores.index(min(scores)) + 1
+    assert at < 6
+    shorter = train(loop(tmp_path / "shorter", epochs=at), lr=1.0)
+    assert all(torch.equal(run.best()[key], value) for key, value in shorter.state_dict().items())
+    assert not same(shorter, model)
+    undefined = loop(tmp_path / "none")
+    one(undefined, {"val/rmse": math.nan})
+    with pytest.raises(NotFiniteError, match="val/rmse had no value in any epoch"):
+        undefined.best()
+
+
 def test_what_is_told_of_an_epoch_is_told_once_it_is_kept(tmp_path):
     there = []
     run = loop(tmp_path, on_epoch=lambda history: there.append((len(history), Checkpoints(tmp_path).epochs()[-1])))

@@ -48,6 +48,13 @@ def test_jobs_that_differ_in_epochs_alone_cost_the_longest():
     assert [p.note for p in points] == ["epochs 1-5 with job 2", "", "epochs 1-10 with job 1", ""]
 
 
+def test_what_may_end_early_costs_so_much_at_most(tmp_path):
+    (tmp_path / "runs").mkdir()
+    lines = {early: table(["a"], [point("a", "t", early=early)], planner(tmp_path)) for early in (True, False)}
+    assert "at most 10 epochs" in lines[True]
+    assert "at most" not in lines[False]
+
+
 def test_what_is_on_disk_is_not_trained_again():
     points = [
         point("a", "t", "finished", epoch=5, epochs=5),

@@ -118,6 +118,20 @@ def test_runs_that_differ_in_epochs_share_a_trajectory_unless_the_schedule_looks
     assert five["trajectory"] != ten["trajectory"]
 
 
+def test_settings_that_decide_how_a_run_ends_are_in_its_signature_and_its_epochs_are_shared():
+    spec = dataclasses.replace(SPEC, neutral={"patience": None}, endings={"patience": (), "tested": ("last", "best")})
+    plain = {"lr": 1, "tested": "last"}
+    found = {}
+    for key, value in (("patience", None), ("patience", 3), ("tested", "best"), ("tested", "mean"), ("lr", 2)):
+        config = signature.deciding(plain | {key: value}, spec)
+        ends = signature.endings(config, spec)
+        found[key, value] = signature.signatures(config, config, "d", "s", {}, "epochs", ends)
+    assert len({ids["signature"] for ids in found.values()}) == 5
+    shared = [found[of]["trajectory"] for of in (("patience", None), ("patience", 3), ("tested", "best"))]
+    assert len(set(shared)) == 1
+    assert len({shared[0], found["tested", "mean"]["trajectory"], found["lr", 2]["trajectory"]}) == 3
+
+
 def test_the_ignore_list_names_keys_of_the_schema():
     from segsweep.config.schema import Config
 

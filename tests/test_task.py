@@ -21,6 +21,7 @@ RMSE = Spec(
     sample="house",
     repeats=("split.fold",),
     sections=("mine.sections.residuals",),
+    endings={"patience": (), "tested": ("last", "best")},
 )
 
 

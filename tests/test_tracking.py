@@ -101,6 +101,16 @@ def test_a_run_is_copied_while_it_goes_on_and_closed_at_its_end(uri, folder):
     assert [f.path for f in client.list_artifacts(run.info.run_id, "weights")] == ["weights/last.pt"]
 
 
+def test_what_stopped_early_is_finished_and_says_so(uri, folder):
+    finish(folder)
+    stopped = {"stopped": {"epoch": 3, "of": 9, "reason": "no gain"}}
+    artifacts.write_json(folder / "result.json", RESULT | stopped)
+    mirrors.push(folder, uri, "e", None, final=True)
+    _, run = the_run(uri)
+    assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "finished")
+    assert run.data.tags["stopped"] == "stopped early after epoch 3 of 9: no gain"
+
+
 def test_copying_twice_changes_nothing_even_when_the_note_of_it_is_lost(uri, folder):
     finish(folder)
     first = mirrors.push(folder, uri, "e", None, final=True)

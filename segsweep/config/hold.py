@@ -64,7 +64,9 @@ CHOICES = ("runtime", "choices")
 
 _WORD = re.compile(r"[\w.,:=+/@-]*", re.ASCII)
 _KEY = re.compile(r"\+{0,2}(?!hydra\b)\w+([./]\w+)*", re.ASCII)
-_REFERENCE = re.compile(r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|several|sweep_name|select_of)\s*:[^${}]*)\s*\}")
+_REFERENCE = re.compile(
+    r"\$\{\s*(?:(?P<key>\w+(?:\.\w+)*)|(?:part_of|several|given|sweep_name|select_of)\s*:[^${}]*)\s*\}"
+)
 _ADDRESS = re.compile(r"\$\{\s*((segsweep\.)?(tracking(\.uri)?|search(\.storage)?)|segsweep|hydra(\.[\w.]+)?)\s*\}")
 """A reference to an address, or to a node that one is in; to Hydra's, which has the command line and the environment
 that it sets."""

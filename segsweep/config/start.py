@@ -30,6 +30,7 @@ def start() -> None:
     environment when it is imported, how to behave. The first call in a process does it."""
     OmegaConf.register_resolver("part_of", lambda whole, share: max(1, math.ceil(whole * share)), replace=True)
     OmegaConf.register_resolver("several", _several, replace=True)
+    OmegaConf.register_resolver("given", _given, replace=True)
     OmegaConf.register_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
     OmegaConf.register_resolver("select_of", _select_of, replace=True)
     ConfigStore.instance().store(name="schema", node=schema(), provider="segsweep")
@@ -45,6 +46,11 @@ def _several(key: str, many: str, one: str, *, _root_: DictConfig) -> str:
     given = OmegaConf.select(_root_, key)
     count = len(given) if isinstance(given, DictConfig | ListConfig) else given
     return many if isinstance(count, int) and count > 1 else one
+
+
+def _given(key: str, then: str, otherwise: str, *, _root_: DictConfig) -> str:
+    """`then` where `key` has a value, `otherwise` where it is null or not there."""
+    return otherwise if OmegaConf.select(_root_, key) is None else then
 
 
 def _select_of(target: str) -> str:

@@ -35,7 +35,7 @@ from segsweep.core.signature import OWN
 
 log = logging.getLogger(__name__)
 
-WHOLE = ("finished", "continued", "reused")
+WHOLE = ("finished", "continued", "stopped early", "reused")
 """How a job ends that has a whole run behind it."""
 DONE = (*WHOLE, "pruned")
 """How a job ends that did what it was asked to."""
@@ -326,6 +326,20 @@ def _make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for place in missing:
         flush(place.parent)
+
+
+def stopped(result: Mapping[str, Any]) -> str:
+    """Of what result.json holds: that and why its run stopped early, in words; "" where it did not."""
+    found = result.get("stopped")
+    if not isinstance(found, Mapping):
+        return ""
+    return f"stopped early after epoch {found.get('epoch')} of {found.get('of')}: {found.get('reason')}"
+
+
+def note(status: str, accepted: Any, stopped: Any) -> str | None:
+    """What is told of a job beside its status; arguments as job.json has them."""
+    told = [f"accepted {accepted}" if accepted else "", str(stopped or "").removeprefix(f"{status} ")]
+    return ", ".join(filter(None, told)) or None
 
 
 def _taken(file: IO[str], wait: bool = False) -> bool | None:

@@ -72,16 +72,28 @@ def at_rest(config: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
     return found
 
 
+def endings(config: Mapping[str, Any], spec: Spec) -> tuple[str, ...]:
+    """The keys of the settings that decide how a run ends and none of its epochs (`Spec.endings`)."""
+    given = dict(leaves(config))
+    return tuple(key for key, of in spec.endings.items() if key in given and (not of or given[key] in of))
+
+
 def deciding(config: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
     """What of `config` is more than a setting `at_rest`."""
     return without(config, tuple(at_rest(config, spec)))
 
 
 def signatures(
-    kept: Mapping[str, Any], like: Mapping[str, Any], data: str, split: str, files: Mapping[str, str], epochs: str
+    kept: Mapping[str, Any],
+    like: Mapping[str, Any],
+    data: str,
+    split: str,
+    files: Mapping[str, str],
+    epochs: str,
+    endings: tuple[str, ...] = (),
 ) -> dict[str, str]:
-    """`signature`, `group` and `trajectory` (less the key `epochs`) of what is `kept` of a resolved configuration: all
-    that decides a number. like: the same less what repeats differ in, by which they are a group.
+    """`signature`, `group` and `trajectory` (less the keys `epochs` and `endings`) of what is `kept` of a resolved
+    configuration: all that decides a number. like: the same less what repeats differ in, by which they are a group.
 
     `files`: what `code` gives. A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`),
     so that runs of different length share a trajectory exactly when their epochs are the same computation. In the
@@ -93,7 +105,7 @@ def signatures(
     return {
         "signature": digest(whole, exact),
         "group": digest(identity | {"data": data, "config": like}, exact),
-        "trajectory": digest(whole | {"config": without(kept, (epochs,))}, exact),
+        "trajectory": digest(whole | {"config": without(kept, (epochs, *endings))}, exact),
     }
 
 

@@ -54,6 +54,7 @@ def table_of_runs(record: Record, comparison: Comparison) -> str:
             line |= {"signature": run.signature, "group": run.group, "folder": str(run.folder)}
             line |= run.settings | run.metrics | {"split.leaks": run.leaks, "command": run.command}
             line |= {"device": run.info.get("device"), "commit": run.info.get("commit")}
+            line |= {"stopped": stopped} if (stopped := artifacts.stopped(run.result)) else {}
             line |= {"accepted": accepted.told(run.accepted[-1])} if run.accepted else {}
         line |= {"error": job.error, "error_class": job.error_class}
         lines.append(line)

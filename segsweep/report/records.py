@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segsweep.core import accepted, artifacts
-from segsweep.core.artifacts import parse_json
+from segsweep.core.artifacts import WHOLE, parse_json
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
 from segsweep.report.record import Job, Record, Run
@@ -119,9 +119,9 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
             if target.is_dir():
                 run = _shared(runs, target, record.problems)
         status = run.status if run and run.status in ("failed", "pruned") else str(job.get("status") or "unknown")
-        if run is None and status in ("finished", "reused", "continued"):
+        if run is None and status in WHOLE:
             status = "run folder gone"
-        elif run and run.status == "unfinished" and status in ("finished", "reused", "continued"):
+        elif run and run.status == "unfinished" and status in WHOLE:
             status = "result missing"
         error = job.get("error") or (run.error if run else "")
         if status == "running" and not (artifacts.held(folder) or (run and artifacts.held(run.folder))):

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segsweep.config.before import spec_of
+from segsweep.core import artifacts
 from segsweep.core.errors import printable
 from segsweep.core.masks import first_line
 from segsweep.report import own
@@ -22,6 +23,7 @@ from segsweep.report.record import Job
 from segsweep.task import Spec
 
 STYLES = {"failed": "red", "pruned": "yellow", "interrupted": "yellow", "never started": "yellow", "finished": "green"}
+STYLES |= {"stopped early": "green"}
 
 
 def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, spec: Spec | None = None) -> str:
@@ -81,6 +83,8 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
         console.print(Text(text), soft_wrap=True)
     modules, _ = own.modules(spec)
     for job in jobs:
+        if text := artifacts.stopped(job.run.result) if job.run and job.status in artifacts.WHOLE else "":
+            console.print(Text(printable(f"job {job.number} {text}")), soft_wrap=True)
         if job.error:
             first = first_line(job.error)
             text = f"job {job.number} {job.status}: {f'{job.error_class}: ' if job.error_class else ''}{first}"

@@ -16,7 +16,7 @@ from segsweep.config.schema import resolved, under
 from segsweep.core import artifacts, source
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
-from segsweep.core.signature import OWN, at_rest, deciding, factors, left_out, signatures, without
+from segsweep.core.signature import OWN, at_rest, deciding, endings, factors, left_out, signatures, without
 from segsweep.core.source import code, places
 from segsweep.task import Data, Spec
 from segsweep.tracking.recall import configuration
@@ -27,7 +27,8 @@ class Identity:
     """config: what decides numbers of a resolved configuration, nested. like: the same less what follows the seed and
     the other repeats. data, split: digests. files: module -> hash of its code. epochs: the key of their number. roots:
     modules of one's own that all of its code is reached from. settled: values of `config` that the data decided.
-    places: module -> its file. rest: settings that are none of `config`, as each has its neutral value."""
+    places: module -> its file. rest: settings that are none of `config`, as each has its neutral value. endings: keys
+    of `config` that decide none of the run's epochs."""
 
     config: dict[str, Any]
     like: dict[str, Any]
@@ -39,11 +40,12 @@ class Identity:
     settled: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     rest: dict[str, Any] = field(default_factory=dict)
+    endings: tuple[str, ...] = ()
 
     @cached_property
     def ids(self) -> dict[str, str]:
         """signature, group and trajectory."""
-        return signatures(self.config, self.like, self.data, self.split, self.files, self.epochs)
+        return signatures(self.config, self.like, self.data, self.split, self.files, self.epochs, self.endings)
 
     def factors(self, choices: dict[str, Any], spec: Spec, at: str) -> dict[str, Any]:
         """As `signature.factors`, where what follows a repeat is told by that alone."""
@@ -102,7 +104,8 @@ def identity(cfg: DictConfig, spec: Spec, data: Data, folder: Path | None = None
     like = without(like, repeats(spec, at))
     roots = tuple(sorted(whitelist.modules(config) | set(spec.code)))
     digests = (data.digest or "", data.split)
-    return Identity(config, like, *digests, code(*roots), f"{at}epochs", roots, settings, places(*roots), rest)
+    ends = endings(config, spec)
+    return Identity(config, like, *digests, code(*roots), f"{at}epochs", roots, settings, places(*roots), rest, ends)
 
 
 def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
@@ -127,7 +130,8 @@ def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
         like = without(config, repeats(spec, at))
         found = Identity(config, like, data, split, dict(info["files"]), f"{at}epochs")
         same = found.ids["signature"] == info["signature"]
-        found = replace(found, settled=settled | rested, places=dict(info.get("places") or {}), rest=rest)
+        ends = endings(config, spec)
+        found = replace(found, settled=settled | rested, places=dict(info.get("places") or {}), rest=rest, endings=ends)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {first_line(error)}") from error
     except (KeyError, TypeError, ValueError, AttributeError):

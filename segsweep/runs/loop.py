@@ -50,8 +50,8 @@ class Loop:
     trains; for a GPU, as on a CPU it would only take the time in which that one trains. `taken_up` is told how many
     epochs were there, `on_epoch` comes after the checkpoint. `judge` is asked after each epoch but the last, of those
     already there at once, and gives what to raise once the state is saved, or None. `stopping`: whether the run is
-    asked to stop, and `interrupted` makes what is then raised, once the state is saved. After `train`, `finish` tells a
-    loop that was left early."""
+    asked to stop, and `interrupted` makes what is then raised, once the state is saved. `ends`: of a history, why the
+    run is over with it, see `task.Task`. After `train`, `finish` tells a loop that was left early."""
 
     def __init__(
         self,
@@ -76,13 +76,16 @@ class Loop:
         emit: Callable[..., None] = lambda kind, **facts: None,
         describe: Callable[..., None] = lambda **facts: None,
         taken_up: Callable[[int], None] = lambda done: None,
+        ends: Callable[[list[dict[str, Any]]], str] = lambda history: "",
     ):
         self.spec, self.part, self._total, self.seed = spec, part, epochs, seed
         self.checkpoints, self.folder, self.device, self.retries = checkpoints, folder, device, retries
         self.samples, self.every, self.keep, self.milestones = samples, every, keep, {*milestones, epochs}
         self.writer, self.on_epoch, self.judge = writer, on_epoch, judge
         self.stopping, self.interrupted, self.emit, self.describe = stopping, interrupted, emit, describe
-        self.taken_up = taken_up
+        self.taken_up, self.ends = taken_up, ends
+        self.stopped = ""
+        """Why the run was over before its last epoch."""
         self.state: dict[str, Stateful] | None = None
         self.history: list[dict[str, Any]] = []
         self.done = 0
@@ -113,6 +116,8 @@ class Loop:
     def _epochs(self, state: dict[str, Stateful]) -> Iterator["Epoch"]:
         self._take_up(state)
         for number in range(self.done + 1, self._total + 1):
+            if self.stopped:
+                break
             epoch = Epoch(self, number)
             seed_all(epoch.seed)
             epoch.began = time.perf_counter()
@@ -127,6 +132,8 @@ class Loop:
     def _take_up(self, state: dict[str, Stateful]) -> None:
         """What was trained before, and the judgement of it: with nothing left to train there is nothing to end."""
         found = self.checkpoints.load(self._total, self._scored)
+        if found is not None and (over := self._over(found["history"])) < len(found["history"]):
+            found = self.checkpoints.load(over, self._scored)  # the later epochs are those of a run that went on
         if found is not None:
             if missing := state.keys() - found.keys():
                 raise TaskError(
@@ -138,11 +145,17 @@ class Loop:
             self.history = found["history"]
         self.done = len(self.history)
         self.taken_up(self.done)
-        behind = self.judge(self.history) if 0 < self.done < self._total else None
+        going = 0 < self.done < self._total
+        self.stopped = self.ends(self.history) if going else ""
+        behind = self.judge(self.history) if going and not self.stopped else None
         if self.done:
             self.on_epoch(self.history[: behind.epoch] if behind else self.history)  # type: ignore[attr-defined]
         if behind:
             raise behind
+
+    def _over(self, history: list[dict[str, Any]]) -> int:
+        """After how many of these epochs the run is over."""
+        return next((n for n in range(1, len(history)) if self.ends(history[:n])), len(history))
 
     def _end(self, state: dict[str, Stateful], row: dict[str, Any]) -> None:
         """Of an epoch: keep it, tell it, and raise what ends the run here."""
@@ -150,9 +163,11 @@ class Loop:
         if self._is_best(row) and "model" in state:  # a copy: it may be a later epoch that is saved
             self._best = {"epoch": number, "model": on_host(state["model"].state_dict())}
         self.history.append(row)
+        self.stopped = self.ends(self.history) if number < self._total else ""
+        over = number == self._total or bool(self.stopped)
         stop = self.interrupted(number) if self.stopping() else None
-        end = (stop or self.judge(self.history)) if number < self._total else None
-        save = number % self.every == 0 or number in self.milestones or end is not None
+        end = (stop or self.judge(self.history)) if not over else None
+        save = number % self.every == 0 or number in self.milestones or over or end is not None
         kept = None
         if save:
             states = {name: thing.state_dict() for name, thing in state.items()}
@@ -167,7 +182,7 @@ class Loop:
         else:
             self._write(kept, self._best, self.history)
         self._best = None if save else self._best
-        if end or number == self._total:
+        if end or over:
             self._wait()
         self.emit("epoch", epochs=self._total, epoch=number, **self._told(row))
         if end:
@@ -208,12 +223,25 @@ class Loop:
     def _scored(self, state: dict[str, Any]) -> bool:
         return "model" in state and bool(self.scores(state["history"]))
 
+    @property
+    def length(self) -> int:
+        """Epochs that the run has in the end."""
+        return len(self.history) if self.stopped else self._total
+
+    def best(self) -> dict[str, Any]:
+        """See `task.Run`. Raises NotFiniteError where no epoch had a value to choose by."""
+        file = self.checkpoints.best(len(self.history))
+        if not file.exists():
+            raise NotFiniteError(f"{self.spec.select} had no value in any epoch, so that none of them is the best")
+        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)["model"]
+        return found
+
     def finish(self) -> None:
         """Raise TaskError where the loop was left before its end."""
-        if self.state is not None and len(self.history) < self._total:
+        if self.state is not None and len(self.history) < self.length:
             raise TaskError(
                 f"the loop over run.epochs(...) was left after {len(self.history)} of {self._total} epochs; let it run "
-                "to its end: a pruner ends what falls behind, and a run that is to stop early has fewer epochs"
+                "to its end: a pruner ends what falls behind, and `ends(history)` of the task what is to stop early"
             )
 
 
@@ -252,6 +280,7 @@ class Epoch:
         facts = {name: _value(f"epoch.report: {name}", value) for name, value in facts.items()}
         seconds = facts.pop("seconds", time.perf_counter() - self.began)
         self.row = {"epoch": self.number, "seconds": seconds, **facts, **values}
+        self.last = self.last or bool(self.loop.ends([*self.loop.history, self.row]))
 
 
 def _instead(key: str, spec: Spec) -> str:

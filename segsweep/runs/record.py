@@ -183,14 +183,14 @@ def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) ->
             f"{f' in any of its {len(history)} epochs' if history else ''}, so that nothing can be chosen by it"
         )
     if loop.state and "model" in loop.state:
-        artifacts.save({"epoch": asked.epochs, "model": loop.state["model"].state_dict()}, folder / "last.pt")
-        best = checkpoints.best(asked.epochs)
+        artifacts.save({"epoch": loop.length, "model": loop.state["model"].state_dict()}, folder / "last.pt")
+        best = checkpoints.best(loop.length)
         try:
             artifacts.check(best)
         except (OSError, ValueError) as error:
             if loop.scores():
                 lost = "%s: the best weights until epoch %d are lost: no best.pt (%s)"
-                log.warning(lost, folder, asked.epochs, error)
+                log.warning(lost, folder, loop.length, error)
         else:
             with artifacts.atomic(folder / "best.pt", durable=True) as file:
                 shutil.copyfile(best, file)
@@ -201,14 +201,15 @@ def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) ->
     spent |= {} if history else {"training_seconds": known["seconds"]}
     assert metric
     best_of = max if metric.direction == "max" else min
+    stopped = {"stopped": {"epoch": loop.length, "of": asked.epochs, "reason": loop.stopped}} if loop.stopped else {}
     on_test = metrics.get(f"test/{spec.select.partition('/')[2]}")
     return {
         "status": "finished",
-        "epochs": asked.epochs,
+        "epochs": loop.length,
         "metrics": metrics,
         "evaluation_seconds": sum(row.get("eval_seconds", 0.0) for row in history),
         "total_seconds": time.perf_counter() - asked.began,
-        "images_per_second": loop.samples * asked.epochs / max(spent["training_seconds"], 1e-9)
+        "images_per_second": loop.samples * loop.length / max(spent["training_seconds"], 1e-9)
         if loop.samples
         else None,
         "peak_memory_bytes": environment.peak_memory(asked.device),
@@ -216,7 +217,7 @@ def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) ->
         "gflops": known.get("gflops"),
         "objective": best_of(scores, default=None) if loop.part == "val" else on_test,
         "files": artifacts.of_task(folder),
-    } | spent
+    } | spent | stopped  # fmt: skip
 
 
 def sums(history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -43,8 +43,9 @@ PRUNED = ("epoch", "metrics", "training_seconds", "parameters", "reason")
 
 @dataclasses.dataclass
 class Outcome:
-    """How a job ended. `status`: finished, continued, reused, pruned, failed or interrupted. `accepted`: where the
-    record of other code is the answer, by whom and why."""
+    """How a job ended. `status`: finished, continued, stopped early, reused, pruned, failed or interrupted.
+    `accepted`: where the record of other code is the answer, by whom and why. `stopped`: that and why it stopped early,
+    also of one that is reused."""
 
     status: str
     signature: str | None = None
@@ -57,6 +58,7 @@ class Outcome:
     error: str | None = None
     epoch: int | None = None
     accepted: str | None = None
+    stopped: str | None = None
 
 
 def run(
@@ -171,6 +173,7 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         interrupted=Interrupted,
         emit=here.emit,
         describe=described.add,
+        ends=getattr(asked.task, "ends", lambda history: ""),
         taken_up=lambda done: described.add(accepted=accepted.begun(checkpoints, done)),
     )
     seed_all(cfg.seed)
@@ -205,14 +208,14 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         )
     result = checked(result, asked.task.spec, str(cfg.task._target_))
     described.facts["seconds"] = spent
-    facts = record.finished(asked, loop, result, described.facts) | {"trained_epochs": asked.epochs - loop.done}
+    facts = record.finished(asked, loop, result, described.facts) | {"trained_epochs": loop.length - loop.done}
     record.close(asked, "result.json", facts, loop.history, described)
     record.take_place(folder)
     outcome.folder = folder
-    checkpoints.end(asked.epochs)
+    checkpoints.end(loop.length)
     if judge:
         judge.end("COMPLETE", loop.history)
-    return _answer(outcome, facts, _status(loop.done, asked.epochs))
+    return _answer(outcome, facts, _status(loop))
 
 
 @contextlib.contextmanager
@@ -234,8 +237,10 @@ def _no_quiet_end() -> Iterator[None]:
         os._exit = leave
 
 
-def _status(done: int, epochs: int) -> str:
-    return "finished" if not done else "continued" if done < epochs else "reused"
+def _status(loop: Loop) -> str:
+    if loop.stopped and loop.done < loop.length:
+        return "stopped early"
+    return "finished" if not loop.done else "continued" if loop.done < loop.length else "reused"
 
 
 def _judge(asked: Asked) -> pruning.Judge | None:
@@ -295,7 +300,7 @@ def _writer(device: torch.device) -> Executor | None:
 def _answer(outcome: Outcome, known: dict[str, Any], status: str) -> Outcome:
     outcome.status, outcome.metrics, outcome.objective = status, known["metrics"], known["objective"]
     outcome.training_seconds, outcome.parameters = known["training_seconds"], known["parameters"]
-    outcome.epoch = known["epochs"]
+    outcome.epoch, outcome.stopped = known["epochs"], artifacts.stopped(known) or None
     return outcome
 
 

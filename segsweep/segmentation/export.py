@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("run", metavar="RUN", help=REFERENCE)
     parser.add_argument("--out", type=Path, help="folder to write to (default: outputs/export/<signature>)")
-    parser.add_argument("--weights", choices=("last", "best"), default="last", help="last: those that the test is of")
+    parser.add_argument("--weights", choices=("last", "best"), help="default: those that the run's test describes")
     parser.add_argument("--runs", type=Path, default=Path("multirun"), help="folder of runs/ and the sweeps")
     parser.add_argument("--register", metavar="NAME", help="a new version of this model in MLflow's registry")
     options = parser.parse_args(arguments)

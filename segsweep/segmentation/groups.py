@@ -14,11 +14,13 @@ from segsweep.config import components
 from segsweep.config.before import today
 from segsweep.config.whitelist import locate, targets
 from segsweep.core.environment import spare_dynamo
-from segsweep.core.errors import ConfigError, DataError
+from segsweep.core.errors import ConfigError, DataError, nearest
 from segsweep.core.masks import first_line
+from segsweep.segmentation import schedules
 from segsweep.segmentation.classes import check_weights
 from segsweep.segmentation.data.labels import Labels, labels_of
 from segsweep.segmentation.kinds import KINDS
+from segsweep.segmentation.metrics import spec_of
 from segsweep.segmentation.models.blocks import AnySize
 from segsweep.segmentation.models.fitted import fitted, misshapen
 from segsweep.segmentation.models.fitted import outputs as outputs_of
@@ -136,8 +138,11 @@ def problems(given: Mapping[str, Any]) -> list[str]:
         if group == "model":
             node = {key: item for key, item in node.items() if (key, item) not in TOLD}
             added = tuple(key for key, _ in TOLD if key == "in_channels" or key not in node)
+        if group == "scheduler" and schedules.EACH not in node:
+            added += (schedules.EACH,)
+        plain = schedules.without_by(node) if group == "scheduler" else node
         marked = {key: 1 for key, item in node.items() if item in (CHANNELS, CLASSES)} if group == "model" else {}
-        wrong = components.mistakes(KINDS, group, node | marked, added=added, option=option)
+        wrong = components.mistakes(KINDS, group, plain | marked, added=added, option=option)
         target = node.get("_target_")
         if isinstance(target, str) and group in ("optim", "scheduler"):
             if node.get("_partial_") is not True and not any("not allowed" in text for text in wrong):
@@ -146,16 +151,24 @@ def problems(given: Mapping[str, Any]) -> list[str]:
                 wrong = _check_ranges(group, node)
         if not wrong and (group != "scheduler" or optimizer is not None):
             size = _size(given.get("data") or {}) if group == "model" else None
-            known = f"{group} {node} {type(optimizer)} {epochs if group == 'scheduler' else None} {labels.outputs}"
+            length = epochs if group == "scheduler" else None
+            known = f"{group} {node} {type(optimizer)} {length} {labels.outputs} {labels.names} {size}"
             attempt = partial(_attempt, group, node, optimizer, epochs, labels, size)
-            wrong, made = components.tried(group, f"{known} {size}", attempt)
+            wrong, made = components.tried(group, known, attempt)
             optimizer = made if group == "optim" else optimizer
             heads = made if group == "model" and made else heads
         if group == "data" and wrong_labels and not wrong:
             wrong = [wrong_labels]
         found += wrong
     wrong_weights = _unweighted(heads, given.get("deep_supervision"))
-    return found + [wrong_weights] * bool(wrong_weights)
+    found += [wrong_weights] * bool(wrong_weights)
+    if (given.get("split") or {}).get("val") == 0:
+        found += [needs_validation(what) for what in by_validation(given)]
+    if (ema := given.get("ema")) is not None and ema >= 1:
+        found.append(f"ema={ema}: must be below 1, as 0.999 is, or nothing of what is trained enters the average")
+    if given.get("test_weights") == "ema" and "ema" in given and ema is None:
+        found.append("test_weights=ema: there is no average of the weights to test; give its decay, as with ema=0.999")
+    return found
 
 
 def _size(data: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -177,16 +190,18 @@ def _attempt(
     built here. Raises what is wrong with a component."""
     if group == "model":
         return _attempt_network(node, labels, size)
-    made = build(group, node)
+    made: Any
+    if group == "scheduler":  # of one step an epoch where nobody knows how many there are
+        made = schedules.schedule(node, optimizer, node.get(schedules.EACH, 1))
+    else:
+        made = build(group, node)
     if group == "optim":
         made = made(params=[torch.nn.Parameter(torch.zeros(1))])
-    if group == "scheduler":
-        made = made(optimizer=optimizer)
     _check_kind(group, made)
     if group == "loss":
         check_weights(node, labels)
         _check_activation(made, labels)
-    _try(group, made, epochs, labels)
+    _try(group, made, epochs, labels, node)
     return made if group == "optim" else None
 
 
@@ -216,7 +231,22 @@ def _check_kind(group: str, made: Any) -> None:
         raise ValueError(f"gives {type(made).__name__}; {KINDS[group].what} is needed")
 
 
-def _try(group: str, made: Any, epochs: Any, labels: Labels) -> None:
+def by_validation(given: Mapping[str, Any]) -> list[str]:
+    """The settings that go by the validation part, as messages name them."""
+    node, patience = given.get("scheduler") or {}, given.get("early_stopping")
+    found = [f"scheduler.by={node.get('by')}"] if schedules.by(node).startswith("val/") else []
+    found += [] if patience is None else [f"early_stopping={patience}"]
+    return found + ["test_weights=best"] * (given.get("test_weights") == "best")
+
+
+def needs_validation(what: str) -> str:
+    return (
+        f"{what}: it goes by the validation part, and there is none (never by the test part); "
+        "give it one, as with split=patient split.val=0.15"
+    )
+
+
+def _try(group: str, made: Any, epochs: Any, labels: Labels, node: Mapping[str, Any]) -> None:
     """One step on next to nothing, for what constructors let through: a loss that is no mean, a schedule over zero, or
     one that is not made for as many steps as the run has `epochs`."""
     if group == "loss":
@@ -228,11 +258,14 @@ def _try(group: str, made: Any, epochs: Any, labels: Labels) -> None:
         if not torch.allclose(value, made(*twice), rtol=0.2):
             raise ValueError("grows with the batch: the mean over a batch is needed, not the sum")
     elif group == "scheduler":
+        by = schedules.by(node)
+        _check_by(made, by, labels)
         if not isinstance(epochs, int) or epochs < 1:
             return  # it is told of itself, and what it makes of a schedule would be told beside it
-        _check_steps(made, epochs, epochs)
+        each = node.get(schedules.EACH, 1) if by == "step" else 1
+        _check_steps(made, epochs * each, epochs, "steps" if by != "step" or schedules.EACH in node else "epochs", by)
         with warnings.catch_warnings(action="ignore"):  # the optimizer has made no step: it would import the compiler
-            made.step()
+            made.step(*[0.0] * isinstance(made, lr_scheduler.ReduceLROnPlateau))
         if not 0 <= (lr := made.get_last_lr()[0]) < math.inf:
             raise ValueError(f"makes the learning rate {lr:g} after an epoch; it must stay at 0 or above")
 
@@ -263,31 +296,49 @@ def _of_classes(loss: Any, target: torch.Tensor, labels: Labels) -> torch.Tensor
         ) from error
 
 
-def _check_steps(schedule: Any, steps: int, epochs: int, inside: str = "") -> None:
-    """Raise ValueError where a schedule, or one inside it, is not made to be stepped `steps` times, once an epoch."""
-    name, instead = f"{type(schedule).__name__}{inside}", "use scheduler=cosine, poly or constant"
+def _check_by(made: Any, by: str, labels: Labels) -> None:
+    """Raise ValueError where a schedule is stepped by what it is not made for."""
+    known = {f"val/{name}": metric for name, metric in spec_of(labels).metrics.items() if metric.by_epoch}
+    plateau = isinstance(made, lr_scheduler.ReduceLROnPlateau)
+    if by not in ("epoch", "step", *known):
+        hint = nearest(by, ["epoch", "step", "val", *known])
+        raise ValueError(f"scheduler.by={by}: allowed are epoch, step, val and {', '.join(known)}{hint}")
+    if plateau != (by in known):
+        name = type(made).__name__
+        needs = "steps by a value of the validation part: scheduler.by=val, or" if plateau else "steps by no value:"
+        raise ValueError(f"{name} {needs} scheduler{'=plateau' if plateau else '.by=epoch or step'}")
+    if plateau and made.mode != known[by].direction:
+        better = "more" if known[by].direction == "max" else "less"
+        raise ValueError(f"mode={made.mode}: of {by}, {better} is better; scheduler.mode={known[by].direction}")
+
+
+def _check_steps(schedule: Any, steps: int, epochs: int, unit: str, by: str, inside: str = "") -> None:
+    """Raise ValueError where a schedule, or one inside it, is not made for the `steps` by which it is stepped: once an
+    epoch, or `by` step; then their `unit` is an epoch where nobody knows how many steps that has."""
+    name, one = f"{type(schedule).__name__}{inside}", unit[:-1]
     stepped = f"and a schedule is stepped once an epoch, {steps} times with epochs={epochs}"
-    if isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
-        raise ValueError(f"{name} steps by a metric, and a run gives its schedule none yet; {instead}")
+    if by == "step":
+        stepped = f"and with scheduler.by=step lengths are in epochs: here {steps} {unit} with epochs={epochs}"
+    if inside and isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
+        raise ValueError(f"{name} steps by a value, which nobody gives it there; use scheduler=plateau")
     if isinstance(schedule, lr_scheduler.OneCycleLR) and (planned := schedule.total_steps) != steps:
-        end = f"it would stop at step {steps}" if planned > steps else f"it has no step after {planned}"
+        end = f"it would stop at {one} {steps}" if planned > steps else f"it has no {one} after {planned}"
         total = "${epochs}" if steps == epochs else steps
-        raise ValueError(
-            f"{name} plans {planned} steps, {stepped}: {end}; {instead}, or total_steps={total} for one step an epoch"
-        )
+        more = f"total_steps={total} for one step an epoch" if by == "epoch" else f"total_steps={total}"
+        raise ValueError(f"{name} plans {planned} {unit}, {stepped}: {end}; use scheduler=onecycle, or {more}")
     if isinstance(schedule, lr_scheduler.CyclicLR) and (cycle := schedule.total_size) > steps:
         raise ValueError(
-            f"{name} has a cycle of {cycle:g} steps, {stepped}: it would stop within the first; {instead}, or "
-            f"step_size_up and step_size_down that make {steps} at most"
+            f"{name} has a cycle of {cycle:g} {unit}, {stepped}: it would stop within the first; use "
+            f"scheduler=onecycle, or step_size_up and step_size_down that make {steps} at most"
         )
     inside = f" in {name}"
     if isinstance(schedule, lr_scheduler.ChainedScheduler):
         for part in schedule._schedulers:
-            _check_steps(part, steps, epochs, inside)
+            _check_steps(part, steps, epochs, unit, by, inside)
     elif isinstance(schedule, lr_scheduler.SequentialLR):
         bounds = [0, *(min(bound, steps) for bound in schedule._milestones), steps]
         for part, start, stop in zip(schedule._schedulers, bounds, bounds[1:], strict=False):
-            _check_steps(part, stop - start, epochs, inside)
+            _check_steps(part, stop - start, epochs, unit, by, inside)
 
 
 def _check_ranges(group: str, node: Mapping[Any, Any]) -> list[str]:

@@ -20,7 +20,9 @@ KINDS: dict[str, Kind] = {
         names=tuple(f"monai.losses.{name}" for name in LOSSES),
     ),
     "optim": Kind(("torch.optim",), "torch.optim.Optimizer"),
-    "scheduler": Kind(("torch.optim.lr_scheduler",), "torch.optim.lr_scheduler.LRScheduler"),
+    "scheduler": Kind(
+        ("torch.optim.lr_scheduler", "segsweep.segmentation.schedules"), "torch.optim.lr_scheduler.LRScheduler"
+    ),
     "data": Kind(
         tuple(f"segsweep.segmentation.data.{name}" for name in ("phantom", "lgg", "folder", "nifti")),
         methods=("scan", "decode"),

@@ -128,7 +128,7 @@ METRICS: dict[str, PixelMetric] = {
         meaning="patients with neither tumour nor prediction, left out of the means",
     ),
 }
-CODE = ("task", *(f"models.{name}" for name in NETWORKS), "losses")
+CODE = ("task", *(f"models.{name}" for name in NETWORKS), "losses", "schedules")
 CODE += ("data.phantom", "data.lgg", "data.folder", "data.nifti", "data.augment")
 """All that the configuration may name; with what these import, the code that decides a number."""
 SPEC = Spec(
@@ -138,7 +138,9 @@ SPEC = Spec(
     sample="slice",
     repeats=("split.fold",),
     neutral=dict.fromkeys(("data.classes", "data.roi", "data.patch", "loss.weights", "deep_supervision"))
-    | {"data.ignore": []},
+    | {"data.ignore": [], "scheduler.by": "epoch", "ema": None, "early_stopping": None, "test_weights": "last"}
+    | dict.fromkeys((f"augment.{key}" for key in ("noise", "blur", "brightness", "contrast", "gamma")), 0),
+    endings={"early_stopping": (), "test_weights": ("last", "best")},
     ignored=("workers", "compile", "data.root", "data.model_width", "split.file", "task.cache"),
     pace=("model*", "augment", "batch_size", "data", "data.image_size", "data.patch", "precision"),
     inputs=("data", "split", "precision", "device", "cache"),

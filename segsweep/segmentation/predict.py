@@ -331,9 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
         "images", metavar="IMAGES", nargs="+", type=Path, help="a file, a folder, a patient's folder, a Kaggle archive"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument(
-        "--weights", choices=("last", "best"), default="last", help="last: those that the run's test describes"
-    )
+    parser.add_argument("--weights", choices=("last", "best"), help="default: those that the run's test describes")
     parser.add_argument("--format", choices=tuple(SUFFIX), default="tiff", help="of the masks")
     parser.add_argument(
         "--probabilities", action="store_true", help="those of each class too, as a NumPy array for each patient"

@@ -1,5 +1,7 @@
 """The task of segmentation: image and mask files to a trained network and a table of its test patients."""
 
+import copy
+import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -9,12 +11,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segsweep.core import artifacts
 from segsweep.core.device import autocast, compile_seconds, compiled, pick_device, pick_precision
 from segsweep.core.errors import DataError
 from segsweep.core.session import session
-from segsweep.segmentation import classes, figures, groups
+from segsweep.segmentation import classes, figures, groups, schedules
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.labels import labels_of
@@ -50,6 +53,9 @@ class Segmentation:
         eval_batch_size: Annotated[int, Range(least=1)],
         micro_batches: Annotated[int, Range(least=1)],
         deep_supervision: list[float] | None,
+        ema: Annotated[float | None, Range(above=0)],
+        early_stopping: Annotated[int | None, Range(least=1)],
+        test_weights: Annotated[str, Range(choices=("last", "best", "ema"))],
         clip_norm: Annotated[float | None, Range(above=0, most=1e30)],
         precision: Annotated[str, Range(choices=("auto", "fp32", "bf16"))],
         device: str,
@@ -63,6 +69,7 @@ class Segmentation:
         self.spec = spec_of(self.labels)
         self.batch_size, self.eval_batch_size, self.micro_batches = batch_size, eval_batch_size, micro_batches
         self.deep_supervision = deep_supervision
+        self.ema, self.early_stopping, self.test_weights = ema, early_stopping, test_weights
         self.clip_norm, self.compile, self.workers, self.cache = clip_norm, compile, workers, Path(cache)
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
@@ -101,12 +108,17 @@ class Segmentation:
         return self._build("split")(self.manifest.patients)
 
     def data(self) -> Data:
-        """Scans and divides; decodes nothing. The device does not belong to the identity, the arithmetic does."""
+        """Scans and divides; decodes nothing. The device does not belong to the identity, the arithmetic does. Raises
+        DataError where a setting goes by the validation part and there is none."""
         patients = self.manifest.patients
+        parts = {part: len(getattr(self.split, part)) for part in ("train", "val", "test")}
+        chosen = {"early_stopping": self.early_stopping, "test_weights": self.test_weights}
+        if (wanting := groups.by_validation(self.groups | chosen)) and not parts["val"]:
+            raise DataError(groups.needs_validation(wanting[0]))
         return Data(
             digest=self.manifest.digest,
             split=self.split.digest,
-            parts={part: len(getattr(self.split, part)) for part in ("train", "val", "test")},
+            parts=parts,
             leaks=self.split.leaks,
             settings={"precision": self.precision},
             choices={"loss": groups.loss_of(self.labels)},
@@ -156,7 +168,10 @@ class Segmentation:
         loss = Counted(loss) if volumes.void else loss
         loss = DeeplySupervised(loss, self.deep_supervision) if self.deep_supervision else loss
         optimizer = self._build("optim")(model.parameters())
-        scheduler = self._build("scheduler")(optimizer)
+        scheduler = schedules.schedule(self.groups["scheduler"], optimizer, len(train))
+        average = None
+        if self.ema is not None:  # of BatchNorm's running statistics, too, so that they are those of averaged weights
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.ema), use_buffers=True)
         network = f"{self.groups['model']} {channels}x{height}x{width} to {outputs}"
         _gflops[network] = _gflops.get(network) or flops(model, channels, height, width, self.device, outputs)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -173,8 +188,15 @@ class Segmentation:
         forward = compiled(model, sizes(self.batch_size, parts)) if self.compile else None
         tested = fit(
             run, model, loss, optimizer, scheduler, train, held_out,
-            part=part, clip_norm=self.clip_norm, forward=forward, compile_seconds=compile_seconds, **shared,
+            part=part, by=schedules.by(self.groups["scheduler"]), clip_norm=self.clip_norm, forward=forward,
+            compile_seconds=compile_seconds, average=average, scored="ema" if self.test_weights == "ema" else "model",
+            **shared,
         )  # fmt: skip
+        if average is not None and self.test_weights == "ema":
+            model = average.module
+        if self.test_weights == "best":
+            model = copy.deepcopy(model)  # the record's last weights are still those of the last epoch
+            model.load_state_dict(run.best())
         final = tested or evaluate(model, loss, test, keep=True, **shared)
         patients = patient_table(final, volumes, split.test)
         if self.labels.names:
@@ -184,6 +206,20 @@ class Segmentation:
         metrics = {"loss": final.loss} | summarise(final.counts, self.labels.structures) | patients.summary
         units = {row["patient"]: {key: v for key, v in row.items() if key != "patient"} for row in patients.rows}
         return Result({f"test/{name}": value for name, value in metrics.items()}, units)
+
+    def ends(self, history: list[dict[str, Any]]) -> str:
+        """Early stopping: after so many epochs in a row of which none was the best by what this task chooses by."""
+        if self.early_stopping is None:
+            return ""
+        scores, metric = [row.get(self.spec.select) for row in history], self.spec.metric(self.spec.select)
+        assert metric
+        best, at = -math.inf, 0
+        for number, score in enumerate(scores, 1):
+            if score is not None and metric.sign * score > best:  # never of NaN
+                best, at = metric.sign * score, number
+        if len(history) - at < self.early_stopping:
+            return ""
+        return f"no gain in val {metric.title} since epoch {at} (early_stopping={self.early_stopping}, null goes on)"
 
     def parts(self, retries: int) -> int:
         """That a batch goes through the network in: twice as many after each time that there was no memory."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from segsweep.core.errors import NotFiniteError
@@ -33,18 +34,24 @@ def fit(
     held_out: Batches,
     *,
     part: str,
+    by: str = "epoch",
     patients: int,
     autocast: Callable[[], AbstractContextManager[Any]],
     clip_norm: float | None,
     parts: int = 1,
+    average: AveragedModel | None = None,
+    scored: str = "model",
     forward: Callable[[torch.Tensor], Maps] | None = None,
     compile_seconds: Callable[[], float] = lambda: 0.0,
 ) -> Evaluation | None:
     """Train the epochs that `run` has left; the model ends with the weights of the last one. Returns the evaluation of
     the last epoch, with its masks, where `part` is test; None where that epoch was already there.
 
-    `part` names what `held_out` is, "val" or "test"; `forward` is the compiled model where there is one, and
+    `part` names what `held_out` is, "val" or "test"; `by`: what the schedule is stepped by, epoch, step, or a value
+    of the epoch such as val/loss; `forward` is the compiled model where there is one, and
     `compile_seconds` the time that compiling has taken so far, which is no part of an epoch's; `parts`: see `in_parts`.
+    `average`: of the weights, one step on after each of the optimizer's; `scored`: whose weights an epoch is evaluated
+    with, and are kept as those of the run, model or ema.
     Raises NotFiniteError naming the step.
     """
     forward = model if forward is None else forward  # a compiled module has no truth value
@@ -53,7 +60,13 @@ def fit(
         forward = partial(in_parts, forward, parts, [m for m in model.modules() if isinstance(m, _BatchNorm)])
     labels, void = train.labels, train.void
     tested: Evaluation | None = None
-    for epoch in run.epochs(model=model, optimizer=optimizer, scheduler=scheduler):
+    shown = average.module if average is not None and scored == "ema" else model
+    states: dict[str, Any] = {"model": shown, "optimizer": optimizer, "scheduler": scheduler}
+    if average is not None:
+        states |= {"trained": model} if shown is not model else {"average": average.module}
+    for epoch in run.epochs(**states):
+        if average is not None:  # which with none begins anew
+            average.n_averaged.fill_((epoch.number - 1) * len(train))
         losses = torch.zeros(len(train), device=device)
         sizes: list[int] = []
         counts = no_counts(patients, labels.outputs, device)
@@ -71,6 +84,11 @@ def fit(
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
             optimizer.step()
+            if average is not None:
+                average.update_parameters(model)
+            lr = optimizer.param_groups[0]["lr"]
+            if by == "step":
+                scheduler.step()
             losses[step] = value.detach()
             sizes.append(len(x))
             counts += confusion(logits.detach(), y, patient, patients, void)
@@ -86,15 +104,18 @@ def fit(
         scores = summarise(counts.cpu().numpy(), labels.structures)
         values |= {f"train/{name}": v for name, v in scores.items()}
         test = part == "test" and epoch.last
-        held = evaluate(model, loss, held_out, patients=patients, autocast=autocast, keep=test, parts=parts)
+        held = evaluate(shown, loss, held_out, patients=patients, autocast=autocast, keep=test, parts=parts)
         tested = held if test else None
         scores = {"loss": held.loss} | summarise(held.counts, labels.structures)
         values |= {f"{part}/{name}": v for name, v in scores.items()}
-        facts = {"lr": optimizer.param_groups[0]["lr"], "seconds": seconds, "eval_seconds": held.seconds}
+        facts = {"lr": lr, "seconds": seconds, "eval_seconds": held.seconds}
         facts |= {"images_per_second": train.images / seconds}
         facts |= {"micro_batches": parts} if parts > 1 else {}
         facts |= {"compile_seconds": compiled} if compiled else {}
-        scheduler.step()
+        if by == "epoch":
+            scheduler.step()
+        elif by != "step":
+            scheduler.step(values[by])  # type: ignore[arg-type]  # a plateau's
         epoch.report(values, **facts)
     return tested
 

@@ -1,7 +1,7 @@
 """A trained run, ready for use: found by whatever names it, its network built from its own configuration.
 
-Which weights count is a choice: `last` are those that the run's test describes, `best` those of the best
-validation Dice.
+Which weights count is a choice: `last` are those after the last epoch, `best` those of the best validation Dice, and
+without a choice it is those that the run's test describes.
 """
 
 import pickle
@@ -72,9 +72,19 @@ class Trained:
         return next((part for part in ("train", "val", "test") if patient in (split.get(part) or {})), "new")
 
 
-def load(folder: Path, weights: str = "last") -> Trained:
-    """The run in `folder` with its `last` or `best` weights. Raises SegsweepError naming the file that will not do."""
+def _tested(folder: Path) -> str:
+    """The weights that a run's test describes; of a run with an average of them, its last ones are that average."""
+    try:
+        return "best" if recall.configuration(folder).get("test_weights") == "best" else "last"
+    except (OSError, YAMLError, OmegaConfBaseException, SegsweepError):  # which whoever builds the network tells
+        return "last"
+
+
+def load(folder: Path, weights: str | None = None) -> Trained:
+    """The run in `folder` with its `last` or `best` weights; None: those that were tested. Raises SegsweepError
+    naming the file that will not do."""
     spare_dynamo()
+    weights = weights or _tested(folder)
     file = folder / f"{weights}.pt"
     info = artifacts.read_json(folder / "run.json")
     if not isinstance(info, dict):

@@ -298,6 +298,7 @@ def _train(cfg: DictConfig, root: Path, *, looks: bool = False, **ends: Any) -> 
         device=str(pick_device(own.device)),
         keep=EPOCHS,
         interrupted=Interrupted,
+        ends=getattr(task, "ends", lambda history: ""),
         **ends,
     )
     seed_all(own.seed)

@@ -107,7 +107,7 @@ class Display:
         status = event["status"]
         self.counts[status] = self.counts.get(status, 0) + 1
         seconds = event.get("seconds") or time.monotonic() - self.started.get(job, time.monotonic())
-        if status in ("finished", "continued"):
+        if status in ("finished", "continued", "stopped early"):
             self.spent.append(seconds)
         if self.live and job in self.tasks:
             self.live.remove_task(self.tasks.pop(job))

@@ -62,7 +62,7 @@ def job(cfg: DictConfig) -> Any:
     if here.copier and here.sweep is None:  # in a launcher's process, which may be ended at any time from here
         here.copier.flush()
     facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
-    facts["note"] = outcome.accepted and f"accepted {outcome.accepted}"
+    facts["note"] = artifacts.note(outcome.status, outcome.accepted, outcome.stopped)
     spec = components.spec_of(cfg)
     score = score_of(spec, outcome.metrics)
     session().emit("end", **facts, score=score)

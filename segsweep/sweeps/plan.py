@@ -34,7 +34,8 @@ SECONDS_A_SAMPLE = 0.005
 @dataclass
 class Point:
     """One job of a plan. `state`: finished, pruned (as it was asked now), failed, continue or new; `epoch`: complete
-    epochs on disk, of `epochs`; `pruned`: the epoch at which one ended it; `pruner`: whether one may end it."""
+    epochs on disk, of `epochs`; `pruned`: the epoch at which one ended it; `pruner`: whether one may end it;
+    `early`: whether a setting may (`Spec.endings`)."""
 
     signature: str
     trajectory: str
@@ -48,6 +49,7 @@ class Point:
     note: str = ""
     pruned: int | None = None
     pruner: bool = False
+    early: bool = False
 
     @property
     def answered(self) -> bool:
@@ -93,7 +95,8 @@ class Planner:
         states = Checkpoints(self.runs / "trajectories" / ids["trajectory"])
         lapsed = accepted.lapsed(states) or length + 1
         there = [epoch for epoch in states.epochs() if epoch <= length and epoch < lapsed]
-        finished = asked.reuse and artifacts.result(folder) is not None
+        result = artifacts.result(folder) if asked.reuse else None
+        finished = result is not None
         failed = (folder / "failure.json").exists()
         state = "failed" if failed else "continue" if there and asked.reuse else "new"
         pruned = artifacts.read_json(folder / "pruned.json") if asked.reuse else None
@@ -103,6 +106,7 @@ class Planner:
 
             state = "pruned" if same(pruned, cfg, spec) else state
         state = "finished" if finished else state
+        stopped = artifacts.stopped(result or {}).partition(":")[0]
         alike = _alike(found.factors(choices, spec, at), spec, device_name(device))
         self._sizes.setdefault(alike, lambda: _size(cfg))
         return Point(
@@ -115,9 +119,12 @@ class Planner:
             alike=alike,
             train=data.parts.get("train", 1),
             held_out=data.parts.get(data.part, 1),
-            note="accepted " + accepted.told(stands) if stands else "",
+            note=", ".join(
+                filter(None, ["accepted " + accepted.told(stands) if stands else "", stopped and f"({stopped})"])
+            ),
             pruned=pruned["epoch"] if pruned else None,
             pruner=pruner,
+            early=any(key in found.config for key in found.endings),
         )
 
     def _look(self, cfg: DictConfig) -> tuple[Task, Data]:
@@ -267,7 +274,7 @@ def table(names: Sequence[str], points: Sequence[Point | SegsweepError], planner
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     expected = f"about {clock(seconds)} one after another" if seconds or not unknown else "time not measured yet"
     more = f"; {unknown} of the jobs are like none that was measured" if unknown and seconds else ""
-    most = "at most " if any(p.pruner for p, n in zip(known, todo, strict=True) if p and n) else ""
+    most = "at most " if any(p.pruner or p.early for p, n in zip(known, todo, strict=True) if p and n) else ""
     lines += ["", f"{len(points)} jobs: {counts}"]
     lines += [f"{most}{sum(todo)} epochs, {f'{sum(each) / 1000:,.4g} TFLOP, ' if any(each) else ''}{expected}{more}"]
     return "\n".join(lines)

@@ -294,10 +294,12 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
     if status != state["status"]:
         client.set_tag(run_id, "status", status)
         tags = client.get_run(run_id).data.tags  # of an earlier end, here or on another machine
-        for tag in {"failure", "error", "pruned"} & tags.keys():
+        for tag in {"failure", "error", "pruned", "stopped"} & tags.keys():
             client.delete_tag(run_id, tag)
         if pruned and not result:
             client.set_tag(run_id, "pruned", pruned["reason"])
+        if text := artifacts.stopped(result or {}):
+            client.set_tag(run_id, "stopped", text[:4000])
         if failure and not result:
             client.set_tag(run_id, "failure", failure["class"])
             client.set_tag(run_id, "error", failure["error"][:4000])

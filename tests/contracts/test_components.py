@@ -41,7 +41,7 @@ def test_the_promised_options_are_there():
     assert {"swin_unetr", "dynunet", "flexible_unet"} <= set(named("model"))
     assert {"auto", "bce", "dice", "bce_dice", "tversky", "focal", "ce", "ce_dice"} <= set(named("loss"))
     assert {"sgd", "adam", "adamw"} <= set(named("optim"))
-    assert {"constant", "cosine", "poly"} <= set(named("scheduler"))
+    assert {"constant", "cosine", "poly", "onecycle", "warmup", "plateau"} <= set(named("scheduler"))
     assert {"phantom", "lgg", "folder", "nifti"} <= set(named("data"))
     assert {"patient", "slice", "kfold", "file", "holdout"} <= set(named("split"))
     assert {"none", "flips", "affine"} <= set(named("augment"))
@@ -120,7 +120,7 @@ def test_an_optimizer_goes_downhill(option):
 def test_a_schedule_that_looks_at_the_total_carries_it(option):
     five, ten = (composed("scheduler", option, f"epochs={n}").scheduler for n in (5, 10))
     same = OmegaConf.to_container(five, resolve=True) == OmegaConf.to_container(ten, resolve=True)
-    assert same == (option == "constant")
+    assert same == (option in ("constant", "plateau"))
 
 
 @pytest.mark.parametrize(("group", "added"), [("optim", "params"), ("scheduler", "optimizer")])
@@ -133,30 +133,35 @@ def test_what_the_run_completes_has_to_be_partial(group, added):
     assert problem == f"{group}: its YAML needs _partial_: true, as the run adds {added} to {cfg[group]._target_}"
 
 
-def scheduled(epochs: int, target: str, /, **arguments) -> list[str]:
+def scheduled(epochs: int, target: str, /, *overrides: str, **arguments) -> list[str]:
     """The mistakes of a schedule, a name in torch.optim.lr_scheduler or a dotted one, in a run of so many epochs."""
     with initialize_config_dir(str(conf_dir())):
-        cfg = compose("config", overrides=[f"epochs={epochs}"])
+        cfg = compose("config", overrides=[f"epochs={epochs}", *overrides])
     target = target if "." in target else f"torch.optim.lr_scheduler.{target}"
     cfg.scheduler = {"_target_": target, "_partial_": True, **arguments}
     return check(cfg)
 
 
 ONCE = "steps, and a schedule is stepped once an epoch, 3 times with epochs=3"
-INSTEAD = "use scheduler=cosine, poly or constant"
+INSTEAD = "use scheduler=onecycle"
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"total_steps": 18}, f"plans 18 {ONCE}: it would stop at step 3"),
-        ({"epochs": 3, "steps_per_epoch": 6}, f"plans 18 {ONCE}: it would stop at step 3"),
         ({"total_steps": 2}, f"plans 2 {ONCE}: it has no step after 2"),
     ],
 )
 def test_a_cycle_of_another_number_of_steps_than_the_run_makes_is_refused_with_both(given, says):
     problems = scheduled(3, "OneCycleLR", max_lr=0.1, **given)
     assert problems == [f"scheduler: OneCycleLR {says}; {INSTEAD}, or total_steps=${{epochs}} for one step an epoch"]
+
+
+def test_a_cycle_of_steps_that_is_stepped_by_epochs_is_told_how():
+    says = "scheduler.steps_per_epoch=6: with scheduler.by=epoch this schedule is stepped once an epoch; leave it out, "
+    problems = scheduled(3, "OneCycleLR", max_lr=0.1, epochs=3, steps_per_epoch=6)
+    assert problems == [f"{says}and with scheduler.by=step the run gives what it is"]
 
 
 def test_a_cycle_that_is_planned_by_epochs_is_right_for_its_number_of_epochs_alone():
@@ -173,9 +178,61 @@ def test_a_cycle_that_the_run_does_not_see_the_end_of_is_refused():
     assert scheduled(9, "CyclicLR", base_lr=0.001, max_lr=0.1, step_size_up=2) == []
 
 
-def test_a_schedule_by_a_metric_is_refused_in_a_sentence():
-    says = "scheduler: ReduceLROnPlateau steps by a metric, and a run gives its schedule none yet"
-    assert scheduled(3, "ReduceLROnPlateau") == [f"{says}; {INSTEAD}"]
+@pytest.mark.parametrize(
+    ("target", "given", "says"),
+    [
+        ("ReduceLROnPlateau", {}, "steps by a value of the validation part: scheduler.by=val, or scheduler=plateau"),
+        ("StepLR", {"step_size": 1, "by": "val"}, "steps by no value: scheduler.by=epoch or step"),
+    ],
+)
+def test_a_schedule_is_stepped_by_what_it_is_made_for(target, given, says):
+    assert scheduled(3, target, **given) == [f"scheduler: {target} {says}"]
+
+
+def test_a_plateau_goes_the_way_of_its_value(own):
+    assert scheduled(3, "ReduceLROnPlateau", by="val") == scheduled(3, f"{own}.Plateau", by="val/loss") == []
+    assert scheduled(3, "ReduceLROnPlateau", by="val/dice", mode="max") == []
+    (problem,) = scheduled(3, "ReduceLROnPlateau", by="val/dice")
+    assert problem == "scheduler: mode=min: of val/dice, more is better; scheduler.mode=max"
+    (problem,) = scheduled(3, "ReduceLROnPlateau", by="val/dise", mode="max")
+    assert problem.startswith("scheduler: scheduler.by=val/dise: allowed are epoch, step, val and val/loss,")
+    assert problem.endswith("; did you mean val/dice?")
+    assert len(scheduled(3, "ReduceLROnPlateau", by="val/hd95")) == 1  # measured at the end alone
+    classes = ["data=folder", "data.root=x", "data.classes=[background,myo]"]
+    assert scheduled(3, "ReduceLROnPlateau", *classes, by="val/dice/myo", mode="max") == []
+    assert len(scheduled(3, "ReduceLROnPlateau", by="val/dice/myo", mode="max")) == 1
+
+
+def test_a_plateau_needs_a_validation_part():
+    says = "scheduler.by=val: it goes by the validation part, and there is none (never by the test part); give it one"
+    (problem,) = scheduled(3, "ReduceLROnPlateau", "split=holdout", by="val")
+    assert problem == f"{says}, as with split=patient split.val=0.15"
+
+
+def test_lengths_of_a_schedule_by_step_are_epochs():
+    cycle = {"max_lr": 0.1, "by": "step"}
+    assert scheduled(3, "OneCycleLR", total_steps=3, **cycle) == []
+    assert scheduled(3, "OneCycleLR", epochs=3, **cycle) == []
+    assert scheduled(3, "OneCycleLR", epochs=3, steps_per_epoch=6, **cycle) == []
+    says = "and with scheduler.by=step lengths are in epochs: here 3 epochs with epochs=3: it would stop at epoch 3"
+    (problem,) = scheduled(3, "OneCycleLR", total_steps=18, **cycle)
+    assert problem == f"scheduler: OneCycleLR plans 18 epochs, {says}; {INSTEAD}, or total_steps=${{epochs}}"
+    (problem,) = scheduled(3, "OneCycleLR", epochs=2, steps_per_epoch=6, **cycle)
+    assert "plans 12 steps, and with scheduler.by=step lengths are in epochs: here 18 steps with epochs=3" in problem
+    (problem,) = scheduled(3, "CyclicLR", base_lr=0.001, max_lr=0.1, by="step")
+    assert "has a cycle of 4000 epochs" in problem
+    assert scheduled(3, "CyclicLR", base_lr=0.001, max_lr=0.1, step_size_up=1, by="step") == []
+
+
+def test_a_warmup_is_no_longer_than_the_run():
+    given = {"start": 0.01, "floor": 0.0, "by": "step"}
+    target = "segsweep.segmentation.schedules.Warmup"
+    (problem,) = scheduled(3, target, warmup=4, T_max=3, **given)
+    assert problem.startswith("scheduler.warmup=4: 3 epochs are all there are (scheduler.T_max); give fewer, or")
+    assert scheduled(3, target, warmup=3, T_max=None, **given) == scheduled(3, target, warmup=3, T_max=3, **given) == []
+    assert scheduled(3, target, warmup=-1, T_max=3, **given) == [
+        "scheduler.warmup=-1: expected a number from 0 to 1e+06"
+    ]
 
 
 OWN = """
@@ -199,6 +256,12 @@ def warm(optimizer, total, milestone=2):
     return SequentialLR(optimizer, [LinearLR(optimizer), Cycle(optimizer, 0.1, total_steps=total)], [milestone])
 
 
+def fine(optimizer, epochs, steps_per_epoch):
+    return SequentialLR(
+        optimizer, [LinearLR(optimizer), Cycle(optimizer, 0.1, total_steps=epochs * steps_per_epoch)], [steps_per_epoch]
+    )
+
+
 def first(optimizer, up):
     cycle = CyclicLR(optimizer, 0.001, 0.1, step_size_up=up)
     return ChainedScheduler([SequentialLR(optimizer, [cycle, ConstantLR(optimizer)], [4])])
@@ -218,7 +281,7 @@ def test_schedules_of_ones_own_and_inside_others_are_held_to_the_steps_that_they
     (problem,) = scheduled(3, f"{own}.Cycle", max_lr=0.1, total_steps=18)
     assert problem.startswith(f"scheduler: Cycle plans 18 {ONCE}")
     (problem,) = scheduled(3, f"{own}.Plateau")
-    assert problem.startswith("scheduler: Plateau steps by a metric")
+    assert problem.startswith("scheduler: Plateau steps by a value")
     (problem,) = scheduled(3, f"{own}.chained", total=18)
     assert problem.startswith(f"scheduler: Cycle in ChainedScheduler plans 18 {ONCE}")
     assert scheduled(3, f"{own}.chained", total=3) == []
@@ -229,6 +292,10 @@ def test_schedules_of_ones_own_and_inside_others_are_held_to_the_steps_that_they
     assert scheduled(6, f"{own}.warm", total=4) == []
     assert len(scheduled(6, f"{own}.warm", total=6, milestone=9)) == 1  # the run ends before
     assert scheduled(6, f"{own}.first", up=2) == []
+    assert scheduled(6, f"{own}.fine", epochs=5, by="step") == []
+    (problem,) = scheduled(6, f"{own}.fine", epochs=6, by="step")
+    assert "Cycle in SequentialLR plans 6 epochs" in problem
+    assert "here 5 epochs with epochs=6" in problem
     (problem,) = scheduled(6, f"{own}.first", up=3)
     assert problem.startswith("scheduler: CyclicLR in SequentialLR in ChainedScheduler has a cycle of 6 steps")
 

@@ -1,5 +1,6 @@
 """Augmentation against transforms done by hand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -30,6 +31,7 @@ AUGMENTS = {
     "none": NoAugment(),
     "flips": Flips(horizontal=0.5, vertical=0.5),
     "affine": still(p=0.8, flip=0.5, degrees=20.0, scale=0.2, shift=0.1, intensity=0.1),
+    "all": still(flip=0.5, degrees=20.0, noise=0.5, blur=0.5, brightness=0.5, contrast=0.5, gamma=0.5),
 }
 
 
@@ -42,7 +44,7 @@ def test_shapes_layout_and_masks_stay_as_they_are(name):
     assert set(y.unique().tolist()) == {0.0, 1.0}
 
 
-@pytest.mark.parametrize("name", ["flips", "affine"])
+@pytest.mark.parametrize("name", ["flips", "affine", "all"])
 def test_the_generator_alone_decides(name):
     first, again, other = (AUGMENTS[name](*batch(), generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first[0], again[0])
@@ -162,6 +164,8 @@ def test_intensity_changes_contrast_and_brightness_of_each_channel_within_its_ra
         (lambda: still(degrees=-5.0), r"augment\.degrees=-5"),
         (lambda: still(scale=1.0), r"augment\.scale=1"),
         (lambda: still(p="often"), r"augment\.p=often"),
+        (lambda: still(noise=1.5), r"augment\.noise=1\.5: expected a number from 0 to 1"),
+        (lambda: Flips(horizontal=0.0, vertical=0.0, contrast_max=2), r"augment\.contrast_max=2"),
     ],
 )
 def test_wrong_values_name_their_key(make, message):
@@ -178,3 +182,102 @@ def test_labels_of_classes_and_void_stay_what_they_are():
         found = augment(x, y, torch.Generator().manual_seed(1))[1]
         assert not torch.equal(found, y)
         assert set(found.unique().tolist()) == {0, 1, 2, 255}
+
+
+VALUES = ("noise", "blur", "brightness", "contrast", "gamma")
+
+
+def changed(x, **given):
+    """What changes of values alone make of images."""
+    y = torch.zeros(len(x), 1, *x.shape[2:])
+    fx, fy = Flips(horizontal=0.0, vertical=0.0, **given)(x, y, generator())
+    assert torch.equal(fy, y)
+    return fx
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("make", [Flips, Affine])
+def test_a_change_of_values_has_its_own_probability(make, name):
+    x, y = batch(12, 16)
+    zero = {"horizontal": 0.0, "vertical": 0.0} if make is Flips else {"p": 0.0} | dict.fromkeys(
+        ("flip", "degrees", "scale", "shift", "intensity"), 0.0
+    )  # fmt: skip
+    before, _ = make(**zero)(x, y, generator())
+    for p, low, high in ((0.5, 16, 48), (1.0, 64, 64)):
+        after, masks = make(**zero, **{name: p})(x, y, generator())
+        assert torch.equal(masks, make(**zero)(x, y, generator())[1])
+        kept = sum(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+        assert 64 - high <= kept <= 64 - low
+
+
+def test_at_0_nothing_is_drawn_and_no_bit_changes():
+    for name in ("flips", "affine"):
+        plain, zero = generator(3), generator(3)
+        x, _ = AUGMENTS[name](*batch(), plain)
+        more = {f"{key}_max": 1.0 for key in VALUES}
+        z, _ = dataclasses.replace(AUGMENTS[name], **more)(*batch(), zero)
+        assert torch.equal(x, z)
+        assert torch.equal(plain.get_state(), zero.get_state())
+
+
+def test_noise_has_no_mean_and_a_deviation_up_to_its_greatest():
+    found = changed(torch.zeros(200, 2, 16, 16), noise=1.0, noise_max=0.4)
+    deviation = found.flatten(1).std(1)
+    assert found.mean().abs() < 0.01
+    assert deviation.max() < 0.45
+    assert deviation.std() == pytest.approx(0.4 / math.sqrt(12), rel=0.2)  # uniform
+
+
+def test_a_blur_is_a_gaussian_of_each_image_and_keeps_what_is_even():
+    from scipy.ndimage import gaussian_filter
+
+    x = torch.randn(6, 2, 24, 20, generator=generator(1)).contiguous(memory_format=torch.channels_last)
+    found = changed(x, blur=1.0, blur_max=2.0)
+    draws = generator()
+    torch.rand(6, generator=draws)  # whether
+    for image, blurred, deviation in zip(x, found, 1 + torch.rand(6, generator=draws), strict=True):
+        for c in range(2):
+            expected = gaussian_filter(image[c].numpy(), float(deviation), mode="nearest", radius=6)
+            torch.testing.assert_close(blurred[c], torch.from_numpy(expected), atol=1e-5, rtol=1e-4)
+    even = torch.full((3, 1, 5, 5), 7.0)
+    torch.testing.assert_close(changed(even, blur=1.0, blur_max=20.0), even)  # wider than the image
+
+
+def test_brightness_shifts_and_contrast_stretches_each_channel_about_its_mean():
+    x = torch.randn(300, 2, 8, 8, generator=generator(1))
+    shift = (changed(x, brightness=1.0, brightness_max=0.5) - x).flatten(2)
+    torch.testing.assert_close(shift, shift[..., :1].expand_as(shift), atol=1e-5, rtol=0)
+    stretched = changed(x, contrast=1.0, contrast_max=0.5)
+    torch.testing.assert_close(stretched.mean((2, 3)), x.mean((2, 3)), atol=1e-5, rtol=0)
+    factor = stretched.flatten(2).std(2) / x.flatten(2).std(2) - 1
+    for amounts in (shift[..., 0], factor):
+        assert 0.45 < amounts.abs().max() <= 0.5 + 1e-5
+        assert amounts.std() == pytest.approx(0.5 / math.sqrt(3), rel=0.1)
+        assert not torch.allclose(amounts[:, 0], amounts[:, 1], atol=0.05)
+
+
+def test_gamma_keeps_range_and_order_and_is_as_often_above_as_below():
+    x = torch.linspace(-2, 6, 65).expand(400, 1, 1, 65).contiguous()
+    found = changed(x, gamma=1.0, gamma_max=0.5)
+    torch.testing.assert_close(found[..., [0, -1]], x[..., [0, -1]])
+    assert (found.diff() > 0).all()
+    power = ((found[..., 32] + 2) / 8).log() / math.log(0.5)
+    assert power.min() >= 1 / 1.5 - 1e-3
+    assert power.max() <= 1.5 + 1e-3
+    assert 150 < (power > 1).sum() < 250
+    flat = torch.full((4, 1, 3, 3), 2.0)
+    assert torch.equal(changed(flat, gamma=1.0), flat)
+
+
+def test_the_settings_at_rest_are_those_of_conf_and_of_the_classes():
+    from omegaconf import OmegaConf
+
+    from segsweep.config.schema import conf_dir
+    from segsweep.segmentation.metrics import SPEC
+
+    rest = {key.partition(".")[2]: value for key, value in SPEC.neutral.items() if key.startswith("augment.")}
+    assert rest == dict.fromkeys(VALUES, 0)
+    for name, made in (("flips", Flips), ("affine", Affine)):
+        given = OmegaConf.load(conf_dir() / "augment" / f"{name}.yaml")
+        defaults = {field.name: field.default for field in dataclasses.fields(made)}
+        assert {key: given[key] for key in VALUES} == {key: defaults[key] for key in VALUES} == rest

@@ -1,8 +1,12 @@
 """The closing table of a sweep."""
 
+import csv
+import json
+
 import pytest
 from records import Spec, factors, write_sweep
 
+from segsweep.report.files import write as build
 from segsweep.report.records import read
 from segsweep.report.table import table
 
@@ -67,3 +71,25 @@ def test_names_and_values_of_anybodys_are_neither_markup_nor_commands_to_the_ter
     text = table(read([folder]).jobs, width=200)
     assert all(part in text for part in ("[/_]", " [2Jx", "[/a]", "]0;title [/b]", "fin [1mished")), text
     assert not {sign for sign in text if not sign.isprintable()} - {"\n"}
+
+
+def test_what_stopped_early_is_told_in_words_in_table_and_report(tmp_path):
+    specs = [Spec(factors(optim=optim)) for optim in ("sgd", "adam")]
+    folder = write_sweep(tmp_path, "s", specs)
+    for number, status in ((0, "stopped early"), (1, "reused")):
+        job = json.loads((folder / str(number) / "job.json").read_text())
+        file = folder / str(number) / job["run"] / "result.json"
+        why = {"epoch": 3, "of": 9, "reason": f"no gain {number}"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"stopped": why}))
+        (folder / str(number) / "job.json").write_text(json.dumps(job | {"status": status}))
+    text = table(read([folder]).jobs, width=200)
+    assert next(line for line in text.splitlines() if line.split()[:1] == ["0"]).split()[2:5] == [
+        *("stopped", "early", "0.1500")
+    ]
+    assert text.splitlines()[-2:] == [f"job {n} stopped early after epoch 3 of 9: no gain {n}" for n in (0, 1)]
+    build([folder], tmp_path / "report")
+    assert "2 runs stopped early, and are tested like the others." in (tmp_path / "report" / "report.md").read_text()
+    with (tmp_path / "report" / "runs.csv").open() as file:
+        assert [row["stopped"].partition(":")[0] for row in csv.DictReader(file)] == [
+            "stopped early after epoch 3 of 9"
+        ] * 2

@@ -4,6 +4,7 @@ import shlex
 
 import numpy as np
 
+from segsweep.core import artifacts
 from segsweep.core.signature import OWN
 from segsweep.report.comparison import show
 from segsweep.report.content import Section, joined, many, plural, plus
@@ -40,6 +41,9 @@ def _scope(found: Findings) -> str:
     verb = "is" if lacking == 1 else "are"
     if lacking:
         text += f" **{plural(lacking, 'job')} did not finish** and {verb} listed under What is missing."
+    if early := [run for row in found.rows for run in row.runs if artifacts.stopped(run.result)]:
+        are = "is" if len(early) == 1 else "are"
+        text += f" {plural(len(early), 'run')} stopped early, and {are} tested like the others."
     if found.comparison.part == "val":
         text += (
             " **No run has a number of a test.** Compared are those of the validation part, by which epochs and"
