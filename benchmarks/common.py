@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from segsweep.core import environment
-from segsweep.core.signature import PACKAGE
+from segsweep.core.source import PACKAGE
 from segsweep.segmentation.data.lgg import LGG
 from segsweep.segmentation.data.phantom import Phantom
 

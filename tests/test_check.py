@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segsweep.core import signature
+from segsweep.core import source
 from segsweep.sweeps import check
 from segsweep.sweeps.preflight import composed
 
@@ -82,8 +82,8 @@ def said(tmp_path, monkeypatch, allow, capsys):
         (tmp_path / "fits.py").write_text(f"{GOOD}\n\nclass Own(Fit):\n{lines}\n")
         sys.modules.pop("fits", None)
         importlib.invalidate_caches()
-        signature.code.cache_clear()
-        signature.places.cache_clear()
+        source.code.cache_clear()
+        source.places.cache_clear()
         code = check.main(["--config-dir", "conf", "task=fit", *overrides])
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
@@ -96,8 +96,8 @@ def said(tmp_path, monkeypatch, allow, capsys):
 
     yield of
     sys.modules.pop("fits", None)
-    signature.code.cache_clear()
-    signature.places.cache_clear()
+    source.code.cache_clear()
+    source.places.cache_clear()
 
 
 NAMES = ["spec", "data", "two epochs", "metrics", "units", "again", "interrupt", "prune", "longer", "shorter"]

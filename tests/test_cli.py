@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from segsweep.core.signature import PACKAGE
+from segsweep.core.source import PACKAGE
 from segsweep.sweeps import cli, sweep
 
 TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "epochs=2"]

@@ -19,7 +19,7 @@ from hydra.types import HydraContext
 from segsweep.config.schema import conf_dir
 from segsweep.config.whitelist import hydras
 from segsweep.core.session import session
-from segsweep.plugins.cluster import ClusterLauncher, Lost
+from segsweep.plugins._cluster import ClusterLauncher, Lost
 from segsweep.sweeps.job import job
 
 TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "precision=fp32"]

@@ -30,7 +30,7 @@ ONLY = {  # distribution -> the rooms that may import it at all
 }
 FIRST = ("torch", "mlflow", "optuna")  # seconds each: never at the top of what `--help` needs
 HELP = ("__main__.py", "config/", "sweeps/", "core/session.py", "core/errors.py")
-HELP += tuple(f"plugins/{name}.py" for name in ("_jobs", "local", "cluster", "plan", "grid", "search"))
+HELP += tuple(f"plugins/{name}.py" for name in ("_jobs", "_local", "_cluster", "_plan", "grid", "search"))
 
 
 @cache
@@ -157,7 +157,7 @@ def test_an_arrow_against_the_order_is_seen(files, room, other):
         ("runs/run.py", "import optuna"),
         ("sweeps/cli.py", "import torch"),
         ("sweeps/sweep.py", "import numpy, mlflow"),
-        ("plugins/local.py", "import optuna"),
+        ("plugins/_local.py", "import optuna"),
     ],
 )
 def test_a_planted_violation_is_seen(files, path, line):
@@ -191,7 +191,7 @@ def test_no_module_imports_one_that_imports_it(files):
         ("core/artifacts.py", "import segsweep.runs.run", {"core.artifacts", "runs.run", "tracking.mirrors"}),
         ("sweeps/worker.py", "def f():\n    from segsweep.sweeps.cli import main", {"sweeps.worker", "sweeps.cli"}),
         ("report/records.py", "from segsweep.report import files", {"report.records", "report.files"}),
-        ("plugins/_jobs.py", "from . import local", {"plugins._jobs", "plugins.local"}),
+        ("plugins/_jobs.py", "from . import _local", {"plugins._jobs", "plugins._local"}),
     ],
 )
 def test_a_planted_circle_is_seen(files, path, line, circle):
@@ -211,6 +211,8 @@ PRIVATE = {  # module, private module of another package -> why there is no publ
     ): "what trusted folders alone compose, with no job started",
     ("config/trust.py", "hydra._internal.utils"): "the search path and the arguments as Hydra's own main reads them",
     ("config/trust.py", "omegaconf._utils"): "where a dotted key is split, brackets and quotes included",
+    ("config/recorded.py", "hydra._internal.utils"): "the arguments as Hydra's own main reads them",
+    ("config/recorded.py", "omegaconf._utils"): "where a dotted key is split, brackets and quotes included",
     (
         "sweeps/doors.py",
         "hydra._internal.utils",
@@ -218,7 +220,7 @@ PRIVATE = {  # module, private module of another package -> why there is no publ
     ("sweeps/preflight.py", "hydra._internal.utils"): "the arguments as Hydra's own main reads them",
     ("core/device.py", "torch._dynamo.callback"): "when torch's compiler begins and ends",
     (
-        "plugins/cluster.py",
+        "plugins/_cluster.py",
         "hydra_plugins.hydra_ray_launcher._launcher_util",
     ): "the launcher itself starts a job and no more",
     ("plugins/grid.py", "hydra._internal.core_plugins.basic_sweeper"): "the sweeper that this one extends",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_loop import Stop, same, told
 
-from segsweep.core import signature
+from segsweep.core import source
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import TaskError
 from segsweep.lightning import fit
@@ -113,8 +113,8 @@ def test_a_modules_own_exit_fails_the_run_and_stops_no_sweep(tmp_path, monkeypat
 
 
 def test_the_adapters_code_is_part_of_what_a_task_is_that_uses_it():
-    assert "segsweep.lightning" in signature.code("test_lightning")
-    assert "segsweep.lightning" not in signature.code("test_loop")
+    assert "segsweep.lightning" in source.code("test_lightning")
+    assert "segsweep.lightning" not in source.code("test_loop")
 
 
 @pytest.mark.parametrize("more", [{"max_epochs": 3}, {"max_steps": 10}])

@@ -27,8 +27,8 @@ from segsweep.config.schema import conf_dir
 from segsweep.config.whitelist import hydras
 from segsweep.core import artifacts
 from segsweep.core.session import session, thread
-from segsweep.plugins import _jobs, local
-from segsweep.plugins.local import Job, LocalLauncher
+from segsweep.plugins import _jobs, _local
+from segsweep.plugins._local import Job, LocalLauncher
 from segsweep.sweeps import worker
 
 SETTINGS = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hydra" / "launcher" / "local.yaml"))
@@ -145,7 +145,7 @@ def test_system_exit_in_a_job_fails_that_job(tmp_path):
 @pytest.mark.parametrize("kills", [0, 1])
 def test_a_worker_that_the_system_ended_for_want_of_memory_is_oom(tmp_path, monkeypatch, kills):
     counts = iter([7, *[7 + kills] * 9])
-    monkeypatch.setattr(local, "oom_kills", lambda: next(counts))
+    monkeypatch.setattr(_local, "oom_kills", lambda: next(counts))
     monkeypatch.setattr(_jobs, "oom_kills", lambda: next(counts))
     with launcher(tmp_path, retries={}) as made:
         made.launch(toys("die"), 0)
@@ -345,7 +345,7 @@ def test_each_slot_sees_its_own_device(monkeypatch, asked, device, count, visibl
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert local._devices(asked, device) == expected
+    assert _local._devices(asked, device) == expected
 
 
 @pytest.mark.parametrize(
@@ -372,8 +372,8 @@ def test_on_a_cpu_a_job_runs_on_each_core_as_far_as_jobs_and_memory_go(
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     monkeypatch.setattr(environment, "cores", lambda: cores)
     monkeypatch.setattr(environment, "memory", lambda: memory_gib * 2**30)
-    assert local._at_once("auto", visible, jobs) == expected
-    assert local._at_once(3, visible, jobs) == 3
+    assert _local._at_once("auto", visible, jobs) == expected
+    assert _local._at_once(3, visible, jobs) == 3
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_on_a_cpu_a_job_runs_on_each_core_as_far_as_jobs_and_memory_go(
         (2, {}, ["epochs=2,4,8"], "3", 1),
         (None, {"n_jobs": None, "n_trials": 20}, [], "3", 20),
         (None, {"n_jobs": 1, "n_trials": 20}, [], "3", 1),
-        (None, {}, [], "3", local.AHEAD),
+        (None, {}, [], "3", _local.AHEAD),
     ],
 )
 def test_jobs_side_by_side_are_bounded_by_the_whole_sweep(expected, sweeper, overrides, scheduler, jobs):
@@ -394,7 +394,7 @@ def test_jobs_side_by_side_are_bounded_by_the_whole_sweep(expected, sweeper, ove
     session().sweep = sweep.Sweep(expected=expected)
     hydra = {"sweeper": sweeper, "overrides": {"task": overrides}}
     config = OmegaConf.create({"hydra": hydra, "epochs": 4, "scheduler": {"T_max": scheduler}})
-    assert local._side_by_side(config) == jobs
+    assert _local._side_by_side(config) == jobs
 
 
 def test_the_limits_of_a_container_are_those_of_all_groups_above_it(tmp_path):

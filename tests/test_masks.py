@@ -365,7 +365,7 @@ def test_a_sweep_leaves_no_password_and_its_server_is_asked_with_it(tmp_path, la
 def test_what_slurm_pickles_has_the_names_of_addresses_in_an_application_too(tmp_path, monkeypatch, at):
     submitit = pytest.importorskip("submitit")
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    from segsweep.plugins.cluster import SlurmLauncher
+    from segsweep.plugins._cluster import SlurmLauncher
 
     pickled = []
     keep = lambda self, *given: pickled.append(cloudpickle.dumps(given)) or []  # noqa: E731 - nothing is started

@@ -220,7 +220,7 @@ def test_a_bad_record_is_left_out_alone_and_a_server_that_fails_is_silent_for_a_
 
 
 def test_a_plan_knows_what_another_machine_has_finished(tmp_path, uri):
-    from segsweep.plugins.plan import PlanLauncher
+    from segsweep.plugins._plan import PlanLauncher
 
     first = there(tmp_path, "a", uri)
     plan = PlanLauncher()

@@ -46,7 +46,7 @@ class Net(torch.nn.Conv2d):
 
 def test_an_edited_network_of_ones_own_is_trained_anew(tmp_path, monkeypatch, allow):
     """Under another name than its module's, and where the epochs before could be gone on with."""
-    from segsweep.core import signature
+    from segsweep.core import source
 
     monkeypatch.syspath_prepend(str(tmp_path))
     allow("net_of_run.*")
@@ -56,7 +56,7 @@ def test_an_edited_network_of_ones_own_is_trained_anew(tmp_path, monkeypatch, al
 
     def edited(factor: int, epochs: int) -> Outcome:
         (tmp_path / "net_of_run" / "net.py").write_text(NET.replace("FACTOR", str(factor)))
-        signature.code.cache_clear()  # a process of its own
+        source.code.cache_clear()  # a process of its own
         for name in [name for name in sys.modules if name.startswith("net_of_run")]:
             del sys.modules[name]
         with monkeypatch.context() as patch:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from segsweep.core import environment, signature
+from segsweep.core import environment, source
 from segsweep.runs import identity
 from segsweep.runs.identity import recorded
 from segsweep.sweeps import doors, why
@@ -62,18 +62,18 @@ def test_what_is_reused_says_that_its_data_are_not_watched_and_data_are_part_of_
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.csv").write_text("1")
     watched = FUNCTION.replace('direction="min"', 'direction="min", data="data"')
-    for source in (FUNCTION, watched):
-        _, _, module = through(source, *HERE[1:])
+    for text in (FUNCTION, watched):
+        _, _, module = through(text, *HERE[1:])
         for edited, trained in ((False, 0), (True, 1)):
             module.seen.clear()
             if edited:
-                (tmp_path / "data" / "a.csv").write_text("2" + source)
+                (tmp_path / "data" / "a.csv").write_text("2" + text)
             try:
                 module.start()
             except SystemExit as end:
                 pytest.fail(str(end))
-            assert len(module.seen) == (trained if source is watched else 0)
-            assert ("the data are not watched" in "".join(capfd.readouterr())) == (source is not watched)
+            assert len(module.seen) == (trained if text is watched else 0)
+            assert ("the data are not watched" in "".join(capfd.readouterr())) == (text is not watched)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_script_says_why_and_accepts_without_training(through, tmp_path, capfd
 
     def ask(*arguments: str) -> tuple[int, str]:
         sys.argv[1:] = arguments
-        signature.code.cache_clear()
+        source.code.cache_clear()
         capfd.readouterr()
         try:
             module.start()
@@ -502,7 +502,7 @@ def test_the_commit_of_a_run_is_that_of_the_repository_of_ones_own_code(through,
     engine = environment.commit(Path(environment.__file__).parent)
     assert first["versions"].get("segsweep commit") == engine != head
     segmentation = {"task": {"_target_": "segsweep.segmentation.task.Segmentation"}}
-    assert identity.Identity(segmentation, {}, "", "", {}).home == signature.PACKAGE
+    assert identity.Identity(segmentation, {}, "", "", {}).home == source.PACKAGE
     assert identity.Identity({"task": {"_target_": "installed.Task"}}, {}, "", "", {}).home == tmp_path
 
 

@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from segsweep.config.schema import conf_dir
-from segsweep.core import signature
+from segsweep.core import signature, source
 from segsweep.runs.identity import identity
 from segsweep.segmentation.metrics import SPEC
 from segsweep.task import Data
@@ -130,11 +130,11 @@ def test_comments_and_docstrings_retrain_nothing_and_code_does(tmp_path):
     plain.write_text("def f(x):\n    return x + 1\n")
     commented.write_text("def f(x):  # why\n\n    return (x + 1)\n")
     changed.write_text("def f(x):\n    return x + 2\n")
-    assert signature._code(plain) == signature._code(commented)
-    assert signature._code(plain) != signature._code(changed)
     with_doc = tmp_path / "d.py"
     with_doc.write_text('def f(x):\n    """Old."""\n    return x + 1\n')
-    assert signature._code(with_doc) == signature._code(plain)
+    found = source.hashes({file.stem: file for file in (plain, commented, changed, with_doc)})
+    assert found["a"] == found["b"] == found["d"]
+    assert found["a"] != found["c"]
 
 
 NET = "class Net:\n    pass\n"
@@ -209,7 +209,7 @@ def own_code(folder, target, allow, monkeypatch) -> dict[str, str]:
         if name.split(".")[0] in OWN:
             del sys.modules[name]
     importlib.invalidate_caches()
-    return signature.code.__wrapped__(*whitelist.modules({"model": [{"list": [{"_target_": target}]}]}))
+    return source.code.__wrapped__(*whitelist.modules({"model": [{"list": [{"_target_": target}]}]}))
 
 
 @pytest.mark.parametrize("project", PROJECTS)
@@ -234,29 +234,61 @@ def test_code_that_is_installed_or_not_reached_is_not_watched(tmp_path, allow, m
     (tmp_path / "beside.py").write_text("x = 1\n")
     (tmp_path / "mine.py").write_text(f"import json, torch.nn, far, segsweep.runs.run\n{NET}")
     monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
-    assert set(own_code(tmp_path, "mine.Net", allow, monkeypatch)) - set(signature.code()) == {"mine"}
+    assert set(own_code(tmp_path, "mine.Net", allow, monkeypatch)) - set(source.code()) == {"mine"}
 
 
 def test_the_script_that_was_started_is_the_module_that_it_is(tmp_path, monkeypatch):
     script = tmp_path / "net.py"
     script.write_text(NET)
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
-    as_script = signature.code.__wrapped__("__main__")
+    as_script = source.code.__wrapped__("__main__")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert signature.fingerprint(as_script) == signature.fingerprint(signature.code.__wrapped__("net"))
+    assert signature.fingerprint(as_script) == signature.fingerprint(source.code.__wrapped__("net"))
 
 
 def test_the_code_of_the_program_that_decides_numbers_is_watched():
-    names = {name for name in signature.code(*SPEC.code) if not name.endswith(("segmentation", "data", "models"))}
-    room = signature.PACKAGE / "segmentation"
+    names = {name for name in source.code(*SPEC.code) if not name.endswith(("segmentation", "data", "models"))}
+    room = source.PACKAGE / "segmentation"
     files = {".".join(["segsweep", *f.relative_to(room.parent).with_suffix("").parts]) for f in room.rglob("*.py")}
     doors = {f"segsweep.segmentation.{name}" for name in ("predict", "export", "trained", "inputs", "sections")}
-    assert names == {name for name in files - doors if not name.endswith("__init__")} | set(signature.CODE)
+    assert names == {name for name in files - doors if not name.endswith("__init__")} | set(source.CODE)
 
 
 def test_a_file_of_another_encoding_is_read_as_python_does(tmp_path):
     (tmp_path / "latin.py").write_bytes("# -*- coding: latin-1 -*-\nname = 'é'\n".encode("latin-1"))
-    assert "é" in signature._code(tmp_path / "latin.py")
+    (tmp_path / "utf.py").write_text("name = 'é'\n")
+    assert len(set(source.hashes({name: tmp_path / f"{name}.py" for name in ("latin", "utf")}).values())) == 1
+
+
+def test_what_a_process_has_read_of_code_another_need_not_and_others_cannot_say(tmp_path, allow, monkeypatch):
+    """Each turn is a process of its own: what it knows is gone."""
+
+    def turn() -> tuple[dict[str, str], int]:
+        for kept in (source._known, source._kept):
+            kept.cache_clear()
+        read.clear()
+        return own_code(tmp_path / "src", "mine.Net", allow, monkeypatch), len(read)
+
+    read, parsed, cache = [], source._parsed, tmp_path / "cache"
+    monkeypatch.setenv("SEGSWEEP_CACHE", str(cache))
+    monkeypatch.setattr(source, "_parsed", lambda text: read.append(text) or parsed(text))
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "mine.py").write_text(f"import beside\n{NET}")
+    (tmp_path / "src" / "beside.py").write_text("x = 1\n")
+    first, count = turn()
+    assert count == 2 + len(source.CODE)
+    assert turn() == (first, 0)
+    (tmp_path / "src" / "beside.py").write_text("x = 2\n")
+    second, count = turn()
+    assert [name for name in second if second[name] != first[name]] == ["beside"]
+    assert count == 1
+    for mode in (0o770, 0o707):
+        cache.chmod(mode)
+        assert turn() == (second, 2 + len(source.CODE))
+    cache.chmod(0o700)
+    for damaged in ("{", "[]", "{}", '{"python": "2.7", "modules": {}}', '{"modules": 3}'):
+        (cache / source.KEPT).write_text(damaged)
+        assert turn()[0] == second
 
 
 def test_modules_of_one_last_name_are_told_apart_by_as_much_of_their_names_as_it_takes():
@@ -272,4 +304,4 @@ def test_modules_of_one_last_name_are_told_apart_by_as_much_of_their_names_as_it
 
 
 def test_this_programs_own_modules_are_known_by_their_last_names():
-    assert all("." not in name for name in signature.short(signature.code(*SPEC.code)).values())
+    assert all("." not in name for name in signature.short(source.code(*SPEC.code)).values())

@@ -205,7 +205,7 @@ def test_no_module_has_a_state_but_for_caches(files):
         ),
         ("runs/run.py", "from segsweep.winner import KEPT\ndef f():\n    KEPT.clear()", "winner.KEPT"),
         (
-            "plugins/local.py",
+            "plugins/_local.py",
             "def f():\n    from . import _jobs\n    _jobs.LATEST = 1",
             "plugins._jobs.LATEST",
         ),

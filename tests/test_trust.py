@@ -16,7 +16,7 @@ from hydra.initialize import initialize_config_search_path
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from segsweep.config import trust
+from segsweep.config import hold, trust
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import start
 from segsweep.core.errors import ConfigError
@@ -27,13 +27,19 @@ from segsweep.sweeps.preflight import Checked, preflight
 
 start()
 from segsweep.config.compose import Composer  # noqa: E402 - the namespace has to know it first
+from segsweep.plugins._cluster import SlurmLauncher  # noqa: E402
 from segsweep.plugins._jobs import Job  # noqa: E402
-from segsweep.plugins.cluster import SlurmLauncher  # noqa: E402
 
 TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "epochs=1"]
 TINY += ["tracking=none", "report=false"]
 GLOBAL = "# @package _global_\n"
 SEARCH = GLOBAL + "defaults:\n  - space: step\n  - _self_\n  - override /hydra/sweeper: search\n"
+
+
+def asks(*words: str) -> None:
+    """A command line that only asks, before it is answered."""
+    if args := trust.question(list(words)):
+        hold.held(args)
 
 
 @pytest.fixture
@@ -311,7 +317,7 @@ def test_where_a_run_goes_and_is_kept_is_ones_own_to_say(mine, name, monkeypatch
         assert says in found
         assert "SEGSWEEP_CONF=my_conf" in found
     with pytest.raises(ConfigError, match=re.escape(says)):
-        trust.question(["--help", *asked])
+        asks("--help", *asked)
     if given and "=none" not in given:
         assert says not in _refused(*asked, given)
     with initialize_config_search_path([f"file://{conf_dir()}", f"file://{mine}"]):
@@ -364,7 +370,7 @@ def test_what_the_command_line_reads_from_the_environment_goes(mine, monkeypatch
     monkeypatch.setenv("TOKEN", "brain")
     given = ["--config-dir", "my_conf", "experiment=x", "tracking.uri=null", "tracking.experiment=${oc.env:TOKEN}"]
     assert passes(*given).foreign
-    trust.question([*given, "--help"])
+    asks(*given, "--help")
 
 
 def test_every_option_of_a_sweep_is_looked_at_however_many_there_are(mine, monkeypatch):
@@ -416,11 +422,11 @@ def test_launchers_that_look_at_no_job_are_for_as_many_combinations_as_are_looke
 @pytest.mark.parametrize(
     "flag", ["--config-path=my_conf", "--config-name=mine", "--config-n=mine", "--experimental-rerun=my_conf"]
 )
-@pytest.mark.parametrize("asks", [[], ["--cfg", "job"]])
-def test_the_programs_own_configuration_is_the_one_that_runs(mine, flag, asks):
+@pytest.mark.parametrize("words", [[], ["--cfg", "job"]])
+def test_the_programs_own_configuration_is_the_one_that_runs(mine, flag, words):
     (mine / "config.yaml").write_text((conf_dir() / "config.yaml").read_text())
     with pytest.raises(ConfigError, match=r"^--[a-z-]*: not taken"):
-        trust.question([flag, *asks]) if asks else preflight([flag])
+        asks(flag, *words) if words else preflight([flag])
 
 
 HARMLESS = {
@@ -466,7 +472,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_is_harmless_is_taken_from_anywhere(mine, name, monkeypatch):
-    monkeypatch.setattr(trust.Hold, "_task", None)  # which composes once for every option: only where it has to
+    monkeypatch.setattr(hold.Hold, "_task", None)  # which composes once for every option: only where it has to
     files, arguments, jobs = HARMLESS[name]
     write(mine, files)
     found = passes("--config-dir", "my_conf", *arguments)
@@ -511,7 +517,7 @@ def test_a_folder_that_the_environment_names_may_say_everything(mine, monkeypatc
     for own in ("", os.pathsep, "elsewhere", "my_conf/experiment"):
         conf(monkeypatch, own)
         assert "or trust the folder: SEGSWEEP_CONF=my_conf" in message(*asked)
-    monkeypatch.setattr(trust, "Hold", None)  # nothing is composed a second time
+    monkeypatch.setattr("segsweep.sweeps.preflight.Hold", None)  # nothing is composed a second time
     for own in ("my_conf", f"elsewhere{os.pathsep}{mine}", f"{mine}/../my_conf/"):
         conf(monkeypatch, own)
         assert passes(*asked) == Checked(1, [*asked, *TINY, "paths.cache=cache"], here=True)
@@ -526,11 +532,11 @@ def test_the_folders_that_the_environment_names_are_read_once(mine, monkeypatch)
 
 
 def test_without_a_folder_of_others_nothing_is_composed_a_second_time(mine, monkeypatch):
-    monkeypatch.setattr(trust, "Hold", None)
-    monkeypatch.setattr(trust, "_loader", None)
+    monkeypatch.setattr("segsweep.sweeps.preflight.Hold", None)
+    monkeypatch.setattr(trust, "loader_of", None)
     assert not passes("-m", "model=unet,r2unet").foreign
-    trust.question(["--help"])
-    trust.question(["--cfg", "job", "--config-dir", "my_conf"])
+    asks("--help")
+    asks("--cfg", "job", "--config-dir", "my_conf")
 
 
 @pytest.mark.parametrize(
@@ -548,7 +554,7 @@ def test_without_a_folder_of_others_nothing_is_composed_a_second_time(mine, monk
     ],
 )
 def test_references_are_to_keys_and_the_programs_own_functions(text, good):
-    assert trust.plainly(text) is good
+    assert hold.plainly(text) is good
 
 
 def test_the_best_of_a_study_of_anybodys_is_written_with_this_programs_keys_alone(mine):

@@ -11,7 +11,7 @@ import pytest
 from test_signature import OWN, PROJECTS
 
 from segsweep.config import trust
-from segsweep.core import accepted, artifacts, signature
+from segsweep.core import accepted, artifacts, source
 from segsweep.core.errors import SegsweepError
 from segsweep.report import records
 from segsweep.report.contrasts import _programs
@@ -57,8 +57,8 @@ def fresh() -> None:
     for name in [name for name in sys.modules if name.split(".")[0] in {"counting", *OWN}]:
         del sys.modules[name]
     importlib.invalidate_caches()
-    signature.code.cache_clear()
-    signature.places.cache_clear()
+    source.code.cache_clear()
+    source.places.cache_clear()
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from hydra.errors import CompactHydraException, HydraException
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep.config import trust
 from segsweep.config.schema import chosen, under
 from segsweep.core.session import session
 
@@ -43,10 +42,13 @@ class Composer:
             if config := _changed(*self.known[kind], lines):
                 return config
         config = self.loader.load_sweep_config(self.master, lines)
-        if session().foreign and (keys := trust.changed(self.master, config, lines)):
-            raise CompactHydraException(
-                f"{', '.join(keys)}: the files of a job's options may not change this in a sweep"
-            )
+        if session().foreign:
+            from segsweep.config.hold import changed
+
+            if keys := changed(self.master, config, lines):
+                raise CompactHydraException(
+                    f"{', '.join(keys)}: the files of a job's options may not change this in a sweep"
+                )
         self.known[kind] = lines, pickle.dumps(config)
         if len(self.known) > KINDS:
             self.known.popitem(last=False)

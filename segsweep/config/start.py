@@ -61,8 +61,8 @@ class Started:
     """`task`, for launchers: a process in which it is unpickled has been started. Hydra asks there for a job's folder,
     which a resolver names, before it calls the task."""
 
-    def __init__(self, task: Callable[[DictConfig], Any]):
-        self.task, self.__module__ = task, task.__module__  # by the latter Hydra names what it runs
+    def __init__(self, task: Callable[[DictConfig], Any], module: str = ""):
+        self.task, self.__module__ = task, module or task.__module__  # by the latter Hydra names what it runs
         if door := session().door:
             self.__wrapped__ = door.wrapped  # or by this
 

@@ -17,7 +17,6 @@ from segsweep.config.conditions import ABSENT, Term, condition, flat, values
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import nearest
 from segsweep.core.session import session
-from segsweep.plugins._jobs import launch
 
 
 class GridSweeper(BasicSweeper):
@@ -28,6 +27,8 @@ class GridSweeper(BasicSweeper):
         self._composer: Composer | None = None
 
     def sweep(self, arguments: list[str]) -> Any:
+        from segsweep.plugins._jobs import launch  # not for every command, which all import this
+
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None

@@ -16,7 +16,7 @@ import numpy as np
 
 from segsweep.core.signature import OWN
 from segsweep.report import statistics
-from segsweep.report.records import Record, Run
+from segsweep.report.record import Record, Run
 from segsweep.task import Metric, Spec
 
 

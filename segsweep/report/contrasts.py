@@ -15,7 +15,7 @@ import numpy as np
 
 from segsweep.report import statistics
 from segsweep.report.comparison import Comparison, Configuration, digest, key, scale, scales, show
-from segsweep.report.records import Run
+from segsweep.report.record import Run
 from segsweep.report.statistics import LEVEL, Interval
 
 CONTINUUM = 20

@@ -11,8 +11,10 @@ from segsweep.core import accepted, artifacts
 from segsweep.report import render
 from segsweep.report.comparison import Comparison, compare
 from segsweep.report.findings import Findings
-from segsweep.report.records import Record, by, read
+from segsweep.report.record import Record
+from segsweep.report.records import read
 from segsweep.report.sections import make
+from segsweep.report.settle import by
 
 
 def write(sources: Sequence[Path | str], out: Path, metric: str | None = None) -> Path:

@@ -22,7 +22,7 @@ from segsweep.report.learning import (
     learning_rates,
     overfitting,
 )
-from segsweep.report.records import Record
+from segsweep.report.record import Record
 from segsweep.report.statistics import LEVEL, Interval
 from segsweep.task import Metric, Spec
 

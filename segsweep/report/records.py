@@ -1,4 +1,4 @@
-"""Sweeps as they lie on disk, read into plain dataclasses: the one reader of run folders in the report.
+"""Sweeps as they lie on disk, read into what `record` has: the one reader of run folders in the report.
 
 Nothing here refuses a damaged record: what cannot be read is left out and said in `problems`, because a sweep with
 failures needs its report most.
@@ -6,186 +6,18 @@ failures needs its report most.
 
 import csv
 import json
-import shlex
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segsweep.config.before import spec_of
 from segsweep.core import accepted, artifacts
-from segsweep.core.artifacts import WHOLE, parse_json
-from segsweep.core.errors import SegsweepError, nearest
+from segsweep.core.artifacts import parse_json
+from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
-from segsweep.core.signature import OWN
-from segsweep.task import Spec
-
-
-@dataclass
-class Run:
-    """One run folder. `status`: finished, pruned, failed or unfinished; `info` is run.json, `result` is result.json, or
-    pruned.json of a run that was pruned; `accepted`: by whom it was let stand for edited code (`accepted.entries`);
-    `pooled`: the group of that code, where another run here is of it or was accepted for it; `folded`: factors that a
-    chosen option says already."""
-
-    folder: Path
-    signature: str
-    status: str
-    info: dict[str, Any] = field(default_factory=dict)
-    result: dict[str, Any] = field(default_factory=dict)
-    error: str = ""
-    error_class: str = ""
-    history: dict[str, np.ndarray] = field(default_factory=dict)  # column -> (epochs,)
-    units: dict[str, dict[str, float]] = field(default_factory=dict)  # unit -> column -> value, NaN = undefined
-    accepted: list[dict[str, Any]] = field(default_factory=list)
-    pooled: str = ""
-    folded: set[str] = field(default_factory=set)
-
-    @cached_property
-    def spec(self) -> Spec:
-        return spec_of(self.info)
-
-    @property
-    def group(self) -> str:
-        return self.pooled or str(self.info.get("group") or self.signature)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """With the values of settings that decide nothing at them, which its identity is without."""
-        told = self.info.get("factors") or {}
-        return told | {key: value for key, value in self.spec.neutral.items() if key not in told}
-
-    @property
-    def factors(self) -> dict[str, Any]:
-        """The settings without those that a chosen option says already."""
-        return {key: value for key, value in self.settings.items() if key not in self.folded}
-
-    @property
-    def choices(self) -> dict[str, str]:
-        """Key of a group of options, as the command line takes it (`net`, `net/act`) -> the option."""
-        return {key: option for key, option in (self.info.get("choices") or {}).items() if isinstance(option, str)}
-
-    @property
-    def typed(self) -> set[str]:
-        """Keys that its command sets."""
-        try:
-            words = shlex.split(self.command)
-        except ValueError:  # a damaged record
-            return set()
-        return {word.split("=")[0].lstrip("+~") for word in words if "=" in word}
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {
-            **{k: v for k, v in self.result.items() if isinstance(v, int | float)},
-            **(self.result.get("metrics") or {}),
-        }
-
-    @property
-    def seed_key(self) -> str:
-        """`seed`, which another application may have of its own, or the engine's in such an application."""
-        return f"{OWN}.seed" if "seed" not in self.factors and f"{OWN}.seed" in self.factors else "seed"
-
-    @property
-    def seed(self) -> Any:
-        return self.factors.get(self.seed_key, 0)
-
-    @property
-    def repeat(self) -> tuple[Any, ...]:
-        """Values of the keys beside the seed in which repeats differ; None where the run has no such key."""
-        return tuple(self.factors.get(key) for key in self.spec.repeats)
-
-    @property
-    def lent(self) -> bool:
-        """Whether it rests on somebody's word that an edit of the code changes nothing."""
-        return bool(self.accepted or self.info.get("accepted"))
-
-    @property
-    def command(self) -> str:
-        return str(self.info.get("command") or "not recorded")
-
-    @property
-    def unwatched(self) -> bool:
-        """Whether nobody looks if the data are still what they were."""
-        data = self.info.get("data") or {}
-        return "digest" in data and data["digest"] is None
-
-    @property
-    def split(self) -> dict[str, Any]:
-        return self.info.get("split") or {}
-
-    @property
-    def counted(self) -> bool:
-        """Whether anybody said how much is in which part."""
-        return "leaks" not in self.split or bool({"train", "val", "test"} & self.split.keys())
-
-    @property
-    def leaks(self) -> bool:
-        return bool(self.split.get("leaks"))
-
-    @property
-    def evaluated_on(self) -> str:
-        return str(
-            self.info.get("evaluated_on") or ("val" if any(k.startswith("val/") for k in self.history) else "test")
-        )
-
-
-@dataclass
-class Job:
-    """One job of a sweep (job.json) with its run, where there is one; `number` is -1 for a run named by itself.
-    `since`: the job that finished later with the same settings, where this one did not."""
-
-    sweep: str
-    number: int
-    status: str
-    overrides: list[str] = field(default_factory=list)
-    varied: dict[str, Any] = field(default_factory=dict)
-    seconds: float | None = None
-    error: str = ""
-    error_class: str = ""
-    run: Run | None = None
-    started: str = ""
-    since: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.sweep} / {self.number}" if self.number >= 0 else self.sweep
-
-    @property
-    def asked(self) -> str:
-        """What it was to train, whatever its code: its settings, or where they are not recorded, how it was told."""
-        settings = self.run.settings if self.run else {}
-        return json.dumps(settings, sort_keys=True) if settings else " ".join(sorted(self.overrides))
-
-
-@dataclass
-class Record:
-    """All that was asked for: the jobs in order, the distinct runs behind them, and what was missing or unreadable.
-
-    `runs` are those of one task, the one that most have, as `spec` describes it; `others` are of other tasks."""
-
-    names: list[str]
-    jobs: list[Job]
-    runs: list[Run]
-    problems: list[str]
-    searched: set[str] = field(default_factory=set)  # factors that a search drew from an interval
-    asked: set[str] = field(default_factory=set)  # keys that a search sets, or a job that finished
-    commands: dict[str, str] = field(default_factory=dict)  # sweep that is no search -> what started it
-    others: list[Run] = field(default_factory=list)
-
-    @property
-    def lost(self) -> list[Job]:
-        """Jobs that did not finish, and whose settings have not finished since."""
-        return [job for job in self.jobs if job.status not in WHOLE and not job.since]
-
-    @cached_property
-    def spec(self) -> Spec:
-        """Of the latest run: a description may have grown since the first."""
-        return max(self.runs, key=lambda run: str(run.info.get("created") or "")).spec if self.runs else spec_of({})
+from segsweep.report.record import Job, Record, Run
+from segsweep.report.settle import note_since, settle
 
 
 def read(sources: Sequence[Path | str]) -> Record:
@@ -227,109 +59,12 @@ def read(sources: Sequence[Path | str]) -> Record:
             )
         record.names.append(Path(source).resolve().name)
     record.runs = list(runs.values())
-    _settle(record)
-    _note_since(record.jobs)
-    return record
-
-
-def _note_since(jobs: list[Job]) -> None:
-    done: dict[str, list[Job]] = {}
-    for job in sorted(jobs, key=lambda job: job.started):
-        if job.status in WHOLE and job.asked:
-            done.setdefault(job.asked, []).append(job)
-    for job in jobs:
-        if job.status not in WHOLE and job.started:
-            job.since = next((later.name for later in done.get(job.asked, []) if later.started > job.started), "")
-
-
-def _settle(record: Record) -> None:
-    """Keep in `runs` those of the task that most have, all by its latest description. One whose run.json is lost is
-    taken to be of it, one whose task cannot be read is left out."""
-    kinds = {run.folder: _kind(run) for run in record.runs if run.info}
-    counts = Counter(kind for kind in kinds.values() if kind)
-    most = counts.most_common(1)[0][0] if counts else None
-    record.others = [run for run in record.runs if kinds.get(run.folder) not in (most, None)]
-    kept = [run for run in record.runs if not run.info or (most and kinds[run.folder] == most)]
-    spec = Record([], [], [run for run in kept if run.info], []).spec
+    settle(record)
     for run in record.runs:
-        if kinds.get(run.folder) in (most, None):
-            run.spec = spec
         if not run.info and run.status == "finished":
             run.units = _units(run, record.problems)
-    record.runs = kept
-    alike: dict[str, set[str]] = {}  # group -> those of the runs that are of it, or were accepted for it
-    for run in kept:
-        for group in (run.group, *(e["group"] for e in run.accepted)):
-            alike.setdefault(group, set()).add(run.group)
-    for run in kept:
-        run.pooled = next((e["group"] for e in reversed(run.accepted) if len(alike[e["group"]]) > 1), "")
-    _fold(record)
-
-
-def _fold(record: Record) -> None:
-    """Leave to a chosen option what only follows it: settings of texts and lists in the option's own file, or that are
-    written with such a text (`out: curve-${net.name}`). A number that follows an option may be what makes the
-    difference, and what somebody typed is a setting of its own."""
-    runs = [run for run in record.runs if run.info.get("factors") and run.status == "finished"]
-    typed = record.asked.union(*(run.typed for run in runs))
-    chosen = {group.replace("/", ".") for run in runs for group in run.choices}
-    about = record.spec
-    kept = {*about.repeats, *about.inputs, *about.neutral, *(k for m in about.metrics.values() for k in m.scale)}
-    kept |= chosen | {key.removesuffix("._target_") for key in typed - chosen}
-    told = [run.settings for run in runs]
-    names = dict.fromkeys(name for settings in told for name in settings)
-
-    def follows(name: str, group: str) -> bool:
-        """Whether it has one value, no number and no truth value, for each option."""
-        values: dict[str, set[str]] = {}
-        for settings in told:
-            if name in settings and isinstance(settings[name], int | float):
-                return False
-            values.setdefault(settings[group], set()).add(json.dumps(settings.get(name, {}), sort_keys=True))
-        return all(len(several) == 1 for several in values.values())
-
-    free = [n for n in names if not any(n == key or n.startswith(f"{key}.") for key in kept - chosen)]
-    free = [name for name in free if name not in chosen and len({str(settings.get(name)) for settings in told}) > 1]
-    folded: set[str] = set()
-    for group in sorted(chosen & names.keys()):
-        if not all(isinstance(settings.get(group), str) for settings in told):
-            continue
-        own = [name for name in free if name.startswith(f"{group}.") and follows(name, group)]
-        texts = [group, *(name for name in own if all(isinstance(s.get(name), str) and s[name] for s in told))]
-        folded |= {*own, *(name for name in free if follows(name, group) and _written(told, name, texts))}
-    for run in record.runs:  # what failed may have been told otherwise
-        run.folded = {name for name in folded if run.status == "finished" or not {name, f"{name}._target_"} & run.typed}
-
-
-def _written(told: list[dict[str, Any]], name: str, texts: list[str]) -> bool:
-    """Whether a text is the same everywhere but for one of `texts` within it."""
-    if not all(isinstance(settings.get(name), str) for settings in told):
-        return False
-    forms = ({s[name].replace(s[text], "\0") for s in told} for text in texts)
-    return any(len(form) == 1 and "\0" in next(iter(form)) for form in forms)
-
-
-def by(record: Record, metric: str) -> None:
-    """Have the runs of a record compared by a `metric` that units have scores of, or where none has, by any. Raises
-    SegsweepError where there is none of that name."""
-    spec = record.spec
-    allowed = spec.scores or spec.metrics
-    if metric not in allowed:
-        raise SegsweepError(
-            f"--metric {metric}: no such score{nearest(metric, allowed)}; allowed are {', '.join(allowed)}"
-        )
-    spec = replace(spec, metrics={metric: spec.metrics[metric], **spec.metrics}, select=f"val/{metric}")
-    record.spec = spec
-    for run in record.runs:
-        run.spec = spec
-
-
-def _kind(run: Run) -> tuple[str, ...] | None:
-    """What runs are of one task by; None where that cannot be read."""
-    try:
-        return run.spec.unit, run.spec.primary, run.spec.metrics[run.spec.primary].direction
-    except ValueError:
-        return None
+    note_since(record.jobs)
+    return record
 
 
 def _folders(source: Path | str, problems: list[str]) -> list[Path]:

@@ -18,7 +18,7 @@ from segsweep.core.masks import first_line
 from segsweep.report import own
 from segsweep.report.comparison import key, show
 from segsweep.report.content import inside
-from segsweep.report.records import Job
+from segsweep.report.record import Job
 from segsweep.task import Spec
 
 STYLES = {"failed": "red", "pruned": "yellow", "interrupted": "yellow", "never started": "yellow", "finished": "green"}

@@ -20,9 +20,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from segsweep.config.hold import plainly
 from segsweep.config.schema import Config, conf_dir
 from segsweep.config.start import start
-from segsweep.config.trust import plainly
 from segsweep.config.whitelist import SPECIAL, every, groups, is_own
 from segsweep.core import artifacts
 from segsweep.core.errors import printable

@@ -13,10 +13,11 @@ from yaml import YAMLError
 from segsweep.config import whitelist
 from segsweep.config.before import spec_of
 from segsweep.config.schema import resolved, under
-from segsweep.core import artifacts, signature
+from segsweep.core import artifacts, source
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
-from segsweep.core.signature import OWN, at_rest, code, deciding, factors, left_out, places, signatures, without
+from segsweep.core.signature import OWN, at_rest, deciding, factors, left_out, signatures, without
+from segsweep.core.source import code, places
 from segsweep.task import Data, Spec
 from segsweep.tracking.recall import configuration
 
@@ -56,10 +57,10 @@ class Identity:
         that is not this program's, else the working directory; this program's where the task is."""
         target = str((self.config.get(OWN) or self.config).get("task", {}).get("_target_") or "")
         first = target.rpartition(".")[0]
-        if first.partition(".")[0] == signature.PACKAGE.name:
-            return signature.PACKAGE
+        if first.partition(".")[0] == source.PACKAGE.name:
+            return source.PACKAGE
         own = [self.places[name] for name in (first, *self.roots) if name in self.places]
-        foreign = [file for file in map(Path, own) if not file.resolve().is_relative_to(signature.PACKAGE)]
+        foreign = [file for file in map(Path, own) if not file.resolve().is_relative_to(source.PACKAGE)]
         return foreign[0].parent if foreign else Path.cwd()
 
     @property
@@ -76,11 +77,11 @@ def unwatched(found: Identity) -> dict[str, dict[str, str]]:
     for name, file in watched.items():
         inside = name.count(".") + (file.stem == "__init__")
         folders.add(file.parents[min(inside, len(file.parents) - 1)])
-    files = signature.unwatched(set(watched.values()), folders)
+    files = source.unwatched(set(watched.values()), folders)
     kept = {}
     for name, place in files.items():
         with contextlib.suppress(OSError, SyntaxError, ValueError):  # gone by now, or no module of Python's
-            kept[name] = {"file": str(place), "hash": signature.hashes({name: place})[name]}
+            kept[name] = {"file": str(place), "hash": source.hashes({name: place})[name]}
     return kept
 
 

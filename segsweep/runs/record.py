@@ -13,7 +13,8 @@ from typing import Any
 from segsweep.core import accepted, artifacts, environment
 from segsweep.core.artifacts import ANEW
 from segsweep.core.errors import NotFiniteError, TaskError
-from segsweep.core.signature import code, fingerprint
+from segsweep.core.signature import fingerprint
+from segsweep.core.source import code
 from segsweep.runs.asked import Asked
 from segsweep.runs.identity import unwatched
 from segsweep.runs.loop import Loop

@@ -24,7 +24,8 @@ from segsweep.core import accepted, artifacts
 from segsweep.core.device import out_of_memory
 from segsweep.core.errors import NotFiniteError, SegsweepError, TaskError
 from segsweep.core.session import Interrupted, Pruned, session
-from segsweep.core.signature import OWN, PACKAGE, is_own, without
+from segsweep.core.signature import OWN, without
+from segsweep.core.source import PACKAGE, is_own
 from segsweep.runs import record
 from segsweep.runs.asked import Asked
 from segsweep.runs.loop import Loop, seed_all

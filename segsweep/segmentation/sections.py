@@ -9,7 +9,7 @@ from segsweep.core import artifacts
 from segsweep.report.content import Block, Cell, Figure, Section, Table, joined, number, plural
 from segsweep.report.findings import ranged
 from segsweep.report.own import Column
-from segsweep.report.records import Job, Run
+from segsweep.report.record import Job, Run
 from segsweep.report.statistics import nanmean
 from segsweep.segmentation.data.labels import COLOURS, PADDED, colours
 from segsweep.segmentation.metrics import CONFUSION, METRICS, called

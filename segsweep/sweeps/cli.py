@@ -18,8 +18,6 @@ from segsweep.config.start import Started, start
 from segsweep.core import masks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
-from segsweep.sweeps import sweep, worker
-from segsweep.sweeps.job import job
 
 _ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
 
@@ -64,16 +62,23 @@ def _main() -> int:
     sys.argv[1:] = masks.put_away(sys.argv[1:])
     if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
         try:
-            trust.question(sys.argv[1:])
-            _hydra()
+            if args := trust.question(sys.argv[1:]):
+                from segsweep.config.hold import held
+
+                held(args)
+            _hydra(Started(lambda cfg: None, "segsweep.sweeps.job"))  # which does more than answer
         except (SegsweepError, ValueError) as error:  # the second: two questions at once, -m --cfg job among them
             print(error, file=sys.stderr)
             return 1
         return 0
+    from segsweep.sweeps import worker  # what only answers has no need of these
+
     pool = worker.pool()
     if _in_workers(sys.argv[1:]):
         pool.start_early()
-    from segsweep.sweeps.display import Display  # what only answers has no need of these
+    from segsweep.sweeps import sweep
+    from segsweep.sweeps.display import Display
+    from segsweep.sweeps.job import job
     from segsweep.sweeps.preflight import preflight
 
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]  # argparse wants them first
@@ -93,7 +98,7 @@ def _main() -> int:
         signal.signal(signal.SIGINT, _on_signal)
         signal.signal(signal.SIGTERM, _on_signal)
         try:
-            _hydra()
+            _hydra(Started(job))
         except (KeyboardInterrupt, SystemExit) as error:
             stopped = session().heard or isinstance(error, KeyboardInterrupt)
             found = getattr(error, "code", None)  # a text of somebody's, say, or nothing
@@ -117,7 +122,7 @@ def _in_workers(argv: list[str]) -> bool:
     return bool({"-m", "--multirun"} & set(argv)) and (launchers or ["local"])[-1] == "local"
 
 
-def _hydra() -> Any:
+def _hydra(task: Started) -> Any:
     from segsweep.config.whitelist import HYDRAS, hydras
 
     if door := session().door:
@@ -127,8 +132,8 @@ def _hydra() -> Any:
         base = {} if door.version_base is None else {"version_base": door.version_base}
         with warnings.catch_warnings():  # that this program's own callback is none of the application's whitelist
             warnings.filterwarnings("ignore", f"hydra.utils.instantiate.* resolved _target_='{HYDRAS[0]}'")
-            return hydra.main(config_path=place, config_name=name, execution_whitelist=allowed, **base)(Started(job))()
-    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(Started(job))()
+            return hydra.main(config_path=place, config_name=name, execution_whitelist=allowed, **base)(task)()
+    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(task)()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segsweep.config import components, trust
 from segsweep.config.compose import bare
 from segsweep.config.conditions import condition
+from segsweep.config.hold import Hold
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.masks import first_line
@@ -65,7 +66,7 @@ def preflight(argv: list[str]) -> Checked:
     root = trust.root(args)
     with initialize_config_search_path([*root.places, *_beside_it(args)]):
         loader = GlobalHydra.instance().config_loader()
-        hold = trust.Hold(args, loader) if trust.foreign(args) else None
+        hold = Hold(args, loader) if trust.foreign(args) else None
         lines: list[str] = args.overrides
         while True:
             try:
@@ -387,7 +388,7 @@ def _composed(name: str | None, lines: list[str]) -> DictConfig:
 
 
 def _foreign(
-    name: str | None, hold: trust.Hold, chosen: list[Override], values: list[Override], bases: list[DictConfig]
+    name: str | None, hold: Hold, chosen: list[Override], values: list[Override], bases: list[DictConfig]
 ) -> Iterator[str]:
     """What folders that are not trusted say to Hydra: in the compositions that are there, in further ones until each
     option of each group was in one, and in that of the sweep itself, which has nothing of what is swept."""

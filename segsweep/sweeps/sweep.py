@@ -26,7 +26,7 @@ from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import KEYS, first_line, has_secret, learn, masked
 from segsweep.core.session import session, thread
-from segsweep.core.signature import PACKAGE
+from segsweep.core.source import PACKAGE
 from segsweep.task import Spec
 from segsweep.tracking.store import Columns, columns, database
 

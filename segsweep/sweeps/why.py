@@ -13,14 +13,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from segsweep.config import trust
+from segsweep.config import hold, trust
+from segsweep.config.recorded import arguments, composable
 from segsweep.config.schema import engine
 from segsweep.config.start import start
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.masks import first_line
 from segsweep.core.session import session
-from segsweep.core.signature import digest, hashes, leaves, short
+from segsweep.core.signature import digest, leaves, short
+from segsweep.core.source import hashes
 from segsweep.runs.find import REFERENCE, find
 from segsweep.runs.identity import Identity, identity, recorded
 from segsweep.task import Data
@@ -137,27 +139,27 @@ def _refuse_other(reference: str, cfg: DictConfig, info: Mapping[str, Any]) -> N
 
 def composition(reference: str, info: Mapping[str, Any], config_dir: str | None) -> DictConfig:
     """What the command of a run composes today. The record may be anybody's, so that its words are no command line of
-    the user's: see `trust.recorded`. Raises SegsweepError where that cannot be known."""
+    the user's: see `composable`. Raises SegsweepError where that cannot be known."""
     from segsweep.sweeps.preflight import composed
 
     job, door = artifacts.read_json(Path(reference) / "job.json") or {}, session().door
     program, words = _words(info)
     if not program:
         raise SegsweepError("its command is not recorded")
-    args = trust.arguments(words)
+    args = arguments(words)
     if lines := [str(line) for line in job.get("overrides") or ()]:
         args.overrides = lines + [o for o in args.overrides if o.lstrip("+~").startswith("hydra.job.env_set")]
-    words = trust.recorded(args, config_dir)
+    words = composable(args, config_dir)
     if door:
         door.register(words)
-    args = trust.arguments(words)
+    args = arguments(words)
     trust.refuse(args)
     if trust.foreign(args):
-        trust.held(args)
+        hold.held(args)
     found, choices = composed(words)
     values = {line for line in args.overrides if line.lstrip("+~").partition("=")[0].partition("@")[0] not in choices}
     plain, _ = composed([word for word in words if word not in values])
-    if moved := [key for key, place in trust.places(found).items() if place != trust.places(plain).get(key)]:
+    if moved := [key for key, place in hold.places(found).items() if place != hold.places(plain).get(key)]:
         raise SegsweepError(f"{', '.join(moved)}: given by its record, which may not say where a run goes or is kept")
     return found
 
@@ -218,7 +220,8 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
 def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str | None) -> None:
     """Let the run in `folder` stand for today's code. Raises SegsweepError where it must not."""
     from segsweep.core import environment
-    from segsweep.core.signature import code, fingerprint
+    from segsweep.core.signature import fingerprint
+    from segsweep.core.source import code
 
     then, cfg, info = recorded(folder)
     _refuse_other(reference, cfg, info)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segsweep.report.records import Record, Run
+from segsweep.report.record import Record, Run
 from segsweep.task import Metric, Spec
 
 RMSE = Metric(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from segsweep.report.records import Record, Run
+from segsweep.report.record import Record, Run
 
 BASE: dict[str, Any] = {
     "model": "unet",

@@ -6,7 +6,7 @@ from segsweep.core import accepted
 from segsweep.report.comparison import digest
 from segsweep.report.content import Block, Cell, Section, Table, a, joined, many
 from segsweep.report.findings import Findings
-from segsweep.report.records import Run
+from segsweep.report.record import Run
 
 MOST = 500
 

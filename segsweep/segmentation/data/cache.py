@@ -27,7 +27,8 @@ import numpy as np
 
 from segsweep.core import artifacts, child
 from segsweep.core.errors import DataError
-from segsweep.core.signature import fingerprint, hashes, reached
+from segsweep.core.signature import fingerprint
+from segsweep.core.source import hashes, reached
 from segsweep.segmentation.data.labels import PADDED, VOID, Labels, counted, labels_of, sizes, unseen
 from segsweep.segmentation.data.source import Manifest, listed
 
