@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from test_classes import table
 from test_run import TINY, do
 
@@ -251,3 +252,12 @@ def test_where_nibabel_is_not_installed_the_extra_is_named(root, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"reading NIfTI takes nibabel, which is not installed: pip install"):
         volume.header(str(root / "p0_frame01.nii.gz"), 2)
+
+
+def test_distances_in_millimetres_are_monais():
+    hausdorff = pytest.importorskip("monai.metrics").compute_hausdorff_distance
+    truth, found = (body(0, k)[1] > 0 for k in (1, 2))
+    for spacing in ((1.0, 1.0, 1.0), (1.5, 2.0, 6.0), (0.4, 3.0, 1.1)):
+        one, other = (torch.from_numpy(volume)[None, None].float() for volume in (found, truth))
+        expected = hausdorff(one, other, include_background=True, percentile=95, spacing=spacing).item()
+        assert hd95(truth, found, spacing) == pytest.approx(expected, abs=1e-5)

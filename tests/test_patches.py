@@ -16,7 +16,7 @@ from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.cache import Volumes
 from segsweep.segmentation.data.labels import PADDED, counted, sizes
-from segsweep.segmentation.evaluate import evaluate
+from segsweep.segmentation.evaluate import evaluate, flops
 from segsweep.segmentation.models.unet import UNet
 from segsweep.segmentation.windows import slide, starts
 from segsweep.segmentation.windows import weights as gaussian
@@ -149,6 +149,7 @@ def test_every_place_of_a_slice_comes_up():
 def test_a_run_on_crops_learns_is_tested_on_whole_slices_and_predicts_the_same(made, root, tmp_path):
     info = json.loads((made / "run.json").read_text())
     assert info["data"]["patch"] == [16, 16]
+    assert info["gflops"] == 20 * flops(UNet(1, 1, width=4, depth=2), 1, 16, 16)  # 4 x 5 windows of 40 x 44 pixels
     tested = {row["patient"]: row for row in table(made / "patients.csv")}
     assert max(float(row["dice"]) for row in tested.values()) > 0.5
     out = tmp_path / "out"

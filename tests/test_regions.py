@@ -51,6 +51,7 @@ CASES = {
     "binary": ([], (0, 255)),
     "percentile": (["data.normalise=percentile", "augment=affine", "loss=dice"], (0, 1)),
     "resized": (["data.image_size=24", "augment=flips"], (0, 255)),
+    "crops": (["data.patch=16", "batch_size=8", "augment=affine"], (0, 255)),
     "classes": (["data.classes=[background:10,bar:20]", "loss.weights=inverse"], (10, 20)),
 }
 

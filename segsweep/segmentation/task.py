@@ -27,6 +27,7 @@ from segsweep.segmentation.evaluate import evaluate, flops, patient_table
 from segsweep.segmentation.losses import Counted, DeeplySupervised
 from segsweep.segmentation.metrics import CONFUSION, SPEC, spec_for, spec_of, summarise
 from segsweep.segmentation.train import fit, sizes
+from segsweep.segmentation.windows import starts
 from segsweep.task import Data, Range, Result, Run, Spec
 
 _gflops: dict[str, float] = {}
@@ -128,11 +129,16 @@ class Segmentation:
     def size(self) -> dict[str, Any]:
         """Of the network for an image of the first patient, which is decoded for it."""
         images, _ = self.dataset.decode(self.manifest, next(iter(self.manifest.patients)))
-        channels = images.shape[3]
-        height, width = self.patch(images.shape[1:3]) or images.shape[1:3]
-        model = groups.network(self.groups["model"], channels, self.labels.outputs, (height, width))
+        size = self.patch(images.shape[1:3]) or images.shape[1:3]
+        model = groups.network(self.groups["model"], images.shape[3], self.labels.outputs, size)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return {"parameters": parameters, "gflops": flops(model, channels, height, width, outputs=self.labels.outputs)}
+        return {"parameters": parameters, "gflops": self.cost(model, images.shape[1:], "meta")}
+
+    def cost(self, model: torch.nn.Module, shape: Sequence[int], device: torch.device | str) -> float:
+        """GFLOP of an image of a height, a width and channels, in its windows where there is a patch."""
+        patch = self.patch(shape) or (shape[0], shape[1])
+        windows = len(starts(shape[0], patch[0])) * len(starts(shape[1], patch[1]))
+        return windows * flops(model, shape[2], *patch, device, self.labels.outputs)
 
     def train(self, run: Run) -> Result:
         """split.json, pictures, the overlays' arrays and the confusion of classes are files of the run."""
@@ -154,13 +160,12 @@ class Segmentation:
         test = batches(split.test, batch_size=self.eval_batch_size)
         held_out = batches(split.val, batch_size=self.eval_batch_size) if part == "val" else test
         train.resident()  # a set that goes to the GPU goes there before the first epoch's time begins
-        channels = volumes.images.shape[3]
-        height, width = patch or volumes.images.shape[1:3]
+        shape = [*volumes.images.shape[1:]]
 
         torch.manual_seed(run.seed)
         outputs = self.labels.outputs
-        model = groups.network(self.groups["model"], channels, outputs, (height, width))
-        groups.check_outputs(model, channels, self.deep_supervision)
+        model = groups.network(self.groups["model"], shape[2], outputs, patch or (shape[0], shape[1]))
+        groups.check_outputs(model, shape[2], self.deep_supervision)
         model = model.to(self.device, memory_format=torch.channels_last)
         node = classes.with_weights(self.groups["loss"], volumes, split)
         known |= {"loss_weights": node["weights"]} if node.get("weights") else {}
@@ -172,10 +177,9 @@ class Segmentation:
         average = None
         if self.ema is not None:  # of BatchNorm's running statistics, too, so that they are those of averaged weights
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.ema), use_buffers=True)
-        network = f"{self.groups['model']} {channels}x{height}x{width} to {outputs}"
-        _gflops[network] = _gflops.get(network) or flops(model, channels, height, width, self.device, outputs)
+        network = f"{self.groups['model']} {shape} by {patch} to {outputs}"
+        _gflops[network] = _gflops.get(network) or self.cost(model, shape, self.device)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        shape = list(volumes.images.shape[1:])
         known |= {} if volumes.spacing is None else {"unit": "mm"}
         known |= {"patch": list(patch)} if patch else {}
         run.describe(parameters=parameters, gflops=_gflops[network], data={"image_shape": shape} | known)

@@ -107,7 +107,7 @@ def _order(axis: int) -> tuple[int, int, int]:
     return axis, second, first
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)  # an image and its mask
 def slices(file: str, axis: int, mask: bool, stamp: int) -> np.ndarray:
     """All slices of an image (D, H, W, C) or a mask (D, H, W), uint8 or uint16. Of an image whole numbers with a sign
     have SIGNED added, and numbers that are not whole, or larger, go from the least to the greatest to 0 to 65535; a
@@ -119,7 +119,7 @@ def slices(file: str, axis: int, mask: bool, stamp: int) -> np.ndarray:
     try:
         pixels = apply_orientation(np.asanyarray(image.dataobj), io_orientation(image.affine))
         low, high = pixels.min(), pixels.max()
-        whole = np.isfinite([low, high]).all() and bool((pixels == np.rint(pixels)).all())
+        whole = pixels.dtype.kind in "iu" or bool(np.isfinite([low, high]).all() and (pixels == np.rint(pixels)).all())
     except Exception as error:  # nibabel, gzip and zlib raise a dozen kinds
         raise DataError(
             f"{file}: truncated, or damaged: {first_line(error)}. Copy it again from the original"
@@ -158,7 +158,8 @@ def write(masks: np.ndarray, like: str, axis: int, file: Path) -> None:
     """Write the slices (D, H, W) of a volume, compressed, in the place and with the affine of the volume `like`."""
     import nibabel
 
-    original, order = nibabel.load(like), _order(axis)
+    original: Any = nibabel.load(like)
+    order = _order(axis)
     whole = masks[:, ::-1].transpose(*(order.index(k) for k in range(3)))
     turned = nibabel.orientations.ornt_transform(
         nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.io_orientation(original.affine)
