@@ -13,7 +13,7 @@ from segsweep.core import artifacts
 from segsweep.core.device import autocast, compile_seconds, compiled, pick_device, pick_precision
 from segsweep.core.errors import DataError
 from segsweep.core.session import session
-from segsweep.segmentation import classes, figures, groups
+from segsweep.segmentation import classes, figures, groups, networks
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.labels import labels_of
@@ -112,7 +112,7 @@ class Segmentation:
         """Of the network for an image of the first patient, which is decoded for it."""
         images, _ = self.dataset.decode(self.manifest, next(iter(self.manifest.patients)))
         height, width, channels = images.shape[1:]
-        model = groups.network(self.groups["model"], channels, self.labels.outputs, (height, width))
+        model = networks.network(self.groups["model"], channels, self.labels.outputs, (height, width))
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return {"parameters": parameters, "gflops": flops(model, channels, height, width, outputs=self.labels.outputs)}
 
@@ -133,8 +133,8 @@ class Segmentation:
 
         torch.manual_seed(run.seed)
         outputs = self.labels.outputs
-        model = groups.network(self.groups["model"], channels, outputs, (height, width))
-        groups.check_outputs(model, channels, self.deep_supervision)
+        model = networks.network(self.groups["model"], channels, outputs, (height, width))
+        networks.check_outputs(model, channels, self.deep_supervision)
         model = model.to(self.device, memory_format=torch.channels_last)
         node = classes.with_weights(self.groups["loss"], volumes, split)
         known |= {"loss_weights": node["weights"]} if node.get("weights") else {}

@@ -21,7 +21,7 @@ from segsweep.core import artifacts
 from segsweep.core.environment import spare_dynamo
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
-from segsweep.segmentation import groups
+from segsweep.segmentation import networks
 from segsweep.segmentation.data.labels import ONE, Labels, labels_of
 from segsweep.tracking import recall
 
@@ -88,7 +88,7 @@ def load(folder: Path, weights: str = "last") -> Trained:
         height, width, channels = map(int, info["data"]["image_shape"])
         size = config.data.get("image_size")
         labels = labels_of(OmegaConf.to_container(config.data, resolve=True))
-        model = groups.network(config.model, channels, labels.outputs, (height, width))
+        model = networks.network(config.model, channels, labels.outputs, (height, width))
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {error}") from error
     except SegsweepError:
