@@ -331,11 +331,11 @@ def test_auto_is_told_by_its_loss_and_is_the_same_run(tmp_path):
 
 @pytest.mark.parametrize("option", ["unet", "r2unet"])
 def test_networks_get_a_map_for_each_class(option):
-    from segsweep.segmentation import groups
+    from segsweep.segmentation import networks
 
     node = composed(*LABELLED, f"model={option}", "model.width=2").model
-    assert groups.network(node, 1, 4)(torch.zeros(1, 1, 16, 16)).shape == (1, 4, 16, 16)
-    assert groups.network(node, 1, 1)(torch.zeros(1, 1, 16, 16)).shape == (1, 1, 16, 16)
+    assert networks.network(node, 1, 4)(torch.zeros(1, 1, 16, 16)).shape == (1, 4, 16, 16)
+    assert networks.network(node, 1, 1)(torch.zeros(1, 1, 16, 16)).shape == (1, 1, 16, 16)
 
 
 OWN = """

@@ -220,6 +220,7 @@ WRITERS = {  # module.function -> why it does not go by artifacts.write_text
     "segsweep.report.search.pages.write": "pictures",
     "segsweep.report.figures._plot": "pictures, in memory",
     "segsweep.segmentation.sections.overlay": "pictures, in memory",
+    "segsweep.segmentation.data.volume.write": "volumes, compressed",
     "segsweep.runs.loop._write": "weights and states, by Checkpoints.save",
     "segsweep.sweeps.check.suspects": "weights, by Checkpoints.save, of a run of a check",
     "segsweep.sweeps.sweep._begin": "noise, to keep room",

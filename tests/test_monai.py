@@ -15,7 +15,7 @@ from test_run import do, same, weights
 from segsweep.config import components
 from segsweep.config.schema import conf_dir
 from segsweep.report import __main__ as report
-from segsweep.segmentation import groups
+from segsweep.segmentation import groups, networks
 from segsweep.segmentation.evaluate import flops
 from segsweep.segmentation.export import to_program
 from segsweep.segmentation.kinds import KINDS
@@ -45,7 +45,7 @@ def option(name: str) -> list[str]:
 
 def model(name: str, channels: int = 3, maps: int = 3):
     torch.manual_seed(0)
-    return groups.network(composed(*option(name)).model, channels, maps)
+    return networks.network(composed(*option(name)).model, channels, maps)
 
 
 @pytest.mark.parametrize("name", KINDS_OF)
@@ -71,7 +71,7 @@ def test_the_main_output_of_nested_networks_is_that_of_all_of_them():
 
 def test_what_has_no_gradient_is_not_there():
     for name, given in (("flexible_unet", {"encoder": "efficientnet-b0"}), ("unet_plus_plus", {"heads": 1})):
-        network = groups.network(composed(f"model={name}").model | OmegaConf.create({"width": 2} | given), 3, 1)
+        network = networks.network(composed(f"model={name}").model | OmegaConf.create({"width": 2} | given), 3, 1)
         network(torch.randn(2, 3, 32, 32)).mean().backward()
         assert all(p.grad is not None for p in network.parameters())
 

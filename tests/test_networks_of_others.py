@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from segsweep.config import components
 from segsweep.config.schema import conf_dir
-from segsweep.segmentation import export, groups
+from segsweep.segmentation import export, networks
 from segsweep.segmentation.evaluate import flops
 from segsweep.segmentation.losses import CE, Counted, DeeplySupervised, Dice
 from segsweep.segmentation.models.fitted import Fitted, fitted, outputs
@@ -292,7 +292,7 @@ def test_the_weights_of_outputs_are_another_run_and_train_the_further_ones(train
     )
     assert alone.signature != trained.signature
     assert json.loads((trained.folder / "run.json").read_text())["factors"]["deep_supervision"] == [1, 0.5]
-    start = groups.network(composed(*named("Dictionary")).model, 3, 1)
+    start = networks.network(composed(*named("Dictionary")).model, 3, 1)
     (first, second) = (weights(o)["aux.bias"] for o in (alone, trained))
     assert not torch.equal(first, second)
     assert start.heads == 2

@@ -1,9 +1,8 @@
 """The groups of a segmentation's configuration: what each may hold, and the mistakes of what it holds."""
 
-import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,26 +11,17 @@ from torch.optim import lr_scheduler
 
 from segsweep.config import components
 from segsweep.config.before import today
-from segsweep.config.whitelist import locate, targets
 from segsweep.core.environment import spare_dynamo
 from segsweep.core.errors import ConfigError, DataError, nearest
 from segsweep.core.masks import first_line
-from segsweep.segmentation import schedules
+from segsweep.segmentation import networks, schedules
 from segsweep.segmentation.classes import check_weights
 from segsweep.segmentation.data.labels import Labels, labels_of
 from segsweep.segmentation.kinds import KINDS
 from segsweep.segmentation.metrics import spec_of
-from segsweep.segmentation.models.blocks import AnySize
-from segsweep.segmentation.models.fitted import fitted, misshapen
-from segsweep.segmentation.models.fitted import outputs as outputs_of
 
 ADDED: dict[str, tuple[str, ...]] = {"optim": ("params",), "scheduler": ("optimizer",)}
-"""Arguments that a run passes itself; for those of a network see `network`."""
-CHANNELS, CLASSES = "<channels>", "<classes>"
-"""What the YAML of a network gives an argument that is to be the number of channels of the images, and the number of
-maps of logits: one a class, or one for one structure."""
-TOLD = (("in_channels", CHANNELS), ("out_channels", CLASSES))
-"""That needs no YAML."""
+"""Arguments that a run passes itself; for those of a network see `networks.asked`."""
 OPTIONS = {"model": "unet", "loss": "auto", "optim": "adam", "scheduler": "constant", "data": "phantom"}
 OPTIONS |= {"split": "patient"}
 """One of each group, for a hint; none of the others."""
@@ -57,64 +47,6 @@ def build(group: str, node: Any, **given: Any) -> Any:
     return components.build(KINDS, group, node, **plain, **given)
 
 
-def network(node: Any, channels: int, outputs: int, size: tuple[int, int] | None = None) -> Any:
-    """The model of a group for images of `channels` and, where all have one, of `size` (height, width), with `outputs`
-    maps of logits. Numbers that depend on the data go to the arguments that its configuration marks with `CHANNELS` and
-    `CLASSES`, or else to `in_channels` and `out_channels`, where it takes these."""
-    made = build("model", node, **_told(node, channels, outputs))
-    return fitted(made, channels, outputs, size) if isinstance(made, torch.nn.Module) else made
-
-
-def _told(node: Mapping[str, Any], channels: int, outputs: int) -> dict[str, int]:
-    targets(KINDS, "model", node)  # names what is not allowed
-    of_data = {CHANNELS: channels, CLASSES: outputs}
-    told = {str(key): of_data[item] for key, item in node.items() if isinstance(item, str) and item in of_data}
-    takes = inspect.signature(locate(node["_target_"], KINDS["model"])).parameters
-    every = any(each.kind is each.VAR_KEYWORD for each in takes.values())
-    if CHANNELS not in node.values() and ("in_channels" in takes or every):
-        told["in_channels"] = channels
-    if CLASSES not in node.values() and "out_channels" in takes and "out_channels" not in node:
-        told["out_channels"] = outputs
-    return told
-
-
-def check_outputs(model: torch.nn.Module, channels: int, weights: Sequence[float] | None) -> None:
-    """Raises ConfigError where a network of `network` could not be tried on its images, or has another number of
-    outputs than there are `weights` for them (`deep_supervision`)."""
-    if failed := getattr(model, "failed", None):
-        raise ConfigError(
-            f"model: {type(model.network).__name__} does not take these images, of {channels} channel"
-            f"{'s' * (channels > 1)}: {first_line(failed)}; where an argument of it is to be the number of channels, "
-            f"its YAML says so, NAME: {CHANNELS}"
-        )
-    if wrong := _unweighted(getattr(model, "heads", 1), weights):
-        raise ConfigError(wrong)
-
-
-def _unweighted(heads: int, weights: Sequence[float] | None) -> str:
-    """What is wrong with the weights of so many outputs (0: nobody knows); "" where nothing is."""
-    if weights is None and heads < 2:
-        return ""
-    if weights is None:
-        halves = ",".join(f"{0.5**n:g}" for n in range(heads))
-        return (
-            f"model: gives {heads} outputs in training; say what each weighs in the loss, the main one first, such as "
-            f"deep_supervision=[{halves}], where 0 leaves one out"
-        )
-    shown = f"deep_supervision={list(weights) if isinstance(weights, list | tuple) else weights}"
-    plain = isinstance(weights, list | tuple) and all(
-        isinstance(w, int | float) and not isinstance(w, bool) and 0 <= w < math.inf for w in weights
-    )
-    if not plain or not weights or not weights[0] > 0:
-        return f"{shown}: expected a list of numbers from 0 on, the main output's first and above 0, or null"
-    if heads and len(weights) != heads:
-        hint = "give null" if heads == 1 else "give one each, the main output's first"
-        return (
-            f"{shown}: {len(weights)} given, and the network has {heads} output{'s' * (heads > 1)} in training; {hint}"
-        )
-    return ""
-
-
 def loss_of(labels: Labels) -> str:
     """The option of conf/loss that `auto` stands for."""
     return "ce_dice" if labels.names else "bce_dice"
@@ -135,14 +67,11 @@ def problems(given: Mapping[str, Any]) -> list[str]:
         if group in ("model", "loss") and wrong_labels:
             continue  # it would be held against what nobody meant
         added, option = ADDED.get(group, ()), OPTIONS.get(group, "none")
-        if group == "model":
-            node = {key: item for key, item in node.items() if (key, item) not in TOLD}
-            added = tuple(key for key, _ in TOLD if key == "in_channels" or key not in node)
-        if group == "scheduler" and schedules.EACH not in node:
-            added += (schedules.EACH,)
-        plain = schedules.without_by(node) if group == "scheduler" else node
-        marked = {key: 1 for key, item in node.items() if item in (CHANNELS, CLASSES)} if group == "model" else {}
-        wrong = components.mistakes(KINDS, group, plain | marked, added=added, option=option)
+        plain, added = networks.asked(node) if group == "model" else (node, added)
+        if group == "scheduler":
+            plain = schedules.without_by(node)
+            added += () if schedules.EACH in node else (schedules.EACH,)
+        wrong = components.mistakes(KINDS, group, plain, added=added, option=option)
         target = node.get("_target_")
         if isinstance(target, str) and group in ("optim", "scheduler"):
             if node.get("_partial_") is not True and not any("not allowed" in text for text in wrong):
@@ -150,7 +79,7 @@ def problems(given: Mapping[str, Any]) -> list[str]:
             if target.startswith("torch.") and not wrong:
                 wrong = _check_ranges(group, node)
         if not wrong and (group != "scheduler" or optimizer is not None):
-            size = _size(given.get("data") or {}) if group == "model" else None
+            size = networks.size_of(given.get("data") or {}) if group == "model" else None
             length = epochs if group == "scheduler" else None
             known = f"{group} {node} {type(optimizer)} {length} {labels.outputs} {labels.names} {size}"
             attempt = partial(_attempt, group, node, optimizer, epochs, labels, size)
@@ -160,7 +89,7 @@ def problems(given: Mapping[str, Any]) -> list[str]:
         if group == "data" and wrong_labels and not wrong:
             wrong = [wrong_labels]
         found += wrong
-    wrong_weights = _unweighted(heads, given.get("deep_supervision"))
+    wrong_weights = networks.unweighted(heads, given.get("deep_supervision"))
     found += [wrong_weights] * bool(wrong_weights)
     if (given.get("split") or {}).get("val") == 0:
         found += [needs_validation(what) for what in by_validation(given)]
@@ -169,13 +98,6 @@ def problems(given: Mapping[str, Any]) -> list[str]:
     if given.get("test_weights") == "ema" and "ema" in given and ema is None:
         found.append("test_weights=ema: there is no average of the weights to test; give its decay, as with ema=0.999")
     return found
-
-
-def _size(data: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Height and width of the images that a network gets, None where the files say it."""
-    asked = data.get("patch") or data.get("image_size")
-    sides = tuple(asked) if isinstance(asked, list | tuple) else (asked, asked)
-    return sides if len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides) else None
 
 
 def _attempt(
@@ -189,7 +111,7 @@ def _attempt(
     """The optimizer, or the number of a network's outputs in training, 0 where that cannot be known, if that is what is
     built here. Raises what is wrong with a component."""
     if group == "model":
-        return _attempt_network(node, labels, size)
+        return networks.heads(node, labels.outputs, size)
     made: Any
     if group == "scheduler":  # of one step an epoch where nobody knows how many there are
         made = schedules.schedule(node, optimizer, node.get(schedules.EACH, 1))
@@ -197,38 +119,13 @@ def _attempt(
         made = build(group, node)
     if group == "optim":
         made = made(params=[torch.nn.Parameter(torch.zeros(1))])
-    _check_kind(group, made)
+    if not KINDS[group].is_base_of(type(made)):
+        raise ValueError(f"gives {type(made).__name__}; {KINDS[group].what} is needed")
     if group == "loss":
         check_weights(node, labels)
         _check_activation(made, labels)
     _try(group, made, epochs, labels, node)
     return made if group == "optim" else None
-
-
-def _attempt_network(node: Mapping[str, Any], labels: Labels, size: tuple[int, int] | None) -> int:
-    """Without memory, and with it where a network cannot be built or tried without, as it looks at numbers."""
-    for device in ("meta", "cpu"):
-        try:
-            with torch.device(device), torch.random.fork_rng(devices=[]):
-                made = build("model", node, **_told(node, 3, labels.outputs))
-        except Exception:
-            if device == "cpu":
-                raise
-            continue
-        _check_kind("model", made)
-        made = fitted(made, 3, labels.outputs, size)
-        if getattr(made, "heads", 1):
-            break
-    if isinstance(made, AnySize) and device == "meta" and labels.outputs > 1:
-        found = outputs_of(made(torch.zeros(1, 3, 64, 64, device="meta")))
-        if wrong := misshapen(found, (1, labels.outputs, 64, 64)):
-            raise ValueError(f"{type(made).__name__} {wrong}")
-    return getattr(made, "heads", 1)
-
-
-def _check_kind(group: str, made: Any) -> None:
-    if not KINDS[group].is_base_of(type(made)):
-        raise ValueError(f"gives {type(made).__name__}; {KINDS[group].what} is needed")
 
 
 def by_validation(given: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from segsweep.core import artifacts
 from segsweep.core.device import autocast, compile_seconds, compiled, pick_device, pick_precision
 from segsweep.core.errors import DataError
 from segsweep.core.session import session
-from segsweep.segmentation import classes, figures, groups, schedules
+from segsweep.segmentation import classes, figures, groups, networks, schedules
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.labels import labels_of
@@ -130,7 +130,7 @@ class Segmentation:
         """Of the network for an image of the first patient, which is decoded for it."""
         images, _ = self.dataset.decode(self.manifest, next(iter(self.manifest.patients)))
         size = self.patch(images.shape[1:3]) or images.shape[1:3]
-        model = groups.network(self.groups["model"], images.shape[3], self.labels.outputs, size)
+        model = networks.network(self.groups["model"], images.shape[3], self.labels.outputs, size)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return {"parameters": parameters, "gflops": self.cost(model, images.shape[1:], "meta")}
 
@@ -164,8 +164,8 @@ class Segmentation:
 
         torch.manual_seed(run.seed)
         outputs = self.labels.outputs
-        model = groups.network(self.groups["model"], shape[2], outputs, patch or (shape[0], shape[1]))
-        groups.check_outputs(model, shape[2], self.deep_supervision)
+        model = networks.network(self.groups["model"], shape[2], outputs, patch or (shape[0], shape[1]))
+        networks.check_outputs(model, shape[2], self.deep_supervision)
         model = model.to(self.device, memory_format=torch.channels_last)
         node = classes.with_weights(self.groups["loss"], volumes, split)
         known |= {"loss_weights": node["weights"]} if node.get("weights") else {}

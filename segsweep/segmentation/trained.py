@@ -21,7 +21,7 @@ from segsweep.core import artifacts
 from segsweep.core.environment import spare_dynamo
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
-from segsweep.segmentation import groups
+from segsweep.segmentation import networks
 from segsweep.segmentation.data.labels import ONE, Labels, labels_of
 from segsweep.segmentation.data.source import Size, patch_of
 from segsweep.tracking import recall
@@ -106,7 +106,7 @@ def load(folder: Path, weights: str | None = None) -> Trained:
         patch = patch_of(config.data.get("patch"), (height, width))
         room = (height, width) if info["data"].get("padded") or patch else None
         labels = labels_of(OmegaConf.to_container(config.data, resolve=True))
-        model = groups.network(config.model, channels, labels.outputs, patch or (height, width))
+        model = networks.network(config.model, channels, labels.outputs, patch or (height, width))
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise SegsweepError(f"{folder / 'config.yaml'}: cannot be read: {error}") from error
     except SegsweepError:
