@@ -102,6 +102,12 @@ def test_ones_own_is_a_class_and_a_search_and_a_report_know_it(tmp_path, monkeyp
     assert objective.values(outcome.folder, ["val/volume"], "best", spec)[0] >= 0
 
 
+def test_the_winner_of_a_search_has_them(tmp_path):
+    from segsweep.report.winner import of_run
+
+    assert of_run(do(tmp_path, ALL, "epochs=1").folder).values["metrics"] == ALL.partition("=")[2][1:-1].split(",")
+
+
 def composed(tmp_path, *overrides):
     from hydra import compose, initialize_config_dir
 

@@ -82,7 +82,7 @@ def problems(given: Mapping[str, Any]) -> list[str]:
         labels, wrong_labels = labels_of(given.get("data") or {}), ""
     except DataError as error:
         labels, wrong_labels = Labels(), str(error)
-    for group in [group for group in KINDS if group in given and group != "metrics"]:
+    for group in [group for group, kind in KINDS.items() if group in given and kind.grouped]:
         node = today(given[group])
         if group in ("model", "loss") and wrong_labels:
             continue  # it would be held against what nobody meant
