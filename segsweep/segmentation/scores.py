@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from segsweep.config import components
 from segsweep.core.errors import ConfigError, nearest
-from segsweep.segmentation.kinds import KINDS
 from segsweep.task import Metric
 
 
@@ -133,6 +131,9 @@ def chosen(entries: Any, taken: Sequence[str] = ()) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for entry in entries:
         if isinstance(entry, Mapping):
+            from segsweep.config import components  # here, since tables that read metrics need no Hydra
+            from segsweep.segmentation.kinds import KINDS
+
             if wrong := components.mistakes(KINDS, "metrics", entry, option="auc"):
                 raise ConfigError(wrong[0])
             try:
