@@ -90,6 +90,7 @@ class Spec:
         sections: modules with what the report says of this task alone; see `segsweep.report.own`.
         neutral: settings that came after the first runs were made, with the value at which they decide nothing: then
             they are no part of an identity, which stays what it was without them.
+        describing: further arguments that decide its metrics, beside `inputs`, for `spec_for`.
         endings: settings that decide when a run ends, or what is tested then, and nothing of its epochs, with the
             values of which that is so (none given: of all). They are part of its signature; its epochs are shared with
             runs that have others.
@@ -109,6 +110,7 @@ class Spec:
     pace: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
     neutral: Mapping[str, Any] = field(default_factory=dict)
+    describing: tuple[str, ...] = ()
     endings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
@@ -286,7 +288,8 @@ class Task(Protocol):
     """Its constructor's keyword arguments are its settings, from `task.*` or the top-level keys of their names.
 
     Where its metrics depend on its settings, a class method `spec_for(given) -> Spec` says which they are for those of
-    `spec.inputs` (of all where that is empty), as far as they are known; `spec` of the object made of them is the same.
+    `spec.inputs` and `spec.describing` (of all where the former is empty), as far as they are known; `spec` of the
+    object made of them is the same.
 
     Beside these it may have `size() -> dict`, parameters and gflops of a sample, for a plan, `smaller(retries) -> str`,
     what helps where memory was short, and a class method `problems(given) -> list[str]`: one sentence for each mistake

@@ -181,6 +181,8 @@ def test_a_plan_says_that_it_stopped_early(tmp_path):
     assert (point.signature, point.state) == (stopped.signature, "finished")
     assert point.note == "(stopped early after epoch 2 of 4)"
     assert point.early
+    cfg.early_stopping, cfg.metrics, cfg.test_weights = None, ["auc"], "best"
+    assert not Planner(Path(folder)).point(cfg, {}).early
 
 
 def test_what_stopped_early_goes_on_with_null_and_is_found_again_in_a_longer_run(tmp_path):

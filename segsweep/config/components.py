@@ -81,7 +81,7 @@ def spec_of(cfg: DictConfig) -> Spec | None:
     found = getattr(made, "spec", None)
     if isinstance(found, Spec) and hasattr(made, "spec_for"):
         node = _select(cfg, "task") or {}
-        names = found.inputs or inspect.signature(made).parameters
+        names = (*found.inputs, *found.describing) if found.inputs else inspect.signature(made).parameters
         given = {name: _select(cfg, f"task.{name}" if name in node else name) for name in names}
         found = made.spec_for({name: _known(item) for name, item in given.items() if item is not None})
     return found if isinstance(found, Spec) else None

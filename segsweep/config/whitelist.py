@@ -27,12 +27,14 @@ ALLOW = "SEGSWEEP_ALLOW"
 class Kind:
     """What a group's `_target_` may be without any leave: a public class that is found in one of `modules` (and made
     there, if it is this program's), or is one of `names` (dotted) of a package that the extra of its name installs; and
-    a subclass of `base` (dotted) or a class with all `methods`."""
+    a subclass of `base` (dotted) or a class with all `methods`. grouped: it is a group of conf/, with options; else the
+    items of a list."""
 
     modules: tuple[str, ...]
     base: str | None = None
     methods: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    grouped: bool = True
 
     def lists(self, target: str) -> bool:
         """By its name alone, before anything is imported."""
@@ -90,7 +92,7 @@ def every() -> dict[str, Kind]:
 
 def groups() -> list[str]:
     """Of conf/, whose options decide the numbers of a run."""
-    return [group for group in every() if group != "pruner"]
+    return [group for group, kind in every().items() if kind.grouped and group != "pruner"]
 
 
 @cache

@@ -67,6 +67,8 @@ def values(run: Path, names: list[str], epoch: str | int, spec: Spec) -> list[fl
     for name, number in zip(names, numbers, strict=True):
         if not isinstance(number, int | float) or not math.isfinite(number):
             where = f" in epoch {row['epoch']}" if row else " in any epoch" * spec.epochs
+            if isinstance(epoch, int) and 0 < len(history) < epoch:
+                where = f" in epoch {epoch} (search.epoch), as the run ended after {len(history)}"
             raise SegsweepError(f"{run}: {name} is not a number{where}, so the search learns nothing of it")
     return [float(number) for number in numbers if number is not None]
 

@@ -20,6 +20,7 @@ from segsweep.segmentation.data.labels import PADDED
 from segsweep.segmentation.metrics import METRICS, confusion, decide, hd95, mean, means, of_classes, per_patient
 from segsweep.segmentation.models.fitted import misshapen
 from segsweep.segmentation.models.fitted import outputs as outputs_of
+from segsweep.segmentation.scores import stacks_of
 from segsweep.segmentation.windows import slide
 
 CPU_PIXELS = 2**17
@@ -147,13 +148,7 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
 
 def _distance(volumes: Volumes, indices: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> float:
     """HD95 of a patient's slices (D, H, W); of several volumes the mean."""
-    if volumes.stack is None:
-        return hd95(truth, predicted)
-    found = []
-    for stack in np.unique(volumes.stack[indices]):
-        own = volumes.stack[indices] == stack
-        spacing = None if volumes.spacing is None else volumes.spacing[indices[own][0]]
-        found.append(hd95(truth[own], predicted[own], spacing))
+    found = [hd95(truth[own], predicted[own], spacing) for own, spacing in stacks_of(volumes, indices)]
     return mean(np.array(found))
 
 

@@ -18,7 +18,8 @@ from segsweep.segmentation import networks, schedules
 from segsweep.segmentation.classes import check_weights
 from segsweep.segmentation.data.labels import Labels, labels_of
 from segsweep.segmentation.kinds import KINDS
-from segsweep.segmentation.metrics import spec_of
+from segsweep.segmentation.metrics import METRICS, spec_of
+from segsweep.segmentation.scores import chosen
 
 ADDED: dict[str, tuple[str, ...]] = {"optim": ("params",), "scheduler": ("optimizer",)}
 """Arguments that a run passes itself; for those of a network see `networks.asked`."""
@@ -30,12 +31,15 @@ TORCH: dict[str, tuple[str, Callable[[float], bool]]] = {
         ("T_max", "T_0", "T_mult", "total_iters", "step_size", "step_size_up", "total_steps", "steps_per_epoch"),
         ("a whole number, at least 1", lambda v: v >= 1 and v % 1 == 0),
     ),
-    **dict.fromkeys(("step_size_down", "milestones"), ("whole, at least 0", lambda v: v >= 0 and v % 1 == 0)),
+    **dict.fromkeys(
+        ("step_size_down", "milestones", "patience", "cooldown"), ("whole, at least 0", lambda v: v >= 0 and v % 1 == 0)
+    ),
     "lr": ("above 0", lambda v: 0 < v < math.inf),
     "momentum": ("0 to below 1", lambda v: 0 <= v < 1),
     "betas": ("two numbers, each 0 to below 1", lambda v: 0 <= v < 1),
     "eps": ("above 0", lambda v: 0 < v < math.inf),
     "weight_decay": ("at least 0", lambda v: 0 <= v < math.inf),
+    **dict.fromkeys(("threshold", "min_lr"), ("at least 0", lambda v: 0 <= v < math.inf)),
     "eta_min": ("at least 0", lambda v: 0 <= v < math.inf),
 }
 """Ranges of torch's optimizers and schedules that their constructors let pass or report without the key."""
@@ -62,7 +66,7 @@ def problems(given: Mapping[str, Any]) -> list[str]:
         labels, wrong_labels = labels_of(given.get("data") or {}), ""
     except DataError as error:
         labels, wrong_labels = Labels(), str(error)
-    for group in [group for group in KINDS if group in given]:
+    for group in [group for group, kind in KINDS.items() if group in given and kind.grouped]:
         node = today(given[group])
         if group in ("model", "loss") and wrong_labels:
             continue  # it would be held against what nobody meant
@@ -93,6 +97,10 @@ def problems(given: Mapping[str, Any]) -> list[str]:
     found += [wrong_weights] * bool(wrong_weights)
     if (given.get("split") or {}).get("val") == 0:
         found += [needs_validation(what) for what in by_validation(given)]
+    try:
+        chosen(given.get("metrics") or [], tuple(METRICS))
+    except ConfigError as error:
+        found.append(str(error))
     if (ema := given.get("ema")) is not None and ema >= 1:
         found.append(f"ema={ema}: must be below 1, as 0.999 is, or nothing of what is trained enters the average")
     if given.get("test_weights") == "ema" and "ema" in given and ema is None:

@@ -28,5 +28,6 @@ KINDS: dict[str, Kind] = {
         methods=("scan", "decode"),
     ),
     "split": Kind(("segsweep.segmentation.data.split",), methods=("__call__",)),
+    "metrics": Kind(("segsweep.segmentation.scores",), methods=("__call__",), grouped=False),
     "augment": Kind(("segsweep.segmentation.data.augment",), methods=("__call__",)),
 }

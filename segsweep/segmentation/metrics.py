@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segsweep.core.errors import DataError
+from segsweep.core.errors import ConfigError, DataError
 from segsweep.segmentation.data.labels import VOID, Labels, labels_of
 from segsweep.segmentation.kinds import NETWORKS
+from segsweep.segmentation.scores import chosen, described, diagonal, surface_distances
 from segsweep.task import Metric, Spec
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ METRICS: dict[str, PixelMetric] = {
         meaning="patients with neither tumour nor prediction, left out of the means",
     ),
 }
-CODE = ("task", *(f"models.{name}" for name in NETWORKS), "losses", "schedules")
+CODE = ("task", *(f"models.{name}" for name in NETWORKS), "losses", "schedules", "scores")
 CODE += ("data.phantom", "data.lgg", "data.folder", "data.nifti", "data.augment")
 """All that the configuration may name; with what these import, the code that decides a number."""
 SPEC = Spec(
@@ -138,9 +139,11 @@ SPEC = Spec(
     sample="slice",
     repeats=("split.fold",),
     neutral=dict.fromkeys(("data.classes", "data.roi", "data.patch", "loss.weights", "deep_supervision"))
-    | {"data.ignore": [], "scheduler.by": "epoch", "ema": None, "early_stopping": None, "test_weights": "last"}
-    | dict.fromkeys((f"augment.{key}" for key in ("noise", "blur", "brightness", "contrast", "gamma")), 0),
-    endings={"early_stopping": (), "test_weights": ("last", "best")},
+    | {"data.ignore": [], "scheduler.by": "epoch", "metrics": [], "ema": None, "early_stopping": None}
+    | dict.fromkeys((f"augment.{key}" for key in ("noise", "blur", "brightness", "contrast", "gamma")), 0)
+    | {"test_weights": "last"},
+    describing=("metrics",),
+    endings={"metrics": (), "early_stopping": (), "test_weights": ("last", "best")},
     ignored=("workers", "compile", "data.root", "data.model_width", "split.file", "task.cache"),
     pace=("model*", "augment", "batch_size", "data", "data.image_size", "data.patch", "precision"),
     inputs=("data", "split", "precision", "device", "cache"),
@@ -162,12 +165,13 @@ def called(name: str) -> str:
     return f"class {name}" if name.isdecimal() else name
 
 
-def spec_of(labels: Labels) -> Spec:
-    """`SPEC`, or of several classes: its metrics as means over them, and those of each as METRIC/NAME. What is averaged
-    over other classes is no score to compare by."""
+def spec_of(labels: Labels, scores: Mapping[str, Any] | None = None) -> Spec:
+    """`SPEC`, with the `scores` that were chosen beside; of several classes its metrics are means over them, and those
+    of each are there as METRIC/NAME. What is averaged over other classes is no score to compare by."""
+    more = described(scores or {}, labels.structures)
     if not labels.names and not labels.ignore:
-        return SPEC
-    metrics = dict(METRICS)
+        return replace(SPEC, metrics={**METRICS, **more}) if more else SPEC
+    metrics: dict[str, Metric] = dict(METRICS)
     if several := labels.structures:
         count, named = len(several), ", ".join(map(called, several))
         over = f" of {count} classes" if count > 1 else f" of {named}"
@@ -187,14 +191,15 @@ def spec_of(labels: Labels) -> Spec:
                 what = f"{METRICS[name].meaning.replace('tumour', 'class')}: of {called(one)} alone"
                 metrics[f"{name}/{one}"] = replace(of_one, meaning=what)
     scale = ("data.classes", "data.ignore")
+    metrics |= more
     return replace(SPEC, metrics={name: replace(m, scale=(*m.scale, *scale)) for name, m in metrics.items()})
 
 
 def spec_for(given: Mapping[str, Any]) -> Spec:
     """Of a configuration's settings; where its classes are none, which their data set tells, that of one structure."""
     try:
-        return spec_of(labels_of(given.get("data") or {}))
-    except DataError:
+        return spec_of(labels_of(given.get("data") or {}), chosen(given.get("metrics") or [], tuple(METRICS)))
+    except (ConfigError, DataError):
         return SPEC
 
 
@@ -304,21 +309,12 @@ def hd95(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float] | N
     from each surface to the nearest voxel of the other have a 95th percentile; the larger of the two is the result.
     Both empty: NaN. One empty: the volume's diagonal, sqrt(D^2 + H^2 + W^2), farther than any two voxels can be apart.
     """
-    from scipy import ndimage  # here, since tables that read METRICS need no scipy, which takes 0.3 s to import
-    from scipy.spatial import KDTree
-
     if not truth.any() and not prediction.any():
         return float("nan")
     if not truth.any() or not prediction.any():
-        return float(np.linalg.norm(truth.shape if spacing is None else np.array(truth.shape) * spacing))
-    # Outside the box around both everything is empty, so cutting it off changes no surface.
-    (box,) = ndimage.find_objects((truth | prediction).astype(np.int8))
-    surfaces = [np.argwhere(volume[box] & ~ndimage.binary_erosion(volume[box])) for volume in (truth, prediction)]
-    if spacing is not None:
-        surfaces = [places * np.array(spacing) for places in surfaces]
-    # A k-d tree of the surfaces' voxels is as exact as a distance transform of the box and, with a few stray voxels,
-    # many times faster.
-    return max(np.percentile(KDTree(to).query(of)[0], 95).item() for of, to in (surfaces, reversed(surfaces)))
+        return diagonal(truth, spacing)
+    found = surface_distances(truth, prediction, spacing)
+    return max(np.percentile(distances, 95).item() for distances in found)
 
 
 def _ratio(metric: PixelMetric, tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.ndarray:

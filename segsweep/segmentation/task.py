@@ -17,7 +17,7 @@ from segsweep.core import artifacts
 from segsweep.core.device import autocast, compile_seconds, compiled, pick_device, pick_precision
 from segsweep.core.errors import DataError
 from segsweep.core.session import session
-from segsweep.segmentation import classes, figures, groups, networks, schedules
+from segsweep.segmentation import classes, figures, groups, networks, schedules, scores
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.labels import labels_of
@@ -25,7 +25,7 @@ from segsweep.segmentation.data.source import Manifest, patch_of
 from segsweep.segmentation.data.split import Split
 from segsweep.segmentation.evaluate import evaluate, flops, patient_table
 from segsweep.segmentation.losses import Counted, DeeplySupervised
-from segsweep.segmentation.metrics import CONFUSION, SPEC, spec_for, spec_of, summarise
+from segsweep.segmentation.metrics import CONFUSION, METRICS, SPEC, spec_for, spec_of, summarise
 from segsweep.segmentation.train import fit, sizes
 from segsweep.segmentation.windows import starts
 from segsweep.task import Data, Range, Result, Run, Spec
@@ -57,6 +57,7 @@ class Segmentation:
         ema: Annotated[float | None, Range(above=0)],
         early_stopping: Annotated[int | None, Range(least=1)],
         test_weights: Annotated[str, Range(choices=("last", "best", "ema"))],
+        metrics: list[Any],
         clip_norm: Annotated[float | None, Range(above=0, most=1e30)],
         precision: Annotated[str, Range(choices=("auto", "fp32", "bf16"))],
         device: str,
@@ -67,7 +68,8 @@ class Segmentation:
         self.groups = {"model": model, "loss": loss, "optim": optim, "scheduler": scheduler}
         self.groups |= {"data": data, "split": split, "augment": augment}
         self.labels = labels_of(data)
-        self.spec = spec_of(self.labels)
+        self.scores = scores.chosen(metrics, tuple(METRICS))
+        self.spec = spec_of(self.labels, self.scores)
         self.batch_size, self.eval_batch_size, self.micro_batches = batch_size, eval_batch_size, micro_batches
         self.deep_supervision = deep_supervision
         self.ema, self.early_stopping, self.test_weights = ema, early_stopping, test_weights
@@ -193,22 +195,29 @@ class Segmentation:
         tested = fit(
             run, model, loss, optimizer, scheduler, train, held_out,
             part=part, by=schedules.by(self.groups["scheduler"]), clip_norm=self.clip_norm, forward=forward,
-            compile_seconds=compile_seconds, average=average, scored="ema" if self.test_weights == "ema" else "model",
-            **shared,
+            compile_seconds=compile_seconds, scores=self.scores, average=average,
+            scored="ema" if self.test_weights == "ema" else "model", **shared,
         )  # fmt: skip
         if average is not None and self.test_weights == "ema":
             model = average.module
         if self.test_weights == "best":
             model = copy.deepcopy(model)  # the record's last weights are still those of the last epoch
             model.load_state_dict(run.best())
-        final = tested or evaluate(model, loss, test, keep=True, **shared)
+        final = tested or evaluate(model, loss, test, keep=True, probabilities=bool(self.scores), **shared)
         patients = patient_table(final, volumes, split.test)
         if self.labels.names:
             counts = final.counts.sum(0).tolist()
             artifacts.write_json(run.folder / CONFUSION, {"classes": self.labels.names, "pixels": counts})
         figures.draw(run.folder, run.history, part, patients, volumes, split.test, final.masks)
-        metrics = {"loss": final.loss} | summarise(final.counts, self.labels.structures) | patients.summary
+        more = scores.of_patients(self.scores, final, volumes, split.test)
+        metrics = (
+            {"loss": final.loss}
+            | summarise(final.counts, self.labels.structures)
+            | patients.summary
+            | scores.means(more)
+        )
         units = {row["patient"]: {key: v for key, v in row.items() if key != "patient"} for row in patients.rows}
+        units = {patient: values | more.get(patient, {}) for patient, values in units.items()}
         return Result({f"test/{name}": value for name, value in metrics.items()}, units)
 
     def ends(self, history: list[dict[str, Any]]) -> str:

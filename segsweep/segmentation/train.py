@@ -1,7 +1,7 @@
 """`fit`: the training loop, read from top to bottom; what happens between two epochs is `loop.Loop`'s."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from segsweep.core.errors import NotFiniteError
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.evaluate import Evaluation, evaluate, no_counts
 from segsweep.segmentation.metrics import confusion, summarise
+from segsweep.segmentation.scores import means, of_patients
 from segsweep.task import Run
 
 Maps = torch.Tensor | tuple[torch.Tensor, ...]
@@ -39,6 +40,7 @@ def fit(
     autocast: Callable[[], AbstractContextManager[Any]],
     clip_norm: float | None,
     parts: int = 1,
+    scores: Mapping[str, Any] | None = None,
     average: AveragedModel | None = None,
     scored: str = "model",
     forward: Callable[[torch.Tensor], Maps] | None = None,
@@ -50,8 +52,8 @@ def fit(
     `part` names what `held_out` is, "val" or "test"; `by`: what the schedule is stepped by, epoch, step, or a value
     of the epoch such as val/loss; `forward` is the compiled model where there is one, and
     `compile_seconds` the time that compiling has taken so far, which is no part of an epoch's; `parts`: see `in_parts`.
-    `average`: of the weights, one step on after each of the optimizer's; `scored`: whose weights an epoch is evaluated
-    with, and are kept as those of the run, model or ema.
+    `scores`: see `scores.of_patients`. `average`: of the weights, one step on after each of the optimizer's; `scored`:
+    whose weights an epoch is evaluated with, and are kept as those of the run, model or ema.
     Raises NotFiniteError naming the step.
     """
     forward = model if forward is None else forward  # a compiled module has no truth value
@@ -101,13 +103,18 @@ def fit(
         compiled = compile_seconds() - compiled
         seconds = time.perf_counter() - started - compiled
         values = {"train/loss": float((losses * torch.tensor(sizes, device=device)).sum() / sum(sizes))}
-        scores = summarise(counts.cpu().numpy(), labels.structures)
-        values |= {f"train/{name}": v for name, v in scores.items()}
+        found = summarise(counts.cpu().numpy(), labels.structures)
+        values |= {f"train/{name}": v for name, v in found.items()}
         test = part == "test" and epoch.last
-        held = evaluate(shown, loss, held_out, patients=patients, autocast=autocast, keep=test, parts=parts)
+        asked = any(score.metric.by_epoch for score in (scores or {}).values())
+        held = evaluate(
+            shown, loss, held_out, patients=patients, autocast=autocast, keep=test or asked,
+            probabilities=bool(scores) and (test or asked), parts=parts,
+        )  # fmt: skip
         tested = held if test else None
-        scores = {"loss": held.loss} | summarise(held.counts, labels.structures)
-        values |= {f"{part}/{name}": v for name, v in scores.items()}
+        found = {"loss": held.loss} | summarise(held.counts, labels.structures)
+        rows = of_patients(scores or {}, held, held_out.volumes, held_out.indices.cpu().numpy(), epoch=True)
+        values |= {f"{part}/{name}": v for name, v in (found | means(rows)).items()}
         facts = {"lr": lr, "seconds": seconds, "eval_seconds": held.seconds}
         facts |= {"images_per_second": train.images / seconds}
         facts |= {"micro_batches": parts} if parts > 1 else {}

@@ -124,7 +124,8 @@ class Planner:
             ),
             pruned=pruned["epoch"] if pruned else None,
             pruner=pruner,
-            early=any(key in found.config for key in found.endings),
+            # what decides metrics, or which of a few weights is tested, ends no run
+            early=any(not spec.endings[key] and key not in spec.describing for key in found.endings),
         )
 
     def _look(self, cfg: DictConfig) -> tuple[Task, Data]:

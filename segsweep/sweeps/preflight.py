@@ -175,7 +175,8 @@ def _describing(cfg: DictConfig, tasks: list[Override]) -> list[Override]:
     spec = components.spec_of(cfg)
     if spec is None or not hasattr(components.task_class(cfg), "spec_for"):
         return []
-    return [o for o in tasks if not spec.inputs or o.key_or_group.split(".")[0] in spec.inputs]
+    named = (*spec.inputs, *spec.describing) if spec.inputs else ()
+    return [o for o in tasks if not named or o.key_or_group.split(".")[0] in named]
 
 
 def _wrong_objective(bases: list[DictConfig], tasks: list[Override]) -> list[str]:

@@ -203,6 +203,14 @@ def test_a_plateau_goes_the_way_of_its_value(own):
     assert len(scheduled(3, "ReduceLROnPlateau", by="val/dice/myo", mode="max")) == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("patience", -1), ("cooldown", 0.5), ("threshold", -0.1), ("min_lr", -1e-3)]
+)
+def test_a_plateau_of_no_such_length_is_refused(key, value):
+    (problem,) = scheduled(3, "ReduceLROnPlateau", by="val", **{key: value})
+    assert problem.startswith(f"scheduler.{key}={value}: must be ")
+
+
 def test_a_plateau_needs_a_validation_part():
     says = "scheduler.by=val: it goes by the validation part, and there is none (never by the test part); give it one"
     (problem,) = scheduled(3, "ReduceLROnPlateau", "split=holdout", by="val")

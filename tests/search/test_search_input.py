@@ -107,6 +107,8 @@ def test_objectives_are_of_one_epoch_of_the_record(tmp_path):
     for names, epoch in ((["val/dice"], 1), (["val/dice"], 4), (["val/dice", "gflops"], "best")):
         with pytest.raises(SegsweepError, match="is not a number"):
             values(run, names, epoch, SPEC)
+    with pytest.raises(SegsweepError, match=r"in epoch 4 \(search.epoch\), as the run ended after 3"):
+        values(run, ["val/dice"], 4, SPEC)
 
 
 def test_directions_are_the_metrics_own():

@@ -1,0 +1,169 @@
+"""Scores that are chosen beside those of every run: against scikit-learn and by hand, and what a run makes of them."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+from test_run import do
+
+from segsweep.core.errors import ConfigError
+from segsweep.segmentation import scores
+from segsweep.segmentation.scores import AP, ASSD, AUC, Seen, Sensitivity, Specificity
+
+
+def seen(seed: int = 0, shape: tuple[int, ...] = (3, 9, 8)) -> Seen:
+    """A probability with ties, and void pixels, in which truth and prediction are anything but right."""
+    rng = np.random.default_rng(seed)
+    known = rng.random(shape) > 0.2
+    truth = (rng.random(shape) > 0.7) & known
+    probability = np.round((rng.random(shape) + truth) / 2, 1).astype(np.float16)
+    return Seen(truth, (probability > 0.5) & known, np.where(known, probability, 1).astype(np.float16), known)
+
+
+def test_areas_are_scikit_learns_over_the_pixels_that_are_known():
+    for seed in range(5):
+        one = seen(seed)
+        given = one.truth[one.known], one.probability[one.known].astype(float)
+        assert AUC()(one) == pytest.approx(roc_auc_score(*given), abs=1e-12)
+        assert AP()(one) == pytest.approx(average_precision_score(*given), abs=1e-12)
+
+
+def test_shares_of_pixels_and_where_they_are_undefined():
+    one = seen()
+    t, p = one.truth[one.known], one.predicted[one.known]
+    assert Sensitivity()(one) == (t & p).sum() / t.sum()
+    assert Specificity()(one) == (~t & ~p).sum() / (~t).sum()
+    none = np.zeros_like(one.truth)
+    without = Seen(none, one.predicted, one.probability, one.known)
+    assert all(math.isnan(score()(without)) for score in (Sensitivity, AUC, AP))
+    everywhere = Seen(one.known, one.predicted, one.probability, one.known)
+    assert math.isnan(Specificity()(everywhere))
+    assert math.isnan(AUC()(everywhere))
+
+
+def test_the_mean_distance_of_surfaces_by_hand_and_with_one_of_them_empty():
+    truth, other = np.zeros((2, 1, 5, 6), bool)
+    truth[0, 2, 1], other[0, 2, 3:5] = True, True
+    known = np.ones_like(truth)
+    assert ASSD()(Seen(truth, other, None, known)) == pytest.approx((2 + 2 + 3) / 3)
+    empty = np.zeros_like(truth)
+    assert ASSD()(Seen(truth, empty, None, known)) == pytest.approx(math.sqrt(1 + 25 + 36))
+    assert math.isnan(ASSD()(Seen(empty, empty, None, known)))
+    wide = [(slice(None), np.array([5.0, 2.0, 2.0]))]
+    assert ASSD()(Seen(truth, other, None, known, wide)) == pytest.approx(2 * (2 + 2 + 3) / 3)
+    assert ASSD()(Seen(truth, empty, None, known, wide)) == pytest.approx(math.sqrt(25 + 100 + 144))
+    two = np.concatenate([truth, empty]), np.concatenate([other, truth]), np.ones((2, 5, 6), bool)
+    apart = [(np.array([True, False]), None), (np.array([False, True]), None)]  # two eyes are no volume
+    assert ASSD()(Seen(two[0], two[1], None, two[2], apart)) == pytest.approx(((7 / 3) + math.sqrt(62)) / 2)
+
+
+ALL = "metrics=[sensitivity,specificity,auc,ap,assd]"
+
+
+def test_a_run_has_them_by_epoch_by_patient_and_in_the_test_and_trains_nothing_for_them(tmp_path):
+    plain = do(tmp_path)
+    scored = do(tmp_path, ALL)
+    assert scored.signature != plain.signature
+    assert json.loads((scored.folder / "result.json").read_text())["trained_epochs"] == 0
+    assert {key: scored.metrics[key] for key in plain.metrics} == plain.metrics
+    rows = list(csv.DictReader((scored.folder / "patients.csv").read_text().splitlines()))
+    before = list(csv.DictReader((plain.folder / "patients.csv").read_text().splitlines()))
+    assert [{key: row[key] for key in before[0]} for row in rows] == before
+    for name in ("sensitivity", "specificity", "auc", "ap", "assd"):
+        assert scored.metrics[f"test/{name}"] == pytest.approx(np.mean([float(row[name]) for row in rows]))
+    assert float(rows[0]["sensitivity"]) == pytest.approx(float(rows[0]["recall"]))
+    alone = do(tmp_path / "alone", ALL)  # whose epochs measured them
+    assert {key: alone.metrics[key] for key in scored.metrics} == scored.metrics
+    history = [json.loads(line) for line in (alone.folder / "history.jsonl").read_text().splitlines()]
+    assert all(0 <= row[f"val/{name}"] <= 1 for row in history for name in ("sensitivity", "specificity", "auc", "ap"))
+    assert not any("assd" in key for key in history[0])  # at the end alone
+    described = json.loads((alone.folder / "run.json").read_text())["task"]["metrics"]
+    assert described["auc"]["title"] == "AUC"
+
+
+def test_ones_own_is_a_class_and_a_search_and_a_report_know_it(tmp_path, monkeypatch, allow):
+    from segsweep.config.components import spec_of
+    from segsweep.search import objective
+
+    (tmp_path / "own_score.py").write_text(
+        "from segsweep.task import Metric\n\n\nclass Volume:\n"
+        "    metric = Metric(title='Volume', direction='min')\n\n"
+        "    def __init__(self, power=1):\n        self.power = power\n\n"
+        "    def __call__(self, seen):\n        return float(abs(int(seen.truth.sum()) - int(seen.predicted.sum())))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    allow("own_score.*")
+    asked = ("metrics=[auc,{_target_: own_score.Volume, power: 2}]", "search.objective=[val/volume]")
+    outcome = do(tmp_path, *asked)
+    assert outcome.status == "finished", outcome.error
+    row = next(csv.DictReader((outcome.folder / "patients.csv").read_text().splitlines()))
+    assert float(row["volume"]) == abs(int(row["truth_pixels"]) - int(row["predicted_pixels"]))
+    about = json.loads((outcome.folder / "run.json").read_text())
+    assert "own_score" in about["files"]
+    spec = spec_of(composed(tmp_path, *asked))
+    assert objective.direction("val/volume", spec) == "minimize"
+    assert objective.values(outcome.folder, ["val/volume"], "best", spec)[0] >= 0
+
+
+def test_the_winner_of_a_search_has_them(tmp_path):
+    from segsweep.report.winner import of_run
+
+    assert of_run(do(tmp_path, ALL, "epochs=1").folder).values["metrics"] == ALL.partition("=")[2][1:-1].split(",")
+
+
+def composed(tmp_path, *overrides):
+    from hydra import compose, initialize_config_dir
+
+    from segsweep.config.schema import conf_dir
+
+    with initialize_config_dir(str(conf_dir())):
+        return compose("config", overrides=list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("metrics=[auk]", "metrics=auk: allowed are sensitivity, specificity, auc, ap, assd, and one of your own as"),
+        ("metrics=auc", r"metrics=auc: a list is needed, as in 'metrics=\[auc,specificity\]'"),
+        ("metrics=[auc,auc]", "metrics: auc is there already"),
+        ("metrics=[{_target_: os.system}]", r"_target_=os.system: not allowed to be called"),
+        (
+            "metrics=[{_target_: segsweep.segmentation.scores.AUC, x: 1}]",
+            "metrics.x: segsweep.segmentation.scores.AUC takes no such argument",
+        ),
+    ],
+)
+def test_what_is_none_is_one_sentence(tmp_path, given, says):
+    outcome = do(tmp_path, given)
+    assert outcome.status == "failed"
+    with pytest.raises(ConfigError, match=says):
+        raise ConfigError(outcome.error)
+    assert len(outcome.error.splitlines()) == 1
+
+
+def test_of_classes_it_is_of_each_and_their_mean_where_it_is_defined():
+    from types import SimpleNamespace
+
+    truth = np.array([[[0, 1, 1, 255]], [[2, 0, 0, 0]]], np.uint8)
+    predicted = np.array([[[0, 1, 0, 1]], [[2, 2, 0, 0]]], np.uint8)
+    labels = SimpleNamespace(names=("a", "b", "c"), structures=("b", "c"), outputs=3)
+    volumes = SimpleNamespace(labels=labels, masks=truth, patient=np.array([0, 1]), patients=["p", "q"])
+    shares = np.zeros((2, 3, 1, 4), np.float16)
+    evaluation = SimpleNamespace(masks=predicted, probabilities=shares)
+    chosen = scores.chosen(["sensitivity", "specificity"])
+    rows = scores.of_patients(chosen, evaluation, volumes, np.arange(2))
+    assert rows["p"]["sensitivity/b"] == 0.5
+    assert math.isnan(rows["p"]["sensitivity/c"])
+    assert rows["p"]["sensitivity"] == 0.5
+    assert rows["q"] == pytest.approx(
+        {"sensitivity/b": math.nan, "specificity/b": 1, "sensitivity/c": 1, "specificity/c": 2 / 3}
+        | {"sensitivity": 1, "specificity": 5 / 6},
+        nan_ok=True,
+    )
+    assert scores.means(rows)["sensitivity"] == 0.75
+    titles = {name: metric.title for name, metric in scores.described(chosen, ["b", "c"]).items()}
+    assert titles["sensitivity"] == "Sensitivity of 2 classes"
+    assert titles["specificity/c"] == "Specificity of c"
