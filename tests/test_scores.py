@@ -150,7 +150,9 @@ def test_of_classes_it_is_of_each_and_their_mean_where_it_is_defined():
     truth = np.array([[[0, 1, 1, 255]], [[2, 0, 0, 0]]], np.uint8)
     predicted = np.array([[[0, 1, 0, 1]], [[2, 2, 0, 0]]], np.uint8)
     labels = SimpleNamespace(names=("a", "b", "c"), structures=("b", "c"), outputs=3)
-    volumes = SimpleNamespace(labels=labels, masks=truth, patient=np.array([0, 1]), patients=["p", "q"])
+    volumes = SimpleNamespace(
+        labels=labels, sizes=None, stack=None, masks=truth, patient=np.array([0, 1]), patients=["p", "q"]
+    )
     shares = np.zeros((2, 3, 1, 4), np.float16)
     evaluation = SimpleNamespace(masks=predicted, probabilities=shares)
     chosen = scores.chosen(["sensitivity", "specificity"])
