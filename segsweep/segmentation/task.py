@@ -23,7 +23,7 @@ from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.labels import labels_of
 from segsweep.segmentation.data.source import Manifest, patch_of
 from segsweep.segmentation.data.split import Split
-from segsweep.segmentation.evaluate import evaluate, flops, patient_table
+from segsweep.segmentation.evaluate import Evaluation, evaluate, flops, patient_table
 from segsweep.segmentation.losses import Counted, DeeplySupervised
 from segsweep.segmentation.metrics import CONFUSION, METRICS, SPEC, spec_for, spec_of, summarise
 from segsweep.segmentation.train import fit, sizes
@@ -149,15 +149,7 @@ class Segmentation:
         patch = self.patch(volumes.images.shape[1:3])
         batches = partial(Batches, volumes, device=self.device, patch=patch)
         split, part = self.split, self.data().part
-        known = classes.scan(volumes, split) if self.labels.names else {}
-        if known:
-            session().emit("text", text=classes.told(known), once=True)
-        elif self.labels.void and volumes.void:
-            known, told = classes.void(volumes)
-            session().emit("text", text=told, once=True)
-        if volumes.sizes is not None:
-            known |= {"padded": True}
-            session().emit("text", text=padding(volumes.sizes, volumes.images.shape), once=True)
+        known = self._told(volumes, patch)
         train = batches(split.train, batch_size=self.batch_size, augment=self._build("augment"), shuffle=True)
         test = batches(split.test, batch_size=self.eval_batch_size)
         held_out = batches(split.val, batch_size=self.eval_batch_size) if part == "val" else test
@@ -182,8 +174,6 @@ class Segmentation:
         network = f"{self.groups['model']} {shape} by {patch} to {outputs}"
         _gflops[network] = _gflops.get(network) or self.cost(model, shape, self.device)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        known |= {} if volumes.spacing is None else {"unit": "mm"}
-        known |= {"patch": list(patch)} if patch else {}
         run.describe(parameters=parameters, gflops=_gflops[network], data={"image_shape": shape} | known)
         if "monai" in f"{self.groups['model']['_target_']} {self.groups['loss']['_target_']}":
             run.describe(libraries={"monai": version("monai")})
@@ -204,12 +194,30 @@ class Segmentation:
             model = copy.deepcopy(model)  # the record's last weights are still those of the last epoch
             model.load_state_dict(run.best())
         final = tested or evaluate(model, loss, test, keep=True, probabilities=bool(self.scores), **shared)
-        patients = patient_table(final, volumes, split.test)
+        return self._result(run, part, volumes, final)
+
+    def _told(self, volumes: cache.Volumes, patch: tuple[int, int] | None) -> dict[str, Any]:
+        """What the record has of the decoded data, and the session says of them."""
+        known = classes.scan(volumes, self.split) if self.labels.names else {}
+        if known:
+            session().emit("text", text=classes.told(known), once=True)
+        elif self.labels.void and volumes.void:
+            known, told = classes.void(volumes)
+            session().emit("text", text=told, once=True)
+        if volumes.sizes is not None:
+            known |= {"padded": True}
+            session().emit("text", text=padding(volumes.sizes, volumes.images.shape), once=True)
+        known |= {} if volumes.spacing is None else {"unit": "mm"}
+        return known | ({"patch": list(patch)} if patch else {})
+
+    def _result(self, run: Run, part: str, volumes: cache.Volumes, final: Evaluation) -> Result:
+        """Of the test, with what it leaves in the run's folder."""
+        patients = patient_table(final, volumes, self.split.test)
         if self.labels.names:
             counts = final.counts.sum(0).tolist()
             artifacts.write_json(run.folder / CONFUSION, {"classes": self.labels.names, "pixels": counts})
-        figures.draw(run.folder, run.history, part, patients, volumes, split.test, final.masks)
-        more = scores.of_patients(self.scores, final, volumes, split.test)
+        figures.draw(run.folder, run.history, part, patients, volumes, self.split.test, final.masks)
+        more = scores.of_patients(self.scores, final, volumes, self.split.test)
         metrics = (
             {"loss": final.loss}
             | summarise(final.counts, self.labels.structures)
