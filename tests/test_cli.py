@@ -39,7 +39,7 @@ def test_questions_are_answered_without_the_heavy_imports(tmp_path, ask):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = (
-        ["model: r2unet, unet", "experiment=glob(*)", "micro_batches"]
+        ["model: attention_r2unet, attention_unet", "experiment=glob(*)", "micro_batches"]
         if ask == ["--help"]
         else ["epochs: 6", "width: 16"]
     )

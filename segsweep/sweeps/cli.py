@@ -66,7 +66,8 @@ def _main() -> int:
                 from segsweep.config.hold import held
 
                 held(args)
-            _hydra(Started(lambda cfg: None, "segsweep.sweeps.job"))  # which does more than answer
+            answer = Started(lambda cfg: None, "segsweep.sweeps.job")  # which does more than answer
+            _folded(answer) if {"--help", "-h"} & set(sys.argv[1:]) else _hydra(answer)
         except (SegsweepError, ValueError) as error:  # the second: two questions at once, -m --cfg job among them
             print(error, file=sys.stderr)
             return 1
@@ -109,6 +110,21 @@ def _main() -> int:
             pool.close()
             signal.signal(signal.SIGINT, _interrupt)
     return max(lead.finish(stopped), code)
+
+
+def _folded(answer: Started) -> None:
+    """Hydra's help, in which a group is one line however many options it has."""
+    import io
+    import textwrap
+    from contextlib import redirect_stdout
+
+    told = io.StringIO()
+    try:
+        with redirect_stdout(told):
+            _hydra(answer)
+    finally:  # Hydra ends the process
+        for line in told.getvalue().splitlines():
+            print("\n".join(textwrap.wrap(line, 110, subsequent_indent="  ") or [""]))
 
 
 def _is_utf8(text: str) -> bool:
