@@ -27,7 +27,7 @@ from segsweep.config.schema import conf_dir
 from segsweep.config.start import start
 from segsweep.core.device import autocast, compiled, pick_device, pick_precision
 from segsweep.runs.loop import Loop, epoch_seed
-from segsweep.segmentation import groups
+from segsweep.segmentation import groups, schedules
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.evaluate import evaluate
@@ -74,7 +74,7 @@ def train(cfg: DictConfig, network: str, seed: int, decoded: Path) -> dict[str, 
 
     optimizer = groups.build("optim", cfg.optim)(model.parameters())
     forward_under = autocast(device, pick_precision(cfg.precision, device))
-    scheduler = groups.build("scheduler", cfg.scheduler)(optimizer)
+    scheduler = schedules.schedule(cfg.scheduler, optimizer, len(order))
     loop = Loop(SPEC, "test", epochs=cfg.epochs, seed=seed, checkpoints=NoCheckpoints(decoded / "none"))
     fit(
         loop, model, loss, optimizer, scheduler, order, batches(split.test[:2], batch_size=2),
@@ -85,7 +85,7 @@ def train(cfg: DictConfig, network: str, seed: int, decoded: Path) -> dict[str, 
     counts = {"ours": judged(model, autocast=forward_under, parts=cfg.micro_batches).counts}
 
     optimizer = groups.build("optim", cfg.optim, fused=False, foreach=False)(other.parameters())
-    scheduler = groups.build("scheduler", cfg.scheduler)(optimizer)
+    scheduler = schedules.schedule(cfg.scheduler, optimizer, len(order))
     with without_tf32():
         for epoch in range(1, cfg.epochs + 1):
             torch.manual_seed(epoch_seed(seed, epoch))

@@ -30,7 +30,7 @@ from segsweep.core import environment
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.device import autocast, compiled, pick_device, pick_precision
 from segsweep.runs.loop import Loop
-from segsweep.segmentation import groups
+from segsweep.segmentation import groups, schedules
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.evaluate import flops
@@ -93,7 +93,7 @@ def ours(case: Case, root: str, decoded: Path, slices: int, device: str, options
         model=model,
         loss=groups.build("loss", cfg.loss).to(place),
         optimizer=optimizer,
-        scheduler=groups.build("scheduler", cfg.scheduler)(optimizer),
+        scheduler=schedules.schedule(cfg.scheduler, optimizer, 1),
         train=batches(chosen, augment=groups.build("augment", cfg.augment), shuffle=True),
         held_out=batches(chosen[:2]),
         part="test",
