@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import TrialState, create_trial
 
 import segsweep
-from segsweep.config import components, trust, whitelist
+from segsweep.config import components, hold, whitelist
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import start
 from segsweep.core.errors import SegsweepError
@@ -230,11 +230,13 @@ class Fuzz:
         """A group's settings that nobody has mutated."""
         if group == "pruner":
             return {"_target_": "optuna.pruners.PatientPruner", "wrapped_pruner": None, "patience": 1}
+        if group == "metrics":
+            return {"_target_": "segsweep.segmentation.scores.AUC"}
         return OmegaConf.to_container(self.cfg[group], resolve=True)
 
     def with_group(self, group: str, node: dict[str, Any]) -> DictConfig:
         cfg = copy.deepcopy(self.cfg)
-        cfg[group] = node
+        cfg[group] = node if whitelist.every()[group].grouped else [node]
         return cfg
 
     def mistakes(self, cfg: DictConfig) -> list[str]:
@@ -248,7 +250,8 @@ class Fuzz:
         if group == "pruner":
             return pruning.make(cfg.pruner)
         given = {"in_channels": 3} if group == "model" else {}
-        return components.build(whitelist.every(), group, cfg[group], **given)
+        node = cfg[group] if whitelist.every()[group].grouped else cfg[group][0]
+        return components.build(whitelist.every(), group, node, **given)
 
     def component(self, target: str) -> bool:
         """A group's settings with a target that nobody has listed: the check, and whoever builds it unchecked."""
@@ -383,7 +386,7 @@ def hole(name: str) -> Iterator[None]:
         "list": [(whitelist.Kind, "lists", _everything), (whitelist.Kind, "fits", _everything)],
         "pickles": [(sampler, "_Restored", pickle.Unpickler)],
         "weights": [(torch, "load", lambda *a, **k: load(*a, **k | {"weights_only": False}))],
-        "hydra": [(trust.Hold, "problems", lambda *given: [])],
+        "hydra": [(hold.Hold, "problems", lambda *given: [])],
         "environment": [(recall, "configuration", lambda folder: OmegaConf.load(folder / "config.yaml"))],
     }[name]
     before = [getattr(place, key) for place, key, _ in there]
