@@ -27,7 +27,7 @@ from segsweep.config.schema import conf_dir
 from segsweep.config.whitelist import hydras
 from segsweep.core import artifacts
 from segsweep.core.session import session, thread
-from segsweep.plugins import _jobs, _local
+from segsweep.plugins import _cluster, _jobs, _local, _plan, cluster, local, plan
 from segsweep.plugins._local import Job, LocalLauncher
 from segsweep.sweeps import worker
 
@@ -486,3 +486,13 @@ def test_a_sweep_with_a_killed_worker_goes_on_and_the_next_one_continues_it(tmp_
     alone = tmp_path / "alone"
     finish(command(alone, "seed=0", "epochs=30", "tracking=none", "hydra/launcher=basic"))
     assert jobs(alone)[0]["metrics"] == again[0]["metrics"]
+
+
+def test_what_hydra_finds_of_a_launcher_gives_the_launcher():
+    settings = {key: value for key, value in SETTINGS.items() if key != "_target_"}
+    assert type(local.LocalLauncher(**settings)) is _local.LocalLauncher
+    assert type(plan.PlanLauncher()) is _plan.PlanLauncher
+    assert cluster.RayLauncher(ray={"init": 1}).ray == {"init": 1}
+    assert type(cluster.RayLauncher(ray={})) is _cluster.RayLauncher
+    slurm = cluster.SlurmLauncher("local", timeout_min=3)
+    assert (type(slurm), slurm.executor, slurm.params) == (_cluster.SlurmLauncher, "local", {"timeout_min": 3})
