@@ -7,6 +7,7 @@ stand in the place of units.
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -282,6 +283,11 @@ def key(value: Any) -> str:
     """A level of a factor as text that can be compared: 1 and 1.0 are the same, lists and objects count as a whole."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return repr(float(value)) if number else json.dumps(value, sort_keys=True, default=str)
+
+
+def telling(settings: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+    """Those that rows share, without what decides nothing at its value (`Spec.neutral`)."""
+    return {k: v for k, v in settings.items() if k not in spec.neutral or key(v) != key(spec.neutral[k])}
 
 
 def show(value: Any) -> str:

@@ -17,7 +17,7 @@ from segsweep.core import artifacts
 from segsweep.core.errors import printable
 from segsweep.core.masks import first_line
 from segsweep.report import own
-from segsweep.report.comparison import key, show
+from segsweep.report.comparison import key, show, telling
 from segsweep.report.content import inside
 from segsweep.report.record import Job
 from segsweep.task import Spec
@@ -42,9 +42,8 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
     columns = [
         name for name in names if len(levels[name]) > 1
     ]  # a key that only some options have, with one value, tells nothing
-    shared = ", ".join(
-        f"{name}={show(known[0][name])}" for name in names if len(levels[name]) == 1 and name not in partial
-    )
+    same = {name: known[0][name] for name in names if len(levels[name]) == 1 and name not in partial}
+    shared = ", ".join(f"{name}={show(value)}" for name, value in telling(same, spec).items())
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("job", *columns):

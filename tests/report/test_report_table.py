@@ -29,6 +29,15 @@ def test_only_what_varies_is_a_column(jobs):
     assert "All: model.width=16, loss=bce, optim.lr=0.001" in text
 
 
+def test_settings_at_the_value_at_which_they_decide_nothing_are_no_words_of_what_all_share(tmp_path):
+    specs = [Spec({**factors(optim=o), "augment.noise": 0.0, "clip_norm": None}) for o in ("sgd", "adam")]
+    text = table(read([write_sweep(tmp_path, "s", specs)]).jobs, width=400)
+    assert "clip_norm=none" in text  # decides, as far as its task says
+    assert "augment.noise" not in text
+    specs = [Spec(factors(optim="sgd") | {"augment.noise": noise}) for noise in (0, 0.5)]
+    assert "noise" in table(read([write_sweep(tmp_path, "t", specs)]).jobs).split("───")[0]
+
+
 def test_rows_have_metrics_and_failures_their_first_line(jobs):
     lines = table(jobs, width=200).splitlines()
     done = next(line for line in lines if line.split()[:1] == ["0"])

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from segsweep.report import figures
-from segsweep.report.comparison import show
+from segsweep.report.comparison import show, telling
 from segsweep.report.content import Block, Cell, Section, Table, a, inside, joined, many, number, slug
 from segsweep.report.findings import Findings, ranged, shared
 from segsweep.report.statistics import nanmean
@@ -76,6 +76,7 @@ def hyperparameters(found: Findings) -> Section | None:
     if not found.rows:
         return None
     names, same = found.varied
+    same = telling(same, found.spec)
     repeated = len(found.comparison.seeds) > 1 or any(row.repeats for row in found.rows)
     files = list(dict.fromkeys(file for row in found.rows for file in row.versions))
     rows = []
