@@ -83,8 +83,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("-m", "experiment=glob(*)", "data.root=../../data/lgg", "data.image_size=32", "model.width=4", "epochs=2"),
     ),
     "search": (
-        ("-m", *PHANTOM, "+search=tpe", "loss=bce,dice,bce_dice", "search.trials=10", "search.storage=sqlite:///optuna.db", "epochs=2",
-         "hydra.sweeper.sampler.n_startup_trials=3"),
+        ("-m", *PHANTOM, "+search=tpe", "loss=bce,dice,bce_dice", "search.trials=10", "epochs=2",
+         "search.storage=sqlite:///optuna.db", "hydra.sweeper.sampler.n_startup_trials=3"),
         ("-m", *PHANTOM, "hydra/sweeper=search", "search.trials=8", "search.storage=journal:///optuna.log", "epochs=1",
          "model=unet,r2unet", "loss=bce,dice", "optim.lr=0.01,0.02", "hydra.sweeper.sampler.n_startup_trials=2"),
     ),
