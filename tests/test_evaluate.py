@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from segsweep.core.errors import ConfigError
-from segsweep.segmentation.data.labels import ONE, labels
+from segsweep.segmentation.data.labels import ONE, VOID, labels
 from segsweep.segmentation.evaluate import Evaluation, evaluate, flops, patient_table
 from segsweep.segmentation.losses import CE, Counted, Dice
 from segsweep.segmentation.models.r2unet import R2UNet
@@ -96,6 +96,17 @@ def test_the_mode_is_as_before_also_after_an_error(training):
     with pytest.raises(RuntimeError, match="broken"):
         run(model, fails, Batches(7))
     assert model.training is training
+
+
+def test_where_pixels_are_void_the_loss_is_of_all_others_whatever_the_batch():
+    losses = []
+    for size in (2, 3, 7):
+        batches = Batches(size)
+        batches.void = True
+        batches.y[:3, :, 2:] = VOID
+        losses.append(run(First(), Counted(BCE), batches).loss)
+    known = batches.y != VOID
+    assert losses == pytest.approx([BCE(batches.x[:, :1][known], batches.y[known]).item()] * 3)
 
 
 def test_nothing_is_learned_from_an_evaluation():

@@ -58,14 +58,17 @@ def test_the_step_of_a_batch_in_parts_is_that_of_the_whole_batch(loss, slices, p
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
 
 
-def test_batchnorm_sees_each_part_once():
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
+def test_running_statistics_see_each_part_once(norm):
     x, y = batch(8)
     expected, model = network(norm=True), network(norm=True)
+    for each in (expected, model):
+        each[1] = norm(4, track_running_stats=True).double()
     loss = Dice()
     loss(torch.cat([expected(part) for part in x.tensor_split(4)]), y).backward()  # all activations kept
     loss(in_parts(model, 4, [model[1]], x), y).backward()
     assert model[1].momentum == 0.1
-    assert model[1].num_batches_tracked == 4
+    assert model[1].num_batches_tracked == (4 if norm is nn.BatchNorm2d else 0)  # which the other does not count
     for key, value in expected.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
     for a, b in zip(gradients(expected), gradients(model), strict=True):

@@ -211,7 +211,31 @@ def truncated(root):
 
 
 def nan(root):
+    for file in root.glob("p1_frame01*"):
+        file.unlink()
     save(root / "p1_frame12.nii.gz", np.full((24, 28, 6), np.nan, np.float32), ORIENTATIONS[1])
+
+
+def two_types(root):
+    save(root / "p1_frame12.nii.gz", body(1, 12)[0].astype(np.float32) + 0.25, ORIENTATIONS[1])
+
+
+def nowhere(root):
+    image = nibabel.load(root / "p1_frame12.nii.gz")
+    image.header.set_sform(np.diag([1.0, 0, 1, 1]), code=1)
+    nibabel.Nifti1Image(np.asanyarray(image.dataobj), None, image.header).to_filename(root / "p1_frame12.nii.gz")
+
+
+def a_bomb(root):
+    whole = gzip.decompress((root / "p1_frame12.nii.gz").read_bytes())
+    sides = np.array([3, 30000, 30000, 30000], "<i2").tobytes()
+    (root / "p1_frame12.nii.gz").write_bytes(gzip.compress(whole[:40] + sides + whole[48:]))
+
+
+def cut_short(root):
+    for file in root.glob("p1_frame12.nii.gz"):
+        (root / "p1_frame12.nii").write_bytes(gzip.decompress(file.read_bytes())[:2000])
+        file.unlink()
 
 
 def a_class_more(root):
@@ -228,6 +252,10 @@ def a_class_more(root):
         (fractions, [], "p1_frame12_gt.nii.gz: 24 x 28 x 6, values from 0 to 1; expected labels: three dimensions"),
         (truncated, [], "p1_frame12.nii.gz: truncated, or damaged: "),
         (nan, [], "p1_frame12.nii.gz: some values are no numbers, or infinite"),
+        (two_types, [], "each would be brought to 16 bit by itself, and both normalised together"),
+        (nowhere, [], "p1_frame12.nii.gz: its affine gives its voxels no place"),
+        (a_bomb, [], "p1_frame12.nii.gz: its header tells of 27,000,000,000,000 values, which are not there"),
+        (cut_short, ["data.images=*.nii*"], "p1_frame12.nii: its header tells of "),
         (a_class_more, [], "label values outside the classes: 3"),
         (lambda root: (root / "p1_frame12.nii.gz").write_bytes(b"x"), [], "p1_frame12.nii.gz: not a NIfTI volume: "),
         (lambda root: None, ["data.normalise=unit"], "data.normalise=unit takes whole numbers of 8 or 16 bit"),

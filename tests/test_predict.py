@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from test_run import do
 
 from segsweep.core import artifacts
-from segsweep.core.errors import SegsweepError
+from segsweep.core.errors import DataError, SegsweepError
 from segsweep.runs.find import find as find_run
 from segsweep.runs.identity import recorded
 from segsweep.segmentation import predict
@@ -358,6 +359,13 @@ def test_the_record_of_anybodys_run_looks_nothing_up(run, monkeypatch):
     (run / "config.yaml").write_text(text.replace("  width: 4\n", "  width: ${oc.env:TOKEN}\n"))
     with pytest.raises(SegsweepError, match=r"width: \$\{oc\.env:TOKEN\}: a run's record has values"):
         load(run)
+
+
+@pytest.mark.parametrize("key", ["masks", "roi", "axis"])
+@pytest.mark.parametrize("value", ["../*.png", "/etc/*"])
+def test_a_runs_record_has_no_images_looked_for_elsewhere(key, value, tmp_path):
+    with pytest.raises(DataError, match=f"data.{key}={re.escape(value)}, in the run's config.yaml: "):
+        find([tmp_path], {"_target_": "segsweep.segmentation.data.folder.Folder", key: value})
 
 
 def test_a_run_with_a_network_of_ones_own_says_how_it_is_allowed(run):

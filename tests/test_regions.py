@@ -241,3 +241,24 @@ def test_without_a_region_a_run_is_the_run_that_it_was(root):
     with initialize_config_dir(str(conf_dir())):
         cfg = compose("config", overrides=["data=folder", "data.root=x"])
     assert at_rest(OmegaConf.to_container(cfg.copy(), resolve=False), SPEC)["data.roi"] is None
+
+
+class Loud:
+    """An augmentation that leaves no pixel as it was."""
+
+    def __call__(self, x, y, generator):
+        return (x + 9).flip(3), y.flip(3)
+
+
+@pytest.mark.parametrize("image_size", [None, 24])
+def test_what_lies_outside_has_no_value_after_augmentation_either(tmp_path, root, image_size):
+    known = Folder(
+        root=str(root), images="images/*", masks="masks/*", roi="field/*", image_size=image_size, normalise="zscore",
+        patient=r"(?P<patient>\w+)_(?P<slice>\d+)", model_width=4,
+    )  # fmt: skip
+    volumes = cache.load(known, known.scan(tmp_path), tmp_path, 1)
+    ((x, y, _),) = Batches(volumes, np.arange(2), batch_size=2, device="cpu", augment=Loud()).epoch(0)
+    outside = (torch.from_numpy(volumes.masks[:2].copy()) == OUTSIDE).flip(2)[:, None]
+    assert torch.equal(y == VOID, outside)
+    assert not x.masked_select(outside).any()
+    assert x.masked_select(~outside).min() > 0

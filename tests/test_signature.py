@@ -300,7 +300,9 @@ def test_what_a_process_has_read_of_code_another_need_not_and_others_cannot_say(
         cache.chmod(mode)
         assert turn() == (second, 2 + len(source.CODE))
     cache.chmod(0o700)
-    for damaged in ("{", "[]", "{}", '{"python": "2.7", "modules": {}}', '{"modules": 3}'):
+    kept = json.loads((cache / source.KEPT).read_text())
+    other = kept | {"made": ["of another version"], "modules": {k: [[], "wrong"] for k in kept["modules"]}}
+    for damaged in ("{", "[]", "{}", json.dumps(other), json.dumps(kept | {"modules": []}), '{"modules": 3}'):
         (cache / source.KEPT).write_text(damaged)
         assert turn()[0] == second
 

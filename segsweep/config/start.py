@@ -48,9 +48,9 @@ def _several(key: str, many: str, one: str, *, _root_: DictConfig) -> str:
     return many if isinstance(count, int) and count > 1 else one
 
 
-def _given(key: str, then: str, otherwise: str, *, _root_: DictConfig) -> str:
+def _given(key: Any, then: Any, otherwise: Any, *, _root_: DictConfig) -> Any:
     """`then` where `key` has a value, `otherwise` where it is null or not there."""
-    return otherwise if OmegaConf.select(_root_, key) is None else then
+    return otherwise if OmegaConf.select(_root_, str(key)) is None else then
 
 
 def _select_of(target: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from segsweep.config.before import renamed
+from segsweep.core import child
 from segsweep.core.errors import ConfigError, nearest
 from segsweep.core.session import session
 
@@ -127,13 +128,13 @@ def locate(target: str, kind: Kind) -> Any:
     if not kind.lists(target):
         hint = f"for your own package set {ALLOW}=package.* in the environment"
         raise ConfigError(f"not allowed to be called; allowed are {kind}; {hint}")
+    package = target.partition(".")[0]
+    if target in kind.names and not child.installed(package):
+        raise ConfigError(f"{package} is not installed: pip install 'segsweep[{package}]'")
     try:
         found = _get(target)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError):
         module, _, name = target.rpartition(".")
-        if isinstance(error, ModuleNotFoundError) and target in kind.names:
-            package = module.partition(".")[0]
-            raise ConfigError(f"{package} is not installed: pip install 'segsweep[{package}]'") from None
         names = [n for n, value in vars(importlib.import_module(module)).items() if kind.fits(value, f"{module}.{n}")]
         raise ConfigError(f"{module} has no {name}{nearest(name, names)}") from None
     if not kind.fits(found, target):

@@ -47,6 +47,16 @@ def added(path: list[str]) -> list[str]:
         return []
 
 
+def installed(package: str) -> bool:
+    """Whether a package is there, and not in the script's or the working folder: configurations may ask for it."""
+    from importlib.util import find_spec
+
+    spec = find_spec(package)
+    place = os.path.dirname(os.path.abspath(spec.origin)) if spec and spec.origin else ""
+    folder = os.path.dirname(place) if spec and spec.submodule_search_locations else place
+    return spec is not None and folder not in added(sys.path)
+
+
 def named() -> set[str]:
     """What PYTHONPATH names, absolute."""
     return {os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}

@@ -157,14 +157,20 @@ def _known() -> dict[str, tuple[_Imports, str]]:
 def _kept() -> dict[str, tuple[_Imports, str]]:
     """What another process has found out, which costs a tenth of a second; not where others could write."""
     there = artifacts.cache_folder()
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         about = there.stat()
         if about.st_uid == os.getuid() and not about.st_mode & 0o022:
             kept = artifacts.parse_json(there / KEPT)
-            if kept["python"] == sys.version:
+            if kept["made"] == _made() and not (there / KEPT).stat().st_mode & 0o022:
                 texts = kept["modules"].items()
                 return {key: ([(n, base, tuple(names)) for n, base, names in some], str(d)) for key, (some, d) in texts}
     return {}
+
+
+@cache
+def _made() -> list[str]:
+    """By what is it read: another Python, or another version of this module, may find something else."""
+    return [sys.version, hashlib.sha256(Path(__file__).read_bytes()).hexdigest()]
 
 
 def _keep() -> None:
@@ -174,7 +180,7 @@ def _keep() -> None:
     with contextlib.suppress(OSError):  # a folder of others, a full disk: it will be found out again
         (there := artifacts.cache_folder()).mkdir(mode=0o700, parents=True, exist_ok=True)
         latest = dict(list(_known().items())[-MOST:])
-        artifacts.write_json(there / KEPT, {"python": sys.version, "modules": latest})
+        artifacts.write_json(there / KEPT, {"made": _made(), "modules": latest})
 
 
 def _parsed(text: bytes) -> tuple[_Imports, str]:

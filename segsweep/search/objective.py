@@ -67,6 +67,8 @@ def values(run: Path, names: list[str], epoch: str | int, spec: Spec) -> list[fl
     for name, number in zip(names, numbers, strict=True):
         if not isinstance(number, int | float) or not math.isfinite(number):
             where = f" in epoch {row['epoch']}" if row else " in any epoch" * spec.epochs
+            if not row and any(name in each for each in history):
+                where = " in each epoch: some were trained before it was asked for; reuse=false trains them again"
             if isinstance(epoch, int) and 0 < len(history) < epoch:
                 where = f" in epoch {epoch} (search.epoch), as the run ended after {len(history)}"
             raise SegsweepError(f"{run}: {name} is not a number{where}, so the search learns nothing of it")
@@ -76,6 +78,8 @@ def values(run: Path, names: list[str], epoch: str | int, spec: Spec) -> list[fl
 def _row(history: list[dict[str, Any]], name: str, epoch: str | int, spec: Spec) -> dict[str, Any]:
     defined = [row for row in history if isinstance(row.get(name), int | float)]
     if epoch == "best":
+        if defined and any(name not in each for each in history):
+            return {}  # the best of the others is not the best
         pick = max if objectives(spec)[name].sign > 0 else min
         return pick(defined, key=lambda row: row[name], default={})
     number = len(history) if epoch == "last" else epoch

@@ -33,7 +33,7 @@ def scan(volumes: Volumes, split: Split) -> dict[str, Any]:
     return {
         "classes": dict(zip(labels.names, labels.values, strict=True)),
         "pixels": dict(zip(labels.names, counts, strict=False)),
-        "void": counts[-1],
+        "void": counts[-1] - _padding(volumes),
         "lacking": {name: who for name, who in zip(labels.names, lacks, strict=False) if who},
     }
 
@@ -48,10 +48,16 @@ def told(facts: Mapping[str, Any]) -> str:
     return text + (f". Patients without {lacking}" if lacking else ". Every patient has all")
 
 
+def _padding(volumes: Volumes) -> int:
+    """Pixels that are no image's, which the count of void has too."""
+    return 0 if volumes.sizes is None else int(volumes.masks.size - volumes.sizes.prod(1).sum())
+
+
 def void(volumes: Volumes) -> tuple[dict[str, Any], str]:
     """Of one structure: how many pixels are void, for the record and in one line."""
     assert volumes.pixels is not None
-    count, total = int(volumes.pixels[:, -1].sum()), int(volumes.pixels.sum())
+    beside = _padding(volumes)
+    count, total = int(volumes.pixels[:, -1].sum()) - beside, int(volumes.pixels.sum()) - beside
     reasons = [f"data.roi={volumes.labels.roi}"] if volumes.labels.roi else []
     reasons += [f"data.ignore={list(volumes.labels.ignore)}"] if volumes.labels.ignore else []
     return {"void": count}, f"Void: {count / total:.2%} of all pixels, by {' and '.join(reasons)}"

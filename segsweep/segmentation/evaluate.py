@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from segsweep.core.errors import ConfigError
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.cache import Volumes
-from segsweep.segmentation.data.labels import PADDED
+from segsweep.segmentation.data.labels import PADDED, VOID
 from segsweep.segmentation.metrics import METRICS, confusion, decide, hd95, mean, means, of_classes, per_patient
 from segsweep.segmentation.models.fitted import misshapen
 from segsweep.segmentation.models.fitted import outputs as outputs_of
@@ -60,10 +60,11 @@ def evaluate(
     """Loss and counts of `model` on all of `batches`, in evaluation mode for the time being.
 
     `autocast` makes the context of the forward pass; the loss is taken of float32 logits. Loss: the mean over batches,
-    weighted by their slices, so the mean over slices; only a loss that is taken over the batch, such as Dice, depends
-    on the batch size. `keep`, `probabilities`: these too, in the order of the batches' indices. `parts`: in how many
-    pieces a batch goes through the network at least, for want of memory; the loss is still that of the whole batch.
-    Where the batches have a patch each slice goes through it in windows, see `windows.slide`."""
+    weighted by their slices, so the mean over slices, or where pixels are void, by those that are not; only a loss that
+    is taken over the batch, such as Dice, depends on the batch size. `keep`, `probabilities`: these too, in the order
+    of the batches' indices. `parts`: in how many pieces a batch goes through the network at least, for want of memory;
+    the loss is still that of the whole batch. Where the batches have a patch each slice goes through it in windows, see
+    `windows.slide`."""
     training = model.training
     model.eval()
     started = time.perf_counter()
@@ -71,6 +72,7 @@ def evaluate(
     void = batches.void
     losses: list[torch.Tensor] = []  # left on the device: reading one would wait for it
     sizes: list[int] = []
+    weights: list[torch.Tensor] = []
     masks: list[torch.Tensor] = []
     shares: list[torch.Tensor] = []
     try:
@@ -84,6 +86,7 @@ def evaluate(
                         logits = slide(model, x, own, batches.patch, _windows(batches, parts))
                 losses.append(loss(logits.float(), y))
                 sizes.append(len(x))
+                weights.append((y != VOID).sum() if void else torch.tensor(len(x)))
                 counts += confusion(logits, y, patient, patients, void)
                 if keep:
                     masks.append(decide(logits))
@@ -92,7 +95,8 @@ def evaluate(
                     shares.append(likely.half().cpu())
     finally:
         model.train(training)
-    mean_loss = np.average(torch.stack(losses).tolist(), weights=sizes)
+    shares_of = torch.stack(weights).tolist()
+    mean_loss = np.average(torch.stack(losses).tolist(), weights=shares_of) if sum(shares_of) else float("nan")
     kept = torch.cat(masks).cpu().numpy() if keep else None
     made = torch.cat(shares).numpy() if probabilities else None
     return Evaluation(float(mean_loss), counts.cpu().numpy(), time.perf_counter() - started, kept, made)
@@ -139,7 +143,7 @@ def patient_table(evaluation: Evaluation, volumes: Volumes, indices: np.ndarray)
             {"patient": volumes.patients[p], "slices": int(at.sum())}
             | {"truth_pixels": tp + fn, "predicted_pixels": tp + fp, "tp": tp, "fp": fp, "fn": fn, "tn": tn}
             | {name: float(scores[name][p]) for name in sorted(scores, key=lambda name: METRICS[name].pooled)}
-            | {"hd95": distance, "missed": int(tp + fn > 0 and tp + fp == 0)}
+            | {"hd95": distance, "missed": _missed(volumes, indices[at], truth == 1, predicted)}
             | _millilitres(volumes, indices[at], truth == 1, predicted)
         )
     summary = {"hd95": mean(np.array([row["hd95"] for row in rows])), "missed": sum(row["missed"] for row in rows)}
@@ -150,6 +154,12 @@ def _distance(volumes: Volumes, indices: np.ndarray, truth: np.ndarray, predicte
     """HD95 of a patient's slices (D, H, W); of several volumes the mean."""
     found = [hd95(truth[own], predicted[own], spacing) for own, spacing in stacks_of(volumes, indices)]
     return mean(np.array(found))
+
+
+def _missed(volumes: Volumes, indices: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> int:
+    """Of a patient's volumes, those with a structure of which nothing is predicted."""
+    stacks = stacks_of(volumes, indices)
+    return sum(bool(truth[own].any() and not predicted[own].any()) for own, _ in stacks)
 
 
 def _millilitres(volumes: Volumes, indices: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -183,7 +193,8 @@ def _table_of_classes(evaluation: Evaluation, masks: np.ndarray, volumes: Volume
             distance[name] = _distance(volumes, indices[owner == p], *areas)
             of_one: dict[str, Any] = {"truth_pixels": tp + fn, "predicted_pixels": tp + fp}
             of_one |= {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
-            of_one |= {"hd95": distance[name], "missed": int(tp + fn > 0 and tp + fp == 0)}
+            missed = _missed(volumes, indices[owner == p], *areas)
+            of_one |= {"hd95": distance[name], "missed": missed}
             of_one |= _millilitres(volumes, indices[owner == p], *areas)
             single |= {f"{key}/{name}": value for key, value in of_one.items()}
         row = {"patient": volumes.patients[p], "slices": len(truth), "pixels": int(evaluation.counts[p].sum())}

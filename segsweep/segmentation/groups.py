@@ -41,6 +41,8 @@ TORCH: dict[str, tuple[str, Callable[[float], bool]]] = {
     "weight_decay": ("at least 0", lambda v: 0 <= v < math.inf),
     **dict.fromkeys(("threshold", "min_lr"), ("at least 0", lambda v: 0 <= v < math.inf)),
     "eta_min": ("at least 0", lambda v: 0 <= v < math.inf),
+    **dict.fromkeys(("base_momentum", "max_momentum"), ("0 to below 1", lambda v: 0 <= v < 1)),
+    **dict.fromkeys(("max_lr", "div_factor", "final_div_factor"), ("above 0", lambda v: 0 < v < math.inf)),
 }
 """Ranges of torch's optimizers and schedules that their constructors let pass or report without the key."""
 
@@ -258,4 +260,6 @@ def _check_ranges(group: str, node: Mapping[Any, Any]) -> list[str]:
             isinstance(v, int | float) and not good(v) for v in values
         ):
             found.append(f"{group}.{key}={given}: must be {rule}")
+        if given is None and key in node and key in ("max_lr", "div_factor", "final_div_factor"):
+            found.append(f"{group}.{key}=null: must be {rule}")
     return found

@@ -55,6 +55,14 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
     A file, a patient's folder, a folder of patients' folders or a Kaggle archive. A patient is the files of one folder,
     or what the regular expression `data.patient` of a run's own data set finds; x_mask.tif beside x.tif is its truth,
     as is what the data set's pattern `data.masks` finds, and its region of interest what `data.roi` does."""
+    for key in ("images", "masks", "roi"):
+        pattern = data.get(key)
+        if pattern and (not isinstance(pattern, str) or Path(pattern).is_absolute() or ".." in Path(pattern).parts):
+            raise DataError(
+                f"data.{key}={pattern}, in the run's config.yaml: expected a pattern of paths under a folder"
+            )
+    if data.get("axis") not in (None, 0, 1, 2):
+        raise DataError(f"data.axis={data['axis']}, in the run's config.yaml: allowed are 0, 1, 2")
     found: dict[str, list[Slice]] = {}
     roots: dict[str, Path] = {}
     problems: list[str] = []

@@ -119,7 +119,7 @@ METRICS: dict[str, PixelMetric] = {
         direction="min",
         format=".0f",
         by_epoch=False,
-        meaning="patients with a tumour of which no pixel was predicted",
+        meaning="patients, or where they have several volumes these, with a tumour of which no pixel was predicted",
     ),
     "undefined": PixelMetric(
         title="Undefined",

@@ -147,14 +147,14 @@ def chosen(entries: Any, taken: Sequence[str] = ()) -> dict[str, Any]:
             from segsweep.config import components  # here, since tables that read metrics need no Hydra
             from segsweep.segmentation.kinds import KINDS
 
-            if wrong := components.mistakes(KINDS, "metrics", entry, option="auc"):
+            if wrong := components.mistakes(KINDS, "metrics", entry, option="[auc]"):
                 raise ConfigError(wrong[0])
             try:
                 made = components.build(KINDS, "metrics", entry)
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"metrics: {entry['_target_']}: {error}") from error
             name = type(made).__name__.lower()
-        elif entry in BUILT_IN:
+        elif isinstance(entry, str) and entry in BUILT_IN:
             name, made = entry, BUILT_IN[entry]()
         else:
             raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from segsweep.core import artifacts
 from segsweep.core.device import autocast, compile_seconds, compiled, pick_device, pick_precision
@@ -26,7 +26,7 @@ from segsweep.segmentation.data.split import Split
 from segsweep.segmentation.evaluate import Evaluation, evaluate, flops, patient_table
 from segsweep.segmentation.losses import Counted, DeeplySupervised
 from segsweep.segmentation.metrics import CONFUSION, METRICS, SPEC, spec_for, spec_of, summarise
-from segsweep.segmentation.train import fit, sizes
+from segsweep.segmentation.train import averaging, fit, sizes
 from segsweep.segmentation.windows import starts
 from segsweep.task import Data, Range, Result, Run, Spec
 
@@ -170,7 +170,7 @@ class Segmentation:
         scheduler = schedules.schedule(self.groups["scheduler"], optimizer, len(train))
         average = None
         if self.ema is not None:  # of BatchNorm's running statistics, too, so that they are those of averaged weights
-            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.ema), use_buffers=True)
+            average = AveragedModel(model, multi_avg_fn=averaging(self.ema), use_buffers=True)
         network = f"{self.groups['model']} {shape} by {patch} to {outputs}"
         _gflops[network] = _gflops.get(network) or self.cost(model, shape, self.device)
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

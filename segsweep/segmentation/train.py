@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from segsweep.core.errors import NotFiniteError
 from segsweep.segmentation.data.batches import Batches
+from segsweep.segmentation.data.labels import VOID
 from segsweep.segmentation.evaluate import Evaluation, evaluate, no_counts
 from segsweep.segmentation.metrics import confusion, summarise
 from segsweep.segmentation.scores import means, of_patients
@@ -59,7 +60,7 @@ def fit(
     forward = model if forward is None else forward  # a compiled module has no truth value
     device = next(model.parameters()).device
     if parts > 1:
-        forward = partial(in_parts, forward, parts, [m for m in model.modules() if isinstance(m, _BatchNorm)])
+        forward = partial(in_parts, forward, parts, [m for m in model.modules() if isinstance(m, _NormBase)])
     labels, void = train.labels, train.void
     tested: Evaluation | None = None
     shown = average.module if average is not None and scored == "ema" else model
@@ -70,7 +71,7 @@ def fit(
         if average is not None:  # which with none begins anew
             average.n_averaged.fill_((epoch.number - 1) * len(train))
         losses = torch.zeros(len(train), device=device)
-        sizes: list[int] = []
+        weights = torch.zeros(len(train), device=device, dtype=torch.int64)
         counts = no_counts(patients, labels.outputs, device)
         model.train()
         compiled = compile_seconds()
@@ -91,8 +92,9 @@ def fit(
             lr = optimizer.param_groups[0]["lr"]
             if by == "step":
                 scheduler.step()
-            losses[step] = value.detach()
-            sizes.append(len(x))
+            with torch.no_grad():  # of the main output alone, as an evaluation's; not finite where the whole is not
+                losses[step] = value if len(maps) == 1 else loss(logits.float(), y) + 0 * value
+            weights[step] = (y != VOID).sum() if void else len(x)
             counts += confusion(logits.detach(), y, patient, patients, void)
             now = time.perf_counter()
             if now - looked > LOOK:
@@ -102,7 +104,7 @@ def fit(
         _finite(losses, epoch.number)
         compiled = compile_seconds() - compiled
         seconds = time.perf_counter() - started - compiled
-        values = {"train/loss": float((losses * torch.tensor(sizes, device=device)).sum() / sum(sizes))}
+        values = {"train/loss": float((losses * weights).sum() / weights.sum())}
         found = summarise(counts.cpu().numpy(), labels.structures)
         values |= {f"train/{name}": v for name, v in found.items()}
         test = part == "test" and epoch.last
@@ -127,7 +129,21 @@ def fit(
     return tested
 
 
-def in_parts(forward: Callable[[torch.Tensor], Maps], parts: int, norms: list[_BatchNorm], x: torch.Tensor) -> Maps:
+def averaging(decay: float) -> Callable[[Any, Any, Any], None]:
+    """torch's moving average, but whole numbers among the buffers, such as a table of places, are taken as they are."""
+    of_floats = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: Any) -> None:  # of one type each
+        if averaged[0].is_floating_point() or averaged[0].is_complex():
+            of_floats(averaged, current, count)
+            return
+        for mine, its in zip(averaged, current, strict=True):
+            mine.copy_(its)
+
+    return update
+
+
+def in_parts(forward: Callable[[torch.Tensor], Maps], parts: int, norms: list[_NormBase], x: torch.Tensor) -> Maps:
     """The logits of `x` (B, C, H, W), computed in `parts` parts one after another, with the memory of one of them.
 
     The loss is taken of the whole batch's logits and the gradient is that of this loss, whatever it is: the mean over
@@ -150,7 +166,7 @@ def sizes(batch_size: int, parts: int = 1) -> set[int]:
     return {len(piece) for piece in pieces(torch.empty(batch_size, 0), parts)}
 
 
-def _counted_once(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _counted_once(norms: list[_NormBase]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """For `checkpoint`: the running statistics stay as they are while a part is computed again."""
 
     @contextmanager

@@ -214,3 +214,31 @@ def test_the_two_eyes_of_a_child_stay_together_and_a_split_that_parts_them_leaks
     assert {len(names) for part in PARTS for names in whole.names[part].values()} == {2}
     assert parted.leaks
     assert set(parted.patients["test"]) & set(parted.patients["train"])
+
+
+def test_slices_of_two_volumes_that_lie_between_one_another_are_refused(tmp_path):
+    expression = r"(?P<patient>\w)-(?P<volume>\w+?)_(?P<slice>\d+)\."
+    for name in ("ED_1", "ED_2", "ES_1"):
+        write(tmp_path, f"images/a-{name}.png")
+    dataset = data_set(tmp_path, patient=expression)
+    assert [stack.slices for stack in dataset.scan(tmp_path / "cache").stacks["a"]] == [2, 1]
+    for name in ("1_1", "01_1", "1_2", "01_2"):
+        write(tmp_path, f"images/b-{name}.png")
+    with pytest.raises(DataError, match="slices of two volumes of patient b lie between one another"):
+        dataset.scan(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({"roi": 5}, "data.roi=5: expected a pattern"), ({"patient": ["a"]}, "not a regular expression")],
+)
+def test_patterns_of_another_type_are_told_with_their_key(tmp_path, given, says):
+    with pytest.raises(DataError, match=says):
+        data_set(tmp_path, **given)
+
+
+def test_a_file_called_as_a_slice_of_a_volume_is_refused(tmp_path):
+    write(tmp_path, "images/a-1.png")
+    (tmp_path / "images" / "a-2.nii#2:1").write_bytes(b"x")
+    with pytest.raises(DataError, match="kept for slices of volumes"):
+        data_set(tmp_path).scan(tmp_path / "cache")

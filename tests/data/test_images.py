@@ -148,3 +148,12 @@ def test_gifs_are_read_grey_in_colour_and_as_labels_and_a_film_is_refused(tmp_pa
     pages[0].save(tmp_path / "film.gif", save_all=True, append_images=pages[1:])
     with pytest.raises(DataError, match=r"film\.gif: 2 images in one file"):
         images.read(str(tmp_path / "film.gif"))
+
+
+def test_what_pillow_would_start_a_program_for_is_no_image(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n")
+    monkeypatch.setattr("subprocess.check_call", lambda *given, **more: pytest.fail(f"started {given}"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    with pytest.raises(DataError, match="not an image"):
+        images.read(str(tmp_path / "a.png"))
+    assert images.look((tmp_path / "a.png").read_bytes()) == (True, None)

@@ -99,11 +99,13 @@ class Batches:
             if self.volumes.clip:
                 x.clamp_(*self.volumes.clip)
             y = mask[:, None].float()
-            if self.labels.roi or self.volumes.sizes is not None:
-                outside = unseen(y)
-                x, y = x.masked_fill(outside, 0), y.masked_fill(outside, VOID)
+            partly = bool(self.labels.roi) or self.volumes.sizes is not None
+            x = x.masked_fill(unseen(y), 0) if partly else x
             if self.augment is not None:
                 x, y = self.augment(x, y, generator)
+            if partly:  # which augmentation turns with the images, and gives values
+                outside = unseen(y)
+                x, y = x.masked_fill(outside, 0), y.masked_fill(outside, VOID)
             yield x, y, patient
 
     def resident(self) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from segsweep.core.errors import DataError
-from segsweep.segmentation.data import images, source
+from segsweep.segmentation.data import images, source, volume
 from segsweep.segmentation.data.labels import Labels, labels_of
 from segsweep.segmentation.data.source import Manifest, Stack
 
@@ -53,13 +53,18 @@ class Folder:
             pattern = getattr(self, key)
             if pattern is None and key == "roi":
                 continue
-            if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            if (
+                not pattern
+                or not isinstance(pattern, str)
+                or Path(pattern).is_absolute()
+                or ".." in Path(pattern).parts
+            ):
                 raise DataError(
                     f"data.{key}={pattern}: expected a pattern of paths under data.root, such as {key}/**/*.png"
                 )
         try:
             groups = re.compile(self.patient).groupindex
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise DataError(f"data.patient={self.patient}: not a regular expression: {error}") from error
         if "patient" not in groups or set(groups) - {"patient", *self.parts}:
             raise DataError(
@@ -87,7 +92,13 @@ class Folder:
         for patient, files in made.files.items():
             paths = (re.search(self.patient, Path(image[start:]).as_posix()) for image, *_ in files)
             volumes = groupby(source.named(match)[1] for match in paths if match)
-            found[patient] = [Stack(len(list(several)), None) for _, several in volumes]
+            runs = [(name, len(list(several))) for name, several in volumes]
+            if len({name for name, _ in runs}) < len(runs):
+                raise DataError(
+                    f"data.patient={self.patient}: in the order of names, slices of two volumes of patient {patient} "
+                    f"lie between one another ({source.listed(dict(runs))}); rename the volumes"
+                )
+            found[patient] = [Stack(count, None) for _, count in runs]
         return found
 
     def _check_patch(self, shapes: Iterable[tuple[int, int]]) -> None:
@@ -107,6 +118,8 @@ class Folder:
         for path in sorted(root.glob(pattern)):
             if str(path) in taken or not path.is_file():
                 continue
+            if volume.ADDRESS.match(str(path)):
+                raise DataError(f"{path}: such names are kept for slices of volumes; rename the file")
             match = re.search(self.patient, path.relative_to(root).as_posix())
             if not match or not match["patient"]:
                 raise DataError(

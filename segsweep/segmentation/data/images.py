@@ -22,6 +22,10 @@ from segsweep.segmentation.data.source import Size, listed
 _layouts: dict[tuple[int, bool], tuple[bytes, bytes, tuple[int, ...]]] = {}
 
 
+FORMATS = ("PNG", "TIFF", "GIF", "JPEG", "BMP", "PPM")
+"""Of Pillow's: it goes by contents, and of some others it starts programs."""
+
+
 def read(file: str, mask: bool = False) -> np.ndarray:
     """Pixels of an image file as (H, W, C), or of a mask file as (H, W); uint8 or uint16, not to be written to.
 
@@ -40,7 +44,7 @@ def read(file: str, mask: bool = False) -> np.ndarray:
         if data.startswith(head) and data.endswith(tail):
             return np.frombuffer(data, np.uint8, len(data) - len(head) - len(tail), len(head)).reshape(shape)
     try:
-        with warnings.catch_warnings(), Image.open(file) as image:
+        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
             warnings.simplefilter("ignore")  # of odd tags: what cannot be read raises
             tiles, frames, pixels = list(image.tile), getattr(image, "n_frames", 1), _pixels(image, mask)
     except Exception as error:  # Pillow raises a dozen kinds for broken files
@@ -75,7 +79,9 @@ def look(data: bytes) -> tuple[bool, tuple[int, int] | None]:
     cannot be read."""
     shape = None
     try:
-        with Image.open(io.BytesIO(data)) as image:  # in threads: whoever starts them has warnings of odd tags ignored
+        with Image.open(
+            io.BytesIO(data), formats=FORMATS
+        ) as image:  # in threads: whoever starts them has warnings of odd tags ignored
             shape = image.size[1], image.size[0]
             odd = image.mode in ("F", "I") or getattr(image, "n_frames", 1) != 1
             if odd or image.format not in ("TIFF", "JPEG", "PNG"):

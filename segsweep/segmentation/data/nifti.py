@@ -69,6 +69,12 @@ class Nifti(Folder):
                 f"patient {patient}: {several[0]} has the spacing {told(head)}, {file} {told(first)}; expected one for "
                 "all volumes of a patient: resample them, or give each volume a patient of its own"
             )
+        if several[0] != file and (head.stored != first.stored or head.stored not in ("uint8", "uint16", "int16")):
+            raise DataError(
+                f"patient {patient}: {several[0]} has {head.stored}, {file} {first.stored}: each would be brought to "
+                "16 bit by itself, and both normalised together; save all volumes of a patient as int16, or give each "
+                "volume a patient of its own"
+            )
         if self.normalise == "unit" and head.stored not in ("uint8", "uint16"):
             raise DataError(
                 f"{several[0]}: data.normalise=unit takes whole numbers of 8 or 16 bit without a sign; its are "

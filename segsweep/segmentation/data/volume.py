@@ -7,7 +7,7 @@ the feet to the head; a slice's rows begin in front, or at the head.
 
 import functools
 import gzip
-import importlib.util
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from segsweep.core import child
 from segsweep.core.errors import DataError
 from segsweep.core.masks import first_line
 
 SUFFIXES = (".nii", ".nii.gz")
 ADDRESS = re.compile(r"^(?P<file>.*\.nii(?:\.gz)?)#(?P<axis>[012]):(?P<place>\d+)$", re.DOTALL)
-MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+MILLIMETRES = {1: 1000.0, 3: 0.001}
 """Units of a header that are others than millimetres, which the rest is taken for."""
+MOST = 1 << 31
+"""Values of a volume."""
 SIGNED = 32768
 """Added to whole numbers with a sign, which become whole numbers of 16 bit."""
 
@@ -70,7 +73,7 @@ def file_of(address: str | Path) -> str:
 
 def _load(file: str) -> Any:
     """A nibabel image, its values not yet read. Raises DataError naming the file."""
-    if importlib.util.find_spec("nibabel") is None:
+    if not child.installed("nibabel"):
         raise DataError(f"{file}: reading NIfTI takes nibabel, which is not installed: pip install 'segsweep[nifti]'")
     import nibabel
 
@@ -83,17 +86,28 @@ def _load(file: str) -> Any:
 def header(file: str, axis: int) -> Header:
     """Raises DataError naming the file."""
     image = _load(file)
-    if len(image.shape) not in (3, 4) or 0 in image.shape:
+    if len(image.shape) not in (3, 4) or min(image.shape) < 1:
         found = " x ".join(map(str, image.shape))
         raise DataError(f"{file}: {found}; expected three dimensions, or four with channels")
+    from nibabel.affines import voxel_sizes
     from nibabel.orientations import inv_ornt_aff, io_orientation
 
+    values = math.prod(image.shape)
+    needed = 0 if file.endswith(".gz") else image.dataobj.offset + values * image.get_data_dtype().itemsize
+    if values > MOST or max(image.shape) > SIGNED or os.path.getsize(file) < needed:
+        raise DataError(
+            f"{file}: its header tells of {values:,} values, which are not there, or too many ({MOST:,} at most). Copy "
+            "it again from the original"
+        )
+    sides = voxel_sizes(image.affine) if np.isfinite(image.affine).all() else np.zeros(3)
+    if not (sides > 0).all() or abs(np.linalg.det(image.affine[:3, :3] / sides)) < 1e-6:
+        raise DataError(f"{file}: its affine gives its voxels no place (zero, flat, or no numbers); mend the header")
     orientation = io_orientation(image.affine)
     places = [list(orientation[:, 0]).index(k) for k in _order(axis)]
     spacing = None
     if not np.allclose(image.affine, np.eye(4)):
-        factor = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
-        spacing = tuple(float(image.header.get_zooms()[k]) * factor for k in places)
+        factor = MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1.0)
+        spacing = tuple(float(sides[k]) * factor for k in places)
     stored, scaled = str(image.get_data_dtype()), image.header.get_slope_inter()
     plain = scaled[0] in (None, 1) and scaled[1] in (None, 0)
     affine = image.affine @ inv_ornt_aff(orientation, image.shape[:3])
@@ -118,6 +132,8 @@ def slices(file: str, axis: int, mask: bool, stamp: int) -> np.ndarray:
 
     try:
         pixels = apply_orientation(np.asanyarray(image.dataobj), io_orientation(image.affine))
+        if pixels.dtype.kind not in "iufb":
+            raise ValueError(f"values of type {pixels.dtype}; expected plain numbers")
         low, high = pixels.min(), pixels.max()
         whole = pixels.dtype.kind in "iu" or bool(np.isfinite([low, high]).all() and (pixels == np.rint(pixels)).all())
     except Exception as error:  # nibabel, gzip and zlib raise a dozen kinds
@@ -166,5 +182,5 @@ def write(masks: np.ndarray, like: str, axis: int, file: Path) -> None:
     )
     pixels = nibabel.orientations.apply_orientation(whole, turned)
     made = nibabel.Nifti1Image(np.ascontiguousarray(pixels), original.affine)
-    made.header.set_xyzt_units(*original.header.get_xyzt_units())
+    made.header["xyzt_units"] = original.header["xyzt_units"]
     file.write_bytes(gzip.compress(made.to_bytes(), mtime=0))

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from segsweep.core import child
 from segsweep.core.errors import ConfigError
 from segsweep.segmentation.models.blocks import check_range
 from segsweep.segmentation.models.fitted import Fitted
@@ -22,8 +23,9 @@ def made(name: str, **arguments: Any) -> Any:
     """A network of monai.networks.nets for two dimensions. Raises ConfigError where MONAI is not installed, or what it
     needs for this one."""
     try:
-        for needed in ("einops",) if name == "SwinUNETR" else ():
-            importlib.import_module(needed)
+        for needed in ("monai", "einops") if name == "SwinUNETR" else ("monai",):
+            if not child.installed(needed):
+                raise ModuleNotFoundError(name=needed)
         nets = importlib.import_module("monai.networks.nets")
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
@@ -69,7 +71,7 @@ class UNetPlusPlus(Fitted):
         self, in_channels: int = 3, out_channels: int = 1, width: int = 64, heads: int = 1, dropout: float = 0.0
     ) -> None:
         check_range(width=(width, 2, None))
-        if heads not in (1, 4):
+        if isinstance(heads, bool) or heads not in (1, 4):
             raise ValueError(f"heads must be 1 or 4, got {heads}")
         network = made(
             "BasicUNetPlusPlus", in_channels=in_channels, out_channels=out_channels,
@@ -159,6 +161,8 @@ class DynUNet(Fitted):
         residual: bool = False, dropout: float = 0.0,
     ) -> None:  # fmt: skip
         check_range(width=(width, 2, 512), depth=(depth, 2, 7), heads=(heads, 1, depth))
+        if not isinstance(residual, bool):
+            raise ValueError(f"residual must be true or false, got {residual}")
         network = made(
             "DynUNet", in_channels=in_channels, out_channels=out_channels, kernel_size=(3,) * (depth + 1),
             strides=(1, *(2,) * depth), upsample_kernel_size=(2,) * depth,
