@@ -116,7 +116,7 @@ def test_what_a_batch_takes_is_private_pages_above_those_before(tmp_path, monkey
     np.save(tmp_path / "images.npy", np.ones(32 * memory.MIB, np.uint8))
     monkeypatch.setattr(memory, "_train_one_batch", hold)
     found = memory.one_batch(train.Case("unet", 8, 64, 16), "", tmp_path.resolve(), seconds=0.5)
-    assert 64 <= found < 72
+    assert 64 <= round(found, 1) < 72  # a page of it may have been there
 
 
 @pytest.mark.slow

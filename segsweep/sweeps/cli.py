@@ -124,7 +124,8 @@ def _folded(answer: Started) -> None:
             _hydra(answer)
     finally:  # Hydra ends the process
         for line in told.getvalue().splitlines():
-            print("\n".join(textwrap.wrap(line, 110, subsequent_indent="  ") or [""]))
+            group = line.partition(": ")[0].replace("/", "_").isidentifier()
+            print("\n".join(textwrap.wrap(line, 110, subsequent_indent="  ")) if group else line)
 
 
 def _is_utf8(text: str) -> bool:
