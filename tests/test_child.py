@@ -106,3 +106,19 @@ def test_a_ctrl_c_ends_a_program_before_its_first_job_and_no_notebook_that_runs_
     finally:
         signal.signal(signal.SIGINT, before)
     assert codes == ([] if typing else [130])
+
+
+def test_a_package_that_lies_in_the_working_folder_alone_is_not_installed(tmp_path, monkeypatch):
+    for name in ("extra_of_test", "json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('run')")
+    (tmp_path / "single_of_test.py").write_text("raise SystemExit('run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", child.ordered([str(tmp_path), *sys.path]))
+    assert not child.installed("extra_of_test")
+    assert not child.installed("single_of_test")
+    assert not child.installed("nowhere_of_test")
+    assert child.installed("json")
+    assert child.installed("torch")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # a choice
+    assert child.installed("extra_of_test")

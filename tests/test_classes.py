@@ -269,6 +269,7 @@ LABELLED = ["data=folder", "data.root=nowhere", "data.classes=4"]
             "loss: MSELoss does",
         ),
         (["loss=ce", "loss.weights=[1,2,3]"], "loss.weights=[1, 2, 3]: 3 given for 4 classes (the values 0 to 3)"),
+        (["loss=ce", "loss.weights=5"], "loss: weights=5: expected inverse or median"),
         (["loss=ce", "loss.weights=often"], "loss: weights=often: expected inverse or median"),
         (["+model.out_channels=3"], "model: UNet gives (1, 3, 64, 64) where (1, 4, 64, 64) are needed: data.classes"),
         (["data.classes=[a,a]"], "data.classes=['a', 'a']: two classes have the same name or value"),

@@ -130,3 +130,18 @@ def test_a_plateau_without_a_validation_part_is_refused_whatever_split_makes_non
     outcome = do(tmp_path, *FALLS, "split=file", f"split.file={tmp_path}/split.json")
     assert outcome.status == "failed"
     assert outcome.error.startswith("scheduler.by=val: it goes by the validation part, and there is none")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("base_momentum=5", "scheduler.base_momentum=5: must be 0 to below 1"),
+        ("max_lr=0", "scheduler.max_lr=0: must be above 0"),
+        ("max_lr=null", "scheduler.max_lr=null: must be above 0"),
+        ("div_factor=0", "scheduler.div_factor=0: must be above 0"),
+    ],
+)
+def test_a_value_out_of_its_range_is_told_with_its_key(tmp_path, given, says):
+    outcome = do(tmp_path, "scheduler=onecycle", f"scheduler.{given}", "epochs=1")
+    assert outcome.status == "failed"
+    assert says in outcome.error

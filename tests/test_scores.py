@@ -128,6 +128,10 @@ def composed(tmp_path, *overrides):
     [
         ("metrics=[auk]", "metrics=auk: allowed are sensitivity, specificity, auc, ap, assd, and one of your own as"),
         ("metrics=auc", r"metrics=auc: a list is needed, as in 'metrics=\[auc,specificity\]'"),
+        (
+            "metrics=[[auc]]",
+            "metrics=.*auc.*: allowed are sensitivity, specificity, auc, ap, assd, and one of your own",
+        ),
         ("metrics=[auc,auc]", "metrics: auc is there already"),
         ("metrics=[{_target_: os.system}]", r"_target_=os.system: not allowed to be called"),
         (

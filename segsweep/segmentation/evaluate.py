@@ -95,8 +95,8 @@ def evaluate(
                     shares.append(likely.half().cpu())
     finally:
         model.train(training)
-    shares_of = torch.stack(weights).tolist()
-    mean_loss = np.average(torch.stack(losses).tolist(), weights=shares_of) if sum(shares_of) else float("nan")
+    counted = torch.stack(weights).tolist()
+    mean_loss = np.average(torch.stack(losses).tolist(), weights=counted) if sum(counted) else float("nan")
     kept = torch.cat(masks).cpu().numpy() if keep else None
     made = torch.cat(shares).numpy() if probabilities else None
     return Evaluation(float(mean_loss), counts.cpu().numpy(), time.perf_counter() - started, kept, made)

@@ -16,7 +16,7 @@ from segsweep.core.errors import DataError
 from segsweep.segmentation.data import images, volume
 from segsweep.segmentation.data.labels import ONE, Labels
 from segsweep.segmentation.data.lgg import PLACES
-from segsweep.segmentation.data.source import Size, listed, named, natural
+from segsweep.segmentation.data.source import Size, is_pattern, listed, named, natural
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".gif", ".bmp")
 MASK = "_mask"
@@ -57,7 +57,7 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
     as is what the data set's pattern `data.masks` finds, and its region of interest what `data.roi` does."""
     for key in ("images", "masks", "roi"):
         pattern = data.get(key)
-        if pattern and (not isinstance(pattern, str) or Path(pattern).is_absolute() or ".." in Path(pattern).parts):
+        if pattern and not is_pattern(pattern):
             raise DataError(
                 f"data.{key}={pattern}, in the run's config.yaml: expected a pattern of paths under a folder"
             )

@@ -219,7 +219,7 @@ def _check_classes(loss: nn.Module, logits: Tensor) -> None:
 def _weights(given: Sequence[float] | str | None, most: int = 0) -> Tensor | None:
     if given is None or (isinstance(given, str) and given in RULES):
         return None
-    numbers = list(given) if isinstance(given, list | tuple) or hasattr(given, "_metadata") else []
+    numbers = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
     good = all(isinstance(n, int | float) and not isinstance(n, bool) and 0 < n < float("inf") for n in numbers)
     if not numbers or not good or (most and len(numbers) != most):
         raise ValueError(

@@ -53,12 +53,7 @@ class Folder:
             pattern = getattr(self, key)
             if pattern is None and key == "roi":
                 continue
-            if (
-                not pattern
-                or not isinstance(pattern, str)
-                or Path(pattern).is_absolute()
-                or ".." in Path(pattern).parts
-            ):
+            if not source.is_pattern(pattern):
                 raise DataError(
                     f"data.{key}={pattern}: expected a pattern of paths under data.root, such as {key}/**/*.png"
                 )

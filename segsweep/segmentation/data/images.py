@@ -79,9 +79,8 @@ def look(data: bytes) -> tuple[bool, tuple[int, int] | None]:
     cannot be read."""
     shape = None
     try:
-        with Image.open(
-            io.BytesIO(data), formats=FORMATS
-        ) as image:  # in threads: whoever starts them has warnings of odd tags ignored
+        # in threads: whoever starts them has warnings of odd tags ignored
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             shape = image.size[1], image.size[0]
             odd = image.mode in ("F", "I") or getattr(image, "n_frames", 1) != 1
             if odd or image.format not in ("TIFF", "JPEG", "PNG"):

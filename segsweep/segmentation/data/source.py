@@ -112,6 +112,12 @@ def room(size: Size, shapes: Iterable[tuple[int, int]] = ()) -> tuple[int, int] 
     return (max(h for h, _ in several), max(w for _, w in several)) if len(several) > 1 else None
 
 
+def is_pattern(given: Any) -> bool:
+    """Whether it names paths below a folder."""
+    inside = isinstance(given, str) and not Path(given).is_absolute() and ".." not in Path(given).parts
+    return inside and bool(given)
+
+
 def check_root(root: Any) -> None:
     """Raise DataError if no folder is given at all."""
     if root in (None, ""):

@@ -12,12 +12,7 @@ class AttentionR2UNet(EncoderDecoder):
     21,648,173 parameters at width 64, depth 4, 3 channels in and 1 out. ValueError for an argument out of its range.
 
     Args:
-        in_channels: channels of the image, at least 1.
-        out_channels: maps of logits, at least 1; one for a binary mask.
-        width: channels at full resolution, at least 1; each level down has twice as many. The parameters grow with its
-            square.
-        depth: number of 2x2 poolings, 1 to 8.
-        t: how often each block applies its one 3x3 convolution to its own result, at least 1, as in `R2UNet`.
+        in_channels, out_channels, width, depth: as in `UNet`; t: as in `R2UNet`.
     """
 
     def __init__(

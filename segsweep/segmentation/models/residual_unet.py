@@ -11,11 +11,7 @@ class ResidualUNet(EncoderDecoder):
     3 channels in and 1 out. ValueError for an argument out of its range.
 
     Args:
-        in_channels: channels of the image, at least 1.
-        out_channels: maps of logits, at least 1; one for a binary mask.
-        width: channels at full resolution, at least 1; each level down has twice as many. The parameters grow with its
-            square.
-        depth: number of 2x2 poolings, 1 to 8.
+        in_channels, out_channels, width, depth: as in `UNet`.
     """
 
     def __init__(self, in_channels: int = 3, out_channels: int = 1, width: int = 64, depth: int = 4) -> None:
