@@ -66,6 +66,7 @@ def _session():
         here.copier.close()
     if here.pool:
         here.pool.close()
+    begin(Session())  # a module's fixture is made before the next test's own, and knows nothing of this one's
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ kind there were and how many of them were refused. HOLES: names of `hole`, each 
 import ast
 import contextlib
 import copy
+import functools
 import json
 import os
 import pickle
@@ -263,13 +264,13 @@ class Fuzz:
             return False
         return refused
 
-    def record(self, target: str) -> bool | None:
-        """A run folder with targets, places and pickles of others."""
+    def record(self, target: str, what: int | None = None) -> bool | None:
+        """A run folder with targets, places and pickles of others; `what`: which of them, drawn where it is None."""
         place = self.folder / "runs" / "runs" / "mutated"
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(self.made, place)
         config = yaml.safe_load((place / "config.yaml").read_text())
-        what = self.draw.randrange(5)
+        what = self.draw.randrange(5) if what is None else what
         if what == 0:
             config["model"] = self.hide(config["model"], target)
         elif what == 1:
@@ -369,12 +370,12 @@ def _everything(*given: Any) -> bool:
     return True
 
 
-HOLES = {  # name -> what reaches it, and how often that is tried
-    "list": {"record": 60, "component": 60},
-    "pickles": {"study": 5},
-    "weights": {"record": 12},
-    "hydra": {"folder_of_others": 4},
-    "environment": {"record": 60},
+HOLES = {  # name -> what reaches it, how often that is tried, and with what given; each is seen in one of five or more
+    "list": [("record", 30, {"what": 0}), ("component", 60, {})],
+    "pickles": [("study", 30, {})],
+    "weights": [("record", 4, {"what": 4})],
+    "hydra": [("folder_of_others", 30, {})],
+    "environment": [("record", 60, {"what": 1})],
 }
 
 
@@ -399,7 +400,7 @@ def hole(name: str) -> Iterator[None]:
             setattr(place, key, old)
 
 
-def report(watch: Watch, fuzz: Fuzz, kind: Callable[[str], bool | None], target: str, **more: str) -> str:
+def report(watch: Watch, kind: functools.partial[bool | None], target: str, **more: str) -> str:
     """Make one case; what became of it, after a line for each finding."""
     watch.found.clear()
     try:
@@ -410,7 +411,7 @@ def report(watch: Watch, fuzz: Fuzz, kind: Callable[[str], bool | None], target:
     except Exception as error:  # no sentence: told, as it may hide anything
         refused, watch.found = "raised", [*watch.found, f"{type(error).__name__}: {error}"]
     for found in watch.found or (["not refused"] if refused == "False" else []):
-        print(json.dumps({"kind": kind.__name__, "target": target, "found": found} | more), flush=True)
+        print(json.dumps({"kind": kind.func.__name__, "target": target, "found": found} | more), flush=True)
     return refused
 
 
@@ -421,15 +422,15 @@ def main(folder: Path, seed: int, cases: int, planted: str = "") -> None:
     watch, fuzz, counts = Watch(folder), Fuzz(folder, seed), Counter()
     fuzz.warm()
     for name in planted.split():
-        for of, often in HOLES[name].items():
+        for of, often, given in HOLES[name]:
             targets = [t for t in (fuzz.target() for _ in range(2 * often)) if t.partition(".")[0] not in sys.modules]
             with hole(name):  # of modules that are not imported: nothing is called, as the hook stops the import
                 for target in targets[:often]:
-                    report(watch, fuzz, getattr(fuzz, of), target, hole=name)
+                    report(watch, functools.partial(getattr(fuzz, of), **given), target, hole=name)
     fuzz.best = 0
     for _ in range(cases):
         kind = fuzz.draw.choice(fuzz.kinds())
-        counts[f"{kind.__name__} {report(watch, fuzz, kind, fuzz.target())}"] += 1
+        counts[f"{kind.__name__} {report(watch, functools.partial(kind), fuzz.target())}"] += 1
     print(json.dumps(counts | {"best.yaml": fuzz.best}))
 
 
