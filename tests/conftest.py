@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import forked
 import pytest
 
 from segsweep.config.start import start
@@ -27,6 +28,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["SEGSWEEP_CACHE"] = MADE = tempfile.mkdtemp(prefix="segsweep-tests-")
 
 start()
+forked.install()
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKED = REPOSITORY.parent / "shared" / "lgg"

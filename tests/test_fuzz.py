@@ -18,7 +18,8 @@ CASES = 200 * max(SOAK, 1)
 def fuzz(folder: Path, seed: int, cases: int, *hole: str) -> tuple[list[dict], dict[str, int]]:
     """The findings, and how many cases of each kind were refused."""
     given = [str(folder), str(seed), str(cases), *hole]
-    done = subprocess.run([sys.executable, str(Path(hostile.__file__)), *given], capture_output=True, text=True)
+    command = [sys.executable, str(Path(hostile.__file__)), *given]
+    done = subprocess.run(command, executable=sys.executable, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *found, counts = map(json.loads, done.stdout.splitlines())
     return found, counts
