@@ -180,9 +180,22 @@ def _read_run(folder: Path, problems: list[str]) -> Run:
     return run
 
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "run.json": dict.fromkeys(("factors", "choices", "data", "split", "versions", "files"), dict),
+    "sweep.json": {"search": dict, "jobs": int, "overrides": list, "mlflow": dict},
+    "job.json": {"overrides": list, "varied": dict, "seconds": int | float, "run": str},
+}
+"""What values of a record have to be for it to be read."""
+
+
 def _json(path: Path, problems: list[str], needed: bool = True) -> dict[str, Any] | None:
     try:
-        return parse_json(path)
+        found = parse_json(path)
+        for key, kind in SHAPES.get(path.name, {}).items():
+            if found.get(key) is not None and not isinstance(found[key], kind):
+                problems.append(f"{_short(path)}: {key} is damaged, and taken as absent")
+                del found[key]
+        return found
     except FileNotFoundError:
         if needed:
             problems.append(f"{_short(path)} is missing")
