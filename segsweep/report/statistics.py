@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.05
 RESAMPLES, FLIPS, EXACT_UP_TO = 4000, 20_000, 15
@@ -158,6 +157,8 @@ def signed_rank(differences: np.ndarray) -> float:
     d = d[~np.isnan(d)]
     if len(d) == 0:
         return float("nan")
+    from scipy import stats  # here, as it takes half a second, and a run's table compares nothing
+
     return float(stats.wilcoxon(d).pvalue) if np.any(d != 0) else 1.0
 
 
@@ -195,6 +196,8 @@ def crossed_interval(differences: np.ndarray) -> Interval | None:
     least = _rounding(d)
     if total < 1e4 * least**2:  # no spread but that of rounding
         return Interval(mean, mean, mean, float(abs(mean) < least))
+    from scipy import stats
+
     error = np.sqrt(total / d.size)
     df = total**2 / (ms_repeats**2 / (repeats - 1) + ms_units**2 / (units - 1))
     half = stats.t.ppf(0.975, df) * error

@@ -11,6 +11,7 @@ import json
 import math
 import random
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextvars import copy_context
@@ -323,6 +324,8 @@ def _number(value: Any) -> float:
 def _check_keepable(state: dict[str, Any]) -> None:
     """Raise TaskError naming a state that could be written and, as no foreign code is run for it, not be read again."""
     for name, content in state.items():
+        if _is_plain(content):
+            continue
         buffer = io.BytesIO()
         try:
             torch.save(_hollow(content), buffer)
@@ -334,6 +337,16 @@ def _check_keepable(state: dict[str, Any]) -> None:
                 f"run.epochs({name}=...): its state_dict() holds more than tensors, numbers, text, lists and "
                 f"dictionaries, so that it could not be taken up again: {reason}"
             ) from None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether all of it is of kinds that can be read again, without trying."""
+    if type(value) in (dict, OrderedDict):
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    return all(map(_is_plain, value)) if type(value) in (list, tuple) else type(value) in PLAIN
+
+
+PLAIN = (torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None))
 
 
 def _hollow(value: Any) -> Any:

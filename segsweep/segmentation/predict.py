@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import binary_erosion
 from torch import nn
 
 from segsweep import __version__
@@ -34,7 +33,7 @@ from segsweep.segmentation.data.images import target
 from segsweep.segmentation.data.labels import ONE, Labels, counted
 from segsweep.segmentation.data.labels import sizes as sizes_of
 from segsweep.segmentation.evaluate import evaluate, patient_table
-from segsweep.segmentation.figures import OUTLINES, areas
+from segsweep.segmentation.figures import OUTLINES, areas, eroded
 from segsweep.segmentation.inputs import MASK, Patient, find, read
 from segsweep.segmentation.metrics import METRICS, called, mean, spec_of
 from segsweep.segmentation.trained import Trained, load
@@ -153,7 +152,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None) -> np
             continue
         dashes = np.indices(area.shape).sum(0) // 4 % 2 == 0
         for inside, colour in areas(area, OUTLINES[kind]):
-            edge = inside & ~binary_erosion(inside)
+            edge = inside & ~eroded(inside)
             page[edge & dashes if kind == "truth" and area.dtype != bool else edge] = colour
     return page
 

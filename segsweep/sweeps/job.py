@@ -68,7 +68,7 @@ def job(cfg: DictConfig) -> Any:
     session().emit("end", **facts, score=score)
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
-    return _value(cfg, outcome)
+    return _value(cfg, outcome, spec)
 
 
 def own_folder(settings: Any) -> list[str]:
@@ -99,9 +99,9 @@ def _describe(cfg: DictConfig, settings: Any, folder: Path) -> None:
         sweep.hide_passwords(*(folder / settings.output_subdir).glob("*.yaml"))
 
 
-def _value(cfg: DictConfig, outcome: Any) -> Any:
+def _value(cfg: DictConfig, outcome: Any, spec: Spec | None) -> Any:
     """What a sweeper is told: the objectives of a search, NaN where there are none."""
-    from segsweep.config.components import spec_of, task_class
+    from segsweep.config.components import task_class
     from segsweep.search import objective
 
     search = engine(cfg).search
@@ -110,7 +110,7 @@ def _value(cfg: DictConfig, outcome: Any) -> Any:
     if outcome.status not in artifacts.WHOLE:
         return none
     try:
-        found = objective.values(outcome.folder, names, search.epoch, spec_of(cfg) or task_class(cfg).spec)
+        found = objective.values(outcome.folder, names, search.epoch, spec or task_class(cfg).spec)
     except SegsweepError:  # no validation part: nothing to search on
         return none
     return found[0] if len(names) == 1 else found

@@ -528,10 +528,13 @@ def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str
         try:
             if (key := components.inputs(cfg)) not in seen:
                 seen[key] = int(components.task(cfg).data().part == "val")
+            pruned = OmegaConf.select(engine(cfg), "pruner._target_")
+            if not (scores or pruned):
+                continue
             spec = components.spec_of(cfg) or components.task_class(cfg).spec
             if scores:
                 objective.check_part(seen[key], scores, spec, under(cfg))
-            if OmegaConf.select(engine(cfg), "pruner._target_"):
+            if pruned:
                 pruning.refuse(cfg, spec, seen[key])
         except SegsweepError as error:
             raise ConfigError(str(error)) from None
