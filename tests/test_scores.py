@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import math
+import re
 import shutil
 import sys
 
@@ -16,6 +17,7 @@ from test_run import TINY, do, same, weights
 
 from segsweep.core import child, source
 from segsweep.core.errors import ConfigError
+from segsweep.report.files import write
 from segsweep.segmentation import scores
 from segsweep.segmentation.scores import AP, ASSD, AUC, ClDice, Seen, Sensitivity, Specificity
 from segsweep.sweeps.why import explain
@@ -247,6 +249,22 @@ def test_epochs_that_another_version_of_ones_own_measured_have_no_value_of_it(tm
     again = about(do(tmp_path, OWN, *asked[:1], "epochs=4"))[1]
     assert ["val/volume" in row for row in again] == [False, False, False, True]
     assert "val/volume" not in about(do(tmp_path, TWICE, *asked))[1][0]  # its arguments are another's, too
+
+
+def test_the_report_says_which_epochs_have_no_value(tmp_path, written):
+    asked = ("scheduler=constant", "epochs=1")
+    written("later_score", VOLUME.replace("FACTOR", "1"))
+    whole = do(tmp_path, OWN, *asked, "seed=1")
+    do(tmp_path, *asked)
+    part = do(tmp_path, OWN, *asked[:1], "epochs=2")
+    none = do(tmp_path, "metrics=[auc]", *asked)
+    text = []
+    for outcome, metric in ((whole, "volume"), (part, "volume"), (none, "auc")):
+        text.append(write([outcome.folder], tmp_path / f"out{len(text)}", metric).with_suffix(".md").read_text())
+    assert "not measured in" not in text[0]
+    assert "Volume error was not measured in 1 of 2 epochs of " in text[1]
+    assert re.search(r"val: not measured in the first epoch, [\d,.]+ in the last", text[1])
+    assert "AUC was not measured in 1 of 1 epochs of " in text[2]
 
 
 @pytest.mark.parametrize(("place", "trained"), [("both_of_mine", [1, 1]), ("later_score", [1, 0])])

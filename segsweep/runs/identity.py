@@ -108,8 +108,8 @@ def identity(cfg: DictConfig, spec: Spec, data: Data, folder: Path | None = None
     digests = (data.digest or "", data.split)
     ends = endings(config, spec)
     trained = code(*sorted(whitelist.modules(without(config, ends)) | set(spec.code)))
-    whole = Identity(config, like, *digests, code(*roots), f"{at}epochs", roots, settings, places(*roots), rest, ends)
-    return replace(whole, trained=trained)
+    found = Identity(config, like, *digests, code(*roots), f"{at}epochs", roots, settings, places(*roots), rest, ends)
+    return replace(found, trained=trained)
 
 
 def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:
