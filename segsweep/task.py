@@ -42,6 +42,8 @@ class Metric:
         by_epoch: it is measured after every epoch, so that a search and a pruner can go by it.
         scale: keys of the configuration on which the scale of its values depends, such as the loss's own: runs that
             differ in one of them are not compared by it.
+        measured: digest of the code and settings that measure it, where these are a user's own; "" where they are the
+            task's. Epochs that were trained before have no value of it where it was another's.
 
     Raises ValueError where it is none: a direction that is a little misspelt would be searched the wrong way.
     """
@@ -56,6 +58,7 @@ class Metric:
     by_unit: bool = False
     by_epoch: bool = True
     scale: tuple[str, ...] = ()
+    measured: str = ""
 
     def __post_init__(self) -> None:
         if reason := _defect(self):

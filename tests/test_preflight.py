@@ -159,6 +159,14 @@ def test_a_component_of_ones_own_runs_once_the_environment_allows_it(tmp_path, m
     assert preflight(argv).jobs == 1
 
 
+def test_what_is_taken_out_is_not_there_for_the_check():
+    preflight(["optim._target_=torch.optim.RMSprop", "~optim.betas", "~optim.fused"])
+    said = message("optim._target_=torch.optim.RMSprop", "~optim.fused")
+    assert "optim.betas: torch.optim.RMSprop takes no such argument" in said
+    assert "optim.fused" not in said
+    assert "optim.lrr" in message("~optim.lrr")
+
+
 @pytest.mark.parametrize("line", ["optim.lr=1,2", "+optim.foreach=true,false", "model@other=unet", "~augment=flips"])
 def test_what_the_command_line_gives_of_a_space_is_not_added_to_it_again(line):
     key, _, text = line.removeprefix("~").partition("=")

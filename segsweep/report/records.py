@@ -171,7 +171,7 @@ def _read_run(folder: Path, problems: list[str]) -> Run:
         run.error, run.error_class = str(failure.get("error") or "no message"), str(failure.get("class") or "error")
     elif status == "pruned":
         run.error = str(run.result.get("reason") or "")
-    run.history = _history(folder / "history.jsonl", problems)
+    run.history, run.unmeasured = _history(folder / "history.jsonl", problems)
     try:
         if run.info and run.spec and status == "finished":
             run.units = _units(run, problems)
@@ -205,12 +205,13 @@ def _json(path: Path, problems: list[str], needed: bool = True) -> dict[str, Any
         return None
 
 
-def _history(path: Path, problems: list[str]) -> dict[str, np.ndarray]:
-    """Columns over the epochs; of an epoch written twice (after a resume) the last counts, a torn line is left out."""
+def _history(path: Path, problems: list[str]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Columns over the epochs, and how many of these have no such value; of an epoch written twice (after a resume) the
+    last counts, a torn line is left out."""
     lines: dict[int, dict[str, Any]] = {}
     torn = 0
     if not path.exists():
-        return {}
+        return {}, {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
@@ -221,7 +222,8 @@ def _history(path: Path, problems: list[str]) -> dict[str, np.ndarray]:
         problems.append(f"{_short(path)}: {torn} damaged line{'s' * (torn > 1)} left out")
     rows = [lines[epoch] for epoch in sorted(lines)]
     columns = dict.fromkeys(k for row in rows for k in row)
-    return {key: np.array([_number(row.get(key)) for row in rows]) for key in columns}
+    found = {key: np.array([_number(row.get(key)) for row in rows]) for key in columns}
+    return found, {key: lost for key in columns if (lost := sum(key not in row for row in rows))}
 
 
 def _units(run: Run, problems: list[str]) -> dict[str, dict[str, float]]:

@@ -27,7 +27,7 @@ from segsweep.core.masks import first_line
 from segsweep.core.session import session
 from segsweep.task import PARTS, WORD, Spec, Stateful
 
-RESERVED = ("epoch", "history")
+RESERVED = ("epoch", "history", "measured")
 """Beside the states in a checkpoint."""
 
 
@@ -132,9 +132,9 @@ class Loop:
 
     def _take_up(self, state: dict[str, Stateful]) -> None:
         """What was trained before, and the judgement of it: with nothing left to train there is nothing to end."""
-        found = self.checkpoints.load(self._total, self._scored)
+        found = self._found(self._total)
         if found is not None and (over := self._over(found["history"])) < len(found["history"]):
-            found = self.checkpoints.load(over, self._scored)  # the later epochs are those of a run that went on
+            found = self._found(over)  # the later epochs are those of a run that went on
         if found is not None:
             if missing := state.keys() - found.keys():
                 raise TaskError(
@@ -154,6 +154,21 @@ class Loop:
         if behind:
             raise behind
 
+    def _found(self, until: int) -> dict[str, Any] | None:
+        """The latest state there is, its history without what other code or settings measured than those of today."""
+        found = self.checkpoints.load(until, self._scored)
+        if found is not None:
+            then, now = found.get("measured") or {}, self._measured
+            others = {name for name in {*then, *now} if then.get(name) != now.get(name)}
+            kept = [{k: v for k, v in row.items() if k.partition("/")[2] not in others} for row in found["history"]]
+            found["history"] = kept
+        return found
+
+    @property
+    def _measured(self) -> dict[str, str]:
+        """Of the metrics that are a user's own."""
+        return {name: metric.measured for name, metric in self.spec.metrics.items() if metric.measured}
+
     def _over(self, history: list[dict[str, Any]]) -> int:
         """After how many of these epochs the run is over."""
         return next((n for n in range(1, len(history)) if self.ends(history[:n])), len(history))
@@ -172,7 +187,7 @@ class Loop:
         kept = None
         if save:
             states = {name: thing.state_dict() for name, thing in state.items()}
-            kept = {"epoch": number, **states, "history": self.history}
+            kept = {"epoch": number, **states, "history": self.history, "measured": self._measured}
             if not self._kept:
                 _check_keepable(states)
                 self._kept = True

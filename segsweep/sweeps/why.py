@@ -209,8 +209,13 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     elif artifacts.result(there):
         print(f"Today's run is {there.name}, which is finished too: {_counted(found)}.")
     else:
-        again = f"It would be trained again, as {there.name}: {_counted(found)}."
-        edit = {difference.kind for difference in found} == {"file"} and known and not lacks
+        files = {difference.kind for difference in found} == {"file"}
+        states = artifacts.Checkpoints(folder.parent.parent / "trajectories" / now.ids["trajectory"])
+        tested = files and info["trajectory"] == states.folder.name
+        tested &= (artifacts.result(folder) or {}).get("epochs") in states.epochs()
+        what = "tested again and not trained" if tested else "trained again"
+        again = f"It would be {what}, as {there.name}: {_counted(found)}."
+        edit = files and known and not lacks
         edit &= bool(artifacts.result(folder)) and not (there / "pruned.json").exists()
         options = f" --config-dir {shlex.quote(config_dir)}" if config_dir else ""
         hint = f" If the edit changes no number: {_asks()} --accept {reference} --reason TEXT{options}"
