@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -253,6 +254,29 @@ def test_on_a_full_disk_a_sweep_ends_with_its_table_and_the_next_goes_on(tmp_pat
             assert (small / "runs" / name / "result.json").read_bytes() == content
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.slow
+def test_runs_that_one_may_not_look_at_are_a_sentence_each_and_the_sweep_has_its_table(tmp_path):
+    bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
+    if bare and not shutil.which(bare[0]):
+        pytest.skip("root may look at everything")
+    runs = tmp_path / "runs"
+    (runs / "runs").mkdir(parents=True)
+    toy_task.overrides(tmp_path, runs)
+    command = [*bare, sys.executable, "-m", "segsweep", "-m", "--config-dir", str(tmp_path / "conf"), "task=line"]
+    command += ["task.lr=0.1,0.2", "tracking=none", "epochs=1", "report=false", f"paths.runs={runs}"]
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"SEGSWEEP_ALLOW": "toy_task.*", "PYTHONPATH": paths}
+    (runs / "runs").chmod(0)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    finally:
+        (runs / "runs").chmod(0o755)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stdout.count("cannot be written (Permission denied): it is read-only or another user's") >= 2
+    assert "train  test" in done.stdout
 
 
 def test_a_job_that_its_launcher_closes_on_a_full_disk_costs_a_line_of_the_log(tmp_path, monkeypatch, caplog):
