@@ -21,7 +21,7 @@ from segsweep import sync
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
-from segsweep.segmentation import trained
+from segsweep.segmentation.trained import load as load_trained
 from segsweep.sweeps import why
 from segsweep.sweeps.sweep import Sweep
 from segsweep.tracking import mirrors, recall, registry
@@ -428,7 +428,7 @@ def test_an_address_that_a_runs_folder_names_is_asked_if_it_is_ones_own(tmp_path
     with pytest.raises(SegsweepError, match="MLFLOW_TRACKING_URI"):
         recall.fetch(run / "best.pt")
     with pytest.raises(SegsweepError, match="is in MLflow alone, which is not asked: .* MLFLOW_TRACKING_URI"):
-        trained.load(run, "best")
+        load_trained(run, "best")
     why._mirror(run)
     assert sync.main() == 1
     assert asked == []
