@@ -245,6 +245,11 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = Fal
     write_text(path, file.getvalue(), durable)
 
 
+def cell(value: Any) -> Any:
+    """A spreadsheet would run a text that begins as a formula: it is given an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def made_by(info: Mapping[str, Any]) -> dict[str, Any]:
     """Versions of what made the run of a run.json; none where it does not say, or is damaged there."""
     found = info.get("versions")
