@@ -1,5 +1,6 @@
 """A power cut loses at most the last epoch, a full disk nothing that was there; both are played through here."""
 
+import contextlib
 import errno
 import json
 import os
@@ -108,6 +109,50 @@ def test_a_power_cut_while_a_run_is_trained_anew_leaves_the_old_record_or_the_ne
         assert toy_task.do(cfg, place).status == "reused", event
         assert record(place / "runs" / first.signature) == whole, event
     assert number > 20
+    assert not epochs
+
+
+@contextlib.contextmanager
+def mounted(image: Path, place: Path):
+    """An ext4 file system in a file, which by itself brings nothing to the medium for ten minutes."""
+    place.mkdir(exist_ok=True)
+    mount = ["mount", "-o", "loop,commit=600", str(image), str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no loop device can be mounted here: not root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.slow
+def test_a_power_cut_on_a_loop_device_loses_at_most_the_last_epoch_and_nothing_of_a_finished_run(
+    tmp_path, cfg, epochs, monkeypatch
+):
+    """What the file behind the device holds is what is on the medium: it is copied after each epoch and at the end."""
+    if not shutil.which("mkfs.ext4"):
+        pytest.skip("no mkfs.ext4 here")
+    image, place, cut = tmp_path / "image", tmp_path / "disk", []
+
+    def power_cut() -> None:
+        cut.append((len(epochs), shutil.copyfile(image, tmp_path / f"cut{len(cut)}")))
+
+    with image.open("wb") as file:
+        file.truncate(32 * 2**20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    with mounted(image, place), monkeypatch.context() as patch:
+        end = Loop._end
+        patch.setattr(Loop, "_end", lambda *given: (end(*given), power_cut()))
+        whole = record(toy_task.do(cfg, place / "runs").folder)
+        power_cut()
+    assert [done for done, _ in cut] == [1, 2, 3, 3]
+    for done, left in cut:
+        with mounted(left, place):
+            epochs.clear()
+            again = toy_task.do(cfg, place / "runs")
+            assert record(again.folder) == whole, (done, again.error)
+            assert len(epochs) <= 3 - done + 1
+    assert again.status == "reused"
     assert not epochs
 
 
