@@ -138,6 +138,26 @@ def test_odd_input_is_a_message_too(argument, says, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"hydra: null", "no configuration"),
+        (b"hydra: [a]", "no configuration"),
+        (b"a: [1", "line"),
+        (b"a: &a [*a]", "x.yaml"),
+        (b"a: !!python/name:os.system", "could not determine a constructor"),
+        (b"a: \xff", "can't decode byte 0xff"),
+    ],
+)
+def test_a_file_of_options_that_is_none_is_told_in_a_line(content, says, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "x.yaml").write_bytes(b"# @package _global_\n" + content)
+    told = message("--config-dir", str(tmp_path), "experiment=x")
+    assert told.startswith("experiment=x")
+    assert says in told
+    assert "\n" not in told
+
+
 def test_a_key_that_only_swept_options_have_is_left_to_the_jobs(lgg, tmp_path):
     argv = ["-m", "experiment=glob(*)", f"data.root={lgg}", "epochs=1", f"paths.cache={tmp_path}"]
     checked = preflight(argv)

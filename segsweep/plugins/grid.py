@@ -78,7 +78,8 @@ class GridSweeper(BasicSweeper):
             assert self.config is not None
             key = f"{under(self.config)}epochs"
             said = {
-                tuple(o for o in point if o.lstrip("+").partition("=")[0] in (key, "experiment")) for point in points
+                tuple(o for o in point if o.lstrip("+").partition("=")[0] in (key, "experiment")): point
+                for point in points
             }
-            epochs = {values(some, [key], self._compose, key)[key] for some in said}
+            epochs = {values(point, [key], self._compose, key)[key] for point in said.values()}
             lead.note(jobs=len(points), milestones=sorted(n for n in epochs if isinstance(n, int)))

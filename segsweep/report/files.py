@@ -61,11 +61,6 @@ def table_of_runs(record: Record, comparison: Comparison) -> str:
     text = io.StringIO()
     names = dict.fromkeys(name for line in lines for name in line)
     writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
-    writer.writerow({name: cell(name) for name in names})
-    writer.writerows({name: cell(value) for name, value in line.items()} for line in lines)
+    writer.writerow({name: artifacts.cell(name) for name in names})
+    writer.writerows({name: artifacts.cell(value) for name, value in line.items()} for line in lines)
     return text.getvalue()
-
-
-def cell(value: Any) -> Any:
-    """A spreadsheet would run a text that begins as a formula: it is given an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

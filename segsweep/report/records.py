@@ -6,6 +6,7 @@ failures needs its report most.
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
         run = None
         if job.get("run"):
             target = (folder / str(number) / job["run"]).resolve()
-            if target.is_dir():
+            if os.path.isdir(target):  # not where one may not look
                 run = _shared(runs, target, record.problems)
         status = run.status if run and run.status in ("failed", "pruned") else str(job.get("status") or "unknown")
         if run is None and status in WHOLE:

@@ -6,6 +6,7 @@ all slices of the patient, which a graph that takes a batch cannot know. `model.
 
 import argparse
 import importlib.util
+import io
 import logging
 import sys
 import warnings
@@ -122,7 +123,9 @@ def export(trained: Trained, out: Path) -> tuple[dict[str, Any], torch.Tensor, n
         expected = trained.model(x).numpy()
     program = to_program(trained.model, x)
     with artifacts.atomic(out / "model.pt2") as partial:
-        torch.export.save(program, partial)
+        whole = io.BytesIO()  # torch's own writer ends the process on a full disk
+        torch.export.save(program, whole)
+        partial.write_bytes(whole.getbuffer())
         again = torch.export.load(partial).module()
         with torch.inference_mode():
             checks["model.pt2"] = difference("model.pt2", expected, again(x).numpy())

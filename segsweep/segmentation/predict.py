@@ -269,7 +269,8 @@ def predict_files(
     for row in rows:
         row |= {key: scores.get(row["patient"], {}).get(key) for key in columns if key not in row}
     if rows:
-        artifacts.write_csv(out / "predictions.csv", rows)
+        shown = [{key: artifacts.cell(value) for key, value in row.items()} for row in rows]
+        artifacts.write_csv(out / "predictions.csv", shown)
     about: dict[str, Any] = {"run": trained.signature, "folder": str(trained.folder), "weights": trained.weights}
     about |= {"epoch": trained.epoch, "image_size": trained.size, "precision": trained.precision}
     if labels.names:

@@ -148,6 +148,8 @@ def _fetched(file: Path) -> bool:
     """Of a run that MLflow answered the weights come when they are needed."""
     try:
         return recall.fetch(file)
+    except SegsweepError as error:
+        raise SegsweepError(f"{file}: is in MLflow alone, which is not asked: {error}") from error
     except Exception as error:  # MLflow raises what its back end raises
         reason = first_line(error)
         raise SegsweepError(f"{file}: MLflow has it and does not give it now: {reason}") from error

@@ -29,11 +29,12 @@ def job(cfg: DictConfig) -> Any:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):  # of job.log, which a full disk ends and nothing else
             handler.handleError = lambda record: None  # type: ignore[method-assign]
-            masks.guard(handler)
+        masks.guard(handler)
     settings = HydraConfig.get()
     cfg = with_environment(cfg, settings)
     folder = Path(settings.runtime.output_dir)
     masks.learn(*(OmegaConf.select(engine(cfg), key) for key in masks.KEYS))
+    masks.hide(cfg.copy(), masks.reference)  # so that those of one's own code are known where an error has pieces
     _describe(cfg, settings, folder)
     if settings.job.chdir and session().door:  # for the application's own code: what the engine is told is of here
         os.chdir(settings.runtime.cwd)
@@ -61,7 +62,8 @@ def job(cfg: DictConfig) -> Any:
     here = session()
     if here.copier and here.sweep is None:  # in a launcher's process, which may be ended at any time from here
         here.copier.flush()
-    facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
+    error = outcome.error and masks.told(outcome.error)  # here, as whoever shows it knows less
+    facts = {"status": outcome.status, "error": error, "failure": outcome.failure}
     facts["note"] = artifacts.note(outcome.status, outcome.accepted, outcome.stopped)
     spec = components.spec_of(cfg)
     score = score_of(spec, outcome.metrics)

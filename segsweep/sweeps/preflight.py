@@ -27,11 +27,12 @@ from hydra.initialize import initialize_config_search_path
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from segsweep.config import components, trust
 from segsweep.config.compose import bare
 from segsweep.config.conditions import condition
-from segsweep.config.hold import Hold
+from segsweep.config.hold import Hold, is_place
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.masks import first_line
@@ -238,6 +239,9 @@ def _wrong_search(
         if any(re.match(r"hydra\b", part or "") for part in (override.key_or_group, override.package)):
             problems.append(f"{at}search.when: {text}: what Hydra itself is told is no part of a search")
             continue
+        if is_place(override.key_or_group, at):
+            problems.append(f"{at}search.when: {text}: where a run goes is no part of a search")
+            continue
         given = {term.key: f"{term.key}={term.value}" for term in terms if term.sign in ("=", "==")}
         apart = {*given, override.key_or_group}
         kept = [line for line, o in zip(lines, overrides, strict=True) if o.key_or_group not in apart]
@@ -382,8 +386,11 @@ def _lines(override: Override) -> list[str]:
 def _composed(name: str | None, lines: list[str]) -> DictConfig:
     try:
         return compose(name, overrides=lines, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).strip()) from None
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, AttributeError) as error:
+        if isinstance(error, HydraException | OmegaConfBaseException) and (told := str(error).strip()):
+            raise ConfigError(told) from None
+        what = " ".join(str(error).split()) or type(error).__name__  # the last are Hydra's, of `hydra: null`
+        raise ConfigError(f"{' '.join(lines) or 'config.yaml'}: a file of it is no configuration: {what}") from None
     except KeyError as error:
         raise ConfigError(f"hydra.job.env_copy: the environment has no {error.args[0]}") from None
 

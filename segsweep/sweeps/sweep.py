@@ -24,7 +24,7 @@ from segsweep.config.compose import choices_of
 from segsweep.config.schema import engine, resolved, under
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
-from segsweep.core.masks import KEYS, first_line, has_secret, learn, masked
+from segsweep.core.masks import KEYS, first_line, hide, learn, masked
 from segsweep.core.session import session, thread
 from segsweep.core.source import PACKAGE
 from segsweep.task import Spec
@@ -267,10 +267,8 @@ class SweepCallback(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """What a launcher may pickle for whoever waits: its configuration has addresses as they are reached."""
-        for cfg in (job_return.cfg, config):
-            for key in KEYS:
-                if (address := OmegaConf.select(own := engine(cfg), key)) and has_secret(address):
-                    OmegaConf.update(own, key, masked(address))
+        for cfg in (job_return.cfg, job_return.hydra_cfg, config):
+            hide(cfg, masked)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _lead(Path(config.hydra.run.dir).parent, config, parent=False)

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -213,7 +214,8 @@ def experiment_id(client: "MlflowClient", name: str, shown: Columns | None = Non
     found = client.get_experiment_by_name(name)
     if found is None:
         file = database(client.tracking_uri)
-        place = (file.parent.resolve() / "artifacts" / name).as_uri() if file else None
+        folder = re.sub(r"/|^\.+$", "_", name)  # anybody's configuration may say it: it leads nowhere else
+        place = (file.parent.resolve() / "artifacts" / folder).as_uri() if file else None
         tags = {"mlflow.experimentKind": "custom_model_development"} | (_views(shown) if shown else {})
         try:
             return client.create_experiment(name, artifact_location=place, tags=tags)
