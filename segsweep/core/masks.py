@@ -96,6 +96,15 @@ def learn(*addresses: str | None) -> None:
             _keep(address)
 
 
+def learn_all(value: Any) -> None:
+    """The same of every text in a plain structure."""
+    if isinstance(value, str):
+        learn(value)
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            learn_all(item)
+
+
 def reference(address: str) -> str:
     """An address for what is written down: the name of its place, where it has a password."""
     return f"${{oc.env:{_keep(address)}}}" if has_secret(address) else address

@@ -34,7 +34,7 @@ def job(cfg: DictConfig) -> Any:
     cfg = with_environment(cfg, settings)
     folder = Path(settings.runtime.output_dir)
     masks.learn(*(OmegaConf.select(engine(cfg), key) for key in masks.KEYS))
-    masks.hide(cfg.copy(), masks.reference)  # so that those of one's own code are known where an error has pieces
+    masks.learn_all(OmegaConf.to_container(cfg))  # of one's own code, too, as its errors may have pieces of one
     _describe(cfg, settings, folder)
     if settings.job.chdir and session().door:  # for the application's own code: what the engine is told is of here
         os.chdir(settings.runtime.cwd)
