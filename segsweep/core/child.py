@@ -18,6 +18,17 @@ def settle() -> None:
     sys.path[:] = ordered(sys.path)
 
 
+def settle_command() -> None:
+    """The same of the command `segsweep`, for which Python does not add the working folder as it does for `-m`."""
+    settle()
+    try:
+        here = os.getcwd()
+    except OSError:  # it is gone
+        return
+    if not sys.flags.safe_path and here not in map(os.path.abspath, sys.path):
+        sys.path.append(here)
+
+
 def leave_at_once() -> None:
     """Have a Ctrl-C end this process, as long as nobody says otherwise. Before the first job there is nothing to save,
     and an exception would meet torch's C++ half imported (abort). Not where somebody types (a notebook runs scripts in

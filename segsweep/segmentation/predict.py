@@ -25,6 +25,7 @@ from segsweep.config.start import start
 from segsweep.core import artifacts, environment
 from segsweep.core.device import out_of_memory, pick_device
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import typed
 from segsweep.runs.find import REFERENCE
 from segsweep.runs.find import find as find_run
 from segsweep.segmentation.data import cache, volume
@@ -323,7 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 all was predicted, 1 something was not, and is named."""
     start()
     parser = argparse.ArgumentParser(
-        prog="python -m segsweep.predict",
+        prog=typed("predict"),
         description="Predict masks with a trained run, whose own preprocessing is applied.",
     )
     parser.add_argument("run", metavar="RUN", help=REFERENCE)

@@ -17,6 +17,7 @@ from segsweep.config.schema import conf_dir
 from segsweep.config.start import Started, start
 from segsweep.core import masks
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import typed
 from segsweep.core.session import session
 
 _ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
@@ -49,7 +50,7 @@ def _guarded() -> int:
         if pool := session().pool:
             pool.close()
         if (lead := session().sweep) and lead.folder:
-            again = f"python -m segsweep.report {lead.folder}"
+            again = f"{typed('report')} {lead.folder}"
             print(f"\nStopped. The runs are recorded; table and report again: {again}", file=sys.stderr)
         return 130
 

@@ -499,6 +499,10 @@ def _wrong_interval(override: Override, base: DictConfig) -> str | None:
 def _apply(cfg: DictConfig, override: Override, value: Any) -> None:
     with open_dict(cfg):
         if override.is_delete():
+            group, _, name = override.key_or_group.rpartition(".")
+            node = OmegaConf.select(cfg, group) if group else cfg
+            if isinstance(node, DictConfig):
+                node.pop(name, None)
             return
         plain = OmegaConf.create(value) if isinstance(value, dict | list) else value
         OmegaConf.update(cfg, override.key_or_group, plain, merge=not isinstance(plain, ListConfig))
