@@ -11,13 +11,14 @@ from types import FrameType
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 
 from segsweep.config import trust
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import Started, start
 from segsweep.core import masks
 from segsweep.core.errors import SegsweepError
-from segsweep.core.program import typed
+from segsweep.core.program import COMMANDS, typed
 from segsweep.core.session import session
 
 _ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
@@ -61,7 +62,11 @@ def _main() -> int:
         print(f"{shown}: not UTF-8, in which records are", file=sys.stderr)
         return 1
     sys.argv[1:] = masks.put_away(sys.argv[1:])
+    if sys.argv[1:] == ["-sc", "query=bash"]:
+        return _complete(os.environ.get("COMP_LINE", ""))
     if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
+        if session().door is None and {"-sc", "--shell-completion"} & set(sys.argv[1:]):
+            sys.argv[0] = "segsweep"  # else it would be installed for `python`, whose -m it does not know
         try:
             if args := trust.question(sys.argv[1:]):
                 from segsweep.config.hold import held
@@ -111,6 +116,32 @@ def _main() -> int:
             pool.close()
             signal.signal(signal.SIGINT, _interrupt)
     return max(lead.finish(stopped), code)
+
+
+def _complete(line: str) -> int:
+    """Hydra's words for the last one of a command line that is being typed, each of several values too, and what it
+    does not know: this program's commands, whose arguments are files, and flags. Of what cannot be composed nothing: a
+    message would be written into what is typed."""
+    import contextlib
+    import io
+
+    words = line.split()[1:]
+    last = words[-1] if words and not line.endswith(" ") else ""
+    commands = COMMANDS if session().door is None else {}
+    if len(words) > bool(last) and words[0] in commands:
+        return 0
+    if last.startswith("-"):
+        print(*sorted(flag for flag in get_args_parser()._option_string_actions if flag.startswith("--")))
+        return 0
+    key, equals, value = last.rpartition("=")
+    earlier = value.rpartition(",")[0] + "," * ("," in value) if equals else ""
+    os.environ["COMP_LINE"] = line.removesuffix(last) + key + equals + value.removeprefix(earlier)
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(BaseException):
+        _hydra(Started(lambda cfg: None, "segsweep.sweeps.job"))
+    found = [key + equals + earlier + word.removeprefix(key + equals) for word in told.getvalue().split()]
+    print(*found, *([] if len(words) > bool(last) else commands))
+    return 0
 
 
 def _folded(answer: Started) -> None:
