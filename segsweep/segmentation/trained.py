@@ -80,12 +80,26 @@ def _tested(folder: Path) -> str:
         return "last"
 
 
+def _refuse_other(folder: Path) -> None:
+    """Raise SegsweepError where a run is of another task than this one."""
+    try:
+        config = recall.configuration(folder)
+    except (OSError, YAMLError, OmegaConfBaseException, SegsweepError):  # as above
+        return
+    if not {"model", "data"} <= set(map(str, config)):
+        raise SegsweepError(
+            f"{folder}: a run of the task {OmegaConf.select(config, 'task._target_')}, of which only its own code can "
+            "load a network; runs of task=segmentation have one that predicts"
+        )
+
+
 def load(folder: Path, weights: str | None = None) -> Trained:
     """The run in `folder` with its `last` or `best` weights; None: those that were tested. Raises SegsweepError
     naming the file that will not do."""
     spare_dynamo()
     weights = weights or _tested(folder)
     file = folder / f"{weights}.pt"
+    _refuse_other(folder)
     info = artifacts.read_json(folder / "run.json")
     if not isinstance(info, dict):
         raise SegsweepError(f"{folder / 'run.json'}: missing or damaged; expected the record of a finished run")

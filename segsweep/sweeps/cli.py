@@ -6,6 +6,7 @@ Imports neither torch nor mlflow nor optuna, so that `--help` and `--cfg job` an
 import os
 import signal
 import sys
+import threading
 import warnings
 from types import FrameType
 from typing import Any
@@ -21,11 +22,12 @@ from segsweep.core.errors import SegsweepError
 from segsweep.core.program import COMMANDS, typed
 from segsweep.core.session import session
 
-_ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
+ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
 
 
-def main() -> int:
-    """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped.
+def main(raising: bool = False) -> int:
+    """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped. raising: mistakes of the command
+    line are a SegsweepError, and no message.
 
     Signals and streams are, after it, those of whoever calls it, such as a notebook."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -33,16 +35,22 @@ def main() -> int:
     start()
     sys.stdout, sys.stderr = map(masks.Stream, streams)
     try:
-        return _guarded()
+        return _guarded(raising)
     finally:
         sys.stdout, sys.stderr = streams
         for number, handler in signals.items():
-            signal.signal(number, handler)
+            _on(number, handler)
 
 
-def _guarded() -> int:
+def _on(number: int, handler: Any) -> None:
+    """In another thread than the first, a notebook's say, Python takes no handler: a Ctrl-C is then told to that one."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
+
+
+def _guarded(raising: bool) -> int:
     try:
-        return _main()
+        return _main(raising)
     except BaseException as error:  # a Ctrl-C after the last job
         # Any exception after a Ctrl-C is its doing: a library that is met half-way (OmegaConf with a flag changed) may
         # fail in putting things back.
@@ -56,7 +64,7 @@ def _guarded() -> int:
         return 130
 
 
-def _main() -> int:
+def _main(raising: bool) -> int:
     if odd := [argument for argument in sys.argv[1:] if not argument.isascii() and not _is_utf8(argument)]:
         shown = odd[0].encode("ascii", "backslashreplace").decode()
         print(f"{shown}: not UTF-8, in which records are", file=sys.stderr)
@@ -64,7 +72,7 @@ def _main() -> int:
     sys.argv[1:] = masks.put_away(sys.argv[1:])
     if sys.argv[1:] == ["-sc", "query=bash"]:
         return _complete(os.environ.get("COMP_LINE", ""))
-    if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
+    if ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
         if session().door is None and {"-sc", "--shell-completion"} & set(sys.argv[1:]):
             sys.argv[0] = "segsweep"  # else it would be installed for `python`, whose -m it does not know
         try:
@@ -94,6 +102,8 @@ def _main() -> int:
     try:
         checked = preflight(sys.argv[1:])
     except SegsweepError as error:
+        if raising:
+            raise
         print(error, file=sys.stderr)
         return 1
     sys.argv[1:] = checked.argv
@@ -102,8 +112,8 @@ def _main() -> int:
     stopped, code = False, 0
     with Display(checked.jobs, plain=checked.here and session().door is not None) as display:
         session().sink = display.handle
-        signal.signal(signal.SIGINT, _on_signal)
-        signal.signal(signal.SIGTERM, _on_signal)
+        _on(signal.SIGINT, _on_signal)
+        _on(signal.SIGTERM, _on_signal)
         try:
             _hydra(Started(job))
         except (KeyboardInterrupt, SystemExit) as error:
@@ -114,7 +124,7 @@ def _main() -> int:
                 return code
         finally:
             pool.close()
-            signal.signal(signal.SIGINT, _interrupt)
+            _on(signal.SIGINT, _interrupt)
     return max(lead.finish(stopped), code)
 
 
