@@ -50,7 +50,7 @@ class Results:
     def runs(self) -> pd.DataFrame:
         """One line a job, as in the report's `runs.csv`: `sweep`, `job` (its number), `status`, `row` (what the report
         calls its configuration), `signature`, `group`, `folder`, its settings by their keys, its final metrics by part
-        and name (`val/dice`, `test/dice`; the metrics' own units), `seconds` and the like, and `error`."""
+        and name (`val/dice`, `test/dice`; own units), `total_seconds` and the like, and `error`."""
         return pd.DataFrame(lines_of_runs(self._record, self._found.comparison))
 
     @cached_property

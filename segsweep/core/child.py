@@ -29,6 +29,25 @@ def settle_command() -> None:
         sys.path.append(here)
 
 
+def quiet() -> None:
+    """Have the log take the warnings that other people's packages give of themselves, not the screen: who uses this
+    program can do nothing about them. Hydra's and OmegaConf's stay, which are of the configuration."""
+    import logging  # as signal below
+    import warnings
+
+    shown = warnings.showwarning
+
+    def show(message: object, category: type, filename: str, lineno: int, *more: object, **named: object) -> None:
+        parts = filename.split(os.sep)
+        installed = {"site-packages", "dist-packages"} & {*parts} and not {"hydra", "omegaconf"} & {*parts}
+        if installed or filename.startswith(os.path.dirname(os.__file__)):
+            logging.getLogger("py.warnings").info("%s:%s: %s: %s", filename, lineno, category.__name__, message)
+        else:
+            shown(message, category, filename, lineno, *more, **named)  # type: ignore[arg-type]
+
+    warnings.showwarning = show  # type: ignore[assignment]
+
+
 def leave_at_once() -> None:
     """Have a Ctrl-C end this process, as long as nobody says otherwise. Before the first job there is nothing to save,
     and an exception would meet torch's C++ half imported (abort). Not where somebody types (a notebook runs scripts in

@@ -3,6 +3,8 @@
 import os
 import sys
 
+from segsweep.core import child
+
 COMMANDS = {
     name: name for name in ("report", "predict", "export", "sync", "check", "why", "clean", "ui")
 } | {"search": "report.search"}  # fmt: skip
@@ -13,6 +15,7 @@ def run(name: str) -> int:
     """One of COMMANDS, whose arguments are sys.argv[1:]; the exit code."""
     import runpy  # not at the top: before `child.settle` it would be the one in the working folder
 
+    child.quiet()
     try:
         runpy.run_module(f"segsweep.{COMMANDS[name]}", run_name="__main__")
     except SystemExit as end:

@@ -68,7 +68,9 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
             *cells,
         )
 
-    console = Console(file=StringIO(), width=width, force_terminal=color, no_color=not color, highlight=False)
+    # rich would show it in a notebook, and write nothing
+    plainly = {"force_terminal": color, "no_color": not color, "force_jupyter": False}
+    console = Console(file=StringIO(), width=width, highlight=False, **plainly)
     room = console.width
     console.width = max(room, Measurement.get(console, console.options.update(width=10_000), drawn).maximum)
     console.print(drawn)

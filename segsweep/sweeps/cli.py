@@ -17,7 +17,7 @@ from hydra._internal.utils import get_args_parser
 from segsweep.config import trust
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import Started, start
-from segsweep.core import masks
+from segsweep.core import child, masks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.program import COMMANDS, typed
 from segsweep.core.session import session
@@ -26,18 +26,20 @@ ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--versio
 
 
 def main(raising: bool = False) -> int:
-    """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped. raising: mistakes of the command
-    line are a SegsweepError, and no message.
+    """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped. raising: for who calls it
+    from Python: a mistake of the command line is a SegsweepError, and progress is plain lines.
 
     Signals and streams are, after it, those of whoever calls it, such as a notebook."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    streams = sys.stdout, sys.stderr
+    streams, shown = (sys.stdout, sys.stderr), warnings.showwarning
     start()
+    child.quiet()
     sys.stdout, sys.stderr = map(masks.Stream, streams)
     try:
         return _guarded(raising)
     finally:
         sys.stdout, sys.stderr = streams
+        warnings.showwarning = shown
         for number, handler in signals.items():
             _on(number, handler)
 
@@ -110,7 +112,7 @@ def _main(raising: bool) -> int:
     session().foreign = checked.foreign
     lead = session().sweep = sweep.Sweep(checked.jobs, asked)
     stopped, code = False, 0
-    with Display(checked.jobs, plain=checked.here and session().door is not None) as display:
+    with Display(checked.jobs, plain=raising or (checked.here and session().door is not None)) as display:
         session().sink = display.handle
         _on(signal.SIGINT, _on_signal)
         _on(signal.SIGTERM, _on_signal)
