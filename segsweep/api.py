@@ -55,16 +55,20 @@ class Results:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """One line an epoch of a run: `signature`, `row`, `seed`, `epoch` (from 1), and what was measured in it, by part
-        and name (`train/loss`, `val/dice`); NaN where a run has none."""
-        return self._frame(pd.DataFrame(run.history).assign(**self._of(run)) for run in self._record.runs if run.history)
+        """One line an epoch of a run: `signature`, `row`, `seed`, `epoch` (from 1), and what was measured in it, by
+        part and name (`train/loss`, `val/dice`); NaN where a run has none."""
+        return self._frame(
+            pd.DataFrame(run.history).assign(**self._of(run)) for run in self._record.runs if run.history
+        )
 
     @cached_property
     def units(self) -> pd.DataFrame:
-        """One line a unit of a finished run's test: `signature`, `row`, `seed`, the unit under its kind (`patient`), and
-        its scores by name (`dice`); NaN where one is undefined."""
+        """One line a unit of a finished run's test: `signature`, `row`, `seed`, the unit under its kind (`patient`),
+        and its scores by name (`dice`); NaN where one is undefined."""
         return self._frame(
-            pd.DataFrame([{run.spec.unit: unit, **scores} for unit, scores in run.units.items()]).assign(**self._of(run))
+            pd.DataFrame([{run.spec.unit: unit, **scores} for unit, scores in run.units.items()]).assign(
+                **self._of(run)
+            )
             for run in self._record.runs
             if run.units
         )
@@ -136,8 +140,8 @@ class Results:
 
 
 _COLUMNS = (
-    "factor", "a", "b", "difference", "low", "high", "p", "p_holm", "p_signed_rank", "units", "pairs", "seeds", "repeats",
-    "repeats_difference", "repeats_low", "repeats_high", "p_repeats", "p_repeats_holm", "verdict", "where",
+    "factor", "a", "b", "difference", "low", "high", "p", "p_holm", "p_signed_rank", "units", "pairs", "seeds",
+    "repeats", "repeats_difference", "repeats_low", "repeats_high", "p_repeats", "p_repeats_holm", "verdict", "where",
 )  # fmt: skip
 
 
@@ -154,8 +158,8 @@ def _same(place: Any, folder: Path) -> bool:
 
 
 def load(sources: str | Path | Sequence[str | Path], metric: str | None = None) -> Results:
-    """What a sweep found: a sweep's folder (`multirun/SWEEP`), a run folder, an MLflow experiment's name or a run id, or
-    several of these, pooled as in a report. metric: what runs are compared by, in place of what their task says.
+    """What a sweep found: a sweep's folder (`multirun/SWEEP`), a run folder, an MLflow experiment's name or a run id,
+    or several of these, pooled as in a report. metric: what runs are compared by, in place of what their task says.
 
     Raises SegsweepError where a source holds no runs."""
     start()

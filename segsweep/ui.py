@@ -2,7 +2,14 @@
 
 import sys
 
-from segsweep.tracking.ui import main
+from segsweep.config.start import start
+from segsweep.tracking import ui
+
+
+def main() -> int:
+    start()
+    return ui.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

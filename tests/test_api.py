@@ -221,7 +221,11 @@ def test_the_notebook_runs(tmp_path):
     told = "print(results.contrasts['verdict'].tolist(), (masks & (truth > 0)).sum() > 0.5 * truth.sum())"
     program = "\n".join([*("".join(cell["source"]) for cell in cells), told])
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"MPLBACKEND": "agg"}
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MPLBACKEND": "agg"},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("['shown'] True\n")

@@ -45,7 +45,7 @@ def quiet() -> None:
         else:
             shown(message, category, filename, lineno, *more, **named)  # type: ignore[arg-type]
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show
 
 
 def leave_at_once() -> None:

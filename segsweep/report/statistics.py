@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 
 
 def _finite(make: Callable[..., Interval | None]) -> Callable[..., Interval | None]:
-    """No interval where an end of it is infinite or no number, as of values that are so or overflow: that says nothing."""
+    """No interval where an end of it is infinite or no number, as of values that are so, or that overflow."""
 
     @wraps(make)
     def made(*given: Any, **named: Any) -> Interval | None:

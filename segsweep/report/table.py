@@ -68,9 +68,10 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
             *cells,
         )
 
-    # rich would show it in a notebook, and write nothing
-    plainly = {"force_terminal": color, "no_color": not color, "force_jupyter": False}
-    console = Console(file=StringIO(), width=width, highlight=False, **plainly)
+    console = Console(
+        file=StringIO(), width=width, force_terminal=color, no_color=not color, highlight=False,
+        force_jupyter=False,  # it would show the table there, and write nothing
+    )  # fmt: skip
     room = console.width
     console.width = max(room, Measurement.get(console, console.options.update(width=10_000), drawn).maximum)
     console.print(drawn)

@@ -20,7 +20,6 @@ from PIL import Image
 from scipy.ndimage import binary_erosion
 from torch import nn
 
-from segsweep import __version__
 from segsweep.config.start import start
 from segsweep.core import artifacts, environment
 from segsweep.core.device import out_of_memory, pick_device
@@ -30,8 +29,8 @@ from segsweep.runs.find import REFERENCE
 from segsweep.runs.find import find as find_run
 from segsweep.segmentation.data import cache, volume
 from segsweep.segmentation.data.batches import Batches
-from segsweep.segmentation.data.images import read as read_pixels
 from segsweep.segmentation.data.images import padded, sized, target
+from segsweep.segmentation.data.images import read as read_pixels
 from segsweep.segmentation.data.labels import ONE, Labels, counted
 from segsweep.segmentation.data.labels import sizes as sizes_of
 from segsweep.segmentation.evaluate import evaluate, patient_table
@@ -180,15 +179,17 @@ def predict_array(trained: Trained, given: np.ndarray, device: torch.device) -> 
     if given.dtype not in (np.uint8, np.uint16):
         raise SegsweepError(f"an array of {given.dtype}: images are uint8 or uint16, as in files, not normalised")
     if trained.labels.roi:
-        raise SegsweepError(f"the run has regions of interest (data.roi={trained.labels.roi}): give files, not an array")
+        raise SegsweepError(
+            f"the run has regions of interest (data.roi={trained.labels.roi}): give files, not an array"
+        )
     blank = np.zeros(stack.shape[1:3], np.uint8)
     pairs = [sized(image, blank, trained.size, trained.labels, None, "an array") for image in stack]
-    images, empty = ([pair[side] for pair in pairs] for side in (0, 1))
+    images, empty = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
     if trained.room is not None:
-        largest = tuple(max(sides) for sides in zip(trained.room, images[0].shape[:2], strict=True))
-        images, empty = padded(images, empty, largest)
+        height, width = (max(sides) for sides in zip(trained.room, images.shape[1:3], strict=True))
+        images, empty = padded(images, empty, (height, width))
     slices = [Slice(Path("array"), "array", str(n), None) for n in range(len(stack))]
-    patient = Patient("array", slices, np.stack(images), None, [stack.shape[1:3]] * len(stack), np.stack(empty))
+    patient = Patient("array", slices, images, None, [(stack.shape[1], stack.shape[2])] * len(stack), empty)
     trained.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return np.stack([mask for mask, _ in as_given(patient, predict(trained, [patient], device).masks)])
 
@@ -325,7 +326,11 @@ def predict_files(
         about |= {"classes": dict(zip(labels.names, labels.values, strict=True))}
     if probabilities:
         about |= {"probabilities": "probabilities.npy: (slices, classes, height, width) float16, at the network's size"}
-    about |= {"device": environment.device_name(device), "segsweep": __version__, "problems": problems}
+    about |= {
+        "device": environment.device_name(device),
+        "segsweep": environment.versions().get("segsweep"),
+        "problems": problems,
+    }
     artifacts.write_json(out / "predictions.json", about)
     return rows, problems
 

@@ -16,9 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from segsweep import __version__
 from segsweep.core import artifacts
-from segsweep.core.environment import spare_dynamo
+from segsweep.core.environment import spare_dynamo, versions
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
 from segsweep.segmentation import networks
@@ -153,7 +152,7 @@ def _version(info: dict[str, Any]) -> str:
     commit = f" (commit {info['commit']})" if info.get("commit") else ""
     return (
         f"\nThe run was made by segsweep {made.get('segsweep', 'of unknown version')}{commit} with torch "
-        f"{made.get('torch', '?')}; this is segsweep {__version__} with torch {torch.__version__}. "
+        f"{made.get('torch', '?')}; this is segsweep {versions().get('segsweep')} with torch {torch.__version__}. "
         "Use the program of the run, or train it anew"
     )
 

@@ -45,7 +45,7 @@ def main(raising: bool = False) -> int:
 
 
 def _on(number: int, handler: Any) -> None:
-    """In another thread than the first, a notebook's say, Python takes no handler: a Ctrl-C is then told to that one."""
+    """In another thread than the first Python takes no handler: a Ctrl-C is told to that one."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(number, handler)
 
@@ -149,7 +149,11 @@ def _complete(line: str) -> int:
     earlier = value.rpartition(",")[0] + "," * ("," in value) if equals else ""
     os.environ["COMP_LINE"] = line.removesuffix(last) + key + equals + value.removeprefix(earlier)
     told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(BaseException):
+    with (
+        contextlib.redirect_stdout(told),
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.suppress(BaseException),
+    ):
         _hydra(Started(lambda cfg: None, "segsweep.sweeps.job"))
     found = [key + equals + earlier + word.removeprefix(key + equals) for word in told.getvalue().split()]
     print(*found, *([] if len(words) > bool(last) else commands))

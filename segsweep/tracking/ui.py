@@ -6,7 +6,6 @@ import shlex
 import socket
 import sys
 
-from segsweep.config.start import start
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line, learn, masked
 from segsweep.core.program import typed
@@ -18,7 +17,6 @@ HOST = "127.0.0.1"
 
 def main(arguments: list[str] | None = None) -> int:
     """Become MLflow's server, until Ctrl-C; 1 and a sentence where there is nothing to serve or no port for it."""
-    start()
     parser = argparse.ArgumentParser(
         prog=typed("ui"),
         description=f"Serve MLflow's table, charts and pages of runs on {HOST}, for this machine alone.",
