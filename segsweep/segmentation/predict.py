@@ -187,7 +187,7 @@ def predict_array(trained: Trained, given: np.ndarray, device: torch.device) -> 
     images, empty = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
     if trained.room is not None:
         height, width = (max(sides) for sides in zip(trained.room, images.shape[1:3], strict=True))
-        images, empty = padded(images, empty, (height, width))
+        images, empty = padded(list(images), list(empty), (height, width))
     slices = [Slice(Path("array"), "array", str(n), None) for n in range(len(stack))]
     patient = Patient("array", slices, images, None, [(stack.shape[1], stack.shape[2])] * len(stack), empty)
     trained.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
