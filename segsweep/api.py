@@ -123,6 +123,8 @@ class Results:
         from segsweep.segmentation.trained import load as trained
 
         named = self.best() if run is None else run
+        if not isinstance(named, pd.Series | str | Path):
+            raise SegsweepError(f"run={run!r}: give a line of `runs`, such as runs.iloc[0], a signature or a run folder")
         place = named["folder"] if isinstance(named, pd.Series) else str(named)
         if not isinstance(place, str):
             raise SegsweepError(f"job {named.get('job')}: it has no run ({named.get('status')})")
@@ -134,8 +136,8 @@ class Results:
 
     def _frame(self, parts: Iterator[pd.DataFrame]) -> pd.DataFrame:
         """With what says whose it is in front."""
-        whole = pd.concat([pd.DataFrame(), *parts], ignore_index=True)
-        first = [name for name in ("signature", "row", "seed") if name in whole]
+        first, found = ["signature", "row", "seed"], list(parts)
+        whole = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=first)
         return whole[[*first, *(name for name in whole if name not in first)]]
 
 

@@ -139,6 +139,8 @@ def test_a_prediction_of_an_array_is_that_of_its_files_at_their_size(swept, tmp_
             results.predict(wrong)
     with pytest.raises(SegsweepError, match="no such file"):
         results.predict(tmp_path / "nobody")
+    with pytest.raises(SegsweepError, match="run=1: give a line of `runs`"):
+        results.model(1)
     with pytest.raises(SegsweepError, match="finished|no such"):
         results.model(results.runs.iloc[2])
 

@@ -230,7 +230,7 @@ class Sweep:
             return f"not written ({reason}); again: {typed('search')} {folder}"
         best = folder / "search" / "experiment" / "best.yaml"
         line = shlex.join([*named(), "--config-dir", str(folder / "search"), f"{self.plus}experiment=best"])
-        again = f"   the best: {program()} {line}"
+        again = f"   the best: {program() if session().door else typed()} {line}"
         return f"{page}{again if best.exists() else ''}"
 
     def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> list[str]:
