@@ -124,10 +124,12 @@ class Results:
 
         named = self.best() if run is None else run
         if not isinstance(named, pd.Series | str | Path):
-            raise SegsweepError(f"run={run!r}: give a line of `runs`, such as runs.iloc[0], a signature or a run folder")
-        place = named["folder"] if isinstance(named, pd.Series) else str(named)
-        if not isinstance(place, str):
-            raise SegsweepError(f"job {named.get('job')}: it has no run ({named.get('status')})")
+            raise SegsweepError(
+                f"run={run!r}: give a line of `runs`, such as runs.iloc[0], a signature or a run folder"
+            )
+        if isinstance(named, pd.Series) and not isinstance(named["folder"], str):
+            raise SegsweepError(f"job {named['job']}: it has no run ({named['status']})")
+        place = str(named["folder"] if isinstance(named, pd.Series) else named)
         known = [line.folder for line in self._record.runs if line.signature.startswith(place)]
         return trained(known[0] if len(known) == 1 else find(place, Path("multirun"))[0], weights)
 
