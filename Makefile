@@ -43,9 +43,7 @@ check: $(VENV)/.tools
 	$(BIN)/mypy
 
 ui: install
-	@echo 'Runs, best first:  http://127.0.0.1:$(PORT)/#/experiments/1/runs?viewStateShareKey=segsweep'
-	@echo 'Charts by factor:  http://127.0.0.1:$(PORT)/#/experiments/1/runs?viewStateShareKey=segsweep-factors&compareRunsMode=CHART'
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+	$(BIN)/segsweep ui --port $(PORT)
 
 lock: $(VENV)/.tools
 	$(BIN)/python -m pip list --format freeze --exclude-editable | grep -v -e '^pip=' -e '^setuptools=' -e '^segsweep=' | sed 's/+cpu$$//' > constraints.txt

@@ -198,3 +198,41 @@ def test_what_a_wrong_option_might_have_brought_is_not_told_beside_it():
     said = message("model=unett", "optim=adm", "model.odd=1", "optim.lrr=1", "epoch=3", "batch_size=0").splitlines()
     assert [text.partition(":")[0] for text in said] == ["model=unett", "optim=adm", "epoch", "batch_size=0"]
     assert message("experiment=odd", "sed=0").count("\n") == message("task=odd", "sed=0").count("\n") == 0
+
+
+BARE = ["loss._target_=torch.nn.BCEWithLogitsLoss", "~loss.dice_weight", "~loss.smooth", "~loss.weights"]
+
+
+@pytest.mark.parametrize("argv", [BARE, BARE[::-1], ["-m", *BARE, "seed=0,1"]])
+def test_a_key_that_is_deleted_is_no_argument_of_the_class_that_is_named(argv):
+    assert "loss.smooth: torch.nn.BCEWithLogitsLoss takes no such argument" in message(BARE[0])
+    assert preflight(argv).jobs == 1 + ("-m" in argv)
+
+
+def test_a_key_that_is_deleted_and_needed_is_told():
+    assert message("~scheduler.T_max") == "scheduler.T_max: a value is needed"
+
+
+def test_a_sweep_deletes_a_key_whatever_its_value():
+    from types import SimpleNamespace
+
+    from segsweep.plugins.grid import GridSweeper
+
+    sweeper, kept = GridSweeper(), []
+    sweeper.config, sweeper.launcher = OmegaConf.create({"sweep": {"exclude": []}}), None
+    sweeper.hydra_context = SimpleNamespace(config_loader=None)
+    sweeper._record = kept.extend
+    with pytest.raises(AssertionError):  # there is no launcher
+        sweeper.sweep(["~model.t", "seed=0,1"])
+    sweeper.launcher = SimpleNamespace(launch=lambda points, initial_job_idx: points)
+    sweeper.sweep(["~model.t", "~model.width=4", "seed=0,1"])
+    assert kept == [["~model.t", "~model.width=4", f"seed={seed}"] for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_folder_of_options_may_stand_anywhere(tmp_path, place, monkeypatch):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nepochs: 2\n")
+    words = ["model=unet", "experiment=mine", "seed=0,1"]
+    words[place:place] = ["--config-dir", str(tmp_path)]
+    assert preflight(["-m", *words]).jobs == 2

@@ -526,7 +526,7 @@ def test_what_the_command_line_says_to_hydra_itself_goes(mine):
 
 
 @pytest.mark.parametrize(
-    "line", ["~hydra/job_logging", "~hydra/launcher", "~data.noise", "model._target_=torch.nn.ReLU"]
+    "line", ["~hydra/job_logging", "~hydra/launcher", "~model.width", "model._target_=torch.nn.ReLU"]
 )
 def test_what_the_command_line_takes_out_or_names_is_no_files_doing(mine, line):
     write(mine, {"experiment/x.yaml": f"{GLOBAL}seed: 3\n"})

@@ -30,6 +30,7 @@ from zipfile import BadZipFile, ZipFile
 
 from segsweep.core import masks
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import typed
 from segsweep.core.session import Interrupted, session
 from segsweep.core.signature import OWN
 
@@ -84,7 +85,7 @@ def flush(path: Path) -> None:
 def full(error: OSError, folder: Path) -> str:
     """Of an error in writing below `folder`, one sentence that names it, and what helps where the disk is full."""
     said = f"{folder} cannot be written ({error.strerror or error})"
-    return f"{said}; python -m segsweep.clean lists what can go" if error.errno in NO_ROOM else said
+    return f"{said}; {typed('clean')} lists what can go" if error.errno in NO_ROOM else said
 
 
 def denied(error: OSError, folder: Path) -> str:

@@ -21,6 +21,7 @@ from segsweep.config.schema import engine
 from segsweep.config.start import start
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import typed
 from segsweep.runs.find import REFERENCE, find
 from segsweep.segmentation import windows
 from segsweep.segmentation.data import cache
@@ -197,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 written and checked, 1 with a plain message where not."""
     start()
     parser = argparse.ArgumentParser(
-        prog="python -m segsweep.export",
+        prog=typed("export"),
         description="Write a run's network as torch.export and ONNX, checked against the original.",
     )
     parser.add_argument("run", metavar="RUN", help=REFERENCE)

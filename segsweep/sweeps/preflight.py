@@ -36,6 +36,7 @@ from segsweep.config.hold import Hold, is_place
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.masks import first_line
+from segsweep.core.program import COMMANDS
 from segsweep.core.session import session
 from segsweep.core.signature import IGNORED, OWN
 from segsweep.search import objective, pruning
@@ -294,6 +295,7 @@ def _unreadable(lines: list[str]) -> list[str]:
             brackets = any(value.count(a) != value.count(b) for a, b in ("()", "[]", "{}"))
             left_open = brackets or any(value.count(sign) % 2 for sign in "'\"")
             text += "; is a bracket or a quote left open?" * left_open
+            text += "" if equals or session().door else nearest(line, COMMANDS)
             if equals and (not left_open or re.search(r"[\\^?*+|]", value)):  # the latter of a regular expression
                 quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
                 with contextlib.suppress(HydraException):

@@ -20,6 +20,7 @@ from segsweep.config.start import start
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.masks import first_line
+from segsweep.core.program import typed
 from segsweep.core.session import session
 from segsweep.core.signature import digest, leaves, short
 from segsweep.core.source import hashes
@@ -128,7 +129,7 @@ def _refuse_other(reference: str, cfg: DictConfig, info: Mapping[str, Any]) -> N
     program, _ = _words(info)
     here, asks = ["python", "-m", "segsweep"], f"{printable(shlex.join(program))} --why"
     if door := session().door:
-        other, asks = engine(cfg).task._target_ != door.target, asks if program != here else "python -m segsweep.why"
+        other, asks = engine(cfg).task._target_ != door.target, asks if program != here else typed("why")
     else:
         other = bool(program) and program != here
     if other:
@@ -280,7 +281,7 @@ def _mirror(folder: Path) -> None:
         push(folder, vouched(state["uri"]), state["experiment"], None, final=True)
     except Exception as error:  # MLflow raises what its back end raises
         print(
-            f"MLflow does not know yet ({first_line(error)}): python -m segsweep.sync {folder}",
+            f"MLflow does not know yet ({first_line(error)}): {typed('sync')} {folder}",
             file=sys.stderr,
         )
 
@@ -368,4 +369,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _asks() -> str:
     """The command of this, less its arguments."""
-    return f"{shlex.join(door.program)} --why" if (door := session().door) else "python -m segsweep.why"
+    return f"{shlex.join(door.program)} --why" if (door := session().door) else typed("why")
