@@ -20,6 +20,7 @@ from segsweep.tracking import store, ui
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of another test of this process
 @pytest.mark.parametrize("name", program.COMMANDS)
 def test_each_command_has_a_help_of_its_own(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/segsweep", "--help"])
