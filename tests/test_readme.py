@@ -14,7 +14,8 @@ from test_classes import write
 from test_cli import segsweep
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("runs", "search", "segmentation"))]
+GUIDES = ("start", "own_data", "own_network", "segmentation", "search", "runs")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES)]
 BLOCKS = [b for page in PAGES for b in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)]
 COMMANDS = [
     list(c) for c in dict.fromkeys(tuple(shlex.split(x, comments=True)) for b in BLOCKS for x in b.splitlines()) if c
