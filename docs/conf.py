@@ -40,10 +40,13 @@ CONTENTS = {  # a page that is in none of these fails the build
 }
 
 myst_heading_anchors = 4
+highlight_language = "none"  # of what a terminal shows
 myst_enable_extensions = ["deflist", "colon_fence"]
 default_role = "code"
 autodoc_member_order = "bysource"
+autodoc_typehints, autodoc_typehints_description_target = "description", "documented"
 autodoc_typehints_format = "short"
+smartquotes = False  # values are copied
 python_use_unqualified_type_names = True
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!segsweep).*")]  # what others document is linked to nowhere: it would not be offline
@@ -73,6 +76,14 @@ def folders(app, doctree):
             node.replace_self(nodes.reference("", "", *node.children, internal=True, refuri=page + anchor))
 
 
+def dashes(app, doctree):
+    """Between a parameter and what is said of it, as nothing else makes them."""
+    for node in list(doctree.findall(nodes.Text)):
+        if node == " -- ":
+            node.parent.replace(node, nodes.Text(" – "))
+
+
 def setup(app):
     app.connect("source-read", contents)
     app.connect("doctree-read", folders)
+    app.connect("doctree-read", dashes)

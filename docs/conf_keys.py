@@ -30,6 +30,7 @@ class File(NamedTuple):
     head: list[str]
     target: str  # the class that it names
     everywhere: bool  # whether its keys are those of other groups
+    chosen: dict[str, str]  # group -> the option that it takes
     keys: list[Key]
 
 
@@ -74,7 +75,10 @@ def read(path: Path, conf: Path = CONF) -> File:
     prefix = "" if everywhere or not group else group.replace("/", ".") + "."
     target = next((value.value for key, value in node.value if key.value == "_target_"), "")
     keys = [] if group in FOREIGN else list(_keys(node, lines, prefix))
-    return File(group, path.stem, head[everywhere:], target, everywhere, keys)
+    listed = next((value.value for key, value in node.value if key.value == "defaults"), [])
+    pairs = [(key.value, value.value) for entry in listed if isinstance(entry.value, list) for key, value in entry.value]
+    chosen = {key.removeprefix("override ").lstrip("/"): option for key, option in pairs}
+    return File(group, path.stem, head[everywhere:], target, everywhere, chosen, keys)
 
 
 def everything(conf: Path = CONF) -> list[File]:
@@ -123,6 +127,7 @@ class ConfKeys(SphinxDirective):
         except ValueError as error:
             raise self.error(str(error)) from None
         groups: dict[str, list[File]] = {}
+        self.chosen = {k: v for file in files if file.group in ("", "task") for k, v in file.chosen.items()}
         for file in files:
             groups.setdefault(file.group, []).append(file)
         return [self.group(name, members) for name, members in groups.items()]
@@ -140,6 +145,8 @@ class ConfKeys(SphinxDirective):
         for file in files:
             title = f"{'+' if name in ('search', 'grid') else ''}{name}={file.option}"
             option = self.section([nodes.literal("", title)], f"{name}-{file.option}")
+            if self.chosen.get(name) == file.option:
+                option += nodes.paragraph("", "", nodes.emphasis("", "The default."))
             option += [*paragraphs(file.head), *self.keys(file)]
             section += option
         return section
