@@ -1,5 +1,5 @@
-"""The site: `make docs`. The repository's root is its source, so that README.md and docs/ are pages as they lie, with the
-links that they have on a forge; nothing is loaded from elsewhere."""
+"""The site: `make docs`. Its source is the repository itself: README.md and docs/ are pages as they lie, with the links
+that they have where the repository is browsed; nothing is loaded from elsewhere."""
 
 import sys
 from pathlib import Path
@@ -49,7 +49,9 @@ autodoc_typehints_format = "short"
 smartquotes = False  # values are copied
 python_use_unqualified_type_names = True
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!segsweep).*")]  # what others document is linked to nowhere: it would not be offline
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!segsweep).*")
+]  # what others document is linked to nowhere: it would not be offline
 
 html_theme, html_title = "furo", "segsweep"
 html_static_path, templates_path = ["site"], ["site"]
@@ -59,7 +61,7 @@ html_copy_source = html_show_sourcelink = html_show_copyright = html_show_sphinx
 
 
 def contents(app, name, source):
-    """The README is the first page; a forge shows it without the table of contents."""
+    """The README is the first page; it is read without the table of contents, too."""
     if name == root_doc:
         for caption, pages in CONTENTS.items():
             listed = "\n".join(f"/{page}" for page in pages)
@@ -67,7 +69,7 @@ def contents(app, name, source):
 
 
 def folders(app, doctree):
-    """A link to a folder, which a forge lists, leads to the page about it; without such a page it stays broken."""
+    """A link to a folder leads to the page about it; without such a page it stays broken."""
     for node in list(doctree.findall(addnodes.pending_xref)):
         path = (Path(app.env.doc2path(app.env.docname)).parent / node["reftarget"]).resolve()
         if node["reftype"] == "myst" and path.is_dir() and path.is_relative_to(ROOT / "examples"):

@@ -76,7 +76,9 @@ def read(path: Path, conf: Path = CONF) -> File:
     target = next((value.value for key, value in node.value if key.value == "_target_"), "")
     keys = [] if group in FOREIGN else list(_keys(node, lines, prefix))
     listed = next((value.value for key, value in node.value if key.value == "defaults"), [])
-    pairs = [(key.value, value.value) for entry in listed if isinstance(entry.value, list) for key, value in entry.value]
+    pairs = [
+        (key.value, value.value) for entry in listed if isinstance(entry.value, list) for key, value in entry.value
+    ]
     chosen = {key.removeprefix("override ").lstrip("/"): option for key, option in pairs}
     return File(group, path.stem, head[everywhere:], target, everywhere, chosen, keys)
 
