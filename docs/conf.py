@@ -43,7 +43,7 @@ myst_heading_anchors = 4
 highlight_language = "none"  # of what a terminal shows
 myst_enable_extensions = ["deflist", "colon_fence"]
 default_role = "code"
-autodoc_member_order = "bysource"
+autodoc_member_order, napoleon_use_ivar = "bysource", True
 autodoc_typehints, autodoc_typehints_description_target = "description", "documented"
 autodoc_typehints_format = "short"
 smartquotes = False  # values are copied
@@ -86,6 +86,7 @@ def dashes(app, doctree):
 
 
 def setup(app):
+    app.add_config_value("CONTENTS", {}, "env")  # all is read again where it changes
     app.connect("source-read", contents)
     app.connect("doctree-read", folders)
     app.connect("doctree-read", dashes)

@@ -4,8 +4,9 @@ A key's comment stands behind its value, goes on in lines that are further in th
 without one is an error, unless another file documents the same key, as it does for experiments and spaces."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import yaml
@@ -121,6 +122,8 @@ def paragraphs(lines: list[str]) -> Iterator[nodes.Node]:
 
 
 class ConfKeys(SphinxDirective):
+    has_content = True  # for who reads the page unbuilt
+
     def run(self) -> list[nodes.Node]:
         for path in CONF.rglob("*.yaml"):
             self.env.note_dependency(str(path))
@@ -144,19 +147,22 @@ class ConfKeys(SphinxDirective):
             section += [*paragraphs(files[0].head), *self.keys(files[0])]
             return section
         section = self.section([nodes.literal("", f"{name}=")], f"group-{name}")
-        for file in files:
+        told: dict[Key, str] = {}  # what was said of another option of the group
+        for file in sorted(files, key=lambda file: self.chosen.get(name) != file.option):
             title = f"{'+' if name in ('search', 'grid') else ''}{name}={file.option}"
             option = self.section([nodes.literal("", title)], f"{name}-{file.option}")
             if self.chosen.get(name) == file.option:
                 option += nodes.paragraph("", "", nodes.emphasis("", "The default."))
-            option += [*paragraphs(file.head), *self.keys(file)]
+            option += [*paragraphs(file.head), *self.keys(file, told)]
             section += option
+            for key in file.keys:
+                told.setdefault(key, title)
         return section
 
-    def keys(self, file: File) -> Iterator[nodes.Node]:
-        if file.target:
+    def keys(self, file: File, told: Mapping[Key, str] = MappingProxyType({})) -> Iterator[nodes.Node]:
+        if file.target not in ("", "null"):
             yield nodes.paragraph("", "", nodes.Text("Class: "), nodes.literal("", file.target))
-        shown = [key for key in file.keys if key.comment]
+        shown = [key for key in file.keys if key.comment and key not in told]
         others = [key for key in file.keys if not key.comment and not key.inner]
         if shown:
             items = nodes.definition_list(classes=["conf-keys"])
@@ -167,6 +173,11 @@ class ConfKeys(SphinxDirective):
                 about = nodes.definition("", nodes.paragraph("", "", *marked(key.comment)))
                 items += nodes.definition_list_item("", term, about)
             yield items
+        for title in dict.fromkeys(told[key] for key in file.keys if key in told):
+            names = [nodes.literal("", key.name) for key in file.keys if told.get(key) == title]
+            commas = [node for name in names for node in (nodes.Text(", "), name)][1:]
+            link = nodes.reference("", "", nodes.literal("", title), refid=nodes.make_id(title.lstrip("+")))
+            yield nodes.paragraph("", "", nodes.Text("As with "), link, nodes.Text(": "), *commas)
         if others:
             yield nodes.paragraph("", "Sets keys that are explained elsewhere on this page:")
             yield nodes.literal_block("", "\n".join(f"{key.name}: {key.default}" for key in others), language="yaml")

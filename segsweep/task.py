@@ -18,7 +18,14 @@ FORMAT, WORD = re.compile(r",?(\.\d{1,2})?[efg%]"), re.compile(r"[^\W\d_][\w -]*
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """What a setting may be, beside its annotation: `lr: Annotated[float, Range(above=0)]`."""
+    """What a setting may be, beside its annotation: `lr: Annotated[float, Range(above=0)]`.
+
+    Args:
+        least: the least that is allowed.
+        above: what it has to be more than.
+        most: the most that is allowed.
+        choices: the texts that are allowed; empty: any.
+    """
 
     least: float | None = None
     above: float | None = None

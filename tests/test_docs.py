@@ -61,6 +61,9 @@ def test_the_site_is_built_strictly_its_links_lead_somewhere_and_nothing_is_load
             target = (file.parent / unquote(name.partition("?")[0])).resolve() if name else file
             assert target.is_file(), (file.name, link)
             assert not anchor or target.suffix != ".html" or unquote(anchor) in pages[target].names, (file.name, link)
+    shown = (tmp_path / "html" / "docs" / "configuration.html").read_text()
+    keys = [key.name for file in conf_keys.everything() for key in file.keys if not key.inner]
+    assert [name for name in keys if f">{name}<" not in shown] == []
     for style in (tmp_path / "html" / "_static").rglob("*.css"):
         assert not re.search(r"(url\(|@import )[\"']?(https?:)?//", style.read_text()), style
 
