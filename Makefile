@@ -35,7 +35,7 @@ test-all: $(VENV)/.tools
 	$(PYTEST)
 
 soak: $(VENV)/.tools
-	SEGSWEEP_SOAK=20 $(BIN)/python -m pytest tests/test_interruption.py tests/test_durability.py tests/test_fuzz.py -k 'killed or full_disk or fuzz_what'
+	SEGSWEEP_SOAK=20 $(BIN)/python -m pytest tests/test_interruption.py tests/test_durability.py tests/test_fuzz.py -k 'killed or full_disk or loop_device or fuzz_what'
 
 check: $(VENV)/.tools
 	$(BIN)/ruff check .
@@ -47,9 +47,7 @@ docs: $(VENV)/.tools
 	@echo 'docs/_build/html/index.html'
 
 ui: install
-	@echo 'Runs, best first:  http://127.0.0.1:$(PORT)/#/experiments/1/runs?viewStateShareKey=segsweep'
-	@echo 'Charts by factor:  http://127.0.0.1:$(PORT)/#/experiments/1/runs?viewStateShareKey=segsweep-factors&compareRunsMode=CHART'
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+	$(BIN)/segsweep ui --port $(PORT)
 
 lock: $(VENV)/.tools
 	$(BIN)/python -m pip list --format freeze --exclude-editable | grep -v -e '^pip=' -e '^setuptools=' -e '^segsweep=' | sed 's/+cpu$$//' > constraints.txt

@@ -1,10 +1,12 @@
 """The site: `make docs`. Its source is the repository itself: README.md and docs/ are pages as they lie, with the links
 that they have where the repository is browsed; nothing is loaded from elsewhere."""
 
+import json
 import sys
 from pathlib import Path
 
 from docutils import nodes
+from myst_parser.parsers.sphinx_ import MystParser
 from sphinx import addnodes
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +18,7 @@ project, version, release = "segsweep", segsweep.__version__, segsweep.__version
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "conf_keys"]
 root_doc = "README"
 PAGES = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-include_patterns = [*PAGES, "docs/*.md", "docs/results/README.md", "benchmarks/*.md"]
+include_patterns = [*PAGES, "docs/*.md", "docs/notebook.ipynb", "docs/results/README.md", "benchmarks/*.md"]
 exclude_patterns = sorted(  # which are not even walked through
     path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("docs", "benchmarks")
 ) + ["docs/_build"]
@@ -28,6 +30,7 @@ CONTENTS = {  # a page that is in none of these fails the build
         "docs/own_network",
         "docs/own_metric",
         "docs/own_task",
+        "docs/notebook",
         "docs/segmentation",
         "docs/search",
         "docs/scale",
@@ -68,6 +71,16 @@ def contents(app, name, source):
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
 
 
+class Notebook(MystParser):
+    """A page as it is before it is run: its outputs are kept nowhere."""
+
+    supported = ("ipynb",)
+
+    def parse(self, text, document):
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+        super().parse("\n\n".join(f"```python\n{t}\n```" if kind == "code" else t for kind, t in cells), document)
+
+
 def folders(app, doctree):
     """A link to a folder leads to the page about it; without such a page it stays broken."""
     for node in list(doctree.findall(addnodes.pending_xref)):
@@ -87,6 +100,8 @@ def dashes(app, doctree):
 
 def setup(app):
     app.add_config_value("CONTENTS", {}, "env")  # all is read again where it changes
+    app.add_source_suffix(".ipynb", "ipynb")
+    app.add_source_parser(Notebook)
     app.connect("source-read", contents)
     app.connect("doctree-read", folders)
     app.connect("doctree-read", dashes)

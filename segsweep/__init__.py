@@ -19,4 +19,12 @@ def __getattr__(name: str) -> Any:
         from segsweep.sweeps.doors import main
 
         return main
+    if name in ("load", "sweep"):
+        from segsweep import api
+
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "load", "main", "sweep"])

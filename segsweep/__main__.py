@@ -2,11 +2,16 @@
 
 
 def main() -> int:
-    from segsweep.core import child
+    import sys
 
+    from segsweep.core import child, program
+
+    if sys.argv[1:] and sys.argv[1] in program.COMMANDS:
+        child.settle_command()
+        return _leave(program.run(sys.argv.pop(1)))
     child.leave_at_once()
     try:
-        child.settle()  # of the command `segsweep`
+        child.settle_command()
         from segsweep.sweeps.cli import main as run
 
         return _leave(run())

@@ -8,6 +8,7 @@ from segsweep.config.schema import engine
 from segsweep.config.start import start
 from segsweep.core import artifacts
 from segsweep.core.masks import first_line, learn, masked
+from segsweep.core.program import typed
 from segsweep.tracking import mirrors
 from segsweep.tracking.recall import configuration
 from segsweep.tracking.store import STATE, vouched
@@ -32,7 +33,7 @@ def _take_place(run: Path) -> None:
 
 def main() -> int:
     start()
-    parser = argparse.ArgumentParser(prog="python -m segsweep.sync", description=__doc__)
+    parser = argparse.ArgumentParser(prog=typed("sync"), description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="sweep or run folders under multirun/")
     parser.add_argument(
         "--uri",

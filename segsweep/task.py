@@ -49,6 +49,8 @@ class Metric:
         by_epoch: it is measured after every epoch, so that a search and a pruner can go by it.
         scale: keys of the configuration on which the scale of its values depends, such as the loss's own: runs that
             differ in one of them are not compared by it.
+        measured: digest of the code and settings that measure it, where these are a user's own; "" where they are the
+            task's. Epochs that were trained before have no value of it where it was another's.
 
     Raises ValueError where it is none: a direction that is a little misspelt would be searched the wrong way.
     """
@@ -63,6 +65,7 @@ class Metric:
     by_unit: bool = False
     by_epoch: bool = True
     scale: tuple[str, ...] = ()
+    measured: str = ""
 
     def __post_init__(self) -> None:
         if reason := _defect(self):
@@ -174,6 +177,11 @@ class Spec:
             known["endings"] = {key: tuple(values) for key, values in (known.get("endings") or {}).items()}
             lists = {key: tuple(value) for key, value in known.items() if isinstance(value, list | tuple)}
             spec = cls(metrics=metrics, **(known | lists))
+            for name, kind in _KINDS.items():
+                value = getattr(spec, name)
+                several = value if kind in (tuple, Mapping) and isinstance(value, kind) else ()
+                if not isinstance(value, kind) or not all(isinstance(item, str) for item in several):
+                    raise ValueError(f"{name}={value!r}: not {_SAID[kind]}")
             for key in ("unit", "sample"):  # of which a file's name is made
                 if not WORD.fullmatch(getattr(spec, key)):
                     raise ValueError(f"{key}={getattr(spec, key)!r}: not a word")
@@ -182,6 +190,12 @@ class Spec:
             return spec
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"not the description of a task: {type(error).__name__}: {error}") from error
+
+
+_KINDS: dict[str, Any] = dict.fromkeys(("repeats", "ignored", "inputs", "pace", "sections"), tuple)
+_KINDS |= {"select": str, "unit": str, "sample": str, "validation": str, "epochs": bool, "neutral": Mapping}
+_SAID = {tuple: "a list of text", str: "text", bool: "true or false", Mapping: "a mapping"}
+"""Of `to_json`'s keys, what a record has to have there."""
 
 
 def _defect(metric: Metric) -> str | None:

@@ -4,9 +4,9 @@
 program as Python would: as `__main__`, with its own arguments, environment, folder, streams and path, and as a child of
 whoever started it. The fork has such a process of its own, for the workers that it starts.
 
-Started as ever is what says `executable=sys.executable` (a test of what a start imports), what has options that a fork
-cannot have, and what has on its path a module of the name of one that is imported already. With SEGSWEEP_NO_FORKS=1
-everything is.
+Started as ever is what says `executable=sys.executable`, a `-c` program that looks at what is imported, what has
+options that a fork cannot have, and what has on its path a module of the name of one that is imported already. With
+SEGSWEEP_NO_FORKS=1 everything is.
 """
 
 import atexit
@@ -114,7 +114,9 @@ def plain(asked: dict[str, Any]) -> dict[str, Any] | None:
     if len(line) < 2 or line[0] != sys.executable:
         return None
     kind, *rest = line[2:] if line[1] == "-P" else line[1:]
-    if kind not in ("-m", "-c") and kind.startswith("-"):
+    if kind not in ("-m", "-c") and kind.startswith("-") or line[1:3] == ["-m", "pytest"]:
+        return None
+    if kind == "-c" and any(word in rest[0] for word in ("sys.modules", "meta_path")):  # it looks at what is imported
         return None
     environment = dict(os.environ if asked["env"] is None else asked["env"])
     umask = os.umask(0)

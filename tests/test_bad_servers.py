@@ -21,6 +21,7 @@ from segsweep import sync
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
+from segsweep.segmentation.trained import load as load_trained
 from segsweep.sweeps import why
 from segsweep.sweeps.sweep import Sweep
 from segsweep.tracking import mirrors, recall, registry
@@ -426,6 +427,8 @@ def test_an_address_that_a_runs_folder_names_is_asked_if_it_is_ones_own(tmp_path
     monkeypatch.setattr(sys, "argv", ["sync", str(run)])
     with pytest.raises(SegsweepError, match="MLFLOW_TRACKING_URI"):
         recall.fetch(run / "best.pt")
+    with pytest.raises(SegsweepError, match="is in MLflow alone, which is not asked: .* MLFLOW_TRACKING_URI"):
+        load_trained(run, "best")
     why._mirror(run)
     assert sync.main() == 1
     assert asked == []

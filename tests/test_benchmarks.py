@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -89,8 +90,9 @@ def test_the_data_benchmark_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_share_one_decoded_set(tmp_path):
+def test_workers_share_one_decoded_set(tmp_path, monkeypatch):
     """What `benchmarks.memory` measures of a sweep, on two slots."""
+    monkeypatch.setattr(subprocess, "Popen", forked.Started)  # forks share pages of the process that they are of
     (tmp_path / "sweep").mkdir()
     data = ["data.patients=12", "data.slices=16", "data.image_size=64"]
     decoded = tmp_path / "cache"

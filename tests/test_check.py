@@ -84,7 +84,7 @@ def said(tmp_path, monkeypatch, allow, capsys):
         importlib.invalidate_caches()
         source.code.cache_clear()
         source.places.cache_clear()
-        code = check.main(["--config-dir", "conf", "task=fit", *overrides])
+        code = check.main(["task=fit", "--config-dir", "conf", *overrides])  # it may stand anywhere
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["conf", "fits.py"]

@@ -262,8 +262,14 @@ LABELLED = ["data=folder", "data.root=nowhere", "data.classes=4"]
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["loss=bce"], "loss: BCEWithLogitsLoss does not take the logits of 4 classes (data.classes): Target size"),
-        (["loss=bce_dice"], "loss: BCEDice does not take the logits of 4 classes (data.classes): Target size"),
+        (
+            ["loss=bce"],
+            "loss: BCEWithLogitsLoss does not take the logits of 4 classes (data.classes): it is of one str",
+        ),
+        (
+            ["loss=bce_dice"],
+            "loss: BCEDice does not take the logits of 4 classes (data.classes): it is of one structure",
+        ),
         (
             ["loss._target_=torch.nn.MSELoss", "~loss.dice_weight", "~loss.smooth", "~loss.weights"],
             "loss: MSELoss does",

@@ -67,7 +67,7 @@ def measured(folder: Path) -> dict[str, tuple[list[dict], bytes]]:
 
 
 def weights(folder: Path) -> dict[str, list[torch.Tensor]]:
-    files = sorted(folder.glob("multirun/runs/*/*.pt"))
+    files = sorted(folder.glob("multirun/runs/*/[!.]*.pt"))  # what a kill left half-written stays for an hour
     return {
         f"{file.parent.name}/{file.name}": list(torch.load(file, weights_only=True)["model"].values()) for file in files
     }

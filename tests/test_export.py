@@ -90,6 +90,16 @@ def test_missing_packages_are_named_with_the_command(made, tmp_path, monkeypatch
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
 
 
+def test_a_full_disk_is_a_line_and_leaves_nothing(made, tmp_path):
+    """In a process of its own, which torch's writer would end."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000)); from segsweep import export; "
+    words = [sys.executable, "-c", f"{limit}raise SystemExit(export.main())", str(made), "--out", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "[Errno 27] File too large\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_that_is_not_there_is_a_message(tmp_path, capsys):
     assert export.main(["0123", "--runs", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert "0123: no such run" in capsys.readouterr().err

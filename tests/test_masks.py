@@ -383,6 +383,43 @@ def test_what_slurm_pickles_has_the_names_of_addresses_in_an_application_too(tmp
     assert OmegaConf.select(config, f"{at}tracking.uri") == f"https://{USER}@host"  # as it is reached from here
 
 
+APP = """
+import segsweep
+@segsweep.main(config_path="../conf", config_name="config", metric="error", direction="min")
+def main(cfg):
+    print("to", cfg.deep[0].db)
+    raise RuntimeError(f"{cfg.deep[0].db[16:28]} is wrong")
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=slurm", "hydra.launcher.executor=local"]])
+def test_addresses_of_ones_own_keys_are_in_no_record_log_or_pickle_either(tmp_path, launcher):
+    if launcher:
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    address = "postgresql://me:hunter2xyzzy@host/x"
+    content = {"deep": [{"db": address}], "segsweep": {"tracking": {"uri": None}}, "a": 1}
+    content["hydra"] = {"job": {"env_set": {"DSN": "https://plugh@host/3"}}}
+    for name, text in {"conf/config.yaml": json.dumps(content), "work/app.py": APP}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    words = [sys.executable, "app.py", "-m", "a=1,2", *launcher]
+    done = subprocess.run(words, cwd=tmp_path / "work", capture_output=True, text=True, timeout=240)
+    assert "RuntimeError: *** is wrong" in done.stdout + done.stderr
+    assert statuses(tmp_path / "work") == ["failed"] * 2
+    assert leaks(tmp_path / "work", done.stdout + done.stderr) == []
+
+
+def test_every_address_of_a_configuration_is_hidden_and_nothing_else():
+    plain = {"a": [{"b": "https://me:pw@host"}, "x", None, 3], "c": "${a}", "d": "???", "e": "https://host"}
+    config = OmegaConf.create(plain)
+    OmegaConf.set_readonly(config, True)
+    masks.hide(config, masks.masked)
+    plain["a"][0]["b"] = "https://***@host"
+    assert OmegaConf.to_container(config) == plain
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["command line", "configuration", "configuration, with pickles of submitit"])
 def test_servers_that_are_not_there_are_told_of_without_the_password(tmp_path, where):

@@ -160,8 +160,7 @@ def test_the_leading_process_does_without_the_imports_that_training_needs(tmp_pa
     """A second or more each: torch's compiler, which an optimizer would import as soon as it is made, and MLflow."""
     code = "import sys; from segsweep.sweeps import cli; sys.argv[1:] = {}; cli.main(); print(*sys.modules)"
     arguments = ["-m", "optim=sgd,adam", "epochs=1", *TINY, "tracking=none", f"paths.cache={tmp_path}/cache"]
-    how = {"executable": sys.executable, "cwd": tmp_path, "capture_output": True, "text": True}
-    done = subprocess.run([sys.executable, "-c", code.format(arguments)], **how)
+    done = subprocess.run([sys.executable, "-c", code.format(arguments)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {"torch", "hydra"} <= set(done.stdout.split())
     assert not {"torch._dynamo", "mlflow", "sympy"} & set(done.stdout.split())

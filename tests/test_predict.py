@@ -200,6 +200,12 @@ def test_without_truth_there_are_volumes_and_no_metrics(made, tree, tmp_path, ca
     assert "Dice" not in capsys.readouterr().out
 
 
+def test_a_patients_name_is_no_formula_in_the_table(made, tree, tmp_path, capsys):
+    (tree / patients(tree)[0]).rename(tree / "=1+1")
+    assert predict.main([str(made[0]), str(tree / "=1+1"), "--out", str(tmp_path / "out")]) == 0
+    assert list(rows(tmp_path / "out" / "predictions.csv")) == ["'=1+1"]
+
+
 def test_files_given_one_by_one_are_said_to_be_normalised_among_themselves(made, tmp_path, capsys):
     folder, tree = made
     file = images(tree / patients(tree)[0])[3]

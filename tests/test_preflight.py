@@ -138,6 +138,26 @@ def test_odd_input_is_a_message_too(argument, says, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"hydra: null", "no configuration"),
+        (b"hydra: [a]", "no configuration"),
+        (b"a: [1", "line"),
+        (b"a: &a [*a]", "x.yaml"),
+        (b"a: !!python/name:os.system", "could not determine a constructor"),
+        (b"a: \xff", "can't decode byte 0xff"),
+    ],
+)
+def test_a_file_of_options_that_is_none_is_told_in_a_line(content, says, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "x.yaml").write_bytes(b"# @package _global_\n" + content)
+    told = message("--config-dir", str(tmp_path), "experiment=x")
+    assert told.startswith("experiment=x")
+    assert says in told
+    assert "\n" not in told
+
+
 def test_a_key_that_only_swept_options_have_is_left_to_the_jobs(lgg, tmp_path):
     argv = ["-m", "experiment=glob(*)", f"data.root={lgg}", "epochs=1", f"paths.cache={tmp_path}"]
     checked = preflight(argv)
@@ -159,6 +179,14 @@ def test_a_component_of_ones_own_runs_once_the_environment_allows_it(tmp_path, m
     assert preflight(argv).jobs == 1
 
 
+def test_what_is_taken_out_is_not_there_for_the_check():
+    preflight(["optim._target_=torch.optim.RMSprop", "~optim.betas", "~optim.fused"])
+    said = message("optim._target_=torch.optim.RMSprop", "~optim.fused")
+    assert "optim.betas: torch.optim.RMSprop takes no such argument" in said
+    assert "optim.fused" not in said
+    assert "optim.lrr" in message("~optim.lrr")
+
+
 @pytest.mark.parametrize("line", ["optim.lr=1,2", "+optim.foreach=true,false", "model@other=unet", "~augment=flips"])
 def test_what_the_command_line_gives_of_a_space_is_not_added_to_it_again(line):
     key, _, text = line.removeprefix("~").partition("=")
@@ -170,3 +198,41 @@ def test_what_a_wrong_option_might_have_brought_is_not_told_beside_it():
     said = message("model=unett", "optim=adm", "model.odd=1", "optim.lrr=1", "epoch=3", "batch_size=0").splitlines()
     assert [text.partition(":")[0] for text in said] == ["model=unett", "optim=adm", "epoch", "batch_size=0"]
     assert message("experiment=odd", "sed=0").count("\n") == message("task=odd", "sed=0").count("\n") == 0
+
+
+BARE = ["loss._target_=torch.nn.BCEWithLogitsLoss", "~loss.dice_weight", "~loss.smooth", "~loss.weights"]
+
+
+@pytest.mark.parametrize("argv", [BARE, BARE[::-1], ["-m", *BARE, "seed=0,1"]])
+def test_a_key_that_is_deleted_is_no_argument_of_the_class_that_is_named(argv):
+    assert "loss.smooth: torch.nn.BCEWithLogitsLoss takes no such argument" in message(BARE[0])
+    assert preflight(argv).jobs == 1 + ("-m" in argv)
+
+
+def test_a_key_that_is_deleted_and_needed_is_told():
+    assert message("~scheduler.T_max") == "scheduler.T_max: a value is needed"
+
+
+def test_a_sweep_deletes_a_key_whatever_its_value():
+    from types import SimpleNamespace
+
+    from segsweep.plugins.grid import GridSweeper
+
+    sweeper, kept = GridSweeper(), []
+    sweeper.config, sweeper.launcher = OmegaConf.create({"sweep": {"exclude": []}}), None
+    sweeper.hydra_context = SimpleNamespace(config_loader=None)
+    sweeper._record = kept.extend
+    with pytest.raises(AssertionError):  # there is no launcher
+        sweeper.sweep(["~model.t", "seed=0,1"])
+    sweeper.launcher = SimpleNamespace(launch=lambda points, initial_job_idx: points)
+    sweeper.sweep(["~model.t", "~model.width=4", "seed=0,1"])
+    assert kept == [["~model.t", "~model.width=4", f"seed={seed}"] for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_folder_of_options_may_stand_anywhere(tmp_path, place, monkeypatch):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nepochs: 2\n")
+    words = ["model=unet", "experiment=mine", "seed=0,1"]
+    words[place:place] = ["--config-dir", str(tmp_path)]
+    assert preflight(["-m", *words]).jobs == 2

@@ -15,9 +15,11 @@ from test_classes import write
 from test_cli import segsweep
 
 ROOT = Path(__file__).parents[1]
-GUIDES = ("start", "own_data", "own_network", "segmentation", "search", "runs")
+GUIDES = ("start", "own_data", "own_network", "own_metric", "segmentation", "search", "runs")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES)]
-BLOCKS = [b for page in PAGES for b in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)]
+BLOCKS = [
+    b for page in PAGES for b in re.findall(r"^ *```bash\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
+]
 COMMANDS = [
     list(c) for c in dict.fromkeys(tuple(shlex.split(x, comments=True)) for b in BLOCKS for x in b.splitlines()) if c
 ]
@@ -44,6 +46,20 @@ def retina(root: Path) -> None:
             Image.fromarray(array).save(root / file)
 
 
+def eyes(root: Path, smaller: int = 1) -> dict[str, tuple[int, int]]:
+    """Photographs and label images of two structures and void; the size of each, a slice of a child the `smaller`."""
+    rng = np.random.default_rng(0)
+    sizes = {f"child{child:02}_{k}": (30 + child, 44 - smaller * k) for child in range(8) for k in range(2)}
+    for name, shape in sizes.items():
+        labels = np.zeros(shape, np.uint8)
+        labels[6:24, 8:26], labels[10:18, 12:20], labels[:3] = 1, 2, 255
+        photo = labels[..., None] % 255 * 70 + rng.integers(20, 60, (*shape, 3))
+        for folder, end, array in (("photos", "jpg", photo.astype(np.uint8)), ("labels", "png", labels)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / folder / f"{name}.{end}")
+    return sizes
+
+
 def volume(name: Path) -> None:
     """A volume and its labels, of which each class has a row."""
     if importlib.util.find_spec("nibabel") is None:
@@ -63,6 +79,7 @@ def of(program: str) -> list[list[str]]:
 
 def test_the_readme_has_commands_and_no_other_kinds():
     known = [*of("make "), *of("python -m segsweep"), *of("mlflow "), *of("optuna-dashboard ")]
+    known += of("SEGSWEEP_ALLOW=")  # which tests/test_day.py runs
     assert len(of("python -m segsweep")) >= 6
     assert [c for c in COMMANDS if c not in known] == []
 
@@ -109,6 +126,12 @@ def work(tmp_path_factory, lgg):
         assert made.returncode == 0, made.stdout + made.stderr
         (sweep,) = cwd.glob("multirun/2*")
         sweep.rename(cwd / "multirun" / "HEARTS")
+        eyes(cwd / "EYES", smaller=0)
+        files = ["data.images=photos/*", "data.masks=labels/*", "data.classes=3", "data.ignore=[255]"]
+        made = segsweep(cwd, "data=folder", "data.root=EYES", "data.image_size=16", *files, *SMALL)
+        assert made.returncode == 0, made.stdout + made.stderr
+        (sweep,) = cwd.glob("multirun/2*")
+        sweep.rename(cwd / "multirun" / "EYES")
         yield cwd
 
 

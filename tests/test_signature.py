@@ -132,6 +132,20 @@ def test_settings_that_decide_how_a_run_ends_are_in_its_signature_and_its_epochs
     assert len({shared[0], found["tested", "mean"]["trajectory"], found["lr", 2]["trajectory"]}) == 3
 
 
+def test_code_that_decides_no_epoch_is_in_the_signature_and_not_in_the_trajectory():
+    config, net = {"lr": 1, "metrics": ["mine.Score"]}, {"net": "a"}
+
+    def made(files, trained=None, config=config):
+        return signature.signatures(config, config, "d", "s", files, "epochs", ("metrics",), trained)
+
+    plain = made(net, config={"lr": 1})
+    found = [made(net | {"mine": version}, net) for version in "bc"]
+    assert {ids["trajectory"] for ids in found} == {plain["trajectory"]}
+    assert len({ids["signature"] for ids in (plain, *found)}) == len({ids["group"] for ids in (plain, *found)}) == 3
+    assert made(net | {"mine": "b"})["signature"] == found[0]["signature"]  # that of a record of before
+    assert made(net | {"mine": "b"})["trajectory"] != plain["trajectory"]
+
+
 def test_the_ignore_list_names_keys_of_the_schema():
     from segsweep.config.schema import Config
 

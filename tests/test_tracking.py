@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -225,6 +226,13 @@ def test_tags_of_an_earlier_end_go_whoever_set_them(uri, folder):
 def test_a_store_is_made_where_the_cache_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGSWEEP_CACHE", "/proc/nowhere")
     assert store.connect(f"sqlite:///{tmp_path}/mlruns/mlflow.db").search_experiments()
+
+
+@pytest.mark.parametrize("name", ["/elsewhere", "../../up", "..", "a/../../b"])
+def test_an_experiments_name_leads_to_no_folder_elsewhere(tmp_path, name):
+    client = store.connect(f"sqlite:///{tmp_path}/mlflow.db")
+    place = Path(client.get_experiment(store.experiment_id(client, name)).artifact_location.removeprefix("file://"))
+    assert place.resolve().parent == tmp_path / "artifacts"
 
 
 def test_what_a_killed_process_left_running_is_closed_and_what_lives_is_not(uri, folder, tmp_path):

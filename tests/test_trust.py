@@ -205,6 +205,11 @@ SLURM = ["-m", "hydra/launcher=slurm", "seed=0,1"]
         ("sweeper: {params: {model@hydra.job: 'unet'}}", ["-m"], "hydra.sweeper.params.model@hydra.job: 'unet'"),
         ("sweeper: {params: {hydra: {job: {chdir: true}}}}", ["-m"], "hydra.sweeper.params.hydra.job.chdir: set by"),
         ("sweeper: {params: {paths.runs: '${oc.env:HOME}'}}", ["-m"], "'${oc.env:HOME}' is from a file"),
+        ("sweeper: {params: {paths.runs: 'a,b'}}", ["-m"], "hydra.sweeper.params.paths.runs: 'a,b' is from a file"),
+        ("sweeper: {params: {++paths.cache: a}}", ["-m"], "hydra.sweeper.params.++paths.cache: 'a' is from a file"),
+        ("sweeper: {params: {tracking.uri: 'http://evil'}}", ["-m"], "hydra.sweeper.params.tracking.uri: 'http://e"),
+        ("sweeper: {params: {tracking: none}}", ["-m"], "hydra.sweeper.params.tracking: 'none' is from a file"),
+        ("sweeper: {params: {search.storage: x}}", ["-m", "+search=tpe"], "hydra.sweeper.params.search.storage: 'x'"),
         ("sweeper: {_target_: os.system}", ["-m", "seed=0,1"], "hydra.sweeper._target_: set by"),
         ("sweeper: {sampler: {_target_: os.system}}", ["-m", "+search=tpe"], "hydra.sweeper.sampler._target_: set by"),
         (
@@ -249,6 +254,11 @@ def test_what_only_ones_own_configuration_may_say_to_hydra_is_refused(mine, cont
             {"search/x.yaml": f"{SEARCH}search: {{when: ['optim=sgd: +hydra.job.env_set.A=choice(b,c)']}}\n"},
             ["-m", "+search=x"],
             ["+hydra.job.env_set.A=choice(b,c): what Hydra itself is told is no part of a search"],
+        ),
+        (
+            {"search/x.yaml": f"{SEARCH}search: {{when: ['optim=sgd: paths.runs=choice(b,c)']}}\n"},
+            ["-m", "+search=x"],
+            ["paths.runs=choice(b,c): where a run goes is no part of a search"],
         ),
     ],
 )
@@ -395,6 +405,36 @@ def test_a_combination_that_no_check_has_seen_is_refused_where_its_job_is_compos
             compose(["optim=sgd", "experiment=x"])
 
 
+def test_places_may_follow_what_the_command_line_says_and_nothing_else(mine, monkeypatch):
+    own = mine.parent / "own"
+    write(
+        own, {"config.yaml": "defaults: [_self_, /x: null]\nname: a\npaths: {runs: 'runs/${name}/${seed}'}\nseed: 0\n"}
+    )
+    write(mine, {"x/name.yaml": f"{GLOBAL}name: ../b\n", "x/seed.yaml": f"{GLOBAL}lr: 0.1\n"})
+    with initialize_config_search_path([f"file://{own}", f"file://{mine}"]):
+        loader = GlobalHydra.instance().config_loader()
+        compose = Composer(loader, loader.load_configuration("config", [], RunMode.MULTIRUN))
+        monkeypatch.setattr(session(), "foreign", True)
+        assert compose(["x=seed", "name=b"]).paths.runs == "runs/b/0"
+        assert compose(["x=name", "name=b"]).paths.runs == "runs/b/0"
+        with pytest.raises(HydraException, match=r"^paths\.runs: the files of a job's options may not"):
+            compose(["x=name", "seed=1"])
+
+
+def test_an_application_says_where_its_runs_go_beside_a_folder_of_others(mine):
+    here = mine.parent
+    write(here, {
+        "conf/config.yaml": "name: one\nlr: 1\nsegsweep: {paths: {runs: 'runs_${name}'}, tracking: {uri: null}}\n",
+        "my_conf/experiment/x.yaml": f"{GLOBAL}lr: 3\n",
+        "app.py": "import segsweep\n@segsweep.main(config_path='conf', config_name='config', metric='error', "
+        "direction='min')\ndef main(cfg): return float(cfg.lr)\nmain()\n",
+    })  # fmt: skip
+    words = ["-m", "lr=1,2", "name=three", "--config-dir", "my_conf", "+experiment=x", "segsweep.report=false"]
+    done = subprocess.run([sys.executable, "app.py", *words], cwd=here, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len([*here.glob("runs_three/*/*/job.json")]) == 2
+
+
 def test_jobs_that_a_node_composes_are_composed_here_first(mine, monkeypatch):
     pytest.importorskip("submitit")
     seen = []
@@ -486,7 +526,7 @@ def test_what_the_command_line_says_to_hydra_itself_goes(mine):
 
 
 @pytest.mark.parametrize(
-    "line", ["~hydra/job_logging", "~hydra/launcher", "~data.noise", "model._target_=torch.nn.ReLU"]
+    "line", ["~hydra/job_logging", "~hydra/launcher", "~model.width", "model._target_=torch.nn.ReLU"]
 )
 def test_what_the_command_line_takes_out_or_names_is_no_files_doing(mine, line):
     write(mine, {"experiment/x.yaml": f"{GLOBAL}seed: 3\n"})

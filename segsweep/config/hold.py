@@ -34,7 +34,7 @@ KEPT_IN = ("paths.runs", "paths.cache")
 
 NUMBER = "numbers"
 WORD = "numbers and plain words (letters, digits and _-.,:=+/@)"
-SPACE = "values of keys of a run, such as optim.lr"
+SPACE = "values of keys of a run, such as optim.lr, and none of where it goes,"
 _SWEEPER = ("n_trials", "n_jobs", "max_batch_size", "max_failure_rate", "sampler.*")
 _LAUNCHER = (
     *("devices", "jobs_per_device", "timeout_min", "budget_min", "retries.*", "n_jobs", "name", "partition", "qos"),
@@ -70,7 +70,8 @@ _REFERENCE = re.compile(
 _ADDRESS = re.compile(r"\$\{\s*((segsweep\.)?(tracking(\.uri)?|search(\.storage)?)|segsweep|hydra(\.[\w.]+)?)\s*\}")
 """A reference to an address, or to a node that one is in; to Hydra's, which has the command line and the environment
 that it sets."""
-_NOW = re.compile(r"\$\{now:[^${}]*\}")
+_UNKNOWN = re.compile(r"\$\{(?!(now|oc\.env):)")
+"""What may name a key otherwise than `_REFERENCE` shows."""
 _GONE = object()
 _Path = tuple[Any, ...]
 
@@ -151,7 +152,7 @@ class Hold:
         for own in (self._base, lambda: self._task(raw)):
             there = own() if odd else {}
             known = places(OmegaConf.create(there)) if odd else {}  # type: ignore[arg-type]
-            odd = {key: v for key, v in odd.items() if v != known.get(key) and not _is_clock(key, raw, there)}
+            odd = {k: v for k, v in odd.items() if v != known.get(k) and not _follows(k, raw, there, self.given)}
         for key in odd:
             yield (
                 f"{key}: set by a file under {self.where}, which may not say where to a run goes but for a file below "
@@ -234,6 +235,7 @@ def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[s
     sweep's; and those that read the environment there alone. lines: the job's overrides."""
     there: Any = OmegaConf.to_container(job, resolve=False)
     before: Any = OmegaConf.to_container(master, resolve=False)
+    raw, base = dict(there), dict(before)
     whole, own = dict(_leaves(there.pop("hydra"))), dict(_leaves(before.pop("hydra")))
     given, known = _given(lines), dict(_leaves(before))
     known = {path: (value, _shipped().get(path[path[:1] == (OWN,) :])) for path, value in known.items()}
@@ -242,13 +244,21 @@ def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[s
     reading = [key for path in odd if (key := ".".join(map(printable, path))) not in given]
     mine, shipped = places(master), places(OmegaConf.load(conf_dir() / "config.yaml"))  # type: ignore[arg-type]
     for key, value in places(job).items():
-        if key not in given and value not in (mine.get(key), shipped.get(key.removeprefix(f"{OWN}."))):
+        before_it = value in (mine.get(key), shipped.get(key.removeprefix(f"{OWN}.")))
+        if key not in given and not before_it and not _follows(key, raw, base, given):
             reading.append(key)
     paths = [path for path in {**own, **whole} if path[:2] != CHOICES and path not in FILLED]
     keys = [path for path in paths if not _same(whole.get(path, _GONE), own.get(path, _GONE))]
     if not _given_only(whole, [*own[("overrides", "hydra")], *lines]):
         keys.append(("overrides", "hydra"))
     return [".".join(map(printable, ("hydra", *path))) for path in keys] + reading
+
+
+def is_place(key: str, at: str) -> bool:
+    """Whether an override of this key may say where a run goes or is kept. at: before the engine's keys."""
+    path = key.lstrip("+~").replace("/", ".").split(".")
+    theirs = (f"{at}{place}".split(".") for place in (*KEYS, *KEPT_IN))
+    return any(path[: len(place)] == place[: len(path)] for place in theirs)
 
 
 def places(cfg: DictConfig) -> dict[str, Any]:
@@ -311,7 +321,8 @@ def _fits(kind: str, cfg: DictConfig, raw: Any, path: _Path, value: Any) -> bool
         value = node
     if isinstance(value, list):
         return kind != NUMBER and all(not isinstance(v, list) and _fits_plainly(kind, v) for v in value)
-    return _fits_plainly(kind, value) and (kind != SPACE or bool(_KEY.fullmatch(path[-1])))
+    searched = kind != SPACE or (bool(_KEY.fullmatch(path[-1])) and not is_place(path[-1], under(cfg)))
+    return searched and _fits_plainly(kind, value)
 
 
 def _fits_plainly(kind: str, value: Any) -> bool:
@@ -342,10 +353,17 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and repr(one) == repr(other)
 
 
-def _is_clock(key: str, raw: Any, own: Any) -> bool:
-    """Whether a value is one's own text which names no key: `${now:...}` is another each time."""
-    text = _walk(raw, key)
-    return "${now:" in str(text) and text == _walk(own, key) and "${" not in _NOW.sub("", text)
+def _follows(key: str, raw: Any, own: Any, given: set[str]) -> bool:
+    """Whether a key is one's own text, which names values of the command line at most, or keys that are as they were:
+    `paths.runs=runs/${name}`. `${now:...}` is another each time."""
+    here = _walk(raw, key)
+    if key.removeprefix("hydra.runtime.choices.") in given:
+        return not isinstance(here, dict | list)
+    if not _same(here, _walk(own, key)) or isinstance(here, dict | list):
+        return False
+    named = [found["key"] for found in _REFERENCE.finditer(str(here)) if found["key"]]
+    rest = _REFERENCE.sub(lambda found: "" if found["key"] else found[0], str(here))
+    return not _UNKNOWN.search(rest) and all(_follows(name, raw, own, given) for name in named)
 
 
 def _at(raw: Any, path: _Path) -> Any:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from segsweep.config.schema import schema
 from segsweep.core import child
 from segsweep.core.errors import SegsweepError
+from segsweep.core.masks import guard_streams
 from segsweep.core.session import session
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def _unpickled(
     task: Callable[[DictConfig], Any], door: "Door | None", folders: list[str], safe: bool
 ) -> Callable[[DictConfig], Any]:
     child.join(folders, safe)
+    guard_streams()  # which go to files in the sweep's folder
     start()
     session().door = door
     if door:

@@ -30,6 +30,7 @@ from zipfile import BadZipFile, ZipFile
 
 from segsweep.core import masks
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import typed
 from segsweep.core.session import Interrupted, session
 from segsweep.core.signature import OWN
 
@@ -57,6 +58,7 @@ PRUNING = "pruning.log"
 """Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
 IN_USE = "in use"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 """What a file system answers that has no locks, the last where it locks nothing that is open for reading."""
 ANSWER = ("status", "epochs", "metrics", "training_seconds", "parameters", "objective")
@@ -83,7 +85,14 @@ def flush(path: Path) -> None:
 def full(error: OSError, folder: Path) -> str:
     """Of an error in writing below `folder`, one sentence that names it, and what helps where the disk is full."""
     said = f"{folder} cannot be written ({error.strerror or error})"
-    return f"{said}; python -m segsweep.clean lists what can go" if error.errno in NO_ROOM else said
+    return f"{said}; {typed('clean')} lists what can go" if error.errno in NO_ROOM else said
+
+
+def denied(error: OSError, folder: Path) -> str:
+    """The same where it is not to be written, or not to be looked at."""
+    at = f"{OWN}." if (door := session().door) and door.app else ""
+    said = f"{folder} cannot be written ({error.strerror}): it is read-only or another user's"
+    return f"{said}; give a folder of your own: {at}paths.runs=FOLDER"
 
 
 def cache_folder() -> Path:
@@ -237,6 +246,11 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool = Fal
     write_text(path, file.getvalue(), durable)
 
 
+def cell(value: Any) -> Any:
+    """A spreadsheet would run a text that begins as a formula: it is given an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def made_by(info: Mapping[str, Any]) -> dict[str, Any]:
     """Versions of what made the run of a run.json; none where it does not say, or is damaged there."""
     found = info.get("versions")
@@ -302,13 +316,9 @@ def lock(folder: Path) -> Iterator[None]:
         _make(folder)
         file = (folder / "lock").open("a")
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in DENIED:
             raise
-        at = f"{OWN}." if (door := session().door) and door.app else ""
-        raise SegsweepError(
-            f"{folder} cannot be written ({error.strerror}): it is read-only or another user's; give a folder of your "
-            f"own: {at}paths.runs=FOLDER"
-        ) from error
+        raise SegsweepError(denied(error, folder)) from error
     with file:
         if (taken := _taken(file)) is None:
             log.warning("%s: its file system has no locks; start no two commands that want one run", folder)

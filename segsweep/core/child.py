@@ -18,6 +18,36 @@ def settle() -> None:
     sys.path[:] = ordered(sys.path)
 
 
+def settle_command() -> None:
+    """The same of the command `segsweep`, for which Python does not add the working folder as it does for `-m`."""
+    settle()
+    try:
+        here = os.getcwd()
+    except OSError:  # it is gone
+        return
+    if not sys.flags.safe_path and here not in map(os.path.abspath, sys.path):
+        sys.path.append(here)
+
+
+def quiet() -> None:
+    """Have the log take the warnings that other people's packages give of themselves, not the screen: who uses this
+    program can do nothing about them. Hydra's and OmegaConf's stay, which are of the configuration."""
+    import logging  # as signal below
+    import warnings
+
+    shown = warnings.showwarning
+
+    def show(message: object, category: type, filename: str, lineno: int, *more: object, **named: object) -> None:
+        parts = filename.split(os.sep)
+        installed = {"site-packages", "dist-packages"} & {*parts} and not {"hydra", "omegaconf"} & {*parts}
+        if installed or filename.startswith(os.path.dirname(os.__file__)):
+            logging.getLogger("py.warnings").info("%s:%s: %s: %s", filename, lineno, category.__name__, message)
+        else:
+            shown(message, category, filename, lineno, *more, **named)  # type: ignore[arg-type]
+
+    warnings.showwarning = show
+
+
 def leave_at_once() -> None:
     """Have a Ctrl-C end this process, as long as nobody says otherwise. Before the first job there is nothing to save,
     and an exception would meet torch's C++ half imported (abort). Not where somebody types (a notebook runs scripts in

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,34 @@ def learn(*addresses: str | None) -> None:
             _keep(address)
 
 
+def learn_all(value: Any) -> None:
+    """The same of every text in a plain structure."""
+    if isinstance(value, str):
+        learn(value)
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            learn_all(item)
+
+
 def reference(address: str) -> str:
     """An address for what is written down: the name of its place, where it has a password."""
     return f"${{oc.env:{_keep(address)}}}" if has_secret(address) else address
+
+
+def hide(config: Any, shown: Callable[[str], str]) -> None:
+    """Put into an OmegaConf container, in the place of every text that is an address with a secret, what `shown` makes
+    of it."""
+    from omegaconf import Container, ListConfig, read_write  # of what only shows text nobody needs it
+
+    if config._is_none() or config._is_missing() or config._is_interpolation():
+        return
+    with read_write(config):
+        for key in range(len(config)) if isinstance(config, ListConfig) else list(config):
+            node = config._get_node(key)
+            if isinstance(node, Container):
+                hide(node, shown)
+            elif isinstance(text := node._value(), str) and has_secret(text):
+                config[key] = shown(text)
 
 
 def reach(address: str) -> str:
@@ -134,6 +160,13 @@ def guard(handler: logging.Handler) -> None:
     """Have a log that somebody else has configured say what it says as `Formatter` does."""
     if not isinstance(handler.formatter, _Guarded | Formatter):
         handler.setFormatter(_Guarded(handler.formatter))
+
+
+def guard_streams() -> None:
+    """Have both streams of this process say what they say as `Stream` does."""
+    for name in ("stdout", "stderr"):
+        if not isinstance(stream := getattr(sys, name), Stream):
+            setattr(sys, name, Stream(stream))
 
 
 class _Guarded(logging.Formatter):

@@ -91,13 +91,15 @@ def signatures(
     files: Mapping[str, str],
     epochs: str,
     endings: tuple[str, ...] = (),
+    trained: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """`signature`, `group` and `trajectory` (less the keys `epochs` and `endings`) of what is `kept` of a resolved
     configuration: all that decides a number. like: the same less what repeats differ in, by which they are a group.
 
-    `files`: what `code` gives. A schedule that looks at the total carries it in its own arguments (`T_max: ${epochs}`),
-    so that runs of different length share a trajectory exactly when their epochs are the same computation. In the
-    configuration of another application 1 and 1.0 are two values: of its keys nobody knows that they are floats.
+    `files`: what `code` gives; `trained`: of these, what decides the epochs too, where that is not all. A schedule that
+    looks at the total carries it in its own arguments (`T_max: ${epochs}`), so that runs of different length share a
+    trajectory exactly when their epochs are the same computation. In the configuration of another application 1 and 1.0
+    are two values: of its keys nobody knows that they are floats.
     """
     exact = epochs != "epochs"
     identity: dict[str, Any] = {"config": kept, "code": fingerprint(files)}
@@ -105,7 +107,11 @@ def signatures(
     return {
         "signature": digest(whole, exact),
         "group": digest(identity | {"data": data, "config": like}, exact),
-        "trajectory": digest(whole | {"config": without(kept, (epochs, *endings))}, exact),
+        "trajectory": digest(
+            whole
+            | {"config": without(kept, (epochs, *endings)), "code": fingerprint(files if trained is None else trained)},
+            exact,
+        ),
     }
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.errors import CompactHydraException, HydraException
@@ -25,7 +26,7 @@ from segsweep.config.components import spec_of
 from segsweep.config.compose import Composer
 from segsweep.config.schema import engine, under
 from segsweep.core import artifacts
-from segsweep.core.masks import KEYS, reference
+from segsweep.core.masks import hide, reference
 from segsweep.core.session import session
 from segsweep.plugins._jobs import Job, without_value
 from segsweep.sweeps.job import job_name, score_of
@@ -177,9 +178,7 @@ class SlurmLauncher(ClusterLauncher):
             self.compose(job.overrides)  # which checks it; the nodes compose it without
         remote = Remote(**self.params)
         config = self.config.copy()
-        for key in KEYS:  # what is pickled lies in the sweep's folder
-            if address := OmegaConf.select(own := engine(config), key):
-                OmegaConf.update(own, key, reference(address))
+        hide(config, reference)  # what is pickled lies in the sweep's folder
         if hasattr(loader := self.context.config_loader, "_active_repository"):
             loader._active_repository = None  # the files that it read last, as they are; it reads them again
         remote.setup(hydra_context=self.context, task_function=self.task, config=config)
@@ -190,7 +189,10 @@ class SlurmLauncher(ClusterLauncher):
         executor.update_parameters(**named)
         count = len(jobs)
         numbers = [job.number for job in jobs]
-        states = [Singleton.get_state()] * count
+        state = Singleton.get_state()
+        if settings := getattr(state["instances"].get(HydraConfig), "cfg", None):
+            hide(settings, reference)
+        states = [state] * count
         overrides, folder = [job.overrides for job in jobs], ["hydra.sweep.dir"] * count
         return list(executor.map_array(remote, overrides, folder, numbers, map(str, numbers), states))
 

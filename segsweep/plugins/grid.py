@@ -34,7 +34,9 @@ class GridSweeper(BasicSweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        points = self.split_arguments(overrides, None)[0]
+        # `~key` is told to jobs as `~key=null`, which deletes that value alone
+        bare = {f"{o.get_key_element()}=null": o.get_key_element() for o in overrides if o.value_type is None}
+        points = [[bare.get(line, line) for line in point] for point in self.split_arguments(overrides, None)[0]]
         texts = list(OmegaConf.select(engine(self.config), "sweep.exclude") or [])
         self.where = f"{under(self.config)}sweep.exclude"
         kept = self._without(points, {text: condition(text, self.where) for text in texts})
@@ -78,7 +80,8 @@ class GridSweeper(BasicSweeper):
             assert self.config is not None
             key = f"{under(self.config)}epochs"
             said = {
-                tuple(o for o in point if o.lstrip("+").partition("=")[0] in (key, "experiment")) for point in points
+                tuple(o for o in point if o.lstrip("+").partition("=")[0] in (key, "experiment")): point
+                for point in points
             }
-            epochs = {values(some, [key], self._compose, key)[key] for some in said}
+            epochs = {values(point, [key], self._compose, key)[key] for point in said.values()}
             lead.note(jobs=len(points), milestones=sorted(n for n in epochs if isinstance(n, int)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from segsweep.config.start import start
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import typed
 from segsweep.report.files import write
 
 
@@ -13,7 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Build the report and say where it is; 1 and a plain message where there is nothing to build it from."""
     start()
     parser = argparse.ArgumentParser(
-        prog="python -m segsweep.report",
+        prog=typed("report"),
         description=(
             "Compare finished runs: tables, curves, overlays, and which differences are real."
             " Reads the record on disk, trains nothing."

@@ -43,7 +43,17 @@ def write(sources: Sequence[Path | str], out: Path, metric: str | None = None) -
 
 
 def table_of_runs(record: Record, comparison: Comparison) -> str:
-    """CSV, one line a job: where it is, its settings and all its final metrics; an empty cell = not recorded."""
+    """`lines_of_runs` as CSV; an empty cell = not recorded."""
+    lines, text = lines_of_runs(record, comparison), io.StringIO()
+    names = dict.fromkeys(name for line in lines for name in line)
+    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
+    writer.writerow({name: artifacts.cell(name) for name in names})
+    writer.writerows({name: artifacts.cell(value) for name, value in line.items()} for line in lines)
+    return text.getvalue()
+
+
+def lines_of_runs(record: Record, comparison: Comparison) -> list[dict[str, Any]]:
+    """One a job: where it is, its settings and all its final metrics."""
     titles = {id(run): row.label for row in comparison.rows for run in row.runs}
     lines = []
     for job in record.jobs:
@@ -58,14 +68,4 @@ def table_of_runs(record: Record, comparison: Comparison) -> str:
             line |= {"accepted": accepted.told(run.accepted[-1])} if run.accepted else {}
         line |= {"error": job.error, "error_class": job.error_class}
         lines.append(line)
-    text = io.StringIO()
-    names = dict.fromkeys(name for line in lines for name in line)
-    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
-    writer.writerow({name: cell(name) for name in names})
-    writer.writerows({name: cell(value) for name, value in line.items()} for line in lines)
-    return text.getvalue()
-
-
-def cell(value: Any) -> Any:
-    """A spreadsheet would run a text that begins as a formula: it is given an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return lines

@@ -9,6 +9,7 @@ A module may have, all of it optional:
     columns(found)       -> list of Column, of the table of results
     sections(found)      -> list of Section, which stand before the curves
     note(job)            -> a line below the closing table, or ""
+    then(folder)         -> what one would type after a sweep, a folder
 
 `found` is a `Findings`. A record can name any module, and may be of another's making: imported are only those that are
 allowed by SEGSWEEP_ALLOW, and of this program those that are called `...sections`, as others have functions of these

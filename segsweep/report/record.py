@@ -30,6 +30,7 @@ class Run:
     error: str = ""
     error_class: str = ""
     history: dict[str, np.ndarray] = field(default_factory=dict)  # column -> (epochs,)
+    unmeasured: dict[str, int] = field(default_factory=dict)  # column -> epochs without it, of those with it in others
     units: dict[str, dict[str, float]] = field(default_factory=dict)  # unit -> column -> value, NaN = undefined
     accepted: list[dict[str, Any]] = field(default_factory=list)
     pooled: str = ""
@@ -42,6 +43,10 @@ class Run:
     @property
     def group(self) -> str:
         return self.pooled or str(self.info.get("group") or self.signature)
+
+    def lacks(self, column: str) -> int:
+        """How many of the epochs have no such value, which one that is undefined is."""
+        return self.unmeasured.get(column, 0) if column in self.history else len(self.history.get("epoch", ()))
 
     @property
     def settings(self) -> dict[str, Any]:

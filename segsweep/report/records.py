@@ -6,6 +6,7 @@ failures needs its report most.
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
         run = None
         if job.get("run"):
             target = (folder / str(number) / job["run"]).resolve()
-            if target.is_dir():
+            if os.path.isdir(target):  # not where one may not look
                 run = _shared(runs, target, record.problems)
         status = run.status if run and run.status in ("failed", "pruned") else str(job.get("status") or "unknown")
         if run is None and status in WHOLE:
@@ -171,7 +172,7 @@ def _read_run(folder: Path, problems: list[str]) -> Run:
         run.error, run.error_class = str(failure.get("error") or "no message"), str(failure.get("class") or "error")
     elif status == "pruned":
         run.error = str(run.result.get("reason") or "")
-    run.history = _history(folder / "history.jsonl", problems)
+    run.history, run.unmeasured = _history(folder / "history.jsonl", problems)
     try:
         if run.info and run.spec and status == "finished":
             run.units = _units(run, problems)
@@ -180,9 +181,22 @@ def _read_run(folder: Path, problems: list[str]) -> Run:
     return run
 
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "run.json": dict.fromkeys(("factors", "choices", "data", "split", "versions", "files"), dict),
+    "sweep.json": {"search": dict, "jobs": int, "overrides": list, "mlflow": dict},
+    "job.json": {"overrides": list, "varied": dict, "seconds": int | float, "run": str},
+}
+"""What values of a record have to be for it to be read."""
+
+
 def _json(path: Path, problems: list[str], needed: bool = True) -> dict[str, Any] | None:
     try:
-        return parse_json(path)
+        found = parse_json(path)
+        for key, kind in SHAPES.get(path.name, {}).items():
+            if found.get(key) is not None and not isinstance(found[key], kind):
+                problems.append(f"{_short(path)}: {key} is damaged, and taken as absent")
+                del found[key]
+        return found
     except FileNotFoundError:
         if needed:
             problems.append(f"{_short(path)} is missing")
@@ -192,12 +206,13 @@ def _json(path: Path, problems: list[str], needed: bool = True) -> dict[str, Any
         return None
 
 
-def _history(path: Path, problems: list[str]) -> dict[str, np.ndarray]:
-    """Columns over the epochs; of an epoch written twice (after a resume) the last counts, a torn line is left out."""
+def _history(path: Path, problems: list[str]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Columns over the epochs, and how many of these have no such value; of an epoch written twice (after a resume) the
+    last counts, a torn line is left out."""
     lines: dict[int, dict[str, Any]] = {}
     torn = 0
     if not path.exists():
-        return {}
+        return {}, {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
@@ -208,7 +223,8 @@ def _history(path: Path, problems: list[str]) -> dict[str, np.ndarray]:
         problems.append(f"{_short(path)}: {torn} damaged line{'s' * (torn > 1)} left out")
     rows = [lines[epoch] for epoch in sorted(lines)]
     columns = dict.fromkeys(k for row in rows for k in row)
-    return {key: np.array([_number(row.get(key)) for row in rows]) for key in columns}
+    found = {key: np.array([_number(row.get(key)) for row in rows]) for key in columns}
+    return found, {key: lost for key in columns if (lost := sum(key not in row for row in rows))}
 
 
 def _units(run: Run, problems: list[str]) -> dict[str, dict[str, float]]:

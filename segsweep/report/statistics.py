@@ -9,11 +9,11 @@ bootstrap used here 94 to 97 % (equal-tailed for a mean, symmetric for a differe
 missed outright (score 0) no method can do well with 20 of them: BCa covers 85 to 89 %, this one about 90 %.
 """
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.05
 RESAMPLES, FLIPS, EXACT_UP_TO = 4000, 20_000, 15
@@ -30,6 +30,18 @@ class Interval(NamedTuple):
     p: float = float("nan")
 
 
+def _finite(make: Callable[..., Interval | None]) -> Callable[..., Interval | None]:
+    """No interval where an end of it is infinite or no number, as of values that are so, or that overflow."""
+
+    @wraps(make)
+    def made(*given: Any, **named: Any) -> Interval | None:
+        with np.errstate(all="ignore"):
+            found = make(*given, **named)
+        return found if found and np.isfinite(found[:3]).all() else None
+
+    return made
+
+
 @lru_cache(maxsize=16)
 def _resamples(n: int) -> np.ndarray:
     """How often each of `n` units is drawn, (RESAMPLES, n); the same for every sample of `n`, so that a report can
@@ -44,6 +56,7 @@ def nanmean(values: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np
     return np.where(there, values, 0).sum(axis) / np.where(there.any(axis), there.sum(axis), np.nan)
 
 
+@_finite
 def mean_interval(
     values: np.ndarray, *, symmetric: bool = False, bounds: tuple[float, float] = (-np.inf, np.inf)
 ) -> Interval | None:
@@ -75,7 +88,7 @@ def mean_interval(
     else:
         low, high = np.quantile(t, [0.975, 0.025], method="inverted_cdf") * [1, -1]
     ends = max(mean - low * error, least), min(mean + high * error, most)
-    return Interval(mean, *ends) if np.isfinite(ends).all() else None
+    return Interval(mean, *ends)
 
 
 def _rounding(values: np.ndarray) -> float:
@@ -158,6 +171,8 @@ def signed_rank(differences: np.ndarray) -> float:
     d = d[~np.isnan(d)]
     if len(d) == 0:
         return float("nan")
+    from scipy import stats  # here, as it takes half a second, and a run's table compares nothing
+
     return float(stats.wilcoxon(d).pvalue) if np.any(d != 0) else 1.0
 
 
@@ -173,6 +188,7 @@ def holm(p: np.ndarray, family: int = 0) -> np.ndarray:
     return adjusted
 
 
+@_finite
 def crossed_interval(differences: np.ndarray) -> Interval | None:
     """Mean, 95 % interval and p over units *and* repeats, from `differences` (repeats, units).
 
@@ -193,8 +209,10 @@ def crossed_interval(differences: np.ndarray) -> Interval | None:
     ms_units = max(repeats * by_unit.var(ddof=1) - ms_rest, 0)
     total = ms_repeats + ms_units
     least = _rounding(d)
-    if total < 1e4 * least**2:  # no spread but that of rounding
+    if total < np.square(100 * least):  # no spread but that of rounding
         return Interval(mean, mean, mean, float(abs(mean) < least))
+    from scipy import stats
+
     error = np.sqrt(total / d.size)
     df = total**2 / (ms_repeats**2 / (repeats - 1) + ms_units**2 / (units - 1))
     half = stats.t.ppf(0.975, df) * error

@@ -68,7 +68,10 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
             *cells,
         )
 
-    console = Console(file=StringIO(), width=width, force_terminal=color, no_color=not color, highlight=False)
+    console = Console(
+        file=StringIO(), width=width, force_terminal=color, no_color=not color, highlight=False,
+        force_jupyter=False,  # it would show the table there, and write nothing
+    )  # fmt: skip
     room = console.width
     console.width = max(room, Measurement.get(console, console.options.update(width=10_000), drawn).maximum)
     console.print(drawn)

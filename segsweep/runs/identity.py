@@ -28,7 +28,7 @@ class Identity:
     the other repeats. data, split: digests. files: module -> hash of its code. epochs: the key of their number. roots:
     modules of one's own that all of its code is reached from. settled: values of `config` that the data decided.
     places: module -> its file. rest: settings that are none of `config`, as each has its neutral value. endings: keys
-    of `config` that decide none of the run's epochs."""
+    of `config` that decide none of the run's epochs. trained: those of `files` that are reached without these keys."""
 
     config: dict[str, Any]
     like: dict[str, Any]
@@ -41,11 +41,13 @@ class Identity:
     places: dict[str, str] = field(default_factory=dict)
     rest: dict[str, Any] = field(default_factory=dict)
     endings: tuple[str, ...] = ()
+    trained: dict[str, str] | None = None
 
     @cached_property
     def ids(self) -> dict[str, str]:
         """signature, group and trajectory."""
-        return signatures(self.config, self.like, self.data, self.split, self.files, self.epochs, self.endings)
+        about = self.data, self.split, self.files, self.epochs, self.endings, self.trained
+        return signatures(self.config, self.like, *about)
 
     def factors(self, choices: dict[str, Any], spec: Spec, at: str) -> dict[str, Any]:
         """As `signature.factors`, where what follows a repeat is told by that alone."""
@@ -105,7 +107,9 @@ def identity(cfg: DictConfig, spec: Spec, data: Data, folder: Path | None = None
     roots = tuple(sorted(whitelist.modules(config) | set(spec.code)))
     digests = (data.digest or "", data.split)
     ends = endings(config, spec)
-    return Identity(config, like, *digests, code(*roots), f"{at}epochs", roots, settings, places(*roots), rest, ends)
+    trained = code(*sorted(whitelist.modules(without(config, ends)) | set(spec.code)))
+    found = Identity(config, like, *digests, code(*roots), f"{at}epochs", roots, settings, places(*roots), rest, ends)
+    return replace(found, trained=trained)
 
 
 def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:

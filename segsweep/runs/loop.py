@@ -11,6 +11,7 @@ import json
 import math
 import random
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextvars import copy_context
@@ -26,7 +27,7 @@ from segsweep.core.masks import first_line
 from segsweep.core.session import session
 from segsweep.task import PARTS, WORD, Spec, Stateful
 
-RESERVED = ("epoch", "history")
+RESERVED = ("epoch", "history", "measured")
 """Beside the states in a checkpoint."""
 
 
@@ -131,9 +132,9 @@ class Loop:
 
     def _take_up(self, state: dict[str, Stateful]) -> None:
         """What was trained before, and the judgement of it: with nothing left to train there is nothing to end."""
-        found = self.checkpoints.load(self._total, self._scored)
+        found = self._found(self._total)
         if found is not None and (over := self._over(found["history"])) < len(found["history"]):
-            found = self.checkpoints.load(over, self._scored)  # the later epochs are those of a run that went on
+            found = self._found(over)  # the later epochs are those of a run that went on
         if found is not None:
             if missing := state.keys() - found.keys():
                 raise TaskError(
@@ -153,6 +154,21 @@ class Loop:
         if behind:
             raise behind
 
+    def _found(self, until: int) -> dict[str, Any] | None:
+        """The latest state there is, its history without what other code or settings measured than those of today."""
+        found = self.checkpoints.load(until, self._scored)
+        if found is not None:
+            then, now = found.get("measured") or {}, self._measured
+            others = {name for name in {*then, *now} if then.get(name) != now.get(name)}
+            kept = [{k: v for k, v in row.items() if k.partition("/")[2] not in others} for row in found["history"]]
+            found["history"] = kept
+        return found
+
+    @property
+    def _measured(self) -> dict[str, str]:
+        """Of the metrics that are a user's own."""
+        return {name: metric.measured for name, metric in self.spec.metrics.items() if metric.measured}
+
     def _over(self, history: list[dict[str, Any]]) -> int:
         """After how many of these epochs the run is over."""
         return next((n for n in range(1, len(history)) if self.ends(history[:n])), len(history))
@@ -171,7 +187,7 @@ class Loop:
         kept = None
         if save:
             states = {name: thing.state_dict() for name, thing in state.items()}
-            kept = {"epoch": number, **states, "history": self.history}
+            kept = {"epoch": number, **states, "history": self.history, "measured": self._measured}
             if not self._kept:
                 _check_keepable(states)
                 self._kept = True
@@ -323,6 +339,8 @@ def _number(value: Any) -> float:
 def _check_keepable(state: dict[str, Any]) -> None:
     """Raise TaskError naming a state that could be written and, as no foreign code is run for it, not be read again."""
     for name, content in state.items():
+        if _is_plain(content):
+            continue
         buffer = io.BytesIO()
         try:
             torch.save(_hollow(content), buffer)
@@ -334,6 +352,16 @@ def _check_keepable(state: dict[str, Any]) -> None:
                 f"run.epochs({name}=...): its state_dict() holds more than tensors, numbers, text, lists and "
                 f"dictionaries, so that it could not be taken up again: {reason}"
             ) from None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether all of it is of kinds that can be read again, without trying."""
+    if type(value) in (dict, OrderedDict):
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    return all(map(_is_plain, value)) if type(value) in (list, tuple) else type(value) in PLAIN
+
+
+PLAIN = (torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None))
 
 
 def _hollow(value: Any) -> Any:

@@ -83,6 +83,8 @@ def run(
             outcome.error = told(error)
             if isinstance(error, OSError) and error.errno in artifacts.NO_ROOM:
                 outcome.error = artifacts.full(error, Path(engine(cfg).paths.runs))
+            elif isinstance(error, OSError) and error.errno in artifacts.DENIED and _is_of_the_record(error, cfg):
+                outcome.error = artifacts.denied(error, Path(os.fspath(error.filename)).parent)
             elif not isinstance(error, SegsweepError):
                 _keep_traceback()
             if outcome.failure == "oom" and asked and (smaller := getattr(asked.task, "smaller", None)):
@@ -95,6 +97,11 @@ def run(
                         | {"traceback": traceback.format_exc()},
                     )
         return outcome
+
+
+def _is_of_the_record(error: OSError, cfg: DictConfig) -> bool:
+    runs = os.path.abspath(engine(cfg).paths.runs)
+    return bool(error.filename) and os.path.abspath(os.fspath(error.filename)).startswith(f"{runs}{os.sep}")
 
 
 def told(error: BaseException) -> str:

@@ -6,6 +6,7 @@ all slices of the patient, which a graph that takes a batch cannot know. `model.
 
 import argparse
 import importlib.util
+import io
 import logging
 import sys
 import warnings
@@ -20,6 +21,7 @@ from segsweep.config.schema import engine
 from segsweep.config.start import start
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import typed
 from segsweep.runs.find import REFERENCE, find
 from segsweep.segmentation import windows
 from segsweep.segmentation.data import cache
@@ -122,7 +124,9 @@ def export(trained: Trained, out: Path) -> tuple[dict[str, Any], torch.Tensor, n
         expected = trained.model(x).numpy()
     program = to_program(trained.model, x)
     with artifacts.atomic(out / "model.pt2") as partial:
-        torch.export.save(program, partial)
+        whole = io.BytesIO()  # torch's own writer ends the process on a full disk
+        torch.export.save(program, whole)
+        partial.write_bytes(whole.getbuffer())
         again = torch.export.load(partial).module()
         with torch.inference_mode():
             checks["model.pt2"] = difference("model.pt2", expected, again(x).numpy())
@@ -194,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 written and checked, 1 with a plain message where not."""
     start()
     parser = argparse.ArgumentParser(
-        prog="python -m segsweep.export",
+        prog=typed("export"),
         description="Write a run's network as torch.export and ONNX, checked against the original.",
     )
     parser.add_argument("run", metavar="RUN", help=REFERENCE)

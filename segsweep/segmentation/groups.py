@@ -197,6 +197,7 @@ def _of_classes(loss: Any, target: torch.Tensor, labels: Labels) -> torch.Tensor
             return loss(torch.zeros(2, labels.outputs, 2, 2), target)
     except Exception as error:
         why = first_line(error)
+        why = "it is of one structure" if why.startswith("Target size") else why  # torch's words for one map of logits
         raise ValueError(
             f"{type(loss).__name__} does not take the logits of {labels.outputs} classes (data.classes): {why}; choose "
             "loss=auto, ce, ce_dice, dice, focal or tversky"

@@ -17,25 +17,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import binary_erosion
 from torch import nn
 
-from segsweep import __version__
 from segsweep.config.start import start
 from segsweep.core import artifacts, environment
 from segsweep.core.device import out_of_memory, pick_device
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import typed
 from segsweep.runs.find import REFERENCE
 from segsweep.runs.find import find as find_run
 from segsweep.segmentation.data import cache, volume
 from segsweep.segmentation.data.batches import Batches
+from segsweep.segmentation.data.images import padded, sized, target
 from segsweep.segmentation.data.images import read as read_pixels
-from segsweep.segmentation.data.images import target
 from segsweep.segmentation.data.labels import ONE, Labels, counted
 from segsweep.segmentation.data.labels import sizes as sizes_of
 from segsweep.segmentation.evaluate import evaluate, patient_table
-from segsweep.segmentation.figures import OUTLINES, areas
-from segsweep.segmentation.inputs import MASK, Patient, find, read
+from segsweep.segmentation.figures import OUTLINES, areas, eroded
+from segsweep.segmentation.inputs import MASK, Patient, Slice, find, read
 from segsweep.segmentation.metrics import METRICS, called, mean, spec_of
 from segsweep.segmentation.trained import Trained, load
 
@@ -153,9 +152,62 @@ def overlay(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None) -> np
             continue
         dashes = np.indices(area.shape).sum(0) // 4 % 2 == 0
         for inside, colour in areas(area, OUTLINES[kind]):
-            edge = inside & ~binary_erosion(inside)
+            edge = inside & ~eroded(inside)
             page[edge & dashes if kind == "truth" and area.dtype != bool else edge] = colour
     return page
+
+
+def as_given(
+    patient: Patient, masks: np.ndarray, labels: Labels = ONE
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Of the masks (D, h, w) of a patient each at its file's size, and its region of interest there, of bool."""
+    for place, (item, size) in enumerate(zip(patient.slices, patient.sizes, strict=True)):
+        height, width = sizes_of(patient.empty[place : place + 1])[0]
+        mask = at_size(masks[place, :height, :width], size)
+        region = read_pixels(str(item.region), mask=True) > 0 if labels.roi else None
+        yield (mask if region is None else mask * region), region
+
+
+def predict_array(trained: Trained, given: np.ndarray, device: torch.device) -> np.ndarray:
+    """Masks (N, H, W) of bool, or uint8 of the classes' numbers, of images (N, H, W, C), or (N, H, W) of one channel,
+    uint8 or uint16, taken as the slices of one patient. Raises SegsweepError where they are not such images."""
+    stack = given[..., None] if given.ndim == 3 else given
+    wanted = f"(N, H, W, {trained.channels})" + ", or (N, H, W)" * (trained.channels == 1)
+    if stack.ndim != 4 or stack.shape[3] != trained.channels or not stack.size:
+        raise SegsweepError(f"an array of shape {given.shape}: the run was trained on images of {wanted}")
+    if given.dtype not in (np.uint8, np.uint16):
+        raise SegsweepError(f"an array of {given.dtype}: images are uint8 or uint16, as in files, not normalised")
+    if trained.labels.roi:
+        raise SegsweepError(
+            f"the run has regions of interest (data.roi={trained.labels.roi}): give files, not an array"
+        )
+    blank = np.zeros(stack.shape[1:3], np.uint8)
+    pairs = [sized(image, blank, trained.size, trained.labels, None, "an array") for image in stack]
+    images, empty = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
+    if trained.room is not None:
+        height, width = (max(sides) for sides in zip(trained.room, images.shape[1:3], strict=True))
+        images, empty = padded(list(images), list(empty), (height, width))
+    slices = [Slice(Path("array"), "array", str(n), None) for n in range(len(stack))]
+    patient = Patient("array", slices, images, None, [(stack.shape[1], stack.shape[2])] * len(stack), empty)
+    trained.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return np.stack([mask for mask, _ in as_given(patient, predict(trained, [patient], device).masks)])
+
+
+def predict_paths(trained: Trained, given: list[Path], device: torch.device) -> dict[str, list[np.ndarray]]:
+    """Patient -> a mask (H, W) for each slice at its file's size, as of `predict_array`. Raises SegsweepError naming
+    each file that cannot be used."""
+    patients, problems = find(given, trained.config.data)
+    trained.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    found: dict[str, list[np.ndarray]] = {}
+    for group in groups(read(patients, trained.size, trained.channels, problems, trained.labels, trained.room)):
+        masks, start = predict(trained, group, device).masks, 0
+        for patient in group:
+            stop = start + len(patient.slices)
+            found[patient.name] = [mask for mask, _ in as_given(patient, masks[start:stop], trained.labels)]
+            start = stop
+    if problems:
+        raise SegsweepError("\n".join(problems))
+    return found
 
 
 def write(
@@ -168,11 +220,7 @@ def write(
     pixels, millilitres = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)
     known = True
     stacks: dict[str, list[np.ndarray]] = {}
-    for place, (item, size) in enumerate(zip(patient.slices, patient.sizes, strict=True)):
-        height, width = sizes_of(patient.empty[place : place + 1])[0]
-        mask = at_size(masks[place, :height, :width], size)
-        region = read_pixels(str(item.region), mask=True) > 0 if labels.roi else None
-        mask = mask if region is None else mask * region
+    for item, (mask, region) in zip(patient.slices, as_given(patient, masks, labels), strict=True):
         found = volume.ADDRESS.match(str(item.file))
         spacing = volume.header(found["file"], int(found["axis"])).spacing if found else None
         known &= spacing is not None
@@ -270,14 +318,19 @@ def predict_files(
     for row in rows:
         row |= {key: scores.get(row["patient"], {}).get(key) for key in columns if key not in row}
     if rows:
-        artifacts.write_csv(out / "predictions.csv", rows)
+        shown = [{key: artifacts.cell(value) for key, value in row.items()} for row in rows]
+        artifacts.write_csv(out / "predictions.csv", shown)
     about: dict[str, Any] = {"run": trained.signature, "folder": str(trained.folder), "weights": trained.weights}
     about |= {"epoch": trained.epoch, "image_size": trained.size, "precision": trained.precision}
     if labels.names:
         about |= {"classes": dict(zip(labels.names, labels.values, strict=True))}
     if probabilities:
         about |= {"probabilities": "probabilities.npy: (slices, classes, height, width) float16, at the network's size"}
-    about |= {"device": environment.device_name(device), "segsweep": __version__, "problems": problems}
+    about |= {
+        "device": environment.device_name(device),
+        "segsweep": environment.versions().get("segsweep"),
+        "problems": problems,
+    }
     artifacts.write_json(out / "predictions.json", about)
     return rows, problems
 
@@ -323,7 +376,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 all was predicted, 1 something was not, and is named."""
     start()
     parser = argparse.ArgumentParser(
-        prog="python -m segsweep.predict",
+        prog=typed("predict"),
         description="Predict masks with a trained run, whose own preprocessing is applied.",
     )
     parser.add_argument("run", metavar="RUN", help=REFERENCE)

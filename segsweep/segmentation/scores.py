@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from segsweep.core import child
 from segsweep.core.errors import ConfigError, nearest
 from segsweep.task import Metric
 
@@ -92,13 +93,42 @@ class ASSD:
         return _mean([_assd(seen.truth[own], seen.predicted[own], spacing) for own, spacing in seen.stacks])
 
 
+class ClDice:
+    metric = _share(
+        "clDice",
+        "harmonic mean of the share of the prediction's skeleton that lies in the truth and that of the truth's in the "
+        "prediction (Shit et al. 2021), of all of a patient's slices, each with a 2-D skeleton of its own; 0 where one "
+        "of the two is empty, undefined where both are",
+    )
+
+    def __init__(self) -> None:
+        if not child.installed("skimage"):
+            raise ConfigError(
+                "metrics=cldice: skeletons take scikit-image, which is not installed: pip install 'segsweep[vessels]'"
+            )
+
+    def __call__(self, seen: Seen) -> float:
+        if not seen.truth.any() or not seen.predicted.any():
+            return 0.0 if seen.truth.any() or seen.predicted.any() else math.nan
+        precision, sensitivity = _lying(seen.predicted, seen.truth), _lying(seen.truth, seen.predicted)
+        return 2 * precision * sensitivity / (precision + sensitivity) if precision + sensitivity else 0.0
+
+
+def _lying(one: np.ndarray, other: np.ndarray) -> float:
+    """The share of the skeletons of `one`'s slices (D, H, W), not all empty, that lies in `other`."""
+    from skimage.morphology import skeletonize  # here, since nobody else needs it, and it takes half a second to import
+
+    skeletons = np.stack([skeletonize(plane) for plane in one])
+    return _ratio((skeletons & other).sum(), skeletons.sum())
+
+
 def _assd(truth: np.ndarray, predicted: np.ndarray, spacing: Any) -> float:
     if not truth.any() or not predicted.any():
         return math.nan if not truth.any() and not predicted.any() else diagonal(truth, spacing)
     return float(np.concatenate(surface_distances(truth, predicted, spacing)).mean())
 
 
-BUILT_IN = {each.__name__.lower(): each for each in (Sensitivity, Specificity, AUC, AP, ASSD)}
+BUILT_IN = {each.__name__.lower(): each for each in (Sensitivity, Specificity, AUC, AP, ASSD, ClDice)}
 
 
 def _ratio(part: Any, whole: Any) -> float:
@@ -153,9 +183,9 @@ def chosen(entries: Any, taken: Sequence[str] = ()) -> dict[str, Any]:
                 made = components.build(KINDS, "metrics", entry)
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"metrics: {entry['_target_']}: {error}") from error
-            name = type(made).__name__.lower()
+            name, by = type(made).__name__.lower(), _digest(entry)
         elif isinstance(entry, str) and entry in BUILT_IN:
-            name, made = entry, BUILT_IN[entry]()
+            name, made, by = entry, BUILT_IN[entry](), ""
         else:
             raise ConfigError(
                 f"metrics={entry}: allowed are {', '.join(BUILT_IN)}, and one of your own as "
@@ -165,8 +195,28 @@ def chosen(entries: Any, taken: Sequence[str] = ()) -> dict[str, Any]:
             raise ConfigError(f"metrics: {type(made).__name__} needs `metric`, a task.Metric, and a __call__")
         if name in found or name in taken:
             raise ConfigError(f"metrics: {name} is there already; a score of your own has its class's name")
-        found[name] = made
+        found[name] = Own(made, replace(made.metric, measured=by)) if by else made
     return found
+
+
+@dataclass(frozen=True)
+class Own:
+    """A score of one's own; its metric says by which code and arguments it is measured."""
+
+    score: Any
+    metric: Metric
+
+    def __call__(self, seen: Seen) -> float:
+        return float(self.score(seen))
+
+
+def _digest(entry: Mapping[str, Any]) -> str:
+    """Of the arguments of a score of one's own, and of the code that it reaches."""
+    from segsweep.config import whitelist
+    from segsweep.core import signature, source
+
+    files = source.hashes(source.reached(*whitelist.modules({"metrics": entry})))
+    return signature.digest([entry, signature.fingerprint(files)])
 
 
 def described(scores: Mapping[str, Any], structures: Sequence[str]) -> dict[str, Metric]:

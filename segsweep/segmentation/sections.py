@@ -1,11 +1,13 @@
 """What the report says of a segmentation alone: overlays, classes, pixels, image sizes. See `segsweep.report.own`."""
 
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segsweep.core import artifacts
+from segsweep.core.program import typed
 from segsweep.report.content import Block, Cell, Figure, Section, Table, joined, number, plural
 from segsweep.report.findings import ranged
 from segsweep.report.own import Column
@@ -184,6 +186,10 @@ def note(job: Job) -> str:
     if not (job.run and (count := parts(job.run))):
         return ""
     return f"for want of memory its batches went through the network in {count} parts, which BatchNorm saw"
+
+
+def then(folder: Path) -> str:
+    return f"{typed('predict')} best:{folder} IMAGES --out masks   the best network on images of yours"
 
 
 def sections(found: Any) -> list[Section]:

@@ -16,9 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from segsweep import __version__
 from segsweep.core import artifacts
-from segsweep.core.environment import spare_dynamo
+from segsweep.core.environment import spare_dynamo, versions
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
 from segsweep.segmentation import networks
@@ -80,12 +79,26 @@ def _tested(folder: Path) -> str:
         return "last"
 
 
+def _refuse_other(folder: Path) -> None:
+    """Raise SegsweepError where a run is of another task than this one."""
+    try:
+        config = recall.configuration(folder)
+    except (OSError, YAMLError, OmegaConfBaseException, SegsweepError):  # as above
+        return
+    if not {"model", "data"} <= set(map(str, config)):
+        raise SegsweepError(
+            f"{folder}: a run of the task {OmegaConf.select(config, 'task._target_')}, of which only its own code can "
+            "load a network; runs of task=segmentation have one that predicts"
+        )
+
+
 def load(folder: Path, weights: str | None = None) -> Trained:
     """The run in `folder` with its `last` or `best` weights; None: those that were tested. Raises SegsweepError
     naming the file that will not do."""
     spare_dynamo()
     weights = weights or _tested(folder)
     file = folder / f"{weights}.pt"
+    _refuse_other(folder)
     info = artifacts.read_json(folder / "run.json")
     if not isinstance(info, dict):
         raise SegsweepError(f"{folder / 'run.json'}: missing or damaged; expected the record of a finished run")
@@ -139,7 +152,7 @@ def _version(info: dict[str, Any]) -> str:
     commit = f" (commit {info['commit']})" if info.get("commit") else ""
     return (
         f"\nThe run was made by segsweep {made.get('segsweep', 'of unknown version')}{commit} with torch "
-        f"{made.get('torch', '?')}; this is segsweep {__version__} with torch {torch.__version__}. "
+        f"{made.get('torch', '?')}; this is segsweep {versions().get('segsweep')} with torch {torch.__version__}. "
         "Use the program of the run, or train it anew"
     )
 
@@ -148,6 +161,8 @@ def _fetched(file: Path) -> bool:
     """Of a run that MLflow answered the weights come when they are needed."""
     try:
         return recall.fetch(file)
+    except SegsweepError as error:
+        raise SegsweepError(f"{file}: is in MLflow alone, which is not asked: {error}") from error
     except Exception as error:  # MLflow raises what its back end raises
         reason = first_line(error)
         raise SegsweepError(f"{file}: MLflow has it and does not give it now: {reason}") from error

@@ -19,6 +19,7 @@ from segsweep.config.start import start
 from segsweep.core import artifacts
 from segsweep.core.artifacts import Checkpoints
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import typed
 from segsweep.core.session import session
 from segsweep.sweeps.alike import first_difference, listed, other_test, other_units, same, same_file, short, where
 from segsweep.sweeps.verdict import Stop, Trained, Verdict, described, measured, neutral
@@ -380,7 +381,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 all is well, 1 something is wrong, and is named."""
     start()
     parser = argparse.ArgumentParser(
-        prog="python -m segsweep.check",
+        prog=typed("check"),
         description="Train a task for two epochs: whole, again, interrupted, pruned, longer and shorter, in a folder "
         "that goes away; one line for each thing that was looked at, and what to do where it is wrong.",
         epilog="example: SEGSWEEP_ALLOW='digits.*' python -m segsweep.check --config-dir conf task=digits task.lr=0.1. "
@@ -397,7 +398,7 @@ def main(arguments: list[str] | None = None) -> int:
     if door and not {"-h", "--help"} & set(given):  # the flags of an application are its own matter
         argv, hint, keys = given, "", {""}
     else:
-        options = parser.parse_args(given)
+        options = parser.parse_intermixed_args(given)  # --config-dir may stand anywhere
         argv = [f"--config-dir={options.config_dir}"] * bool(options.config_dir) + options.overrides
         keys = {text.lstrip("+~").partition("=")[0].partition(".")[0] for text in argv}
         doors = [file for file in sorted(Path().glob("*.py")) if "segsweep.main" in _text(file)]

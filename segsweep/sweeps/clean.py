@@ -11,6 +11,7 @@ from pathlib import Path
 
 from segsweep.config.start import start
 from segsweep.core import artifacts
+from segsweep.core.program import typed
 from segsweep.runs import clean
 
 Stored = Callable[[Path], Iterable[tuple[Path, Callable[[], AbstractContextManager[str]]]]]
@@ -22,7 +23,7 @@ def main(stored: Stored) -> int:
     start()
     usual = artifacts.cache_folder()
     kinds = "; ".join(f"{kind}: {about}" for kind, about in clean.KINDS.items())
-    parser = argparse.ArgumentParser(prog="python -m segsweep.clean", description=__doc__)
+    parser = argparse.ArgumentParser(prog=typed("clean"), description=__doc__)
     parser.add_argument("runs", nargs="?", type=Path, default=Path("multirun"), help="paths.runs; default: multirun")
     parser.add_argument("--cache", type=Path, default=usual, help=f"paths.cache; default: {usual}")
     parser.add_argument(

@@ -6,41 +6,53 @@ Imports neither torch nor mlflow nor optuna, so that `--help` and `--cfg job` an
 import os
 import signal
 import sys
+import threading
 import warnings
 from types import FrameType
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 
 from segsweep.config import trust
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import Started, start
-from segsweep.core import masks
+from segsweep.core import child, masks
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import COMMANDS, typed
 from segsweep.core.session import session
 
-_ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
+ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
 
 
-def main() -> int:
-    """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped.
+def main(raising: bool = False) -> int:
+    """The exit code: 0 well, 1 a job failed or the command line is wrong, 130 stopped. raising: for who calls it
+    from Python: a mistake of the command line is a SegsweepError, and progress is plain lines.
 
     Signals and streams are, after it, those of whoever calls it, such as a notebook."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    streams = sys.stdout, sys.stderr
+    streams, shown = (sys.stdout, sys.stderr), warnings.showwarning
     start()
+    child.quiet()
     sys.stdout, sys.stderr = map(masks.Stream, streams)
     try:
-        return _guarded()
+        return _guarded(raising)
     finally:
         sys.stdout, sys.stderr = streams
+        warnings.showwarning = shown
         for number, handler in signals.items():
-            signal.signal(number, handler)
+            _on(number, handler)
 
 
-def _guarded() -> int:
+def _on(number: int, handler: Any) -> None:
+    """In another thread than the first Python takes no handler: a Ctrl-C is told to that one."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
+
+
+def _guarded(raising: bool) -> int:
     try:
-        return _main()
+        return _main(raising)
     except BaseException as error:  # a Ctrl-C after the last job
         # Any exception after a Ctrl-C is its doing: a library that is met half-way (OmegaConf with a flag changed) may
         # fail in putting things back.
@@ -49,18 +61,22 @@ def _guarded() -> int:
         if pool := session().pool:
             pool.close()
         if (lead := session().sweep) and lead.folder:
-            again = f"python -m segsweep.report {lead.folder}"
+            again = f"{typed('report')} {lead.folder}"
             print(f"\nStopped. The runs are recorded; table and report again: {again}", file=sys.stderr)
         return 130
 
 
-def _main() -> int:
+def _main(raising: bool) -> int:
     if odd := [argument for argument in sys.argv[1:] if not argument.isascii() and not _is_utf8(argument)]:
         shown = odd[0].encode("ascii", "backslashreplace").decode()
         print(f"{shown}: not UTF-8, in which records are", file=sys.stderr)
         return 1
     sys.argv[1:] = masks.put_away(sys.argv[1:])
-    if _ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
+    if sys.argv[1:] == ["-sc", "query=bash"]:
+        return _complete(os.environ.get("COMP_LINE", ""))
+    if ASKS & {argument.split("=")[0] for argument in sys.argv[1:]}:
+        if session().door is None and {"-sc", "--shell-completion"} & set(sys.argv[1:]):
+            sys.argv[0] = "segsweep"  # else it would be installed for `python`, whose -m it does not know
         try:
             if args := trust.question(sys.argv[1:]):
                 from segsweep.config.hold import held
@@ -88,16 +104,18 @@ def _main() -> int:
     try:
         checked = preflight(sys.argv[1:])
     except SegsweepError as error:
+        if raising:
+            raise
         print(error, file=sys.stderr)
         return 1
     sys.argv[1:] = checked.argv
     session().foreign = checked.foreign
     lead = session().sweep = sweep.Sweep(checked.jobs, asked)
     stopped, code = False, 0
-    with Display(checked.jobs, plain=checked.here and session().door is not None) as display:
+    with Display(checked.jobs, plain=raising or (checked.here and session().door is not None)) as display:
         session().sink = display.handle
-        signal.signal(signal.SIGINT, _on_signal)
-        signal.signal(signal.SIGTERM, _on_signal)
+        _on(signal.SIGINT, _on_signal)
+        _on(signal.SIGTERM, _on_signal)
         try:
             _hydra(Started(job))
         except (KeyboardInterrupt, SystemExit) as error:
@@ -108,8 +126,38 @@ def _main() -> int:
                 return code
         finally:
             pool.close()
-            signal.signal(signal.SIGINT, _interrupt)
+            _on(signal.SIGINT, _interrupt)
     return max(lead.finish(stopped), code)
+
+
+def _complete(line: str) -> int:
+    """Hydra's words for the last one of a command line that is being typed, each of several values too, and what it
+    does not know: this program's commands, whose arguments are files, and flags. Of what cannot be composed nothing: a
+    message would be written into what is typed."""
+    import contextlib
+    import io
+
+    words = line.split()[1:]
+    last = words[-1] if words and not line.endswith(" ") else ""
+    commands = COMMANDS if session().door is None else {}
+    if len(words) > bool(last) and words[0] in commands:
+        return 0
+    if last.startswith("-"):
+        print(*sorted(flag for flag in get_args_parser()._option_string_actions if flag.startswith("--")))
+        return 0
+    key, equals, value = last.rpartition("=")
+    earlier = value.rpartition(",")[0] + "," * ("," in value) if equals else ""
+    os.environ["COMP_LINE"] = line.removesuffix(last) + key + equals + value.removeprefix(earlier)
+    told = io.StringIO()
+    with (
+        contextlib.redirect_stdout(told),
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.suppress(BaseException),
+    ):
+        _hydra(Started(lambda cfg: None, "segsweep.sweeps.job"))
+    found = [key + equals + earlier + word.removeprefix(key + equals) for word in told.getvalue().split()]
+    print(*found, *([] if len(words) > bool(last) else commands))
+    return 0
 
 
 def _folded(answer: Started) -> None:

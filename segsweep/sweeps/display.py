@@ -19,7 +19,7 @@ class Display:
     no bars even on a terminal, which a job of this process has for itself then, and its debugger."""
 
     def __init__(self, total: int | None, console: Console | None = None, plain: bool = False):
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, force_jupyter=False)  # which has each line as a page of HTML
         self.total, self.slots = total, 1
         self.began = time.monotonic()
         self.counts: dict[str, int] = {}

@@ -40,6 +40,7 @@ from segsweep.config.start import start
 from segsweep.config.trust import NOWHERE, refuse
 from segsweep.core import artifacts, child
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
+from segsweep.core.program import typed
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
 from segsweep.sweeps import worker
@@ -463,8 +464,8 @@ def _help(door: Door, made: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         "    epochs  seed  device=auto|cpu|cuda|cuda:N  reuse=true|false  report=true|false\n"
         "    pruner=none|median|halving|hyperband|patient  tracking=mlflow|none  paths.runs  search.trials  ...\n\n"
         "  Afterwards\n"
-        "    python -m segsweep.report multirun/NAME      tables, curves, statistics of a sweep\n"
-        "    mlflow ui --backend-store-uri URI --host 127.0.0.1      MLflow's table of runs\n"
+        f"    {typed('report')} multirun/NAME      tables, curves, statistics of a sweep\n"
+        f"    {typed('ui')}                        MLflow's table and charts of the runs\n"
         f"    {program} --why multirun/NAME/0             why it would train that run again, or not; trains nothing\n"
     )
     return {"app_name": door.program[-1], "template": artifacts.literal(text.replace("$", "$$"))}

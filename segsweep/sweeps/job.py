@@ -29,11 +29,12 @@ def job(cfg: DictConfig) -> Any:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):  # of job.log, which a full disk ends and nothing else
             handler.handleError = lambda record: None  # type: ignore[method-assign]
-            masks.guard(handler)
+        masks.guard(handler)
     settings = HydraConfig.get()
     cfg = with_environment(cfg, settings)
     folder = Path(settings.runtime.output_dir)
     masks.learn(*(OmegaConf.select(engine(cfg), key) for key in masks.KEYS))
+    masks.learn_all(OmegaConf.to_container(cfg))  # of one's own code, too, as its errors may have pieces of one
     _describe(cfg, settings, folder)
     if settings.job.chdir and session().door:  # for the application's own code: what the engine is told is of here
         os.chdir(settings.runtime.cwd)
@@ -61,14 +62,15 @@ def job(cfg: DictConfig) -> Any:
     here = session()
     if here.copier and here.sweep is None:  # in a launcher's process, which may be ended at any time from here
         here.copier.flush()
-    facts = {"status": outcome.status, "error": outcome.error, "failure": outcome.failure}
+    error = outcome.error and masks.told(outcome.error)  # here, as whoever shows it knows less
+    facts = {"status": outcome.status, "error": error, "failure": outcome.failure}
     facts["note"] = artifacts.note(outcome.status, outcome.accepted, outcome.stopped)
     spec = components.spec_of(cfg)
     score = score_of(spec, outcome.metrics)
     session().emit("end", **facts, score=score)
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
-    return _value(cfg, outcome)
+    return _value(cfg, outcome, spec)
 
 
 def own_folder(settings: Any) -> list[str]:
@@ -99,9 +101,9 @@ def _describe(cfg: DictConfig, settings: Any, folder: Path) -> None:
         sweep.hide_passwords(*(folder / settings.output_subdir).glob("*.yaml"))
 
 
-def _value(cfg: DictConfig, outcome: Any) -> Any:
+def _value(cfg: DictConfig, outcome: Any, spec: Spec | None) -> Any:
     """What a sweeper is told: the objectives of a search, NaN where there are none."""
-    from segsweep.config.components import spec_of, task_class
+    from segsweep.config.components import task_class
     from segsweep.search import objective
 
     search = engine(cfg).search
@@ -110,7 +112,7 @@ def _value(cfg: DictConfig, outcome: Any) -> Any:
     if outcome.status not in artifacts.WHOLE:
         return none
     try:
-        found = objective.values(outcome.folder, names, search.epoch, spec_of(cfg) or task_class(cfg).spec)
+        found = objective.values(outcome.folder, names, search.epoch, spec or task_class(cfg).spec)
     except SegsweepError:  # no validation part: nothing to search on
         return none
     return found[0] if len(names) == 1 else found

@@ -27,14 +27,16 @@ from hydra.initialize import initialize_config_search_path
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from segsweep.config import components, trust
 from segsweep.config.compose import bare
 from segsweep.config.conditions import condition
-from segsweep.config.hold import Hold
+from segsweep.config.hold import Hold, is_place
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.masks import first_line
+from segsweep.core.program import COMMANDS
 from segsweep.core.session import session
 from segsweep.core.signature import IGNORED, OWN
 from segsweep.search import objective, pruning
@@ -238,6 +240,9 @@ def _wrong_search(
         if any(re.match(r"hydra\b", part or "") for part in (override.key_or_group, override.package)):
             problems.append(f"{at}search.when: {text}: what Hydra itself is told is no part of a search")
             continue
+        if is_place(override.key_or_group, at):
+            problems.append(f"{at}search.when: {text}: where a run goes is no part of a search")
+            continue
         given = {term.key: f"{term.key}={term.value}" for term in terms if term.sign in ("=", "==")}
         apart = {*given, override.key_or_group}
         kept = [line for line, o in zip(lines, overrides, strict=True) if o.key_or_group not in apart]
@@ -290,6 +295,7 @@ def _unreadable(lines: list[str]) -> list[str]:
             brackets = any(value.count(a) != value.count(b) for a, b in ("()", "[]", "{}"))
             left_open = brackets or any(value.count(sign) % 2 for sign in "'\"")
             text += "; is a bracket or a quote left open?" * left_open
+            text += "" if equals or session().door else nearest(line, COMMANDS)
             if equals and (not left_open or re.search(r"[\\^?*+|]", value)):  # the latter of a regular expression
                 quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
                 with contextlib.suppress(HydraException):
@@ -382,8 +388,11 @@ def _lines(override: Override) -> list[str]:
 def _composed(name: str | None, lines: list[str]) -> DictConfig:
     try:
         return compose(name, overrides=lines, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).strip()) from None
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, AttributeError) as error:
+        if isinstance(error, HydraException | OmegaConfBaseException) and (told := str(error).strip()):
+            raise ConfigError(told) from None
+        what = " ".join(str(error).split()) or type(error).__name__  # the last are Hydra's, of `hydra: null`
+        raise ConfigError(f"{' '.join(lines) or 'config.yaml'}: a file of it is no configuration: {what}") from None
     except KeyError as error:
         raise ConfigError(f"hydra.job.env_copy: the environment has no {error.args[0]}") from None
 
@@ -499,6 +508,10 @@ def _wrong_interval(override: Override, base: DictConfig) -> str | None:
 def _apply(cfg: DictConfig, override: Override, value: Any) -> None:
     with open_dict(cfg):
         if override.is_delete():
+            group, _, name = override.key_or_group.rpartition(".")
+            node = OmegaConf.select(cfg, group) if group else cfg
+            if isinstance(node, DictConfig):
+                node.pop(name, None)
             return
         plain = OmegaConf.create(value) if isinstance(value, dict | list) else value
         OmegaConf.update(cfg, override.key_or_group, plain, merge=not isinstance(plain, ListConfig))
@@ -528,10 +541,13 @@ def _check_data(bases: list[DictConfig], tasks: list[Override], scores: list[str
         try:
             if (key := components.inputs(cfg)) not in seen:
                 seen[key] = int(components.task(cfg).data().part == "val")
+            pruned = OmegaConf.select(engine(cfg), "pruner._target_")
+            if not (scores or pruned):
+                continue
             spec = components.spec_of(cfg) or components.task_class(cfg).spec
             if scores:
                 objective.check_part(seen[key], scores, spec, under(cfg))
-            if OmegaConf.select(engine(cfg), "pruner._target_"):
+            if pruned:
                 pruning.refuse(cfg, spec, seen[key])
         except SegsweepError as error:
             raise ConfigError(str(error)) from None

@@ -24,16 +24,14 @@ from segsweep.config.compose import choices_of
 from segsweep.config.schema import engine, resolved, under
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
-from segsweep.core.masks import KEYS, first_line, has_secret, learn, masked
+from segsweep.core.masks import KEYS, first_line, hide, learn, masked
+from segsweep.core.program import typed
 from segsweep.core.session import session, thread
-from segsweep.core.source import PACKAGE
 from segsweep.task import Spec
-from segsweep.tracking.store import Columns, columns, database
+from segsweep.tracking.store import PLACE, Columns, columns, database
 
 log = logging.getLogger(__name__)
 
-SERVED = "sqlite:///mlruns/mlflow.db"
-"""What `make ui` of this project's Makefile serves."""
 ROOM = ".room"
 """File of a sweep's folder that holds nothing: its room is for the records of what fails when the disk is full."""
 FIRST_JOB_TRAINS = 8.0
@@ -55,6 +53,8 @@ class Sweep:
         self.reported = True
         self.spec: Spec | None = None  # of the task that the command line chooses
         self.plus = ""  # before `experiment=`, of an application that has no such group
+        self.repeats = {"seed"}  # keys whose values make repeats
+        self.parent = False
         self.storage: str | None = None  # of its study, with the password that its records leave out
         self._opening: threading.Thread | None = None
         self._preparing: threading.Timer | None = None
@@ -70,6 +70,7 @@ class Sweep:
         self.folder, self.reported, self.spec = folder, own.report, components.spec_of(config)
         self.storage = OmegaConf.select(own, "search.storage")
         learn(*(OmegaConf.select(own, key) for key in KEYS))
+        self.parent, self.repeats = parent, {f"{under(config)}seed", *(self.spec.repeats if self.spec else ())}
         self.plus = "+" if under(config) and "experiment" not in config.hydra.runtime.choices else ""
         try:
             self._begin(folder, config, parent)
@@ -185,12 +186,31 @@ class Sweep:
             print(f"Report: {self._report(folder)}")
         if not stopped and self._record().get("search"):
             print(f"Search: {self._search(folder)}")
-        self._finish_mlflow(folder, stopped, bool(bad))
+        served = self._finish_mlflow(folder, stopped, bool(bad))
         if stopped:
-            print(f"Stopped; what was trained is saved up to the last checkpoint. To go on: {self.asked}")
+            print(f"Stopped; what was trained is saved up to the last checkpoint. To go on: {self.again}")
             return 130
+        for begin, line in zip(("Next: ", " " * 6), [*served, *([] if bad else self._then(folder))], strict=False):
+            print(f"{begin}{line}")
         nothing = not ended and "search" not in self._record()
         return 1 if bad or nothing else 0
+
+    @property
+    def again(self) -> str:
+        """The command line that asked for it, as it was typed."""
+        return self.asked if session().door else self.asked.replace(program(), typed(), 1)
+
+    def _then(self, folder: Path) -> list[str]:
+        """What one would type after it, and why."""
+        from segsweep.report import own
+
+        record = self._record()
+        given = {override.split("=")[0].lstrip("+~") for override in record.get("overrides", [])}
+        if self.parent and "search" not in record and not given & {"seed", *self.repeats}:
+            seed = next(key for key in self.repeats if key.rpartition(".")[2] == "seed")
+            return [f"{self.again} {seed}=0,1,2   whether other seeds say the same"]
+        modules = own.modules(self.spec)[0] if self.spec else []
+        return [str(line) for line in own.ask(modules, "then", [], folder)]
 
     def _report(self, folder: Path) -> str:
         from segsweep.report.files import write
@@ -198,7 +218,7 @@ class Sweep:
         try:
             return str(write([folder], folder))
         except Exception as error:  # the runs are done and recorded: a report can be made again
-            return f"not written ({type(error).__name__}: {error}); again: python -m segsweep.report {folder}"
+            return f"not written ({type(error).__name__}: {error}); again: {typed('report')} {folder}"
 
     def _search(self, folder: Path) -> str:
         from segsweep.report.search import pages
@@ -207,16 +227,17 @@ class Sweep:
             page = pages.write(pages.of_sweep(folder, self.storage), folder)
         except Exception as error:  # the study is kept: its reading can be made again
             reason = first_line(error)
-            return f"not written ({reason}); again: python -m segsweep.report.search {folder}"
+            return f"not written ({reason}); again: {typed('search')} {folder}"
         best = folder / "search" / "experiment" / "best.yaml"
         line = shlex.join([*named(), "--config-dir", str(folder / "search"), f"{self.plus}experiment=best"])
-        again = f"   the best: {program()} {line}"
+        again = f"   the best: {program() if session().door else typed()} {line}"
         return f"{page}{again if best.exists() else ''}"
 
-    def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> None:
-        """A server that does not answer holds nobody up: its bound is `mirrors.END`."""
+    def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> list[str]:
+        """How one looks at its runs there, if they are there. A server that does not answer holds nobody up: its bound
+        is `mirrors.END`."""
         if not (place := self._record().get("mlflow")):
-            return
+            return []
         from segsweep.tracking import mirrors, store
 
         until = time.monotonic() + mirrors.END
@@ -237,11 +258,12 @@ class Sweep:
             error = late if ending.is_alive() else "".join(wrong)
         error = error or next(iter(lacking), None) or ("" if done else late)
         if not error:
-            print(f"MLflow: {masked(place['uri'])}   to look at it: {look(place['uri'])}")
-            return
+            print(f"MLflow: {masked(place['uri'])}")
+            return [f"{shown}   the runs side by side"] if (shown := look(place["uri"])) else []
         brings = f"brings {len(lacking)} of {len(folders)} runs" if lacking else "brings what is missing"
-        again = f"nothing is lost: python -m segsweep.sync {folder}   {brings}"
+        again = f"nothing is lost: {typed('sync')} {folder}   {brings}"
         print(f"MLflow was out of reach ({error}); {again}", file=sys.stderr)
+        return []
 
     def _end_parent(
         self, folder: Path, place: dict[str, Any], status: str, folders: list[Path], wrong: list[str]
@@ -267,10 +289,8 @@ class SweepCallback(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """What a launcher may pickle for whoever waits: its configuration has addresses as they are reached."""
-        for cfg in (job_return.cfg, config):
-            for key in KEYS:
-                if (address := OmegaConf.select(own := engine(cfg), key)) and has_secret(address):
-                    OmegaConf.update(own, key, masked(address))
+        for cfg in (job_return.cfg, job_return.hydra_cfg, config):
+            hide(cfg, masked)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _lead(Path(config.hydra.run.dir).parent, config, parent=False)
@@ -331,13 +351,10 @@ def raw(overrides: Any) -> list[str]:
 
 
 def look(uri: str) -> str:
-    """How one looks at what MLflow keeps at `uri`, from the working directory."""
+    """How one looks at what MLflow keeps at `uri`, from the working directory; "" where its address says it."""
     if uri.startswith(("http:", "https:")):
-        return "its address in a browser"
-    makefile, own = Path("Makefile"), PACKAGE.parent / "Makefile"
-    if uri == SERVED and makefile.exists() and own.exists() and makefile.samefile(own):
-        return "make ui"
-    return f"mlflow ui --backend-store-uri {shlex.quote(masked(uri))} --host 127.0.0.1"
+        return ""
+    return f"{typed('ui')}{'' if uri == PLACE else f' --store {shlex.quote(masked(uri))}'}"
 
 
 def program() -> str:

@@ -20,6 +20,7 @@ from segsweep.config.start import start
 from segsweep.core import accepted, artifacts
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.masks import first_line
+from segsweep.core.program import typed
 from segsweep.core.session import session
 from segsweep.core.signature import digest, leaves, short
 from segsweep.core.source import hashes
@@ -128,7 +129,7 @@ def _refuse_other(reference: str, cfg: DictConfig, info: Mapping[str, Any]) -> N
     program, _ = _words(info)
     here, asks = ["python", "-m", "segsweep"], f"{printable(shlex.join(program))} --why"
     if door := session().door:
-        other, asks = engine(cfg).task._target_ != door.target, asks if program != here else "python -m segsweep.why"
+        other, asks = engine(cfg).task._target_ != door.target, asks if program != here else typed("why")
     else:
         other = bool(program) and program != here
     if other:
@@ -209,8 +210,13 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
     elif artifacts.result(there):
         print(f"Today's run is {there.name}, which is finished too: {_counted(found)}.")
     else:
-        again = f"It would be trained again, as {there.name}: {_counted(found)}."
-        edit = {difference.kind for difference in found} == {"file"} and known and not lacks
+        files = {difference.kind for difference in found} == {"file"}
+        states = artifacts.Checkpoints(folder.parent.parent / "trajectories" / now.ids["trajectory"])
+        tested = files and info["trajectory"] == states.folder.name
+        tested &= (artifacts.result(folder) or {}).get("epochs") in states.epochs()
+        what = "tested again and not trained" if tested else "trained again"
+        again = f"It would be {what}, as {there.name}: {_counted(found)}."
+        edit = files and known and not lacks
         edit &= bool(artifacts.result(folder)) and not (there / "pruned.json").exists()
         options = f" --config-dir {shlex.quote(config_dir)}" if config_dir else ""
         hint = f" If the edit changes no number: {_asks()} --accept {reference} --reason TEXT{options}"
@@ -275,7 +281,7 @@ def _mirror(folder: Path) -> None:
         push(folder, vouched(state["uri"]), state["experiment"], None, final=True)
     except Exception as error:  # MLflow raises what its back end raises
         print(
-            f"MLflow does not know yet ({first_line(error)}): python -m segsweep.sync {folder}",
+            f"MLflow does not know yet ({first_line(error)}): {typed('sync')} {folder}",
             file=sys.stderr,
         )
 
@@ -363,4 +369,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _asks() -> str:
     """The command of this, less its arguments."""
-    return f"{shlex.join(door.program)} --why" if (door := session().door) else "python -m segsweep.why"
+    return f"{shlex.join(door.program)} --why" if (door := session().door) else typed("why")

@@ -373,6 +373,7 @@ def close_dead(uri: str, experiment: str, runs: Path) -> None:
 
 def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder: Path, sweep: Path | None) -> str:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+    from mlflow.exceptions import MlflowException
 
     tags = {"signature": folder.name, "group": run["group"], "trajectory": run["trajectory"], "device": run["device"]}
     tags |= {"mlflow.source.name": "segsweep", "mlflow.source.type": "LOCAL", "mlflow.user": user()}
@@ -392,7 +393,11 @@ def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder
     parts = {key: run["split"].get(key) for key in PARTS}
     name, digest = data["name"] or "data", (data["digest"] or "not watched")[:32]
     dataset = Dataset(name, digest, "local", json.dumps(facts), profile=json.dumps(parts))
-    client.log_inputs(made.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+    try:
+        client.log_inputs(made.info.run_id, inputs)
+    except MlflowException:  # of two runs that bring one data set at once, MLflow's store takes it of one
+        client.log_inputs(made.info.run_id, inputs)
     return made.info.run_id
 
 

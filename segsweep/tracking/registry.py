@@ -13,6 +13,7 @@ import numpy as np
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line, masked
+from segsweep.core.program import typed
 from segsweep.tracking.mirrors import push
 from segsweep.tracking.store import connect, default, vouched
 
@@ -82,6 +83,6 @@ def origin(reference: str) -> tuple[Path | None, str]:
     except Exception as error:
         raise SegsweepError(f"{reference}: MLflow at {masked(default())}: {first_line(error)}") from error
     if not found.run_id:
-        raise SegsweepError(f"{reference}: this model belongs to no run; register it with python -m segsweep.export")
+        raise SegsweepError(f"{reference}: this model belongs to no run; register it with {typed('export')}")
     folder = found.tags.get("folder")
     return Path(folder) if folder else None, found.run_id

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -32,6 +33,10 @@ their task; and the same grouped by its options, so that a line of the table and
 runs that share them. A second task in one experiment has views of its own, `segsweep-TASK`."""
 OF_TASK = "segsweep.task"
 """Tag of an experiment: the task that VIEW is of."""
+PLACE = "sqlite:///mlruns/mlflow.db"
+"""Of a store where nothing says another."""
+SHARED = "mlflow.sharedViewState."
+"""How the tags of an experiment begin in which MLflow keeps saved views."""
 FIGURES = "figures"
 """Folder of a run's pictures among its artifacts."""
 STATE = artifacts.MLFLOW
@@ -73,7 +78,7 @@ def load() -> None:
 
 def default() -> str:
     """Where nothing says which: MLFLOW_TRACKING_URI of the environment, else the one below the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or PLACE
 
 
 def vouched(uri: str, *own: str | None) -> str:
@@ -213,7 +218,8 @@ def experiment_id(client: "MlflowClient", name: str, shown: Columns | None = Non
     found = client.get_experiment_by_name(name)
     if found is None:
         file = database(client.tracking_uri)
-        place = (file.parent.resolve() / "artifacts" / name).as_uri() if file else None
+        folder = re.sub(r"/|^\.+$", "_", name)  # anybody's configuration may say it: it leads nowhere else
+        place = (file.parent.resolve() / "artifacts" / folder).as_uri() if file else None
         tags = {"mlflow.experimentKind": "custom_model_development"} | (_views(shown) if shown else {})
         try:
             return client.create_experiment(name, artifact_location=place, tags=tags)
@@ -222,7 +228,7 @@ def experiment_id(client: "MlflowClient", name: str, shown: Columns | None = Non
             if found is None:
                 raise
     if shown and found.tags.get(OF_TASK) != shown.task:
-        first = f"mlflow.sharedViewState.{VIEW}" not in found.tags
+        first = f"{SHARED}{VIEW}" not in found.tags
         for key, value in _views(shown, "" if first else f"-{shown.task}").items():
             if key not in found.tags:
                 client.set_experiment_tag(found.experiment_id, key, value)
@@ -231,7 +237,7 @@ def experiment_id(client: "MlflowClient", name: str, shown: Columns | None = Non
 
 def _views(shown: Columns, end: str = "") -> dict[str, str]:
     """Tags of an experiment; `end` of the views' names, for a task that is not its first."""
-    tags = {f"mlflow.sharedViewState.{view}{end}": saved_view(f"{view}{end}", shown) for view in (VIEW, FACTORS)}
+    tags = {f"{SHARED}{view}{end}": saved_view(f"{view}{end}", shown) for view in (VIEW, FACTORS)}
     return tags | ({} if end else {OF_TASK: shown.task})
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from records import PATIENTS, Spec, difficulties, factors, simulate, write_sweep
 
+from segsweep.core import artifacts
 from segsweep.report import files
 from segsweep.report.__main__ import main
 from segsweep.report.comparison import compare
@@ -210,7 +211,7 @@ def test_runs_csv_has_a_line_a_job(folder):
 
 
 def test_a_cell_of_runs_csv_is_no_formula():
-    assert [files.cell(value) for value in ("=1+1", "+1", "-a", "@x", "a=b", -1.5, None, "")] == [
+    assert [artifacts.cell(value) for value in ("=1+1", "+1", "-a", "@x", "a=b", -1.5, None, "")] == [
         *("'=1+1", "'+1", "'-a", "'@x", "a=b"), -1.5, None, "",
     ]  # fmt: skip
 

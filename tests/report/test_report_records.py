@@ -88,6 +88,7 @@ def damage(folder, name, text):
         ("run.json", "[]", "finished", "run.json cannot be read: an object is expected, found list"),
         ("result.json", '{"status": "fin', "unfinished", "result.json cannot be read"),
         ("result.json", "{}", "unfinished", "result.json has no metrics: taken as absent"),
+        ("run.json", '{"choices": "x", "factors": 3, "split": []}', "finished", "run.json: choices is damaged"),
         ("patients.csv", "patient,dice\np1,much\n", "finished", "patients.csv cannot be read"),
         ("patients.csv", "no header at all", "finished", "no patient in it"),
         ("patients.csv", "name,dice\np1,0.5\n", "finished", "patients.csv cannot be read ('patient')"),

@@ -28,6 +28,16 @@ def test_patients_who_all_score_zero_are_as_uncertain_as_those_who_nearly_do():
     assert statistics.mean_interval(np.full(8, 80.0), bounds=(0, np.inf))[:3] == (80, 80, 80)
 
 
+@pytest.mark.parametrize("far", [np.inf, 1e300, 1e308])
+def test_no_interval_has_an_infinite_end(far):
+    values = np.array([0.1, 0.2, 0.3, 0.4, far, -far])
+    for bounds in ((-np.inf, np.inf), (0, np.inf), (-np.inf, 0)):
+        for symmetric in (False, True):
+            found = statistics.mean_interval(values, symmetric=symmetric, bounds=bounds)
+            assert found is None or np.isfinite(found[:3]).all()
+    assert statistics.crossed_interval(np.outer([1, 0.5, 0.9], values)) is None
+
+
 def test_interval_needs_five_patients_and_leaves_nan_out():
     assert statistics.mean_interval(np.array([0.1, 0.2, 0.3, 0.4, np.nan])) is None
     values = np.array([0.1, 0.2, 0.3, 0.4, 0.9])

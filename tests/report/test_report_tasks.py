@@ -396,6 +396,14 @@ def rewrite(folder, **changes):
     file.write_text(json.dumps(about | changes))
 
 
+@pytest.mark.parametrize("key", ["repeats", "ignored", "inputs", "neutral", "epochs", "sections"])
+def test_a_description_with_a_value_of_another_kind_is_none(key):
+    about = Spec(metrics={"rmse": Metric(title="RMSE", direction="min")}, select="val/rmse").to_json()
+    for wrong in (3, "x", [3]):
+        with pytest.raises(ValueError, match=f"^{key}="):
+            Spec.from_json(about | {key: wrong})
+
+
 def test_a_damaged_description_is_told_and_its_run_left_out(tmp_path):
     rng = np.random.default_rng(0)
     sweep = write(tmp_path, [House({"trees": t}, errors(rng)) for t in (10, 20, 30, 40)])
@@ -418,7 +426,7 @@ def test_a_damaged_description_is_told_and_its_run_left_out(tmp_path):
     ("change", "reason"),
     [
         ({"unit": "../../etc/house"}, "unit='../../etc/house': not a word"),
-        ({"sample": 3}, "not the description of a task"),
+        ({"sample": 3}, "sample=3: not text"),
         (
             {"select": "val/mse", "metrics": {"loss": {"title": "L", "direction": "min"}}},
             "select=val/mse: no such metric",

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from segsweep.config.start import start
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import typed
 from segsweep.report import figures, render, winner
 from segsweep.report.content import Block, Cell, Code, Section, Table, joined, number, plural
 from segsweep.report.learning import FEWEST_RUNS, weighed
@@ -204,7 +205,7 @@ SECTIONS: list[Callable[[Found], Section | None]] = [
 def main(arguments: list[str] | None = None) -> int:
     """Write the page; 1 and a plain message where there is nothing to write it from."""
     start()
-    parser = argparse.ArgumentParser(prog="python -m segsweep.report.search", description=__doc__)
+    parser = argparse.ArgumentParser(prog=typed("search"), description=__doc__)
     parser.add_argument("study", help="a study's name, or the folder of a sweep that was a search (multirun/<sweep>)")
     parser.add_argument(
         "--storage", help=f"any address that Optuna takes, journal:///FILE included (default: {DEFAULT})"

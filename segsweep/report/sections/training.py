@@ -63,6 +63,7 @@ def curves(found: Findings) -> Section | None:
             " to the highest."
         ),
         together,
+        *_unmeasured(found, rows),
     ]
     blocks.append(
         "Each row, training dashed and evaluation"
@@ -71,6 +72,18 @@ def curves(found: Findings) -> Section | None:
     for i, row in rows[:EACH]:
         blocks += [f"**{found.title(i)}**", [_each(found, i, row, metric, title) for metric, title in panels.items()]]
     return Section("curves", "How did they learn?", blocks)
+
+
+def _unmeasured(found: Findings, rows: list[tuple[int, Configuration]]) -> list[Block]:
+    """The rows with epochs in which the metric that is compared by was not measured."""
+    lost = []
+    for i, row in rows if found.metric.by_epoch else ():
+        column = f"{row.runs[0].evaluated_on}/{found.spec.primary}"
+        epochs = sum(len(run.history.get("epoch", ())) for run in row.runs)
+        if lacking := sum(run.lacks(column) for run in row.runs):
+            lost.append(f"{lacking} of {epochs} epochs of {found.title(i)}")
+    more = [f"{len(lost) - EACH} more rows"] * (len(lost) > EACH)
+    return [f"{found.metric.title} was not measured in {joined(lost[:EACH] + more)}."] if lost else []
 
 
 def _each(found: Findings, i: int, row: Configuration, metric: str, title: str) -> Figure:
@@ -91,9 +104,12 @@ def _ends(found: Findings, rows: list[tuple[str, Configuration, str]], metric: s
     about = found.spec.metrics[metric]
     texts, form = [], about.mean_format or about.format
     for title, row, part in rows:
-        mean = nanmean(row.curves(f"{part}/{metric}"), 0)
+        column = f"{part}/{metric}"
+        mean = nanmean(row.curves(column), 0)
+        none = "not measured" if any(run.lacks(column) for run in row.runs) else "undefined"
         if mean.size:
-            texts.append(f"{side or title}: {mean[0]:{form}} in the first epoch, {mean[-1]:{form}} in the last")
+            first, last = (none if np.isnan(value) else f"{value:{form}}" for value in mean[[0, -1]])
+            texts.append(f"{side or title}: {first} in the first epoch, {last} in the last")
     return "; ".join(texts) + "." if texts else ""
 
 

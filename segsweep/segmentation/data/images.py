@@ -220,9 +220,10 @@ def decode(
         start = 0 if room is None else 2
         if (image.shape[start:], image.dtype) != (first.shape[start:], first.dtype):
             one = "shape" if room is None else "number of channels, and of bits,"
+            several = f"; data.image_size=null or [{size},{size}] takes several sizes" if isinstance(size, int) else ""
             raise DataError(
                 f"patient {patient}: {image_file} is {_shape(image)}, {files[0][0]} is {_shape(first)}; "
-                f"expected one {one} for all slices of a patient"
+                f"expected one {one} for all slices of a patient{several}"
             )
         if mask.shape != image.shape[:2]:
             raise DataError(
