@@ -3,12 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,joblib,slurm,ray,dashboard,postgres,export,lightning
+EXTRAS := dev,docs,joblib,slurm,ray,dashboard,postgres,export,lightning
 PORT ?= 5000
 WORKERS = $(shell echo $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1))) # some tests wait
 PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --numprocesses $(WORKERS)
 
-.PHONY: install sweep quick test test-all soak check ui lock clean
+.PHONY: install sweep quick test test-all soak check docs ui lock clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +41,10 @@ check: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.tools
+	$(BIN)/python -m sphinx -q -n -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
+	@echo 'docs/_build/html/index.html'
 
 ui: install
 	$(BIN)/segsweep ui --port $(PORT)

@@ -18,7 +18,14 @@ FORMAT, WORD = re.compile(r",?(\.\d{1,2})?[efg%]"), re.compile(r"[^\W\d_][\w -]*
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """What a setting may be, beside its annotation: `lr: Annotated[float, Range(above=0)]`."""
+    """What a setting may be, beside its annotation: `lr: Annotated[float, Range(above=0)]`.
+
+    Args:
+        least: the least that is allowed.
+        above: what it has to be more than.
+        most: the most that is allowed.
+        choices: the texts that are allowed; empty: any.
+    """
 
     least: float | None = None
     above: float | None = None
@@ -66,7 +73,7 @@ class Metric:
 
     @property
     def sign(self) -> int:
-        """1 where more is better, -1 where less is: a difference times this is positive for the better."""
+        """1 where more is better, -1 where less is, so that a difference times this is positive for the better."""
         return 1 if self.direction == "max" else -1
 
 
@@ -123,7 +130,7 @@ class Spec:
 
     @property
     def primary(self) -> str:
-        """What runs are compared by: the first of `scores`, or else the metric of `select`."""
+        """What runs are compared by, the first of `scores` or else the metric of `select`."""
         return next(iter(self.scores), self.select.partition("/")[2])
 
     @property
@@ -235,15 +242,17 @@ class Data:
 
     @property
     def part(self) -> str:
-        """What every epoch is scored on: the validation part where there is one."""
+        """What every epoch is scored on, the validation part where there is one."""
         return "val" if self.parts.get("val", not self.parts) else "test"
 
 
 class Result(NamedTuple):
     """How a trained network did in its test.
 
-    metrics: test/NAME -> value; of a task without epochs train/NAME and val/NAME too. units: unit -> NAME -> value, NaN
-    where it is undefined; further columns are kept."""
+    Args:
+        metrics: test/NAME -> value; of a task without epochs train/NAME and val/NAME too.
+        units: unit -> NAME -> value, NaN where it is undefined; further columns are kept.
+    """
 
     metrics: Mapping[str, float]
     units: Mapping[str, Mapping[str, Any]] = {}
@@ -258,11 +267,16 @@ class Stateful(Protocol):
 
 
 class Epoch(Protocol):
-    """number: from 1. seed: of the run's seed and the number alone; `random`, numpy and torch start each epoch with it,
-    so that an epoch that is resumed is the one that would have been. last: whether no further one comes, of a run that
-    is over early (`Task.ends`) known once it is reported; it may decide
-    what is evaluated and told as facts, and nothing of the training, as a longer run takes these epochs over
-    (`python -m segsweep.check` finds what does)."""
+    """One pass over the training data.
+
+    Attributes:
+        number: from 1.
+        seed: of the run's seed and the number alone; `random`, numpy and torch start each epoch with it, so that an
+            epoch that is resumed is the one that would have been.
+        last: whether no further one comes, of a run that is over early (`Task.ends`) known once it is reported; it may
+            decide what is evaluated and told as facts, and nothing of the training, as a longer run takes these epochs
+            over (`python -m segsweep.check` finds what does).
+    """
 
     number: int
     last: bool
@@ -276,9 +290,16 @@ class Epoch(Protocol):
 
 
 class Run(Protocol):
-    """What the engine hands to a task's `train`. folder: of the record; what is written there is kept and mirrored.
-    device: as torch names it. retries: how often this job ran out of memory before. history: a row for each epoch
-    until now, those of an earlier process included. spec: the task's."""
+    """What the engine hands to a task's `train`.
+
+    Attributes:
+        spec: the task's.
+        seed: of the run.
+        device: as torch names it.
+        folder: of the record; what is written there is kept and mirrored.
+        retries: how often this job ran out of memory before.
+        history: a row for each epoch until now, those of an earlier process included.
+    """
 
     spec: Spec
     seed: int

@@ -1,4 +1,4 @@
-"""A user's day, by the commands and code of docs/segmentation.md: files of one's own to a report and masks, volumes, a
+"""A user's day, by the commands and code of the guides in docs/: files of one's own to a report and masks, volumes, a
 network with a dictionary for output, and a score of one's own."""
 
 import csv
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_cli import segsweep
-from test_readme import COMMANDS, eyes, volume
+from test_readme import COMMANDS, PAGES, eyes, volume
 
-PAGE = (Path(__file__).parents[1] / "docs" / "segmentation.md").read_text()
+PAGE = "\n".join(page.read_text() for page in PAGES)
 NET = """from torch import nn
 
 

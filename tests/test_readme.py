@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,15 @@ from test_classes import write
 from test_cli import segsweep
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("runs", "search", "segmentation"))]
+GUIDES = ("start", "own_data", "own_network", "own_metric", "segmentation", "search", "runs")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES)]
 BLOCKS = [
     b for page in PAGES for b in re.findall(r"^ *```bash\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
 ]
 COMMANDS = [
     list(c) for c in dict.fromkeys(tuple(shlex.split(x, comments=True)) for b in BLOCKS for x in b.splitlines()) if c
 ]
+OWN = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs" / "own_task.md").read_text(), re.MULTILINE | re.DOTALL)
 SMALL = ["model.width=2", "model.depth=2", "epochs=1", "precision=fp32", "tracking=none"]
 OF_DATA = {"lgg": ["data.image_size=16"], "phantom": ["data.image_size=16", "data.patients=6", "data.slices=6"]}
 OF_DATA |= dict.fromkeys(("folder", "nifti"), ["data.image_size=16"])
@@ -159,3 +162,22 @@ def test_a_command_runs(command, work):
         small = [a for a in SMALL if not (flat and a.startswith("model.depth="))]
         done = segsweep(work, *kept, *small, *OF_DATA[kind], *crops)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_about_ones_own_training_code_run_in_the_examples_that_they_name(tmp_path):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    lines = [line for block in OWN for line in block.splitlines()]
+    assert len([line for line in lines if "python" in line]) >= 9
+    place = tmp_path
+    for line in lines:
+        if line.startswith("cd "):
+            place = tmp_path / line.removeprefix("cd ")
+            continue
+        line = re.sub(r"trials=\d+", "trials=2", line.partition(" #")[0])
+        line = re.sub(r"\b(lr|seed)=([\d.]+),[\d.,]+", r"\1=\2", line)  # one job in the place of three or nine
+        if " -m " in line.partition("python")[2] and "hydra/launcher" not in line and "segsweep.check" not in line:
+            line += " hydra/launcher=basic"  # workers have tests of their own
+        command = line.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
+        done = subprocess.run(command, shell=True, cwd=place, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"

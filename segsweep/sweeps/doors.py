@@ -74,7 +74,8 @@ def main(
             direction or a `task.Metric`, the first of which is what is chosen by.
         data: what is trained on, so that an edit trains anew: a file, a folder, several of them, a digest as text, or a
             function of the configuration (of a script's arguments) that gives one of these.
-        ignored: keys that decide no number. repeats: keys beside the seed in which repeats of one configuration differ.
+        ignored: keys that decide no number.
+        repeats: keys beside the seed in which repeats of one configuration differ.
 
     A wrong use is told in a sentence, and so is a failure; the exit code is then not 0. Where another process of the
     engine loads the script, nothing is started."""
