@@ -39,12 +39,13 @@ UNTIL = float(os.environ.get("SEGSWEEP_UNTIL", "inf"))
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first, as they are long, and with several processes what is long must not begin last; in
-    `make quick` as they were given."""
+    """Files with slow tests first, and of the others those with many, as they are long, and with several processes what
+    is long must not begin last; in `make quick` as they were given."""
     if "SEGSWEEP_UNTIL" in os.environ:
         return
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    count = Counter(item.path for item in items)
+    items.sort(key=lambda item: (-slow[item.path], -count[item.path]))
 
 
 def pytest_runtest_setup():

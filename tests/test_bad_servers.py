@@ -422,7 +422,7 @@ def test_an_address_that_a_runs_folder_names_is_asked_if_it_is_ones_own(tmp_path
     uri = uri.replace("/elsewhere", f"{tmp_path}/elsewhere")
     artifacts.write_json(run / "mlflow.json", {"uri": uri, "experiment": "e", "run_id": "a" * 32})
     artifacts.write_json(run / "result.json", RESULT)
-    artifacts.write_text(run / "config.yaml", f"tracking: {{uri: '{uri}', experiment: e}}\n")
+    artifacts.write_text(run / "config.yaml", f"tracking: {{uri: '{uri}', experiment: e}}\nmodel: {{}}\ndata: {{}}\n")
     artifacts.write_json(run / "run.json", {})
     monkeypatch.setattr(sys, "argv", ["sync", str(run)])
     with pytest.raises(SegsweepError, match="MLFLOW_TRACKING_URI"):

@@ -168,7 +168,8 @@ def test_a_restored_run_is_copied_whole_to_another_store(tmp_path, uri, made_sto
     assert same(weights(second), weights(first))
 
 
-def test_weights_that_mlflow_does_not_give_are_named(tmp_path, uri):
+def test_weights_that_mlflow_does_not_give_are_named(tmp_path, uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     there(tmp_path, "a", uri)
     second = there(tmp_path, "b", uri)
     Path(uri.removeprefix("sqlite:///")).write_text("no database any more")

@@ -24,6 +24,7 @@ from segsweep.segmentation import networks
 from segsweep.segmentation.data.labels import ONE, Labels, labels_of
 from segsweep.segmentation.data.source import Size, patch_of
 from segsweep.tracking import recall
+from segsweep.tracking.store import NotVouchedError
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _fetched(file: Path) -> bool:
     """Of a run that MLflow answered the weights come when they are needed."""
     try:
         return recall.fetch(file)
-    except SegsweepError as error:
+    except NotVouchedError as error:
         raise SegsweepError(f"{file}: is in MLflow alone, which is not asked: {error}") from error
     except Exception as error:  # MLflow raises what its back end raises
         reason = first_line(error)

@@ -81,15 +81,19 @@ def default() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or PLACE
 
 
+class NotVouchedError(SegsweepError):
+    """An address that nobody but a run's folder has."""
+
+
 def vouched(uri: str, *own: str | None) -> str:
     """An address that a run's folder has, which may be anybody's: passwords of the environment would go there.
 
-    own: addresses that the command itself has. Raises SegsweepError where it is none of these, nor `default`, nor a
+    own: addresses that the command itself has. Raises NotVouchedError where it is none of these, nor `default`, nor a
     file below the working folder."""
     shown = masked(uri)
     if near(uri) or shown in {masked(known) for known in (*own, default()) if known}:
         return uri
-    raise SegsweepError(
+    raise NotVouchedError(
         f"{shown}: an address that the run's folder alone names is not used; if it is yours, give it in "
         "MLFLOW_TRACKING_URI, or to segsweep.sync as --uri"
     )

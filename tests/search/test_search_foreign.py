@@ -116,5 +116,5 @@ def test_the_published_sweeper_leaves_out_what_somebody_else_has_queued(url, tmp
     jobs = [path.read_text() for path in launcher.folder.glob("*/job.json")]
     assert len(jobs) == 2
     assert not any(word in job for job in jobs for word in ("PATH", "_target_", "sgd", "7.0", "loss="))
-    assert sum("optim.lr=0.02" in job for job in jobs) == 1
+    assert sum('"optim.lr=0.02"' in job for job in jobs) == 1
     assert len([text for text in said if "which somebody has queued" in text]) == 5

@@ -18,6 +18,7 @@ from PIL import Image
 from segsweep.config.schema import conf_dir
 from segsweep.core import artifacts
 from segsweep.core.errors import ConfigError
+from segsweep.core.program import typed
 from segsweep.report import winner
 from segsweep.report.search import pages
 from segsweep.runs.run import Outcome, run
@@ -189,7 +190,8 @@ def test_the_best_runs_as_an_experiment_and_as_a_command_and_is_the_run_that_was
     folder.mkdir()
     artifacts.write_json(folder / "sweep.json", {"search": {"study": "s", "storage": storage(tmp_path)}})
     told = sweep.Sweep()._search(folder)
-    assert told.startswith(f"{folder}/search.html   the best: python -m segsweep --config-dir {folder}/search experim")
+    line = f"{typed()} --config-dir {folder}/search experiment=best"
+    assert told.startswith(f"{folder}/search.html   the best: {line}")
     head = (folder / "search" / "experiment" / "best.yaml").read_text().splitlines()
     lines = [line.removeprefix("#").split() for line in head if "python -m segsweep" in line]
     assert len(lines) == 2
