@@ -137,6 +137,7 @@ def test_files_and_registered_model_give_the_networks_logits_where_nothing_of_it
         assert export.main([str(run), "--out", str(out), "--register", "brains"]) == 0
     finally:
         mlflow.set_tracking_uri(None)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # which that line takes out
     shown = capsys.readouterr().out
     assert "model.onnx: largest difference of the logits" in shown
     assert "Registered as models:/brains/1" in shown
