@@ -131,8 +131,10 @@ def test_it_names_the_views_and_serves_this_machine_alone(served, free, monkeypa
     place = f"http://127.0.0.1:{free}/#/experiments/{served}/runs?viewStateShareKey="
     assert first == f"mine, runs, best first:  {place}segsweep"
     assert second == f"mine, charts by setting:  {place}segsweep-factors&compareRunsMode=CHART"
-    words = " ".join(given[1])
-    assert f"mlflow ui --backend-store-uri {store.PLACE} --host 127.0.0.1 --port {free}" in words
+    _, words, environment = given
+    assert f"-m mlflow ui --host 127.0.0.1 --port {free}" in " ".join(words)
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == store.PLACE
+    assert store.PLACE not in " ".join(words)  # where everybody can list what has a password
 
 
 @pytest.mark.slow

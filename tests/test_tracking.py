@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 from omegaconf import OmegaConf
 
 from segsweep.core import artifacts
@@ -119,6 +120,22 @@ def test_copying_twice_changes_nothing_even_when_the_note_of_it_is_lost(uri, fol
     (folder / "mlflow.json").unlink()
     assert mirrors.push(folder, uri, "e", None, final=True) == first
     the_run(uri)
+
+
+def test_a_data_set_that_another_run_brings_at_the_same_time_is_given_again(uri, folder, monkeypatch):
+    client, given = type(store.connect(uri)), []
+    whole = client.log_inputs
+
+    def once(*what, **more):
+        given.append(what)
+        if len(given) == 1:
+            raise MlflowException("BAD_REQUEST: duplicate key value violates unique constraint")
+        return whole(*what, **more)
+
+    monkeypatch.setattr(client, "log_inputs", once)
+    mirrors.push(folder, uri, "e", None, final=False)
+    assert len(given) == 2
+    assert len(the_run(uri)[1].inputs.dataset_inputs) == 1
 
 
 def test_an_interrupted_run_is_closed_and_goes_on_as_the_same_run(uri, folder):

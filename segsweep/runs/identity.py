@@ -107,9 +107,10 @@ def identity(cfg: DictConfig, spec: Spec, data: Data, folder: Path | None = None
     roots = tuple(sorted(whitelist.modules(config) | set(spec.code)))
     digests = (data.digest or "", data.split)
     ends = endings(config, spec)
-    trained = code(*sorted(whitelist.modules(without(config, ends)) | set(spec.code)))
-    found = Identity(config, like, *digests, code(*roots), f"{at}epochs", roots, settings, places(*roots), rest, ends)
-    return replace(found, trained=trained)
+    files, fewer = code(*roots), tuple(sorted(whitelist.modules(without(config, ends)) | set(spec.code)))
+    trained = files if fewer == roots else code(*fewer)
+    key, where = f"{at}epochs", places(*roots)
+    return Identity(config, like, *digests, files, key, roots, settings, where, rest, ends, trained)
 
 
 def recorded(folder: Path) -> tuple[Identity, DictConfig, dict[str, Any]]:

@@ -36,9 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print("\n".join(views), flush=True)
-    line = ["-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(options.port)]
-    # In the working folder a module may have the name of one that MLflow imports.
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONSAFEPATH": "1"}
+    line = ["-m", "mlflow", "ui", "--host", HOST, "--port", str(options.port)]
+    # The address not as an argument, which everybody on the machine can list; and in the working folder a module may
+    # have the name of one that MLflow imports.
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "PYTHONSAFEPATH": "1"}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.execve(sys.executable, [sys.executable, *line, "--workers", "1"], environment)
 
 
