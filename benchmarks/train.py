@@ -27,7 +27,7 @@ from benchmarks import common, plain
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import start
 from segsweep.core import environment
-from segsweep.core.artifacts import Checkpoints
+from segsweep.core.checkpoints import Checkpoints
 from segsweep.core.device import autocast, compiled, pick_device, pick_precision
 from segsweep.runs.loop import Loop
 from segsweep.segmentation import groups, schedules

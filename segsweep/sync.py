@@ -6,7 +6,7 @@ from pathlib import Path
 
 from segsweep.config.schema import engine
 from segsweep.config.start import start
-from segsweep.core import artifacts
+from segsweep.core import artifacts, locks
 from segsweep.core.masks import first_line, learn, masked
 from segsweep.core.program import typed
 from segsweep.tracking import mirrors
@@ -27,7 +27,7 @@ def _take_place(run: Path) -> None:
     """As the next command would: a folder that holds files of two runs is a copy of neither."""
     from segsweep.runs import record
 
-    with artifacts.lock(run):
+    with locks.lock(run):
         record.take_place(run)
 
 
@@ -52,7 +52,7 @@ def main() -> int:
         asked_by = folder if (folder / "sweep.json").exists() else None
         for run in runs:
             try:
-                if artifacts.result(run / artifacts.NEXT) and not artifacts.held(run):
+                if artifacts.result(run / artifacts.NEXT) and not locks.held(run):
                     _take_place(run)
                 settings = engine(configuration(run)).tracking
             except Exception as error:  # missing, or no YAML, or of another program
@@ -65,7 +65,7 @@ def main() -> int:
             if uri is None:
                 print(f"{run}: ran with tracking=none; say where to: --uri sqlite:///mlruns/mlflow.db", file=sys.stderr)
                 failed += 1
-            elif artifacts.held(run):
+            elif locks.held(run):
                 print(f"{run.name}: still running, left alone")
             else:
                 try:

@@ -15,8 +15,8 @@ import torch
 from omegaconf import OmegaConf
 
 from segsweep.config.schema import conf_dir
-from segsweep.core import artifacts
-from segsweep.core.artifacts import Checkpoints
+from segsweep.core import artifacts, locks
+from segsweep.core.checkpoints import Checkpoints
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
 
@@ -152,22 +152,22 @@ def test_the_best_weights_until_an_epoch_stay_with_its_checkpoint(tmp_path):
 def test_a_lock_waits_for_its_holder_and_is_freed_when_the_holder_is_killed(tmp_path):
     code = f"""
 from pathlib import Path
-from segsweep.core import artifacts
-with artifacts.lock(Path({str(tmp_path)!r})):
+from segsweep.core import locks
+with locks.lock(Path({str(tmp_path)!r})):
     print("held", flush=True)
     input()
 """
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    assert artifacts.held(tmp_path)
+    assert locks.held(tmp_path)
     holder.kill()
     holder.wait()
     holder.stdin.close()
     holder.stdout.close()
-    with artifacts.lock(tmp_path):
+    with locks.lock(tmp_path):
         pass
-    assert not artifacts.held(tmp_path)
-    assert not artifacts.held(tmp_path / "never")
+    assert not locks.held(tmp_path)
+    assert not locks.held(tmp_path / "never")
 
 
 def test_two_writers_of_one_file_do_not_meet_though_their_processes_have_one_number(tmp_path, monkeypatch):
@@ -211,11 +211,11 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with artifacts.lock(tmp_path / "run"):
-        assert artifacts.held(tmp_path / "run") is None  # nobody can tell, so nobody is taken for dead
+    with locks.lock(tmp_path / "run"):
+        assert locks.held(tmp_path / "run") is None  # nobody can tell, so nobody is taken for dead
     assert "run: its file system has no locks" in caplog.text
     made = []
-    with artifacts.made(tmp_path / "store", made.append):
+    with locks.made(tmp_path / "store", made.append):
         assert made == [tmp_path / "store"]
 
 
@@ -229,17 +229,17 @@ def test_a_folder_that_is_another_users_or_read_only_is_one_sentence(tmp_path, m
             raise OSError(number, os.strerror(number), str(path))
         return real(path, mode, *given, **more)
 
-    with artifacts.lock(tmp_path), monkeypatch.context() as patch:
+    with locks.lock(tmp_path), monkeypatch.context() as patch:
         patch.setattr(Path, "open", refuse)
         with pytest.raises(SegsweepError, match=r"cannot be written \(.*\): it is read-only or another user's"):
-            artifacts.lock(tmp_path).__enter__()
+            locks.lock(tmp_path).__enter__()
         session().door = SimpleNamespace(app=True)  # whose keys lie under a node of their own
         with pytest.raises(SegsweepError, match=r" segsweep\.paths\.runs=FOLDER"):
-            artifacts.lock(tmp_path).__enter__()
-        assert artifacts.held(tmp_path) is True  # to look is allowed
-    assert artifacts.held(tmp_path) is False
+            locks.lock(tmp_path).__enter__()
+        assert locks.held(tmp_path) is True  # to look is allowed
+    assert locks.held(tmp_path) is False
 
 
 def test_whether_somebody_works_on_a_folder_makes_no_lock_in_it(tmp_path):
-    assert artifacts.held(tmp_path) is False
+    assert locks.held(tmp_path) is False
     assert not os.listdir(tmp_path)

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from test_tracking import RESULT, RUN, row
 
 from segsweep import sync
-from segsweep.core import artifacts
+from segsweep.core import artifacts, locks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
 from segsweep.segmentation.trained import load as load_trained
@@ -386,9 +386,9 @@ def test_pictures_and_weights_of_a_server_take_no_other_names(uri, folders, tmp_
     client.log_artifact(run_id, str(evil / "x.py"), "weights")
 
     there = tmp_path / "there" / folder.name
-    with artifacts.lock(there):
+    with locks.lock(there):
         assert recall.Restorer().restore(there, uri, "e")
-        assert artifacts.held(there)  # by this very file
+        assert locks.held(there)  # by this very file
     files = {file.name for file in there.iterdir()}
     assert {"curves.png", "result.json", STATE} <= files
     assert not files & {"x.py", "last.pt"}

@@ -13,7 +13,7 @@ import pytest
 import toy_task
 
 from segsweep import clean, sync
-from segsweep.core import accepted, artifacts
+from segsweep.core import accepted, artifacts, locks
 from segsweep.runs import clean as found
 from segsweep.runs import record
 from segsweep.runs.loop import Loop
@@ -120,7 +120,7 @@ def test_what_a_job_holds_is_left_alone_and_said(runs, monkeypatch, capsys, whic
     before = tree(runs / which)
     with ExitStack() as job:
         for folder in (runs / which).iterdir():
-            job.enter_context(artifacts.lock(folder))
+            job.enter_context(locks.lock(folder))
         run(runs, "--what", "failed", monkeypatch=monkeypatch)
     assert tree(runs / which) == before
     assert "in use: left" in capsys.readouterr().out

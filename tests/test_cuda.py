@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from segsweep.core.artifacts import Checkpoints
+from segsweep.core.checkpoints import Checkpoints
 from segsweep.runs.loop import Loop
 from segsweep.segmentation import train
 from segsweep.segmentation.data import cache

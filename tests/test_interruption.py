@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from commands import finish, openers, start, until
 
-from segsweep.core import artifacts
+from segsweep.core import locks
 from segsweep.tracking import mirrors
 
 KILLS = int(os.environ.get("SEGSWEEP_SOAK", "3"))
@@ -115,7 +115,7 @@ def test_who_waits_for_another_process_is_stopped_by_one_ctrl_c(tmp_path, launch
     again = ["-m", "seed=0", "epochs=1", *TINY, "tracking=none", f"hydra/launcher={launcher}"]
     finish(start(tmp_path, *again))
     (result,) = tmp_path.glob("multirun/runs/*/result.json")
-    with artifacts.lock(result.parent):
+    with locks.lock(result.parent):
         process = start(tmp_path, *again)
         until(lambda: set(openers(result.parent / "lock")) - {os.getpid()})
         process.send_signal(signal.SIGINT)

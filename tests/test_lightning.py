@@ -8,7 +8,7 @@ import torch
 from test_loop import Stop, same, told
 
 from segsweep.core import source
-from segsweep.core.artifacts import Checkpoints
+from segsweep.core.checkpoints import Checkpoints
 from segsweep.core.errors import TaskError
 from segsweep.lightning import fit
 from segsweep.runs.loop import Loop

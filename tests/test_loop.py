@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from segsweep.core.artifacts import Checkpoints
+from segsweep.core.checkpoints import Checkpoints
 from segsweep.core.errors import NotFiniteError, TaskError
 from segsweep.runs.loop import Loop
 from segsweep.task import Metric, Spec

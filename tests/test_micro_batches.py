@@ -14,7 +14,7 @@ from test_run import TINY, do, same, weights
 from torch import nn
 from torch.nn import functional as F
 
-from segsweep.core.artifacts import Checkpoints
+from segsweep.core.checkpoints import Checkpoints
 from segsweep.core.session import Session, begin, session
 from segsweep.runs import run
 from segsweep.segmentation.losses import BCEDice, Dice, Tversky

@@ -19,7 +19,7 @@ import pytest
 from commands import until
 from test_tracking import RESULT, RUN, row
 
-from segsweep.core import artifacts
+from segsweep.core import artifacts, locks
 from segsweep.tracking import mirrors, recall, store
 
 JOBS, EPOCHS = 8, 5
@@ -52,7 +52,7 @@ def written_at_once(uri: str, tmp_path: Path) -> None:
     processes.set_forkserver_preload(["mlflow", "segsweep.tracking.mirrors"])  # imported once, not eight times
     start = processes.Barrier(JOBS + 1)
     jobs = [processes.Process(target=job, args=(n, runs, uri, sweep, start)) for n in range(JOBS)]
-    with artifacts.lock(sweep):  # it lives
+    with locks.lock(sweep):  # it lives
         for each in jobs:
             each.start()
         start.wait(120)

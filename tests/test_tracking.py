@@ -13,7 +13,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from omegaconf import OmegaConf
 
-from segsweep.core import artifacts
+from segsweep.core import artifacts, locks
 from segsweep.core.session import session
 from segsweep.tracking import mirrors, store
 
@@ -203,13 +203,13 @@ def test_a_run_is_forgotten_while_nobody_copies_it(folder, monkeypatch):
     found, write = [], artifacts.write_json
 
     def spied(path, *given, **more):
-        with artifacts.free(folder / "mlflow.lock") as taken:
+        with locks.free(folder / "mlflow.lock") as taken:
             found.append(taken)
         write(path, *given, **more)
 
     monkeypatch.setattr(artifacts, "write_json", spied)
     mirrors.forget(folder)
-    assert found == [artifacts.IN_USE]
+    assert found == [locks.IN_USE]
     assert artifacts.read_json(folder / store.STATE) == {"anew": True}
 
 
@@ -254,7 +254,7 @@ def test_an_experiments_name_leads_to_no_folder_elsewhere(tmp_path, name):
 
 def test_what_a_killed_process_left_running_is_closed_and_what_lives_is_not(uri, folder, tmp_path):
     mirrors.push(folder, uri, "e", None, final=False)
-    with artifacts.lock(folder):
+    with locks.lock(folder):
         mirrors.close_dead(uri, "e", tmp_path)
         assert the_run(uri)[1].info.status == "RUNNING"
     mirrors.close_dead(uri, "e", tmp_path)
@@ -331,7 +331,7 @@ def test_a_sweep_killed_before_it_had_a_parent_run_is_not_waited_for(uri, folder
     place = {"uri": uri, "experiment": "e", "run_id": None, "error": None, "parent": True}
     artifacts.write_json(sweep / "sweep.json", {"name": "sweep", "mlflow": place})
     waiting = ThreadPoolExecutor(1).submit
-    with artifacts.lock(sweep):  # it lives
+    with locks.lock(sweep):  # it lives
         found = waiting(mirrors._parent, sweep, uri)
         time.sleep(0.3)
         assert not found.done()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from segsweep.core.artifacts import Checkpoints
+from segsweep.core.checkpoints import Checkpoints
 from segsweep.core.device import compile_seconds, compiled
 from segsweep.runs.loop import Loop
 from segsweep.segmentation import train

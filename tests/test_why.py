@@ -11,7 +11,7 @@ import pytest
 from test_signature import OWN, PROJECTS
 
 from segsweep.config import trust
-from segsweep.core import accepted, artifacts, source
+from segsweep.core import accepted, artifacts, locks, source
 from segsweep.core.errors import SegsweepError
 from segsweep.report import records
 from segsweep.report.contrasts import _programs
@@ -533,7 +533,7 @@ def test_it_is_refused_in_a_sentence(case, says, here, capsys):
         said = ask(capsys, given)
         busy = first.folder.parent / said.split("trained again, as ")[1].split(":")[0]
     if case in ("locked", "a job of today's"):
-        with artifacts.lock(busy):
+        with locks.lock(busy):
             said = accept(capsys, given, code=1)
     else:
         said = accept(capsys, given, code=1)

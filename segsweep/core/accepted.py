@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segsweep.core import artifacts
-from segsweep.core.artifacts import Checkpoints
+from segsweep.core import artifacts, locks
+from segsweep.core.checkpoints import Checkpoints
 from segsweep.core.errors import SegsweepError, printable
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def accept(folder: Path, entry: dict[str, Any]) -> tuple[dict[str, Any], str]:
     Nothing of the record is changed: a file is added to it, last. Its checkpoints are linked into the trajectory of
     today, unless that has some of its own, so that a longer run goes on from them."""
     runs, signature = folder.parent.parent, entry["signature"]
-    with artifacts.lock(folder):
+    with locks.lock(folder):
         if not (result := artifacts.result(folder)):
             raise SegsweepError(f"{folder.name}: not finished; a record that stands for others has a result")
         if not (ids := _ids(folder)):
@@ -132,9 +132,9 @@ def _link(old: Checkpoints, new: Checkpoints, run: str, epochs: int) -> str:
     there = [epoch for epoch in old.epochs() if epoch <= epochs]
     if not there:
         return "its checkpoints are not here, so a longer run begins anew"
-    if artifacts.held(new.folder):
+    if locks.held(new.folder):
         return "a job trains with today's code just now, so a longer run goes on from its epochs"
-    with artifacts.lock(new.folder):
+    with locks.lock(new.folder):
         known = artifacts.read_json(new.folder / FILE) or {}
         if set(map(str, new.epochs())) - known.keys():
             return "a longer run goes on from the epochs that today's code has already"

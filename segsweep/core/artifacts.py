@@ -1,4 +1,4 @@
-"""The record on disk: names, atomic writes, checkpoints and the lock.
+"""The record on disk: its names, how its files are written, and what is read of them.
 
 The files are the truth and MLflow is their mirror. `result.json` is written last and means that the run is finished.
 
@@ -9,29 +9,24 @@ what a run is continued from or answered by; a line of history or a picture is m
 import csv
 import datetime
 import errno
-import fcntl
 import io
 import json
 import logging
 import math
 import os
-import pickle
 import re
 import secrets
 import shutil
 import socket
-import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
-from zipfile import BadZipFile, ZipFile
+from typing import Any
 
 from segsweep.core import masks
-from segsweep.core.errors import SegsweepError
 from segsweep.core.program import typed
-from segsweep.core.session import Interrupted, session
+from segsweep.core.session import session
 from segsweep.core.signature import OWN
 
 log = logging.getLogger(__name__)
@@ -56,11 +51,8 @@ NEXT = ".anew"
 """Folder in a finished run's: where it is trained anew until it is whole and takes the finished one's place."""
 PRUNING = "pruning.log"
 """Optuna's journal in a sweep's folder: how far its runs have come, for a pruner that is not a search's."""
-IN_USE = "in use"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
-"""What a file system answers that has no locks, the last where it locks nothing that is open for reading."""
 ANSWER = ("status", "epochs", "metrics", "training_seconds", "parameters", "objective")
 """What result.json has at least; without one of them it is taken for absent."""
 
@@ -98,20 +90,6 @@ def denied(error: OSError, folder: Path) -> str:
 def cache_folder() -> Path:
     """`paths.cache` where no configuration is composed: conf/config.yaml has the same."""
     return Path(os.environ.get("SEGSWEEP_CACHE") or Path.home() / ".cache" / "segsweep")
-
-
-def save(value: Any, path: Path) -> None:
-    """torch.save, durable. Raises OSError as any other write does, where torch's own writing says RuntimeError."""
-    import torch
-
-    with atomic(path, durable=True) as partial, partial.open("wb") as file:
-        try:
-            torch.save(value, file)
-        except RuntimeError as error:
-            below = error.__context__
-            while below and not isinstance(below, OSError):
-                below = below.__context__
-            raise below or error from None
 
 
 def state_of(file: Path) -> tuple[int, int, int] | None:
@@ -281,63 +259,6 @@ def jobs(sweep: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda job: job["number"])
 
 
-@contextmanager
-def made(file: Path, make: Callable[[Path], None]) -> Iterator[None]:
-    """For the block, `file` is there and no other process makes it or is in a block of its own: two that make one
-    database at once would lock each other out. `make` is called with `file` where there is none yet."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with alone(file.parent / f".{file.name}.lock"):
-        if not file.exists():
-            make(file)
-        yield
-
-
-@contextmanager
-def alone(file: Path) -> Iterator[bool]:
-    """For the block, no other process or thread is in one of this file; waits. False where no locks are, and nobody
-    waits."""
-    with file.open("a") as guard:
-        yield bool(_taken(guard, wait=True))
-
-
-def share(file: Path) -> None:
-    """Make an SQLite file, or change one, so that readers and writers of it do not wait for each other (WAL)."""
-    with closing(sqlite3.connect(file)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Exclusive use of `folder`; waits for its holder, and the system frees it when the holder dies.
-
-    Raises Interrupted where this process is asked to stop while it waits, SegsweepError where the folder is not to be
-    written. Where a file system has no locks that is said, and nobody waits."""
-    try:
-        _make(folder)
-        file = (folder / "lock").open("a")
-    except OSError as error:
-        if error.errno not in DENIED:
-            raise
-        raise SegsweepError(denied(error, folder)) from error
-    with file:
-        if (taken := _taken(file)) is None:
-            log.warning("%s: its file system has no locks; start no two commands that want one run", folder)
-        elif not taken:
-            log.warning("%s is being trained by another process: waiting for it", folder.name)
-            while not _taken(file):
-                if session().wait(0.2):
-                    raise Interrupted(0)
-        yield
-
-
-def _make(folder: Path) -> None:
-    """A folder, and those above it, that are there after a power cut."""
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for place in missing:
-        flush(place.parent)
-
-
 def stopped(result: Mapping[str, Any]) -> str:
     """Of what result.json holds: that and why its run stopped early, in words; "" where it did not."""
     found = result.get("stopped")
@@ -352,139 +273,9 @@ def note(status: str, accepted: Any, stopped: Any) -> str | None:
     return ", ".join(filter(None, told)) or None
 
 
-def _taken(file: IO[str], wait: bool = False) -> bool | None:
-    """None where the file system has no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        return None
-    return True
-
-
-def held(folder: Path) -> bool | None:
-    """Whether a living process holds the lock of `folder`; None where its file system has no locks, or another user's
-    is not to be looked at."""
-    for mode in ("r+", "r"):  # some file systems lock nothing that is open for reading alone
-        try:
-            with (folder / "lock").open(mode) as file:
-                taken = _taken(file)
-                return None if taken is None else not taken
-        except FileNotFoundError:
-            return False
-        except OSError:
-            continue
-    return None
-
-
-@contextmanager
-def free(file: Path) -> Iterator[str]:
-    """For the block, a lock that nobody else has: gives "" then, else why not. Raises OSError where `file` cannot be
-    opened."""
-    with file.open("a") as guard:
-        yield {True: "", False: IN_USE, None: "its file system has no locks, so it may be in use"}[_taken(guard)]
-
-
-def check(weights: Path) -> None:
-    """Raise ValueError where a file of torch.save is cut off, or a part of it fails its checksum, which torch.load does
-    not look at; OSError where it cannot be read."""
-    try:
-        with ZipFile(weights) as file:
-            bad = file.testzip()
-    except (BadZipFile, RuntimeError) as error:
-        raise ValueError(str(error)) from error
-    if bad:
-        raise ValueError(f"{bad} fails its checksum")
-
-
 def tidy(folder: Path, age: float = 3600.0) -> None:
     """Remove what was left half-written, `age` seconds ago or more: another process may be at work on a newer one."""
     for file in folder.glob(".*.part*"):
         with suppress(OSError):
             if time.time() - file.stat().st_mtime >= age:
                 file.unlink()
-
-
-class Checkpoints:
-    """The checkpoints of one trajectory: `state_0003.pt` after epoch 3 and the best weights until then beside it.
-
-    A trajectory is what runs that differ only in `epochs` have in common, so a run of 5 epochs and one of 10 share it.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def state(self, epoch: int) -> Path:
-        return self.folder / f"state_{epoch:04d}.pt"
-
-    def best(self, epoch: int) -> Path:
-        return self.folder / f"best_{epoch:04d}.pt"
-
-    def epochs(self) -> list[int]:
-        return sorted(int(path.stem.split("_")[1]) for path in self.folder.glob("state_*.pt"))
-
-    def save(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:
-        """`best`: weights to write if this epoch is the best so far, else None to go on with the previous ones.
-
-        Both are on the medium when this returns, so that what came before may go."""
-        epoch = state["epoch"]
-        if best is not None:
-            save(best, self.best(epoch))
-        elif (previous := self._best_before(epoch)) is not None:
-            self.best(epoch).unlink(missing_ok=True)
-            link(previous, self.best(epoch))
-        save(state, self.state(epoch))
-        flush(self.folder)
-
-    def _best_before(self, epoch: int) -> Path | None:
-        earlier = [path for path in sorted(self.folder.glob("best_*.pt")) if path < self.best(epoch)]
-        return earlier[-1] if earlier else None
-
-    def load(self, until: int, scored: Callable[[dict[str, Any]], bool] = lambda state: False) -> dict[str, Any] | None:
-        """The latest readable state at or before epoch `until`; a damaged one is reported and the one before used.
-
-        `scored`: whether a state has best weights beside it; one that has lost them is not whole either."""
-        import torch
-
-        for epoch in reversed([e for e in self.epochs() if e <= until]):
-            try:
-                check(self.state(epoch))
-                state = torch.load(self.state(epoch), map_location="cpu", weights_only=True)
-                if self.best(epoch).exists() or not scored(state):
-                    return state
-                log.warning("%s is lost, so %s is not whole: using the one before", self.best(epoch), self.state(epoch))
-            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-                reason = (str(error) or type(error).__name__).split(". ")[0]
-                log.warning("checkpoint %s is damaged (%s): using the one before", self.state(epoch), reason)
-                self.state(epoch).rename(self.state(epoch).with_suffix(".damaged"))
-        return None
-
-    def end(self, epoch: int) -> None:
-        """Mark an epoch at which a run ended, finished or pruned: its state and best weights stay."""
-        self._mark(epoch).touch()
-
-    def _mark(self, epoch: int) -> Path:
-        return self.folder / f"end_{epoch:04d}"
-
-    def prune(self, now: int, keep: int, milestones: set[int]) -> None:
-        """Of the epochs until `now`, keep the `keep` latest, the milestones and those at which a run ended, finished or
-        pruned. Later epochs are a longer run's."""
-        for epoch in [e for e in self.epochs() if e <= now][:-keep]:
-            if epoch not in milestones and not self._mark(epoch).exists():
-                self.state(epoch).unlink(missing_ok=True)
-                self.best(epoch).unlink(missing_ok=True)
-
-    def clear(self, first: int = 0) -> None:
-        """Forget all that was trained; from an epoch on, if one is given."""
-        for pattern in ("*.pt", "*.damaged", "end_*", *([] if first else [ACCEPTED])):
-            for file in self.folder.glob(pattern):
-                number = file.stem.rpartition("_")[2]
-                if not (first and number.isdecimal() and int(number) < first):
-                    file.unlink(missing_ok=True)
-
-    def tidy(self) -> None:
-        """Remove what processes that were killed left half-written; for the holder of the folder's lock."""
-        tidy(self.folder, 0.0)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict
 
 from segsweep.config.compose import bare
 from segsweep.config.schema import engine
-from segsweep.core import artifacts, child
+from segsweep.core import artifacts, child, locks
 from segsweep.core.masks import first_line
 from segsweep.sweeps import sweep
 
@@ -83,7 +83,7 @@ class Job:
         """Write the failure down, in the run folder too, unless another process works there by now."""
         self.failure, error = failure, first_line(reason)
         self.close("failed", failure, error)
-        if self.point is None or artifacts.held(self.point.folder) or artifacts.result(self.point.folder):
+        if self.point is None or locks.held(self.point.folder) or artifacts.result(self.point.folder):
             return
         epoch = len(artifacts.read_lines(self.point.folder / "history.jsonl"))
         record = {"status": "failed", "class": failure, "error": error, "traceback": reason, "epoch": epoch}
@@ -92,7 +92,7 @@ class Job:
 
     def mirror(self) -> None:
         """Bring MLflow up to date with a run whose worker no longer can say so."""
-        if self.config is None or self.point is None or artifacts.held(self.point.folder):
+        if self.config is None or self.point is None or locks.held(self.point.folder):
             return
         if (self.point.folder / "run.json").exists():
             from segsweep.tracking.mirrors import Mirror

@@ -18,7 +18,7 @@ from segsweep.config.components import spec_of, task_class
 from segsweep.config.compose import Composer
 from segsweep.config.conditions import Term, condition, values
 from segsweep.config.schema import engine, under
-from segsweep.core import artifacts
+from segsweep.core import artifacts, locks
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.masks import reference
 from segsweep.core.session import session
@@ -169,7 +169,7 @@ class Search:
                 known = artifacts.read_json(file) or {}
                 mine = known.get("study") == self.study.name and known["number"] in ended
                 late = known.get("state") == "RUNNING" or (at_start and not self._copied(file.parent, known))
-                if mine and late and artifacts.held(file.parent) is False:
+                if mine and late and locks.held(file.parent) is False:
                     self._note(file.parent, known["number"], ended[known["number"]])
 
     def _copied(self, run: Path, trial: dict[str, Any]) -> bool:

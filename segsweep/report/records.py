@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from segsweep.core import accepted, artifacts
+from segsweep.core import accepted, locks
 from segsweep.core.artifacts import WHOLE, parse_json
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
@@ -125,7 +125,7 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
         elif run and run.status == "unfinished" and status in WHOLE:
             status = "result missing"
         error = job.get("error") or (run.error if run else "")
-        if status == "running" and not (artifacts.held(folder) or (run and artifacts.held(run.folder))):
+        if status == "running" and not (locks.held(folder) or (run and locks.held(run.folder))):
             status = "interrupted"  # nobody is at it who could say so
         if status == "pruned" and run and run.status == "finished":  # continued to its end since
             status, error = "finished", ""

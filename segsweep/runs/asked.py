@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from segsweep.config import components
 from segsweep.config.schema import engine, resolved, under
 from segsweep.core import accepted, artifacts, environment
-from segsweep.core.artifacts import Checkpoints
+from segsweep.core.checkpoints import Checkpoints
 from segsweep.core.device import pick_device
 from segsweep.core.errors import ConfigError
 from segsweep.core.session import session

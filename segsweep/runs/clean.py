@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from segsweep.core import accepted, artifacts
+from segsweep.core import accepted, artifacts, checkpoints, locks
 from segsweep.core.artifacts import ANEW, NEXT, WEIGHTS
 from segsweep.core.errors import printable
 
@@ -33,7 +33,7 @@ ENDS = {"failed": "failure.json", "pruned": "pruned.json"}
 
 
 CHANGED = "changed meanwhile"
-FINE = (artifacts.IN_USE, CHANGED)
+FINE = (locks.IN_USE, CHANGED)
 """Why something stays that is no failure."""
 
 
@@ -162,7 +162,7 @@ def _end(folder: Path) -> str:
         try:
             for name in WEIGHTS:
                 if name == WEIGHTS[0] or (folder / name).exists():
-                    artifacts.check(folder / name)
+                    checkpoints.check(folder / name)
         except (OSError, ValueError):
             return "bare"
         return "finished"
@@ -177,7 +177,7 @@ def _all(folder: Path) -> list[Path]:
 @contextmanager
 def _alone(*folders: Path) -> Iterator[str]:
     with ExitStack() as stack:
-        taken = (stack.enter_context(artifacts.free(folder / "lock")) for folder in folders)
+        taken = (stack.enter_context(locks.free(folder / "lock")) for folder in folders)
         yield next(filter(None, taken), "")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from segsweep.core.artifacts import Checkpoints
+from segsweep.core.checkpoints import Checkpoints
 from segsweep.core.errors import NotFiniteError, TaskError, nearest
 from segsweep.core.masks import first_line
 from segsweep.core.session import session

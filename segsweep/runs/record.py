@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segsweep.core import accepted, artifacts, environment
+from segsweep.core import accepted, artifacts, checkpoints, environment
 from segsweep.core.artifacts import ANEW
 from segsweep.core.errors import NotFiniteError, TaskError
 from segsweep.core.signature import fingerprint
@@ -120,7 +120,7 @@ def damage(folder: Path) -> str:
     """What is wrong with the weights of a finished run, "" where nothing is; that they are elsewhere is not."""
     for file in (folder / name for name in artifacts.WEIGHTS):
         try:
-            artifacts.check(file)
+            checkpoints.check(file)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
@@ -170,7 +170,7 @@ def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) ->
     """Write the weights and the units' scores; what result.json is to hold. known: facts, the seconds of `train` among
     them, which are those of training where there were no epochs. Raises TaskError, and NotFiniteError where no epoch
     has a value of what is chosen by."""
-    folder, checkpoints, spec, history = asked.place, asked.checkpoints, asked.task.spec, loop.history
+    folder, kept, spec, history = asked.place, asked.checkpoints, asked.task.spec, loop.history
     metrics = (metrics_of(history[-1]) if history else {}) | dict(result.metrics)
     scores = loop.scores()
     if not history:  # trained at one go
@@ -183,10 +183,10 @@ def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) ->
             f"{f' in any of its {len(history)} epochs' if history else ''}, so that nothing can be chosen by it"
         )
     if loop.state and "model" in loop.state:
-        artifacts.save({"epoch": loop.length, "model": loop.state["model"].state_dict()}, folder / "last.pt")
-        best = checkpoints.best(loop.length)
+        checkpoints.save({"epoch": loop.length, "model": loop.state["model"].state_dict()}, folder / "last.pt")
+        best = kept.best(loop.length)
         try:
-            artifacts.check(best)
+            checkpoints.check(best)
         except (OSError, ValueError) as error:
             if loop.scores():
                 lost = "%s: the best weights until epoch %d are lost: no best.pt (%s)"

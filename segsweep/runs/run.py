@@ -20,7 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep.config.schema import engine
-from segsweep.core import accepted, artifacts
+from segsweep.core import accepted, artifacts, locks
 from segsweep.core.device import out_of_memory
 from segsweep.core.errors import NotFiniteError, SegsweepError, TaskError
 from segsweep.core.session import Interrupted, Pruned, session
@@ -136,7 +136,7 @@ def classify(error: BaseException) -> str:
 def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     cfg, folder, checkpoints = asked.engine, asked.folder, asked.checkpoints
     judge = _judge(asked)
-    stack.enter_context(artifacts.lock(folder))
+    stack.enter_context(locks.lock(folder))
     record.take_place(folder)  # as a process may have died in doing
     if asked.accepted and not _stands(asked):
         asked.stand_alone()
@@ -144,7 +144,7 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         return _run(asked, outcome, stack)
     if _answered(asked, judge, outcome, stack):
         return outcome
-    stack.enter_context(artifacts.lock(checkpoints.folder))
+    stack.enter_context(locks.lock(checkpoints.folder))
     accepted.take_back(checkpoints)
     place = outcome.folder = record.clear(asked)  # whatever becomes of it, a record that is finished has no part in it
     values = without(asked.whole, (f"{asked.at}search",))  # who asks is no part of the run

@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from segsweep.core import artifacts
+from segsweep.core import locks
 from segsweep.core.errors import ConfigError, SegsweepError
 from segsweep.core.masks import first_line, learn, masked
 
@@ -80,7 +80,7 @@ def open_storage(url: str) -> BaseStorage:
             _whole(file)
             return JournalStorage(JournalFileBackend(str(file)))
         if kind.startswith("sqlite"):
-            with artifacts.made(file, artifacts.share):
+            with locks.made(file, locks.share):
                 return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
         limits = {"connect_args": {"connect_timeout": 10}} if kind.startswith("postgresql") else {}
         # SQLAlchemy's own choice has become psycopg 3, which the extra does not have
@@ -328,7 +328,7 @@ class Study:
             if owner["folder"] == self.owner["folder"]:
                 return owner["id"] != self.owner["id"]  # an earlier process: this one holds the lock now
             place = Path(owner["folder"])
-            if (place / "lock").exists() and (alive := artifacts.held(place)) is not None:
+            if (place / "lock").exists() and (alive := locks.held(place)) is not None:
                 return not alive
         sign = trial.number, trial.user_attrs.get("beat")
         return time.monotonic() - self._silent.setdefault(sign, time.monotonic()) > GRACE

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from segsweep.core import artifacts
+from segsweep.core import artifacts, checkpoints
 from segsweep.core.environment import spare_dynamo, versions
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line
@@ -128,7 +128,7 @@ def load(folder: Path, weights: str | None = None) -> Trained:
     except Exception as error:  # a configuration of another version, or a component that is not installed here
         raise SegsweepError(f"{folder}: its network cannot be built: {error}{other}") from error
     try:
-        artifacts.check(file)
+        checkpoints.check(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = first_line(error)

@@ -17,7 +17,7 @@ from segsweep.config import components
 from segsweep.config.schema import Config, engine
 from segsweep.config.start import start
 from segsweep.core import artifacts
-from segsweep.core.artifacts import Checkpoints
+from segsweep.core.checkpoints import Checkpoints
 from segsweep.core.errors import SegsweepError
 from segsweep.core.program import typed
 from segsweep.core.session import session

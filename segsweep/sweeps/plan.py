@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from segsweep.config import components
 from segsweep.config.schema import engine, under
 from segsweep.core import accepted, artifacts
-from segsweep.core.artifacts import Checkpoints
+from segsweep.core.checkpoints import Checkpoints
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.masks import first_line
 from segsweep.core.session import session

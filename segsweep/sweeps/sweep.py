@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config.compose import choices_of
 from segsweep.config.schema import engine, resolved, under
-from segsweep.core import artifacts
+from segsweep.core import artifacts, locks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import KEYS, first_line, hide, learn, masked
 from segsweep.core.program import typed
@@ -79,7 +79,7 @@ class Sweep:
             raise SystemExit(1) from None  # Hydra would make a warning of the error, and go on
 
     def _begin(self, folder: Path, config: DictConfig, parent: bool) -> None:
-        self._held.enter_context(artifacts.lock(folder))  # while it is held, the sweep is alive
+        self._held.enter_context(locks.lock(folder))  # while it is held, the sweep is alive
         # of another sweep, in a folder that was named by hand
         for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{artifacts.PRUNING}*")):
             earlier.unlink()

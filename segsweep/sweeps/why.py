@@ -17,7 +17,7 @@ from segsweep.config import hold, trust
 from segsweep.config.recorded import arguments, composable
 from segsweep.config.schema import engine
 from segsweep.config.start import start
-from segsweep.core import accepted, artifacts
+from segsweep.core import accepted, artifacts, checkpoints, locks
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.masks import first_line
 from segsweep.core.program import typed
@@ -211,7 +211,7 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
         print(f"Today's run is {there.name}, which is finished too: {_counted(found)}.")
     else:
         files = {difference.kind for difference in found} == {"file"}
-        states = artifacts.Checkpoints(folder.parent.parent / "trajectories" / now.ids["trajectory"])
+        states = checkpoints.Checkpoints(folder.parent.parent / "trajectories" / now.ids["trajectory"])
         tested = files and info["trajectory"] == states.folder.name
         tested &= (artifacts.result(folder) or {}).get("epochs") in states.epochs()
         what = "tested again and not trained" if tested else "trained again"
@@ -234,7 +234,7 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
     name, runs = folder.name, folder.parent.parent
     if folder.parent.name != "runs" or name != info["signature"]:
         raise SegsweepError(f"{folder}: not among the runs of this machine, so that no command would be led to it")
-    if artifacts.held(folder):
+    if locks.held(folder):
         raise SegsweepError(f"{name}: a job works on it just now; accept it when that has ended")
     if not artifacts.result(folder):
         raise SegsweepError(f"{name}: not finished; only a finished record can stand for others")
@@ -256,7 +256,7 @@ def accept(reference: str, folder: Path, by: str, reason: str, config_dir: str |
     there = runs / "runs" / now.ids["signature"]
     if ended := "result.json" if artifacts.result(there) else "pruned.json" * (there / "pruned.json").exists():
         raise SegsweepError(f"{name}: today's code has a run of its own, {there.name} ({ended}), which answers")
-    if artifacts.held(there):
+    if locks.held(there):
         raise SegsweepError(f"{name}: a job trains {there.name}, which is this run with today's code, just now")
     entry: dict[str, Any] = now.ids | {"by": by, "when": artifacts.now(), "reason": reason, "code": fingerprint(code())}
     entry |= {"files": {d.name: [d.old, d.new] for d in found}, "places": now.places}

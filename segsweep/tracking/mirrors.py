@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segsweep.core import accepted, artifacts
+from segsweep.core import accepted, artifacts, locks
 from segsweep.core.artifacts import WEIGHTS
 from segsweep.core.masks import first_line, masked
 from segsweep.core.session import session, thread
@@ -363,7 +363,7 @@ def close_dead(uri: str, experiment: str, runs: Path) -> None:
     for run in running:
         tags = run.data.tags
         folder = runs / "runs" / tags["signature"] if "signature" in tags else runs / tags.get("sweep", "?")
-        if folder.is_dir() and artifacts.held(folder) is False:
+        if folder.is_dir() and locks.held(folder) is False:
             if (folder / "run.json").exists():  # it may have ended well, and been killed before it could say so
                 push(folder, uri, experiment, None, final=True)
                 continue
@@ -406,7 +406,7 @@ def _parent(sweep: Path | None, uri: str, patience: float = 60) -> str | None:
     not where the sweep was killed before it was made."""
     until, alive = time.monotonic() + patience, True
     while sweep and alive and time.monotonic() < until:
-        alive = artifacts.held(sweep) is not False  # first, so that what it wrote last is read
+        alive = locks.held(sweep) is not False  # first, so that what it wrote last is read
         mlflow = (artifacts.read_json(sweep / "sweep.json") or {}).get("mlflow")
         if not mlflow or not mlflow["parent"] or mlflow["error"] or mlflow["uri"] != masked(uri.removesuffix(QUERY)):
             return None

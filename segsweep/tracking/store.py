@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from segsweep.core import artifacts
+from segsweep.core import artifacts, locks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import masked, near, reach
 from segsweep.task import Spec
@@ -63,7 +63,7 @@ def connect(uri: str) -> "MlflowClient":
     opened = _clients.get(uri)
     if opened and file.exists() and file.stat().st_ino == opened[0]:
         return opened[1]
-    with artifacts.made(file, _make):
+    with locks.made(file, _make):
         client = MlflowClient(uri if "?" in uri else uri + QUERY)
         client.search_experiments(max_results=1)
         _clients[uri] = file.stat().st_ino, client
@@ -142,7 +142,7 @@ def sweeps_of(run: "Run") -> list[str]:
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """One process and thread at a time copies the run of `folder`, to MLflow or from it."""
-    with artifacts.alone(folder / "mlflow.lock"):
+    with locks.alone(folder / "mlflow.lock"):
         yield
 
 
@@ -170,7 +170,7 @@ def _make(file: Path) -> None:
             shutil.copyfile(empty, partial)
         except (OSError, RuntimeError):  # no home, or none that can be written
             make(partial)
-        artifacts.share(partial)
+        locks.share(partial)
         with contextlib.closing(sqlite3.connect(partial)) as connection:
             connection.execute("UPDATE experiments SET artifact_location = ?", (str(file.parent.resolve() / "0"),))
             connection.commit()

@@ -6,7 +6,7 @@ import shlex
 import pytest
 from houses import ALONE, House, write
 
-from segsweep.core import artifacts
+from segsweep.core import locks
 from segsweep.report.comparison import compare
 from segsweep.report.contrasts import analyse
 from segsweep.report.files import write as build
@@ -148,9 +148,9 @@ def test_a_job_whose_settings_have_finished_since_is_not_counted_as_unfinished(t
 def test_a_job_says_running_only_while_somebody_is_at_it(tmp_path):
     first = stopped(tmp_path)
     assert [job.status for job in read([first]).jobs] == ["interrupted"] * 2
-    with artifacts.lock(first):
+    with locks.lock(first):
         assert [job.status for job in read([first]).jobs] == ["running"] * 2
-    with artifacts.lock(read([first]).jobs[1].run.folder):
+    with locks.lock(read([first]).jobs[1].run.folder):
         assert [job.status for job in read([first]).jobs] == ["interrupted", "running"]
 
 

@@ -25,7 +25,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, dis
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from toy_search import Batches, Toy, search, study
 
-from segsweep.core import artifacts
+from segsweep.core import artifacts, locks
 from segsweep.core.session import session
 from segsweep.search.study import Study, counted
 from segsweep.sweeps import sweep
@@ -301,7 +301,7 @@ def test_no_run_says_that_its_trial_runs_once_its_process_has_ended(run, url, tm
     note("run0", 0)  # as of a process that was killed
     note("taken up again", 1)
     note("of another study", 0, "t")
-    with artifacts.lock(tmp_path / "runs" / "taken up again"):
+    with locks.lock(tmp_path / "runs" / "taken up again"):
         run(trials=5)
     assert noted() == {"run0": "FAIL", "run1": "FAIL", "taken up again": "RUNNING", "of another study": "RUNNING"}
 
@@ -518,7 +518,7 @@ def test_where_locks_cannot_be_told_a_living_process_is_not_taken_for_dead(tmp_p
     study.owner, study._silent = {"host": "a", "folder": "here", "id": "1"}, {}
     owner = {"host": "a", "folder": str(tmp_path), "id": "2"}
     trial = create_trial(state=TrialState.RUNNING, user_attrs={"owner": owner, "beat": 1})
-    monkeypatch.setattr("segsweep.core.artifacts.held", lambda folder: None)
+    monkeypatch.setattr("segsweep.core.locks.held", lambda folder: None)
     assert not study._dead(trial)
-    monkeypatch.setattr("segsweep.core.artifacts.held", lambda folder: False)
+    monkeypatch.setattr("segsweep.core.locks.held", lambda folder: False)
     assert study._dead(trial)

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import start
 from segsweep.config.whitelist import hydras
-from segsweep.core import artifacts
+from segsweep.core import artifacts, locks
 from segsweep.sweeps.job import job
 
 start()
@@ -96,7 +96,7 @@ def search(folder: Path, *overrides: str, preset: str | None = "tpe", launcher: 
     swept = [o for o in overrides if any(sign in o.split("=", 1)[1] for sign in ("(", ",")) and "search." not in o]
     fixed += [o for o in overrides if o not in swept]
     launcher = launcher or Toy(folder)
-    with artifacts.lock(folder), initialize_config_dir(str(conf_dir())):
+    with locks.lock(folder), initialize_config_dir(str(conf_dir())):
         config = compose("config", overrides=[*fixed, f"hydra.sweep.dir={folder}"], return_hydra_config=True)
         OmegaConf.update(config, "hydra.job.config_name", "config", force_add=True)
         context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(), hydras())

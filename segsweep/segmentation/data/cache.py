@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from segsweep.core import artifacts, child
+from segsweep.core import artifacts, child, locks
 from segsweep.core.errors import DataError
 from segsweep.core.signature import fingerprint
 from segsweep.core.source import hashes, reached
@@ -103,7 +103,7 @@ def load(dataset: DataSet, manifest: Manifest, cache: Path, workers: int) -> Vol
     if opened is None:
         try:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with artifacts.alone(cache / f"{key}.lock") as alone:
+            with locks.alone(cache / f"{key}.lock") as alone:
                 opened = _open(place, manifest)
                 if opened is None:
                     _build(dataset, manifest, place, workers, alone)
@@ -178,7 +178,7 @@ def stored(cache: Path) -> list[tuple[Path, Callable[[], contextlib.AbstractCont
 def _unused(place: Path) -> contextlib.AbstractContextManager[str]:
     whole = place / "statistics.npy"
     there = whole.exists() and ".tmp-" not in place.name
-    return artifacts.free(whole if there else place.with_name(f"{place.name[:32]}.lock"))
+    return locks.free(whole if there else place.with_name(f"{place.name[:32]}.lock"))
 
 
 def _key(dataset: DataSet, manifest: Manifest) -> str:
