@@ -56,6 +56,8 @@ OTHERS = ("PYTHON", "OMP_", "MKL_", "OPENBLAS", "LD_", "LC_", "LANG", "MALLOC_",
 """Of the environment, what a process reads when it starts or imports: where it differs nothing is forked."""
 OWN = ("PYTHONPATH", "PYTHONSAFEPATH")
 SUBREAPER = 36
+PYTHON = sys.executable
+"""Whatever a test says later that it is."""
 Started = subprocess.Popen
 ARGUMENTS = inspect.signature(Started._execute_child)
 
@@ -111,7 +113,7 @@ def plain(asked: dict[str, Any]) -> dict[str, Any] | None:
     if any(asked[name] not in (None, -1) for name in ("gid", "gids", "uid", "umask")):
         return None
     line = [os.fspath(arg) for arg in args]
-    if len(line) < 2 or line[0] != sys.executable:
+    if len(line) < 2 or line[0] != PYTHON:
         return None
     kind, *rest = line[2:] if line[1] == "-P" else line[1:]
     if kind not in ("-m", "-c") and kind.startswith("-") or line[1:3] == ["-m", "pytest"]:
@@ -287,7 +289,7 @@ def begin() -> socket.socket:
     """The process that has imported them, for as long as this one lives."""
     ours, theirs = map(far, socket.socketpair())
     with theirs:
-        line = [sys.executable, "-P", __file__, str(theirs.fileno())]
+        line = [PYTHON, "-P", __file__, str(theirs.fileno())]
         atexit.register(Started(line, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL).kill)
     return ours
 

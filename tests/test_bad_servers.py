@@ -24,7 +24,7 @@ from segsweep.core.session import session
 from segsweep.segmentation.trained import load as load_trained
 from segsweep.sweeps import why
 from segsweep.sweeps.sweep import Sweep
-from segsweep.tracking import mirrors, recall, registry
+from segsweep.tracking import copying, mirrors, recall, registry
 from segsweep.tracking.store import STATE
 
 
@@ -78,7 +78,7 @@ def folders(tmp_path):
 
 def trained(folder: Path, uri: str, epochs: int = 100, after_first: Callable[[], object] = lambda: None) -> None:
     settings = OmegaConf.create({"uri": uri, "experiment": "e"})
-    with mirrors.Mirror(folder, settings, None) as mirror:
+    with copying.Mirror(folder, settings, None) as mirror:
         for epoch in range(1, epochs + 1):
             artifacts.write_lines(folder / "history.jsonl", [row(e) for e in range(1, epoch + 1)])
             mirror.update()
@@ -91,15 +91,15 @@ def trained(folder: Path, uri: str, epochs: int = 100, after_first: Callable[[],
 def test_a_server_that_answers_500_is_asked_once_and_once_more_at_the_end_whatever_the_epochs_and_jobs(
     server, folders, monkeypatch
 ):
-    failed, note = threading.Event(), mirrors._note
-    monkeypatch.setattr(mirrors, "_note", lambda *given: (note(*given), failed.set()))
-    session().copier = mirrors.Copier(later=0.0, pause=0.0)
+    failed, note = threading.Event(), copying._note
+    monkeypatch.setattr(copying, "_note", lambda *given: (note(*given), failed.set()))
+    session().copier = copying.Copier(later=0.0, pause=0.0)
     for folder in folders:
         trained(folder, server.uri)
         failed.wait()
-    assert mirrors.copier().flush()
+    assert copying.copier().flush()
     assert len(server.asked) == 2
-    assert all("500" in mirrors.lacking(folder) for folder in folders)
+    assert all("500" in copying.lacking(folder) for folder in folders)
 
 
 def test_while_a_copy_is_under_way_a_hundred_epochs_are_one_copy_and_the_end(folders, monkeypatch):
@@ -111,7 +111,7 @@ def test_while_a_copy_is_under_way_a_hundred_epochs_are_one_copy_and_the_end(fol
         go.wait()
 
     monkeypatch.setattr(mirrors, "push", push)
-    session().copier = mirrors.Copier(later=0.0)
+    session().copier = copying.Copier(later=0.0)
     trained(folders[0], "sqlite:///x", after_first=begun.wait)  # ends, whatever the store does
     go.set()
     assert session().copier.flush()
@@ -127,13 +127,13 @@ def test_of_a_run_that_goes_on_no_two_copies_are_made_within_a_pause(folders, mo
         went.release()
 
     monkeypatch.setattr(mirrors, "push", push)
-    session().copier = mirrors.Copier(later=0.0, pause=3600.0)
+    session().copier = copying.Copier(later=0.0, pause=3600.0)
     settings = OmegaConf.create({"uri": "sqlite:///x", "experiment": "e"})
-    with mirrors.Mirror(folders[0], settings, None) as mirror:
+    with copying.Mirror(folders[0], settings, None) as mirror:
         went.acquire()
         for _ in range(20):
             mirror.update()
-            mirrors.Mirror(folders[1], settings, None).__exit__()  # another's end, which goes at once
+            copying.Mirror(folders[1], settings, None).__exit__()  # another's end, which goes at once
             went.acquire()
         assert [folder for folder, _ in copied] == [folders[0], *[folders[1]] * 20]
     assert session().copier.flush()
@@ -150,12 +150,12 @@ def test_the_end_of_a_run_is_its_last_copy_whoever_names_its_folder(folders, mon
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mirrors, "push", push)
-    session().copier = mirrors.Copier(later=0.0, pause=3600.0)
+    session().copier = copying.Copier(later=0.0, pause=3600.0)
     settings = OmegaConf.create({"uri": "sqlite:///x", "experiment": "e"})
-    mirrors.Mirror(folders[0], settings, None).update()
+    copying.Mirror(folders[0], settings, None).update()
     went.acquire()
-    mirrors.Mirror(folders[0], settings, None).update()
-    mirrors.Mirror(folders[0].relative_to(tmp_path), settings, None).__exit__()
+    copying.Mirror(folders[0], settings, None).update()
+    copying.Mirror(folders[0].relative_to(tmp_path), settings, None).__exit__()
     assert session().copier.flush()
     assert copied == [False, True]
 
@@ -186,16 +186,16 @@ def test_the_end_waits_for_a_slow_store_of_this_machine_as_long_as_copies_come(f
         copied.append(folder)
 
     monkeypatch.setattr(mirrors, "push", push)
-    session().copier = late.copier = mirrors.Copier(later=0.0)
+    session().copier = late.copier = copying.Copier(later=0.0)
     late.copier._changed = late
     settings = OmegaConf.create({"uri": uri, "experiment": "e"})
     for folder in folders:
-        mirrors.Mirror(folder, settings, None).__exit__()
+        copying.Mirror(folder, settings, None).__exit__()
     assert session().copier.flush() is whole
     late.over = 0
     for event in late.waits:
         event.set()
-    assert [bool(mirrors.lacking(folder)) for folder in folders].count(True) == (0 if whole else 3)
+    assert [bool(copying.lacking(folder)) for folder in folders].count(True) == (0 if whole else 3)
 
 
 def test_one_run_that_a_store_of_this_machine_does_not_take_keeps_none_of_the_others_from_it(folders, monkeypatch):
@@ -208,15 +208,15 @@ def test_one_run_that_a_store_of_this_machine_does_not_take_keeps_none_of_the_ot
         copied.append(folder)
 
     monkeypatch.setattr(mirrors, "push", push)
-    session().copier = made = mirrors.Copier(later=0.0)
+    session().copier = made = copying.Copier(later=0.0)
     settings = OmegaConf.create({"uri": "sqlite:///x", "experiment": "e"})
     for folder in folders:
-        mirrors.Mirror(folder, settings, None).__exit__()
+        copying.Mirror(folder, settings, None).__exit__()
     made._flushing = True
     go.set()
     assert made.flush()
     assert copied == folders[1:]
-    assert [mirrors.lacking(folder) for folder in folders] == ["database is locked", None, None, None]
+    assert [copying.lacking(folder) for folder in folders] == ["database is locked", None, None, None]
 
 
 @pytest.mark.parametrize("server", ["silent"], indirect=True)
@@ -225,7 +225,7 @@ def test_jobs_are_trained_before_a_silent_server_says_a_word_and_it_is_asked_onc
 ):
     allow("toy_task.*")
     monkeypatch.setattr(recall, "PATIENCE", 0.1)
-    session().copier = mirrors.Copier(later=0.0)
+    session().copier = copying.Copier(later=0.0)
     cfg = toy_task.composed(tmp_path)
     settings = {"uri": server.uri, "experiment": "e"}
     ended = [toy_task.do(cfg, tmp_path / "runs", tracking=settings, seed=seed) for seed in range(3)]
@@ -235,8 +235,8 @@ def test_jobs_are_trained_before_a_silent_server_says_a_word_and_it_is_asked_onc
         assert server.came.acquire(timeout=60)
     assert caplog.text.count("MLflow was not asked") == 1
     assert "no answer within 0 s" in caplog.text
-    assert not mirrors.copier().flush(0.1)
-    assert all("did not answer" in mirrors.lacking(outcome.folder) for outcome in ended)
+    assert not copying.copier().flush(0.1)
+    assert all("did not answer" in copying.lacking(outcome.folder) for outcome in ended)
     assert len(server.asked) == 2
 
 
@@ -255,7 +255,7 @@ def led(folder: Path, runs: list[Path], place: dict | None) -> Sweep:
 def test_the_end_of_a_command_leaves_a_silent_server_and_says_what_sync_brings(
     server, folders, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(mirrors, "END", 0.2)
+    monkeypatch.setattr(copying, "END", 0.2)
     for folder in folders:
         trained(folder, server.uri, epochs=1)
     place = {"uri": server.uri, "experiment": "e", "run_id": "a", "error": None, "parent": True}
@@ -268,7 +268,7 @@ def test_the_end_of_a_command_leaves_a_silent_server_and_says_what_sync_brings(
 
 @pytest.mark.parametrize("server", ["silent"], indirect=True)
 def test_a_sweep_whose_own_run_cannot_be_closed_ends_all_the_same(server, folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(mirrors, "END", 0.1)
+    monkeypatch.setattr(copying, "END", 0.1)
     monkeypatch.setattr("segsweep.sweeps.sweep.SHORT", 0.1)
     place = {"uri": server.uri, "experiment": "e", "run_id": "a", "error": None, "parent": True}
     led(tmp_path / "sweep", folders, place)._finish_mlflow(tmp_path / "sweep", stopped=False, bad=False)

@@ -15,7 +15,7 @@ import pytest
 from commands import finish, openers, start, until
 
 from segsweep.core import locks
-from segsweep.tracking import mirrors
+from segsweep.tracking import copying
 
 KILLS = int(os.environ.get("SEGSWEEP_SOAK", "3"))
 TINY = ["scheduler=constant", "data.patients=6", "data.slices=4", "data.image_size=16", "report=false"]
@@ -84,7 +84,7 @@ def test_a_signal_ends_the_sweep_with_its_state_saved_and_says_how_to_go_on(tmp_
     ended = {True: "FINISHED", False: "KILLED"}
     assert begun
     known = {run.name: ended[(run / "result.json").exists()] for run in begun}
-    assert in_mlflow(cwd) == known, ([mirrors.lacking(run) for run in begun], output)
+    assert in_mlflow(cwd) == known, ([copying.lacking(run) for run in begun], output)
     output = finish(start(cwd, *SWEEP))
     assert metrics(cwd) == undisturbed, output
     assert "continued" in output or "reused" in output

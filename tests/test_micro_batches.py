@@ -19,7 +19,7 @@ from segsweep.core.session import Session, begin, session
 from segsweep.runs import run
 from segsweep.segmentation.losses import BCEDice, Dice, Tversky
 from segsweep.segmentation.train import in_parts
-from segsweep.tracking.mirrors import Copier
+from segsweep.tracking.copying import Copier
 
 TESTS = Path(__file__).parent
 

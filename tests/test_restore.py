@@ -21,14 +21,14 @@ from segsweep.runs import run
 from segsweep.segmentation import trained
 from segsweep.segmentation.sections import overlays
 from segsweep.sweeps.plan import Point
-from segsweep.tracking import mirrors, recall, store
+from segsweep.tracking import copying, recall, store
 
 RECORD = ("config.yaml", "run.json", "split.json", "history.jsonl", "patients.csv", "result.json", "overlays.npz")
 
 
 def there(tmp_path: Path, machine: str, uri: str, *overrides: str) -> run.Outcome:
     outcome = do(tmp_path / machine, *(TINY[:-1]), f"tracking.uri={uri}", "epochs=1", *overrides, tiny=False)
-    mirrors.copier().flush()
+    copying.copier().flush()
     return outcome
 
 

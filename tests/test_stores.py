@@ -20,7 +20,7 @@ from commands import until
 from test_tracking import RESULT, RUN, row
 
 from segsweep.core import artifacts, locks
-from segsweep.tracking import mirrors, recall, store
+from segsweep.tracking import copying, mirrors, recall, store
 
 JOBS, EPOCHS = 8, 5
 
@@ -35,13 +35,13 @@ def job(number: int, runs: Path, uri: str, sweep: Path, start) -> None:
 
     Settings.uri, Settings.experiment = uri, "e"
     start.wait()
-    with mirrors.Mirror(folder, Settings, sweep) as mirror:
+    with copying.Mirror(folder, Settings, sweep) as mirror:
         for epoch in range(1, EPOCHS + 1):
             artifacts.write_lines(folder / "history.jsonl", [row(e) for e in range(1, epoch + 1)])
             mirror.update()
         (folder / "last.pt").write_bytes(b"weights")
         artifacts.write_json(folder / "result.json", RESULT | {"epochs": EPOCHS})
-    mirrors.copier().flush()
+    copying.copier().flush()
 
 
 def written_at_once(uri: str, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def written_at_once(uri: str, tmp_path: Path) -> None:
             each.join(240)
     assert [each.exitcode for each in jobs] == [0] * JOBS
     folders = [runs / f"{number:016x}" for number in range(JOBS)]
-    assert [mirrors.lacking(folder) for folder in folders] == [None] * JOBS
+    assert [copying.lacking(folder) for folder in folders] == [None] * JOBS
 
     client = store.connect(uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == "e"]

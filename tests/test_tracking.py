@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from segsweep.core import artifacts, locks
 from segsweep.core.session import session
-from segsweep.tracking import mirrors, store
+from segsweep.tracking import copying, mirrors, store
 
 RUN = {
     "signature": "0123456789abcdef",
@@ -273,7 +273,7 @@ def test_two_processes_that_copy_one_run_make_one(uri, folder):
     finish(folder)
     code = f"""
 from pathlib import Path
-from segsweep.tracking import mirrors
+from segsweep.tracking import copying, mirrors
 print(mirrors.push(Path({str(folder)!r}), {uri!r}, "e", None, final=True))
 """
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -308,11 +308,11 @@ class Settings:
 
 def test_mlflow_out_of_reach_costs_nothing_and_sync_brings_it_up_to_date(uri, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with mirrors.Mirror(folder, Settings(), None) as mirror:
+    with copying.Mirror(folder, Settings(), None) as mirror:
         mirror.update()
         finish(folder)
-    mirrors.copier().flush()
-    assert mirrors.lacking(folder)
+    copying.copier().flush()
+    assert copying.lacking(folder)
     command = [sys.executable, "-m", "segsweep.sync"]
     refused = subprocess.run([*command, str(folder)], capture_output=True, text=True)
     assert refused.returncode == 1
@@ -320,7 +320,7 @@ def test_mlflow_out_of_reach_costs_nothing_and_sync_brings_it_up_to_date(uri, fo
     done = subprocess.run([*command, str(folder), "--uri", uri], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert the_run(uri)[1].info.status == "FINISHED"
-    assert mirrors.lacking(folder) is None
+    assert copying.lacking(folder) is None
     state = json.loads((folder / "mlflow.json").read_text())
     assert (state["epochs"], state["status"]) == (3, "finished")
 
@@ -378,9 +378,9 @@ def test_sync_names_a_damaged_record_and_copies_the_others(uri, folder, tmp_path
 
 def test_the_first_copy_lets_the_first_step_go_before_it(tmp_path, monkeypatch):
     copied = []
-    session().copier = mirrors.Copier(later=60.0)
+    session().copier = copying.Copier(later=60.0)
     monkeypatch.setattr(mirrors, "push", lambda folder, *given, final: copied.append(final))
-    with mirrors.Mirror(tmp_path, OmegaConf.create({"uri": "sqlite:///x", "experiment": "e"}), None) as mirror:
+    with copying.Mirror(tmp_path, OmegaConf.create({"uri": "sqlite:///x", "experiment": "e"}), None) as mirror:
         mirror.update()
         time.sleep(0.2)
         assert not copied

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from segsweep.sweeps.doors import Door
     from segsweep.sweeps.sweep import Sweep
     from segsweep.sweeps.worker import Pool
-    from segsweep.tracking.mirrors import Copier
+    from segsweep.tracking.copying import Copier
     from segsweep.tracking.recall import Restorer
 
 Sink = Callable[[dict[str, Any]], None]

@@ -95,7 +95,7 @@ class Job:
         if self.config is None or self.point is None or locks.held(self.point.folder):
             return
         if (self.point.folder / "run.json").exists():
-            from segsweep.tracking.mirrors import Mirror
+            from segsweep.tracking.copying import Mirror
 
             Mirror(self.point.folder, engine(self.config).tracking, self.folder.parent).__exit__()
 

@@ -180,7 +180,7 @@ class Search:
 
     def _note(self, run: Path, number: int, state: TrialState) -> None:
         """Say in a run's record what became of its trial."""
-        from segsweep.tracking.mirrors import Mirror
+        from segsweep.tracking.copying import Mirror
 
         with contextlib.suppress(OSError):  # a full disk: the study has it
             artifacts.write_json(run / "trial.json", {"study": self.study.name, "number": number, "state": state.name})

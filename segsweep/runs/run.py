@@ -32,7 +32,7 @@ from segsweep.runs.loop import Loop, seed_all
 from segsweep.runs.result import checked
 from segsweep.search import pruning
 from segsweep.task import Result
-from segsweep.tracking.mirrors import Mirror
+from segsweep.tracking.copying import Mirror
 from segsweep.tracking.recall import restorer
 
 log = logging.getLogger(__name__)

@@ -109,7 +109,8 @@ class Sweep:
     def _open_parent(self, folder: Path, record: dict[str, Any], shown: Columns | None) -> None:
         _behind_the_jobs()
         place = record["mlflow"]
-        from segsweep.tracking.mirrors import close_dead, copier, start_parent
+        from segsweep.tracking.copying import copier
+        from segsweep.tracking.mirrors import close_dead, start_parent
         from segsweep.tracking.store import load
 
         copier().at_once()  # MLflow is imported here in any case
@@ -235,21 +236,21 @@ class Sweep:
 
     def _finish_mlflow(self, folder: Path, stopped: bool, bad: bool) -> list[str]:
         """How one looks at its runs there, if they are there. A server that does not answer holds nobody up: its bound
-        is `mirrors.END`."""
+        is `copying.END`."""
         if not (place := self._record().get("mlflow")):
             return []
-        from segsweep.tracking import mirrors, store
+        from segsweep.tracking import copying, store
 
-        until = time.monotonic() + mirrors.END
-        late = f"it did not answer within {mirrors.END:.0f} s"
-        done = mirrors.copier().flush(mirrors.END)
-        until = time.monotonic() + mirrors.END if store.here(place["uri"]) else until
+        until = time.monotonic() + copying.END
+        late = f"it did not answer within {copying.END:.0f} s"
+        done = copying.copier().flush(copying.END)
+        until = time.monotonic() + copying.END if store.here(place["uri"]) else until
         if self._opening and done:
             self._opening.join(until - time.monotonic())
             place = self._record().get("mlflow") or place
         error = place["error"]
         folders = list({job["folder"]: None for job in artifacts.jobs(folder) if job["folder"]})
-        lacking = [reason for reason in map(mirrors.lacking, folders) if reason]
+        lacking = [reason for reason in map(copying.lacking, folders) if reason]
         if place["run_id"] and not (error or lacking):
             status = "KILLED" if stopped else "FAILED" if bad else "FINISHED"
             wrong: list[str] = []

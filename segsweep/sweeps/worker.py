@@ -140,7 +140,7 @@ def main() -> None:
     thread(_listen, connection, inbox)
     from segsweep.config import whitelist
     from segsweep.config.start import start
-    from segsweep.tracking import mirrors, recall
+    from segsweep.tracking import copying, recall
 
     start()
 
@@ -148,7 +148,7 @@ def main() -> None:
         send("restore", *question)
         return pickle.loads(inbox.get())[1]  # while a job runs the parent sends nothing else
 
-    here.copier, here.restorer = mirrors.Copier(lambda mirror: send("mirror", mirror)), recall.Restorer(ask)
+    here.copier, here.restorer = copying.Copier(lambda mirror: send("mirror", mirror)), recall.Restorer(ask)
     whitelist.own()  # before a job's configuration may change the environment
     send("ready")
     context: dict[str, Any] = {}
