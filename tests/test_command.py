@@ -143,15 +143,16 @@ def test_mlflows_pages_are_there(served, free, tmp_path):
     with subprocess.Popen(line, cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, text=True) as server:
         try:
 
-            def page() -> str:
+            def page(path: str = "") -> str:
                 try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{free}/", timeout=5) as answer:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{free}/{path}", timeout=5) as answer:
                         return answer.read().decode()
                 except OSError:
                     assert server.poll() is None
                     return ""
 
             assert "MLflow" in until(page)
+            assert '"mine"' in page("ajax-api/2.0/mlflow/experiments/search?max_results=9")  # of this store
         finally:
             os.killpg(server.pid, 9)
 
