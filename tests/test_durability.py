@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import medium
@@ -157,7 +158,7 @@ def test_a_power_cut_on_a_loop_device_loses_at_most_the_last_epoch_and_nothing_o
 
 
 def test_an_epoch_is_flushed_in_three_calls_and_one_that_is_no_best_in_two(tmp_path, cfg, monkeypatch):
-    """And of a job what ends it: five files, two of the task's own and the folder of one, its table, its folder twice;
+    """And of a job what ends it: six files, two of the task's own and the folder of one, its table, its folder twice;
     new folders."""
     (tmp_path / "runs").mkdir()
     recorder = medium.Medium(tmp_path / "runs", monkeypatch)
@@ -166,8 +167,49 @@ def test_an_epoch_is_flushed_in_three_calls_and_one_that_is_no_best_in_two(tmp_p
     assert toy_task.do(cfg, tmp_path / "runs").status == "finished"
     kinds = "".join({"fsync": "f", "epoch": "e"}.get(event[0], "") for event in recorder.events)
     before, one, two, rest = kinds.split("e")
-    assert (before.count("f"), one.count("f"), two.count("f")) == (5, 3, 2)
-    assert rest.count("f") == 3 + 11
+    assert (before.count("f"), one.count("f"), two.count("f")) == (4, 3, 2)
+    assert rest.count("f") == 3 + 12
+
+
+def test_files_that_are_written_together_are_flushed_at_once_and_none_has_its_name_before(tmp_path, monkeypatch):
+    """Each flush waits until all have begun. ~0 s"""
+    all_begun, flush = threading.Barrier(3, timeout=60), artifacts.flush
+    seen = []
+
+    def flushed(path):
+        all_begun.wait()
+        seen.append(sorted(file.name for file in tmp_path.glob("[!.]*")))
+        flush(path)
+
+    monkeypatch.setattr(artifacts, "flush", flushed)
+    (tmp_path / "there").write_text("c")
+    with artifacts.Together() as files:
+        artifacts.write_text(tmp_path / "b", "b", files)
+        artifacts.write_text(tmp_path / "a", "a", files)
+        files.add(tmp_path / "there")
+    assert seen == [["there"]] * 3
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a": "a", "b": "b", "there": "c"}
+
+
+def test_of_files_that_are_written_together_none_has_its_name_where_the_block_or_a_flush_fails(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("before")
+
+    def write(then):
+        with artifacts.Together() as files:
+            artifacts.write_text(tmp_path / "a", "a", files)
+            artifacts.write_text(tmp_path / "b", "b", files)
+            files.add(tmp_path / "a")
+            then()
+
+    def no_room(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(KeyError):
+        write(lambda: {}["x"])
+    monkeypatch.setattr(artifacts, "flush", no_room)
+    with pytest.raises(OSError, match="No space"):
+        write(lambda: None)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a": "before"}
 
 
 class Full:

@@ -101,6 +101,17 @@ def test_a_job_that_never_came_to_write_its_record_leaves_no_password(tmp_path):
     assert not [file for file in files if b"hunter2" in file.read_bytes()]
 
 
+def test_a_worker_has_what_a_job_needs_before_it_says_that_it_is_ready():
+    """It has imported it while the command line was checked; the sweep waits for the first job's imports else. ~2 s"""
+    code = (
+        "import sys; assert 'torch' not in sys.modules\n"
+        "from segsweep.sweeps.worker import Worker\n"
+        "one = Worker(); print(one.receive()[0], 'libtorch' in open(f'/proc/{one.process.pid}/maps').read()); one.kill()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "ready True\n", done.stderr
+
+
 def test_one_slot_has_all_threads(tmp_path):
     with launcher(tmp_path) as made:
         assert values(made.launch(toys("threads"), 0)) == [2.0]

@@ -12,11 +12,11 @@ from segsweep.core import artifacts
 log = logging.getLogger(__name__)
 
 
-def save(value: Any, path: Path) -> None:
+def save(value: Any, path: Path, durable: artifacts.Together | bool = True) -> None:
     """torch.save, durable. Raises OSError as any other write does, where torch's own writing says RuntimeError."""
     import torch
 
-    with artifacts.atomic(path, durable=True) as partial, partial.open("wb") as file:
+    with artifacts.atomic(path, durable) as partial, partial.open("wb") as file:
         try:
             torch.save(value, file)
         except RuntimeError as error:
@@ -61,12 +61,13 @@ class Checkpoints:
 
         Both are on the medium when this returns, so that what came before may go."""
         epoch = state["epoch"]
-        if best is not None:
-            save(best, self.best(epoch))
-        elif (previous := self._best_before(epoch)) is not None:
-            self.best(epoch).unlink(missing_ok=True)
-            artifacts.link(previous, self.best(epoch))
-        save(state, self.state(epoch))
+        with artifacts.Together() as files:  # a state has its name after its best weights
+            if best is not None:
+                save(best, self.best(epoch), files)
+            elif (previous := self._best_before(epoch)) is not None:
+                self.best(epoch).unlink(missing_ok=True)
+                artifacts.link(previous, self.best(epoch))
+            save(state, self.state(epoch), files)
         artifacts.flush(self.folder)
 
     def _best_before(self, epoch: int) -> Path | None:

@@ -71,18 +71,22 @@ def take_place(folder: Path) -> None:
     shutil.rmtree(made, ignore_errors=True)
 
 
-def close(asked: Asked, name: str, facts: dict[str, Any], history: list[dict[str, Any]], record: "Described") -> None:
-    """Write the file that ends a run once all else that its record stands on is on the medium."""
+def keep(asked: Asked, history: list[dict[str, Any]], record: "Described", files: artifacts.Together) -> None:
+    """All that a run's record stands on but its weights and the file that ends it."""
     place = asked.place
-    artifacts.write_lines(place / "history.jsonl", history, durable=True)
+    artifacts.write_lines(place / "history.jsonl", history, files)
     if loaded := unwatched(asked.identity):
         record.about["unwatched"] = loaded
         _tell(*sorted(loaded))
-    record.keep()
-    files = [PurePosixPath(name) for name in artifacts.of_task(place)]
-    for file in files:  # pictures are drawn again
-        if str(file) != asked.task.spec.table and file.suffix not in (".png", ".jpg", ".svg"):
-            artifacts.flush(place / file)
+    artifacts.write_json(record.file, record.about, files)
+    for name in ("config.yaml", *artifacts.of_task(place)):
+        if name != asked.task.spec.table and not name.endswith((".png", ".jpg", ".svg")):  # pictures are drawn again
+            files.add(place / name)
+
+
+def close(place: Path, name: str, facts: dict[str, Any]) -> None:
+    """Write the file that ends a run once the names of all that its record stands on are on the medium."""
+    files = [PurePosixPath(file) for file in artifacts.of_task(place)]
     for inner in sorted({PurePosixPath(), *(up for file in files for up in file.parents)}, reverse=True):
         artifacts.flush(place / inner)
     artifacts.write_json(place / name, facts, durable=True)
@@ -162,11 +166,10 @@ class Described:
         if self.about != written:
             self._write()
 
-    def keep(self) -> None:
-        artifacts.write_json(self.file, self.about, durable=True)
 
-
-def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) -> dict[str, Any]:
+def finished(
+    asked: Asked, loop: Loop, result: Result, known: dict[str, Any], files: artifacts.Together
+) -> dict[str, Any]:
     """Write the weights and the units' scores; what result.json is to hold. known: facts, the seconds of `train` among
     them, which are those of training where there were no epochs. Raises TaskError, and NotFiniteError where no epoch
     has a value of what is chosen by."""
@@ -183,7 +186,8 @@ def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) ->
             f"{f' in any of its {len(history)} epochs' if history else ''}, so that nothing can be chosen by it"
         )
     if loop.state and "model" in loop.state:
-        checkpoints.save({"epoch": loop.length, "model": loop.state["model"].state_dict()}, folder / "last.pt")
+        last = {"epoch": loop.length, "model": loop.state["model"].state_dict()}
+        checkpoints.save(last, folder / "last.pt", files)
         best = kept.best(loop.length)
         try:
             checkpoints.check(best)
@@ -192,11 +196,11 @@ def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) ->
                 lost = "%s: the best weights until epoch %d are lost: no best.pt (%s)"
                 log.warning(lost, folder, loop.length, error)
         else:
-            with artifacts.atomic(folder / "best.pt", durable=True) as file:
+            with artifacts.atomic(folder / "best.pt", files) as file:
                 shutil.copyfile(best, file)
     if result.units:
         rows = [{spec.unit: unit, **values} for unit, values in result.units.items()]
-        artifacts.write_csv(folder / spec.table, rows, durable=True)
+        artifacts.write_csv(folder / spec.table, rows, files)
     spent, metric = sums(history), spec.metric(spec.select)
     spent |= {} if history else {"training_seconds": known["seconds"]}
     assert metric
@@ -216,7 +220,7 @@ def finished(asked: Asked, loop: Loop, result: Result, known: dict[str, Any]) ->
         "parameters": known.get("parameters"),
         "gflops": known.get("gflops"),
         "objective": best_of(scores, default=None) if loop.part == "val" else on_test,
-        "files": artifacts.of_task(folder),
+        "files": sorted({*artifacts.of_task(folder), *([spec.table] if result.units else [])}),
     } | spent | stopped  # fmt: skip
 
 

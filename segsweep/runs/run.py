@@ -149,7 +149,7 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     place = outcome.folder = record.clear(asked)  # whatever becomes of it, a record that is finished has no part in it
     values = without(asked.whole, (f"{asked.at}search",))  # who asks is no part of the run
     own = OmegaConf.create(values if asked.at else artifacts.literal(values))  # an application's may ask for more
-    artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own), durable=True)
+    artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own))
     described = record.Described(asked)
     mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
     before = record.states(place)
@@ -199,7 +199,9 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         }
         facts |= record.sums(history)
         checkpoints.end(end.epoch)
-        record.close(asked, "pruned.json", facts, history, described)
+        with artifacts.Together() as files:
+            record.keep(asked, history, described, files)
+        record.close(place, "pruned.json", facts)
         judge.end("PRUNED")
         return _answer_pruned(outcome, facts)
     spent = time.perf_counter() - began
@@ -215,8 +217,10 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         )
     result = checked(result, asked.task.spec, str(cfg.task._target_))
     described.facts["seconds"] = spent
-    facts = record.finished(asked, loop, result, described.facts) | {"trained_epochs": loop.length - loop.done}
-    record.close(asked, "result.json", facts, loop.history, described)
+    with artifacts.Together() as files:
+        facts = record.finished(asked, loop, result, described.facts, files)
+        record.keep(asked, loop.history, described, files)
+    record.close(place, "result.json", facts | {"trained_epochs": loop.length - loop.done})
     record.take_place(folder)
     outcome.folder = folder
     checkpoints.end(loop.length)

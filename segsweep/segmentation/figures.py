@@ -48,7 +48,7 @@ def curves(history: list[dict[str, Any]], part: str) -> Image.Image:
                 pen.ellipse((x - 6, y - 6, x + 6, y + 6), colour)
     for number, (colour, source) in enumerate(zip(COLOURS, ("train", part), strict=True)):
         pen.text((130 + 110 * number, 44), source, colour, font, "ms")
-    return page.resize((1200, 340), Image.Resampling.BOX)
+    return page.reduce(2)
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

@@ -140,6 +140,8 @@ def main() -> None:
     thread(_listen, connection, inbox)
     from segsweep.config import whitelist
     from segsweep.config.start import start
+    from segsweep.runs import run  # noqa: F401 - all that a job needs, before the first job comes
+    from segsweep.sweeps import job  # noqa: F401
     from segsweep.tracking import copying, recall
 
     start()
