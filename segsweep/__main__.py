@@ -12,6 +12,7 @@ def main() -> int:
     child.leave_at_once()
     try:
         child.settle_command()
+        child.look_seldom()
         from segsweep.sweeps.cli import main as run
 
         return _leave(run())

@@ -106,7 +106,8 @@ def test_a_worker_has_what_a_job_needs_before_it_says_that_it_is_ready():
     code = (
         "import sys; assert 'torch' not in sys.modules\n"
         "from segsweep.sweeps.worker import Worker\n"
-        "one = Worker(); print(one.receive()[0], 'libtorch' in open(f'/proc/{one.process.pid}/maps').read()); one.kill()"
+        "one = Worker(); print(one.receive()[0], 'libtorch' in open(f'/proc/{one.process.pid}/maps').read())\n"
+        "one.kill()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "ready True\n", done.stderr

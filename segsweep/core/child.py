@@ -48,6 +48,14 @@ def quiet() -> None:
     warnings.showwarning = show
 
 
+def look_seldom() -> None:
+    """Have Python look through what there is for garbage less often. Imports and configurations are a million objects,
+    of which hardly one goes: at its own pace it takes a second of a sweep's first five."""
+    import gc  # as signal below
+
+    gc.set_threshold(10_000, 10, 10)
+
+
 def leave_at_once() -> None:
     """Have a Ctrl-C end this process, as long as nobody says otherwise. Before the first job there is nothing to save,
     and an exception would meet torch's C++ half imported (abort). Not where somebody types (a notebook runs scripts in

@@ -171,9 +171,11 @@ def _folded(answer: Started) -> None:
         with redirect_stdout(told):
             _hydra(answer)
     finally:  # Hydra ends the process
+        folded = []
         for line in told.getvalue().splitlines():
             group = line.partition(": ")[0].replace("/", "_").isidentifier()
-            print("\n".join(textwrap.wrap(line, 110, subsequent_indent="  ")) if group else line)
+            folded += textwrap.wrap(line, 110, subsequent_indent="  ") if group else [line]
+        print("\n".join(folded))
 
 
 def _is_utf8(text: str) -> bool:

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import io
 import os
 import pickle
@@ -125,6 +126,7 @@ def in_folder(folder: str, task: Callable[[Any], Any], cfg: Any) -> Any:
 
 def main() -> None:
     faulthandler.enable()
+    gc.disable()
     connection = Connection(int(sys.argv[1]))
     os.set_inheritable(connection.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -152,6 +154,8 @@ def main() -> None:
 
     here.copier, here.restorer = copying.Copier(lambda mirror: send("mirror", mirror)), recall.Restorer(ask)
     whitelist.own()  # before a job's configuration may change the environment
+    gc.freeze()  # all that is imported stays: it is not looked through for garbage in the jobs' time
+    gc.enable()
     send("ready")
     context: dict[str, Any] = {}
     packed = b""
@@ -286,8 +290,6 @@ def _free() -> None:
 
     torch = sys.modules["torch"]
     if torch.cuda.is_initialized():
-        import gc
-
         gc.collect()
         torch.cuda.empty_cache()
     environment.give_memory_back()
