@@ -155,18 +155,12 @@ def search_worth(result: dict[str, Any]) -> str:
 
 
 def durability(result: dict[str, Any]) -> str:
-    flushes, seconds, jobs = result["flushes"], result["seconds"], result["jobs"]
-    an_epoch, beside, one = (flushes[key] for key in ("an_epoch", "a_job_beside", "seconds"))
-    row = [f"{jobs} jobs, {result['job'][-1]}", f"{an_epoch:.3g}", f"{beside:.3g}", f"{1000 * one:.2g}"]
-    row += [
-        f"{1000 * result['flushing'] / jobs:.0f}",
-        f"{seconds['without']:.1f}",
-        f"{seconds['with']:.1f}",
-        times(result),
-    ]
-    head = (
-        "sweep | flushes an epoch | a job beside | one, ms | a job, ms | without, s | with, s | times as long (rounds)"
-    )
+    seconds, jobs = result["seconds"], result["jobs"]
+    row = [f"{jobs} jobs, {result['job'][-1]}"]
+    for key in ("an_epoch", "a_job_beside"):
+        row += [f"{result['flushes'][key]:.3g}", f"{1000 * result['waits'][key]:.2g}"]
+    row += [f"{seconds['without']:.1f}", f"{seconds['with']:.1f}", times(result)]
+    head = "sweep | flushes an epoch | ms | a job beside | ms | without, s | with, s | times as long (rounds)"
     return table(head, [row]) + taken(result)
 
 

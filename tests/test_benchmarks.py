@@ -262,7 +262,8 @@ def test_the_durability_benchmark_counts_flushes_and_leaves_fsync_as_it_was(tmp_
     found = json.loads((tmp_path / "durability.json").read_text())
     assert found["flushes"]["an_epoch"] >= 1
     assert found["flushes"]["a_job_beside"] >= 4  # of files, and of the folders that name them
-    assert found["flushing"] > 0
+    assert found["waits"]["an_epoch"] > 0
+    assert found["waits"]["a_job_beside"] > 0
     assert set(found["seconds"]) == {"with", "without"}
 
 
