@@ -3,7 +3,7 @@
     python -m benchmarks.monai_scores SWEEP DATA [--out FOLDER]
 
 SWEEP: the folder of a sweep over classes of volumes; DATA: the images that it was trained on. Each run predicts its
-test patients again. MONAI is given the same arrays: of Dice a patient's volumes as one, of HD95 each volume by itself, the
+test patients again. MONAI is given the same arrays: of Dice a patient's volumes as one, of HD95 each volume apart, the
 mean of which is the patient's. Where truth or prediction of a class is empty MONAI has no number, or infinity: these
 are counted, and segsweep's rule is in docs/segmentation.md.
 """
