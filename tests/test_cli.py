@@ -56,6 +56,27 @@ def test_help_fits_one_screen(tmp_path):
     assert max(map(len, lines)) <= 110
 
 
+@pytest.mark.parametrize("ask", [["--help"], ["--cfg", "job"], ["--info", "defaults"]], ids=" ".join)
+def test_a_question_about_what_is_wrong_is_answered_in_words(tmp_path, ask):
+    """~2 s for each question: four processes."""
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "cut.yaml").write_text("a: [1,\n")
+    (folder / "binary.yaml").write_bytes(b"\xff\xfe")
+    for wrong, says in (
+        ("+experiment=cut", "a file of it is no configuration: while parsing a flow node"),
+        ("+experiment=binary", "a file of it is no configuration: 'utf-8' codec can't decode"),
+        ("model=unett", "Could not find 'model/unett'"),
+        *(
+            [("optim.lrr=1", "Could not override 'optim.lrr'.")] if ask[0] != "--info" else []
+        ),  # it lists, and sets none
+    ):
+        done = segsweep(tmp_path, *ask, "--config-dir", "conf", wrong)
+        assert says in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+        assert (done.returncode, done.stdout) == (1, "")
+
+
 def test_a_sweep_from_the_command_to_the_table_and_again(tmp_path):
     cwd = tmp_path / "work"
     cwd.mkdir()

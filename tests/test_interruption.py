@@ -3,6 +3,8 @@
 `make soak` runs the long form: SEGSWEEP_SOAK=20 kills instead of three.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import random
@@ -58,13 +60,19 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.slow
 def test_a_sweep_killed_at_random_moments_ends_with_the_same_record(tmp_path, undisturbed):
     """A moment: when so many files more have been written, of which a run has about twenty."""
-    cwd, moments = tmp_path / "work", random.Random(0)
-    for _ in range(KILLS):
+    moments, killed, places = random.Random(0), 0, itertools.count()
+    cwd = tmp_path / "work"
+    while killed < KILLS:
         enough = len(list(tmp_path.rglob("*"))) + moments.randint(1, 60)
         process = start(cwd, *SWEEP, start_new_session=True)
         until(lambda p=process, enough=enough: p.poll() is not None or len(list(tmp_path.rglob("*"))) >= enough)
-        os.killpg(process.pid, signal.SIGKILL)
-        finish(process)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        output = finish(process)
+        killed += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:  # it came to its end before: the next begins another
+            assert metrics(cwd) == undisturbed, output
+            cwd = tmp_path / f"work{next(places)}"
     output = finish(start(cwd, *SWEEP))
     assert metrics(cwd) == undisturbed, output
     assert in_mlflow(cwd) == dict.fromkeys(undisturbed, "FINISHED")

@@ -13,6 +13,9 @@ from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from segsweep.config import trust
 from segsweep.config.schema import conf_dir
@@ -22,6 +25,7 @@ from segsweep.core.errors import SegsweepError
 from segsweep.core.program import COMMANDS, typed
 from segsweep.core.session import session
 
+FULL = "HYDRA_FULL_ERROR"
 ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
 
 
@@ -83,7 +87,14 @@ def _main(raising: bool) -> int:
 
                 held(args)
             answer = Started(lambda cfg: None, "segsweep.sweeps.job")  # which does more than answer
-            _folded(answer) if {"--help", "-h"} & set(sys.argv[1:]) else _hydra(answer)
+            _folded(answer) if {"--help", "-h"} & set(sys.argv[1:]) else _answered(answer)
+        except (HydraException, OmegaConfBaseException) as error:
+            cause = [error.__cause__] if error.__cause__ else []
+            print(str(error).strip(), *cause, sep="\n", file=sys.stderr)
+            return 1
+        except (YAMLError, UnicodeError, AttributeError) as error:  # the last are Hydra's, of `hydra: null`
+            print(f"a file of it is no configuration: {' '.join(str(error).split())}", file=sys.stderr)
+            return 1
         except (SegsweepError, ValueError) as error:  # the second: two questions at once, -m --cfg job among them
             print(error, file=sys.stderr)
             return 1
@@ -160,6 +171,16 @@ def _complete(line: str) -> int:
     return 0
 
 
+def _answered(answer: Started) -> None:
+    """Hydra's answer. Raises what is wrong, of which Hydra itself shows a traceback here and there."""
+    before = os.environ.get(FULL)
+    os.environ[FULL] = "1"
+    try:
+        _hydra(answer)
+    finally:
+        os.environ.pop(FULL) if before is None else os.environ.update({FULL: before})
+
+
 def _folded(answer: Started) -> None:
     """Hydra's help, in which a group is one line however many options it has."""
     import io
@@ -169,13 +190,14 @@ def _folded(answer: Started) -> None:
     told = io.StringIO()
     try:
         with redirect_stdout(told):
-            _hydra(answer)
+            _answered(answer)
     finally:  # Hydra ends the process
         folded = []
         for line in told.getvalue().splitlines():
             group = line.partition(": ")[0].replace("/", "_").isidentifier()
             folded += textwrap.wrap(line, 110, subsequent_indent="  ") if group else [line]
-        print("\n".join(folded))
+        if folded:
+            print("\n".join(folded))
 
 
 def _is_utf8(text: str) -> bool:
