@@ -122,3 +122,33 @@ def test_a_package_that_lies_in_the_working_folder_alone_is_not_installed(tmp_pa
     assert child.installed("torch")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # a choice
     assert child.installed("extra_of_test")
+
+
+def test_what_trains_in_the_programs_own_process_is_looked_through_for_garbage_as_often_as_anywhere(tmp_path):
+    """Its cycles may hold tensors. ~2 s"""
+    (tmp_path / "own.py").write_text(
+        "import gc\nfrom segsweep.task import Data, Metric, Result, Spec\n"
+        "class Own:\n"
+        "    spec = Spec(metrics={'error': Metric(title='Error', direction='min')}, select='val/error', epochs=False)\n"
+        "    def __init__(self): pass\n"
+        "    def data(self): return Data(digest=None)\n"
+        "    def train(self, run):\n"
+        "        print('looks', *gc.get_threshold())\n"
+        "        return Result({'val/error': 1.0, 'test/error': 1.0})\n"
+    )
+    (tmp_path / "conf" / "task").mkdir(parents=True)
+    (tmp_path / "conf" / "task" / "own.yaml").write_text("_target_: own.Own\n")
+    given = ["--config-dir", "conf", "task=own", "tracking=none"]
+    allowed = os.environ | {
+        "SEGSWEEP_ALLOW": "own.*",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(child.__file__).parents[2])]),
+    }
+    code = f"import gc, sys; usual = gc.get_threshold(); sys.argv = ['segsweep', *{given!r}]\n"
+    code += "from segsweep.__main__ import main\nprint('usual', *usual); main()"
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, executable=sys.executable, cwd=tmp_path, env=allowed, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    says = {
+        line.split(" ")[0]: line.split(" ")[1:] for line in done.stdout.splitlines() if line[:5] in ("usual", "looks")
+    }
+    assert says["looks"] == says["usual"]

@@ -113,6 +113,23 @@ def test_a_power_cut_while_a_run_is_trained_anew_leaves_the_old_record_or_the_ne
     assert not epochs
 
 
+@pytest.mark.slow
+def test_a_power_cut_while_a_finished_run_with_damaged_weights_is_tested_again_leaves_its_record(
+    tmp_path, cfg, monkeypatch
+):
+    runs = tmp_path / "runs"
+    folder = toy_task.do(cfg, runs).folder
+    (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:200])
+    with monkeypatch.context() as patch:
+        recorder = medium.Medium(runs, patch)
+        assert toy_task.do(cfg, runs).status == "reused"
+    trees = [tree for _, _, tree in cuts(runs, recorder)]
+    assert len(trees) > 50
+    for tree in trees:
+        left = {name: tree.get(f"runs/{folder.name}/{name}") for name in (*artifacts.RECORD, "best.pt", "points.csv")}
+        assert all(left.values()), left.keys()
+
+
 @contextlib.contextmanager
 def mounted(image: Path, place: Path):
     """An ext4 file system in a file, which by itself brings nothing to the medium for ten minutes."""
@@ -189,6 +206,33 @@ def test_files_that_are_written_together_are_flushed_at_once_and_none_has_its_na
         files.add(tmp_path / "there")
     assert seen == [["there"]] * 3
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a": "a", "b": "b", "there": "c"}
+
+
+def test_a_file_of_a_tasks_own_that_goes_meanwhile_is_no_error_and_one_that_is_written_is(tmp_path):
+    with artifacts.Together() as files:
+        files.add(tmp_path / "gone")
+        artifacts.write_text(tmp_path / "a", "a", files)
+    files = artifacts.Together()
+    artifacts.write_text(tmp_path / "b", "b", files)
+    next(tmp_path.glob(".b*")).unlink()
+    with pytest.raises(FileNotFoundError), files:
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def test_where_no_thread_can_be_started_files_are_flushed_one_by_one(tmp_path, monkeypatch):
+    flushed, flush = [], artifacts.flush
+
+    def none_left(*given):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    monkeypatch.setattr(artifacts, "flush", lambda path: (flush(path), flushed.append(path)))
+    with artifacts.Together() as files:
+        for name in "ab":
+            artifacts.write_text(tmp_path / name, name, files)
+    assert len(flushed) == 2
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a": "a", "b": "b"}
 
 
 def test_of_files_that_are_written_together_none_has_its_name_where_the_block_or_a_flush_fails(tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ class Together:
         self._partial: dict[Path, Path] = {}
 
     def add(self, file: Path, path: Path | None = None) -> None:
-        """A file that becomes `path`, or has its name already."""
+        """A file that becomes `path`, or has its name already, unless it has gone meanwhile: a task may be at work."""
         if path is None:
             self._named.append(file)
         else:
@@ -126,15 +126,25 @@ class Together:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         try:
-            files = [*self._named, *self._partial]
-            if kind is None and files:
-                with ThreadPoolExecutor(min(len(files), 16), "flush") as pool:
-                    list(pool.map(flush, files))
+            if kind is None:
+                self._flush([*self._named, *self._partial])
                 for partial, path in self._partial.items():
                     os.replace(partial, path)
         finally:
             for partial in self._partial:
                 partial.unlink(missing_ok=True)
+
+    def _flush(self, files: list[Path]) -> None:
+        try:
+            with ThreadPoolExecutor(max(1, min(len(files), 16)), "flush") as pool:
+                list(pool.map(self._flush_one, files))
+        except RuntimeError:  # no thread can be started, as at the end of a process
+            for file in files:
+                self._flush_one(file)
+
+    def _flush_one(self, file: Path) -> None:
+        with suppress(*([] if file in self._partial else [FileNotFoundError])):
+            flush(file)
 
 
 @contextmanager
@@ -222,6 +232,11 @@ def parse_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"an object is expected, found {type(value).__name__}")
     return value
+
+
+def stands(folder: Path) -> bool:
+    """Whether a run's folder has an answer, so that what it stands on may not be lost while it is tested again."""
+    return (folder / "result.json").exists()
 
 
 def result(folder: Path) -> dict[str, Any] | None:

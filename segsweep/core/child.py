@@ -6,9 +6,11 @@ in the folder ran in each process that imported such a name, and started further
 this program.
 """
 
+import gc
 import os
 import sys
 
+USUAL, SELDOM = gc.get_threshold(), (10_000, 10, 10)
 SAFE = "PYTHONSAFEPATH"
 """Of Python itself: with it in the environment no such folder is added, as with `-P`."""
 
@@ -49,11 +51,17 @@ def quiet() -> None:
 
 
 def look_seldom() -> None:
-    """Have Python look through what there is for garbage less often. Imports and configurations are a million objects,
-    of which hardly one goes: at its own pace it takes a second of a sweep's first five."""
-    import gc  # as signal below
+    """Have Python look through what there is for garbage less often, until a job runs in this process. Imports and
+    configurations are a million objects, of which hardly one goes: at its own pace it takes a second of a sweep's first
+    five."""
+    gc.set_threshold(*SELDOM)
 
-    gc.set_threshold(10_000, 10, 10)
+
+def look_as_usual() -> None:
+    """For what trains here, whose cycles may hold tensors; what is there by now is not looked through again."""
+    if gc.get_threshold() == SELDOM:
+        gc.freeze()
+        gc.set_threshold(*USUAL)
 
 
 def leave_at_once() -> None:

@@ -1,5 +1,6 @@
 """A run's folder: cleared before it trains, described, and closed so that a power cut leaves it whole or not there."""
 
+import contextlib
 import functools
 import logging
 import math
@@ -88,7 +89,8 @@ def close(place: Path, name: str, facts: dict[str, Any]) -> None:
     """Write the file that ends a run once the names of all that its record stands on are on the medium."""
     files = [PurePosixPath(file) for file in artifacts.of_task(place)]
     for inner in sorted({PurePosixPath(), *(up for file in files for up in file.parents)}, reverse=True):
-        artifacts.flush(place / inner)
+        with contextlib.suppress(*([FileNotFoundError] if inner.parts else [])):
+            artifacts.flush(place / inner)
     artifacts.write_json(place / name, facts, durable=True)
     artifacts.flush(place)
 
@@ -153,7 +155,7 @@ class Described:
         self._write()
 
     def _write(self) -> None:
-        artifacts.write_json(self.file, self.about)
+        artifacts.write_json(self.file, self.about, durable=artifacts.stands(self.file.parent))
         self.state = artifacts.state_of(self.file)
 
     def add(self, **facts: Any) -> None:

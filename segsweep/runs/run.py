@@ -149,13 +149,13 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     place = outcome.folder = record.clear(asked)  # whatever becomes of it, a record that is finished has no part in it
     values = without(asked.whole, (f"{asked.at}search",))  # who asks is no part of the run
     own = OmegaConf.create(values if asked.at else artifacts.literal(values))  # an application's may ask for more
-    artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own))
+    artifacts.write_text(place / "config.yaml", OmegaConf.to_yaml(own), artifacts.stands(place))
     described = record.Described(asked)
     mirror = stack.enter_context(Mirror(folder, cfg.tracking, asked.sweep))
     before = record.states(place)
 
     def on_epoch(history: list[dict[str, Any]]) -> None:
-        artifacts.write_lines(place / "history.jsonl", history)
+        artifacts.write_lines(place / "history.jsonl", history, artifacts.stands(place))
         before["history.jsonl"] = artifacts.state_of(place / "history.jsonl")
         mirror.update()
 

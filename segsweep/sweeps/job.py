@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segsweep.config.compose import choices_of, with_environment
 from segsweep.config.schema import engine, under
-from segsweep.core import artifacts, masks
+from segsweep.core import artifacts, child, masks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
 from segsweep.sweeps import sweep
@@ -26,6 +26,7 @@ def job(cfg: DictConfig) -> Any:
     from segsweep.config import components
     from segsweep.runs.run import run
 
+    child.look_as_usual()
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):  # of job.log, which a full disk ends and nothing else
             handler.handleError = lambda record: None  # type: ignore[method-assign]
