@@ -58,6 +58,7 @@ def message(*argv: str) -> str:
         ("epochs=[", ["epochs=[", "left open?"]),
         ("hydra/launcher=plan", ["hydra/launcher=plan", "add -m"]),
         ("search.study=später", ["search.study=später", "key=value", """'search.study="später"'"""]),
+        ("optim.lr=[/_]", ["optim.lr=['/_']: must be one number, above 0"]),
         ("+model._target_=os.system", ["os.system", "not allowed", "SEGSWEEP_ALLOW"]),
         ("model._target_=torch.nn.modules.module.warnings.warn", ["model"]),
         ("loss._target_=torch.hub.load", ["torch.hub.load", "not allowed"]),

@@ -45,6 +45,8 @@ TORCH: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(("max_lr", "div_factor", "final_div_factor"), ("above 0", lambda v: 0 < v < math.inf)),
 }
 """Ranges of torch's optimizers and schedules that their constructors let pass or report without the key."""
+LISTS = ("betas", "milestones", "min_lr", "max_lr", "base_momentum", "max_momentum")
+"""Of these, what may be a list: of two, of epochs, or of a value for each group of parameters."""
 
 
 def build(group: str, node: Any, **given: Any) -> Any:
@@ -257,10 +259,13 @@ def _check_ranges(group: str, node: Mapping[Any, Any]) -> list[str]:
             continue  # ConstantLR that changes nothing
         values = given if isinstance(given, list) else [given]
         pair = len(values) == 2 and all(isinstance(v, int | float) for v in values)
-        if (key == "betas" and key in node and not pair) or any(
-            isinstance(v, int | float) and not good(v) for v in values
+        alone = isinstance(given, list) and key not in LISTS
+        if (
+            alone
+            or (key == "betas" and key in node and not pair)
+            or any(isinstance(v, int | float) and not good(v) for v in values)
         ):
-            found.append(f"{group}.{key}={given}: must be {rule}")
+            found.append(f"{group}.{key}={given}: must be {'one number, ' * alone}{rule}")
         if given is None and key in node and key in ("max_lr", "div_factor", "final_div_factor"):
             found.append(f"{group}.{key}=null: must be {rule}")
     return found
