@@ -35,7 +35,7 @@ test-all: $(VENV)/.tools
 	$(PYTEST)
 
 soak: $(VENV)/.tools
-	SEGSWEEP_SOAK=20 $(BIN)/python -m pytest tests/test_interruption.py tests/test_durability.py tests/test_fuzz.py -k 'killed or full_disk or loop_device or fuzz_what'
+	SEGSWEEP_SOAK=20 $(BIN)/python -m pytest tests/test_interruption.py tests/test_durability.py tests/test_fuzz.py tests/test_properties.py -k 'killed or full_disk or loop_device or fuzz_what or properties'
 
 check: $(VENV)/.tools
 	$(BIN)/ruff check .
