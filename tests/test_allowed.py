@@ -143,3 +143,11 @@ def test_the_environment_is_read_once(monkeypatch, allow):
     assert whitelist.own() == ("mine.*",)
     monkeypatch.setenv("SEGSWEEP_ALLOW", "os.*")  # as hydra.job.env_set would
     assert whitelist.own() == ("mine.*",)
+
+
+@pytest.mark.parametrize("entry", ["dictnet*", "my package.*", "*", "a..b", "/home/me/net.py"])
+def test_an_entry_of_the_environment_that_names_nothing_is_told_by_itself(allow, entry):
+    """And not by Hydra, which advises to switch its own list off."""
+    allow(entry)
+    with pytest.raises(ConfigError, match=r"SEGSWEEP_ALLOW=.* names nothing; it takes package\.\*"):
+        whitelist.own()

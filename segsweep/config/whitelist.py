@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from typing import Any, get_args, get_type_hints
 
 from segsweep.config.before import renamed
 from segsweep.core import child
-from segsweep.core.errors import ConfigError, nearest
+from segsweep.core.errors import ConfigError, nearest, printable
 from segsweep.core.session import session
 
 ALLOW = "SEGSWEEP_ALLOW"
+ENTRY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(\.\*)?")
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,15 @@ def groups() -> list[str]:
 def own() -> tuple[str, ...]:
     """One's own packages, SEGSWEEP_ALLOW=mypackage.*: trusted as code is, as a configuration may call anything in them.
 
-    Read once, so that nothing which a job's configuration does to the environment adds to it."""
-    return tuple(entry.strip() for entry in os.environ.get(ALLOW, "").split(",") if entry.strip())
+    Read once, so that nothing which a job's configuration does to the environment adds to it. Raises ConfigError for
+    what is no name."""
+    entries = tuple(entry.strip() for entry in os.environ.get(ALLOW, "").split(",") if entry.strip())
+    if wrong := [entry for entry in entries if not ENTRY.fullmatch(entry)]:
+        raise ConfigError(
+            f"{ALLOW}={','.join(entries)}: {printable(wrong[0])} names nothing; it takes package.*, package.Name, or "
+            "several with a comma"
+        )
+    return entries
 
 
 def is_own(target: str) -> bool:

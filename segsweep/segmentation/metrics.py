@@ -175,7 +175,7 @@ def spec_of(labels: Labels, scores: Mapping[str, Any] | None = None) -> Spec:
     if several := labels.structures:
         count, named = len(several), ", ".join(map(called, several))
         over = f" of {count} classes" if count > 1 else f" of {named}"
-        counted = {"missed": "pairs of patient and class present of which no pixel was predicted"}
+        counted = {"missed": "times that a class is in a volume and no pixel of it was predicted"}
         counted |= {"undefined": "pairs of patient and class with neither truth nor prediction, left out of the means"}
         for name in (*SCORES, *counted):
             plain = METRICS[name]

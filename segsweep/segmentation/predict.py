@@ -396,7 +396,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         folder, why = find_run(options.run, options.runs)
         trained = load(folder, options.weights)
-        print(f"{why[0].upper()}{why[1:]}; {trained.weights} weights, epoch {trained.epoch}")
+        average = ", their average" if trained.config.get("test_weights") == "ema" else ""
+        print(f"{why[0].upper()}{why[1:]}; {trained.weights} weights{average}, epoch {trained.epoch}")
         device = pick_device(options.device)
         rows, problems = predict_files(
             trained,

@@ -177,7 +177,7 @@ def columns(found: Any) -> list[Column]:
     missed = [number(count, "g" if count == int(count) else ".1f") for count in lost]
     note = "patients with a tumour and none predicted, a mean over the seeds"
     if structures(found):
-        note = "times a class of a patient was there and no pixel of it predicted, a mean over the seeds"
+        note = "times a class was there in a patient's volume and no pixel of it predicted, a mean over the seeds"
     rates = [number(row.metric("images_per_second"), ",.0f") for row in found.rows]
     return [Column("missed", missed, "train loss", note), Column("images/s", rates, "peak memory (MiB)")]
 
@@ -310,7 +310,7 @@ def _overlays(found: Any) -> list[Block]:
     for place, role in places.items():
         patient = ranked[place]
         picture = next(iter(shown.values()))[patient][1]
-        alt = f"Slice {picture['slice']} of the {role} patient, {patient}, with the true tumour outlined"
+        alt = f"Slice {picture['slice']} of the {role} patient, {patient}, with the truth outlined"
         panel = [overlay(f"overlay-{role}-truth", alt, "truth alone", picture["image"], picture["truth"], None)]
         for i, kept in shown.items():
             run, picture = kept[patient]

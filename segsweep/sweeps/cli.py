@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from segsweep.config import trust
+from segsweep.config import trust, whitelist
 from segsweep.config.schema import conf_dir
 from segsweep.config.start import Started, start
 from segsweep.core import child, masks
@@ -113,6 +113,7 @@ def _main(raising: bool) -> int:
     sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]
     asked = sweep.command()
     try:
+        whitelist.own()
         checked = preflight(sys.argv[1:])
     except SegsweepError as error:
         if raising:
@@ -212,17 +213,15 @@ def _in_workers(argv: list[str]) -> bool:
 
 
 def _hydra(task: Started) -> Any:
-    from segsweep.config.whitelist import HYDRAS, hydras
-
     if door := session().door:
-        given = door.whitelist if door.app else hydras()
-        allowed = [*given, *HYDRAS] if isinstance(given, list | tuple) else given
+        given = door.whitelist if door.app else whitelist.hydras()
+        allowed = [*given, *whitelist.HYDRAS] if isinstance(given, list | tuple) else given
         place, name = (door.config_path if door.app else None) or trust.NOWHERE, door.config_name
         base = {} if door.version_base is None else {"version_base": door.version_base}
         with warnings.catch_warnings():  # that this program's own callback is none of the application's whitelist
-            warnings.filterwarnings("ignore", f"hydra.utils.instantiate.* resolved _target_='{HYDRAS[0]}'")
+            warnings.filterwarnings("ignore", f"hydra.utils.instantiate.* resolved _target_='{whitelist.HYDRAS[0]}'")
             return hydra.main(config_path=place, config_name=name, execution_whitelist=allowed, **base)(task)()
-    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=hydras())(task)()
+    return hydra.main(config_path=str(conf_dir()), config_name="config", execution_whitelist=whitelist.hydras())(task)()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
