@@ -23,7 +23,7 @@ from segsweep.core import artifacts
 from segsweep.segmentation.data.labels import PADDED
 from segsweep.segmentation.data.labels import sizes as sizes_of
 from segsweep.segmentation.inputs import find, read
-from segsweep.segmentation.predict import _stacks, groups, predict
+from segsweep.segmentation.predict import groups, predict, stacks
 from segsweep.segmentation.trained import load
 
 
@@ -52,7 +52,7 @@ def compared(folder: Path, data: Path) -> Iterator[dict[str, Any]]:
     files = {name: slices for name, slices in files.items() if trained.part(name) == "test"}
     labels = trained.labels
     for group in groups(read(files, trained.size, trained.channels, problems, labels, trained.room)):
-        found, start, about = predict(trained, group, torch.device("cpu")), 0, _stacks(group, trained.size)
+        found, start, about = predict(trained, group, torch.device("cpu")), 0, stacks(group, trained.size)
         for patient, ours in zip(group, found.rows, strict=True):
             part = slice(start, start + len(patient.slices))
             start = part.stop

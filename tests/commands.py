@@ -31,6 +31,13 @@ def until(what: Callable[[], Any], seconds: float = 240) -> Any:
     return found
 
 
+def said(code: str) -> str:
+    """What `code` prints in a Python of its own."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 def jobs(cwd: Path) -> dict[int, dict[str, Any]]:
     """job.json of the latest sweep, by number."""
     *_, latest = sorted(cwd.glob("multirun/2*"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from commands import said
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -435,8 +436,7 @@ def test_without_a_pruner_optuna_is_not_imported():
         "preflight.preflight(['data.patients=4', 'data.slices=4', 'data.image_size=16']); "
         "print('optuna' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", plain], capture_output=True, text=True)
-    assert done.stdout.strip() == "False", done.stderr
+    assert said(plain) == "False"
 
 
 def segsweep(cwd: Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -73,7 +73,7 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
         digest="",
         key=f"predict-{next(_count)}",
         labels=trained.labels,
-        **_stacks(patients, trained.size),
+        **stacks(patients, trained.size),
     )
     if trained.room:
         volumes.sizes = sizes_of(volumes.masks)
@@ -97,7 +97,7 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
     return Prediction(found.masks, rows, found.probabilities)
 
 
-def _stacks(patients: list[Patient], size: Any) -> dict[str, np.ndarray]:
+def stacks(patients: list[Patient], size: Any) -> dict[str, np.ndarray]:
     """As in `cache.Volumes`, where slices of a patient may not all lie on one another."""
     items = [(patient.name, item) for patient in patients for item in patient.slices]
     if not any(item.stack for _, item in items):
@@ -219,7 +219,7 @@ def write(
     names = ["", *(f"/{name}" for name in labels.structures)]
     pixels, millilitres = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)
     known = True
-    stacks: dict[str, list[np.ndarray]] = {}
+    written: dict[str, list[np.ndarray]] = {}
     for item, (mask, region) in zip(patient.slices, as_given(patient, masks, labels), strict=True):
         found = volume.ADDRESS.match(str(item.file))
         spacing = volume.header(found["file"], int(found["axis"])).spacing if found else None
@@ -229,7 +229,7 @@ def write(
             millilitres[name] += float(inside.sum() * np.prod(spacing or 0) / 1000)
         if found:
             values = labels.write(mask) if labels.names else mask.astype(np.uint8)
-            stacks.setdefault(found["file"], []).append(values)
+            written.setdefault(found["file"], []).append(values)
             axis = int(found["axis"])
         else:
             with artifacts.atomic(mask_file(out, patient.name, item.file, kind)) as partial:
@@ -238,7 +238,7 @@ def write(
             truth = None if patient.truth is None else _truth(str(item.truth), labels, region)
             with artifacts.atomic(out / patient.name / f"{volume.stem(item.file)}_overlay.png") as partial:
                 Image.fromarray(overlay(read_pixels(str(item.file)), mask, truth)).save(partial)
-    for file, several in stacks.items():
+    for file, several in written.items():
         with artifacts.atomic(mask_file(out, patient.name, Path(file), kind)) as partial:
             volume.write(np.stack(several), file, axis, partial)
     told = {f"volume_pixels{name}": count for name, count in pixels.items()}
