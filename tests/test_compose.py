@@ -1,6 +1,7 @@
 """The composer of a sweep's jobs: it gives what Hydra gives, whatever a job asks for, and asks Hydra once a kind."""
 
 import itertools
+import random
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep.config.compose import KINDS, Composer
-from segsweep.config.schema import conf_dir
+from segsweep.config.compose import KINDS, Composer, Own, bare
+from segsweep.config.schema import conf_dir, resolved
 
 ASKED = ["data.patients=6", "tracking=none", "hydra.sweep.dir=somewhere"]
 
@@ -89,6 +90,47 @@ def test_a_job_has_the_configuration_that_hydra_composes(name, master):
     assert loader.calls >= compositions
     if compositions == 1:
         assert loader.calls == 1
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_its_own_part_and_its_values_are_those_of_that_configuration(name, master):
+    first, second, _ = PAIRS[name]
+    composer = Composer(GlobalHydra.instance().config_loader(), master)
+    for asked in (first, second, first, second):
+        wanted = outcome(lambda asked=asked: own_of(composer.loader.load_sweep_config(master, asked)))
+        assert outcome(lambda asked=asked: values_of(composer.own(asked))) == wanted
+
+
+def own_of(config: DictConfig) -> Any:
+    own, choices = bare(config)
+    return repr(resolved(own)), OmegaConf.to_yaml(own), choices
+
+
+def values_of(own: Own) -> Any:
+    return repr(own.values or resolved(own.cfg)), OmegaConf.to_yaml(own.cfg), own.choices
+
+
+def test_what_refers_to_a_value_follows_it_by_whatever_steps(master):
+    fixed = ["+near={a: '${epochs}', b: '${oc.env:HOME}'}"]
+    fixed += ["+far={a: '${near.a}', b: ['x ${far.a}', '${near}'], c: '${.a}', d: '${given:clip_norm,1,2}'}"]
+    loader = Counted()
+    composer, draw = Composer(loader, master), random.Random(0)  # type: ignore[arg-type]
+    options = {"epochs": (3, 4, 9), "clip_norm": ("null", 1), "near.b": (1, "'two words'", "null"), "seed": (0, 1)}
+    quick = 0
+    for _ in range(40):
+        asked = [*fixed, *(f"{key}={draw.choice(values)}" for key, values in options.items())]
+        found = composer.own(asked)
+        quick += found.values is not None
+        assert values_of(found) == own_of(loader.real.load_sweep_config(master, asked))
+    assert (loader.calls, quick) == (1, 39)
+
+
+def test_values_of_one_job_are_not_changed_by_the_next(master):
+    composer = Composer(Counted(), master)  # type: ignore[arg-type]
+    composer(["optim.lr=1"])
+    first, second = composer.own(["optim.lr=2"]), composer.own(["optim.lr=3"])
+    assert first.values and second.values
+    assert (first.values["optim"]["lr"], second.values["optim"]["lr"]) == (2, 3)
 
 
 def outcome(what: Any) -> Any:

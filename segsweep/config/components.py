@@ -103,9 +103,9 @@ def select_of(target: str) -> str:
     return found.select if found else ""
 
 
-def inputs(cfg: DictConfig) -> str:
-    """What `data()` of a task depends on, as text."""
-    named, values = task_class(cfg).spec.inputs, resolved(cfg)
+def inputs(cfg: DictConfig, values: Mapping[str, Any] | None = None) -> str:
+    """What `data()` of a task depends on, as text. values: of `cfg`, where they are resolved already."""
+    named, values = task_class(cfg).spec.inputs, resolved(cfg) if values is None else values
     return str({key: (values["task"] | values).get(key) for key in named}) if named else str(values)
 
 

@@ -28,6 +28,10 @@ from segsweep.core.signature import OWN
 from segsweep.task import Range
 
 
+RESOLVERS = ("part_of", "several", "given", "select_of")
+"""Those of this program that conf/ calls: what one gives depends on its arguments, of which some are keys, alone."""
+
+
 def conf_dir() -> Path:
     """conf/ inside the installed package, or beside it in a checkout or an editable install."""
     package = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from segsweep.config.schema import schema
+from segsweep.config.schema import RESOLVERS, schema
 from segsweep.core import child
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import guard_streams
@@ -29,16 +29,18 @@ if TYPE_CHECKING:
 def start() -> None:
     """Make known to OmegaConf and Hydra what conf/ names, resolvers and the schema; and to MLflow, which reads its
     environment when it is imported, how to behave. The first call in a process does it."""
-    OmegaConf.register_resolver("part_of", lambda whole, share: max(1, math.ceil(whole * share)), replace=True)
-    OmegaConf.register_resolver("several", _several, replace=True)
-    OmegaConf.register_resolver("given", _given, replace=True)
+    for name, resolver in zip(RESOLVERS, (_part_of, _several, _given, _select_of), strict=True):
+        OmegaConf.register_resolver(name, resolver, replace=True)
     OmegaConf.register_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
-    OmegaConf.register_resolver("select_of", _select_of, replace=True)
     ConfigStore.instance().store(name="schema", node=schema(), provider="segsweep")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody asked to tell MLflow's makers what is run
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def _part_of(whole: float, share: float) -> int:
+    return max(1, math.ceil(whole * share))
 
 
 def _several(key: str, many: str, one: str, *, _root_: DictConfig) -> str:

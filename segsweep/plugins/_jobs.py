@@ -14,7 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
-from segsweep.config.compose import bare
+from segsweep.config.compose import Composer
 from segsweep.config.schema import engine
 from segsweep.core import artifacts, child, locks
 from segsweep.core.masks import first_line
@@ -43,7 +43,7 @@ class Job:
         return self.rank < other.rank
 
     def compose(
-        self, composer: Callable[[list[str]], DictConfig], planner: "Planner", longest_first: bool = False
+        self, composer: Composer, planner: "Planner", longest_first: bool = False
     ) -> None:
         """Its configuration, what is known of it, and its place: answers, then what never ran, then what failed."""
         self.config = composer(self.overrides)
@@ -53,7 +53,7 @@ class Job:
         self.folder = Path(str(self.config.hydra.sweep.dir)) / str(self.config.hydra.sweep.subdir)
         self.rank = 1, 0.0, self.number
         with contextlib.suppress(Exception):  # the job itself will say so: a component's own code raises what it raises
-            self.point = planner.point(*bare(self.config))
+            self.point = planner.point(*composer.own(self.overrides))
             state = {"finished": 0, "pruned": 0, "failed": 2}.get(self.point.state, 1)
             self.rank = state, -planner.cost(self.point) if longest_first else 0.0, self.number
 

@@ -9,7 +9,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from segsweep.config.compose import Composer, bare
+from segsweep.config.compose import Composer
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import SegsweepError
 from segsweep.plugins._jobs import without_value
@@ -36,7 +36,7 @@ class PlanLauncher(Launcher):
         points: list[Point | SegsweepError] = []
         for overrides in job_overrides:
             try:
-                point = planner.point(*bare(compose(overrides)))
+                point = planner.point(*compose.own(overrides))
                 planner.size(point)
                 points.append(point)
             except SegsweepError as error:

@@ -45,6 +45,8 @@ class GridSweeper(BasicSweeper):
         return [launch(self.launcher, kept, 0)]
 
     def _without(self, points: list[list[str]], conditions: dict[str, list[Term]]) -> list[list[str]]:
+        if not conditions:
+            return points
         hits = dict.fromkeys(conditions, 0)
         keys = {term.key for terms in conditions.values() for term in terms}
         known: set[str] = set()

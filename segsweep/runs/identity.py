@@ -94,13 +94,15 @@ def repeats(spec: Spec, at: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("seed", f"{at}seed", *spec.repeats)))
 
 
-def identity(cfg: DictConfig, spec: Spec, data: Data, folder: Path | None = None) -> Identity:
+def identity(
+    cfg: DictConfig, spec: Spec, data: Data, folder: Path | None = None, values: dict[str, Any] | None = None
+) -> Identity:
     """Of a composed configuration and what its task says of its data, with the code of today. folder: of the sweep, if
-    any."""
+    any. values: of `cfg`, where they are resolved already; what is another application's is resolved here."""
     at = under(cfg)
     apart, settings = left_out(at, spec), dict(data.settings)
     place = str(folder.absolute()) if folder else ""
-    whole = without(resolved(cfg, (), place) | settings, apart)
+    whole = without((resolved(cfg, (), place) if at or values is None else values) | settings, apart)
     config, rest = deciding(whole, spec), at_rest(whole, spec)
     like = deciding(without(resolved(cfg, repeats(spec, at), place) | settings, apart), spec) if at else config
     like = without(like, repeats(spec, at))

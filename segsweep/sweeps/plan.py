@@ -77,17 +77,18 @@ class Planner:
         self._known: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._measured: dict[tuple[Any, ...], Measured] | None = None
 
-    def point(self, cfg: DictConfig, choices: dict[str, Any]) -> Point:
-        """Of a composed configuration; raises SegsweepError where its data or its split is not usable."""
+    def point(self, cfg: DictConfig, choices: dict[str, Any], values: dict[str, Any] | None = None) -> Point:
+        """Of a composed configuration, whose values may be resolved already (`compose.Own`); raises SegsweepError where
+        its data or its split is not usable."""
         from segsweep.core.device import pick_device
         from segsweep.core.environment import device_name
 
-        task, data = self._look(cfg)
+        task, data = self._look(cfg, values)
         spec = task.spec
         asked, at = engine(cfg), under(cfg)
         device = pick_device(asked.device)
         lead = session().sweep
-        found = identity(cfg, spec, data, lead.folder if lead else None)
+        found = identity(cfg, spec, data, lead.folder if lead else None, values)
         stands = accepted.standing(self.runs, found.ids["signature"]) if asked.reuse else None
         ids = stands["ids"] if stands else found.ids
         folder = self.runs / "runs" / ids["signature"]
@@ -108,7 +109,9 @@ class Planner:
         state = "finished" if finished else state
         stopped = artifacts.stopped(result or {}).partition(":")[0]
         alike = _alike(found.factors(choices, spec, at), spec, device_name(device))
-        self._sizes.setdefault(alike, lambda: _size(cfg))
+        if alike not in self._sizes:
+            kept = cfg.copy()  # that of the next job may be this one, changed
+            self._sizes[alike] = lambda: _size(kept)
         return Point(
             signature=ids["signature"],
             trajectory=ids["trajectory"],
@@ -128,9 +131,9 @@ class Planner:
             early=any(not spec.endings[key] and key not in spec.describing for key in found.endings),
         )
 
-    def _look(self, cfg: DictConfig) -> tuple[Task, Data]:
+    def _look(self, cfg: DictConfig, values: dict[str, Any] | None) -> tuple[Task, Data]:
         """A task of the same data, which need not be the job's own, and what it says of them."""
-        if (key := components.inputs(cfg)) not in self._data:
+        if (key := components.inputs(cfg, values)) not in self._data:
             task = components.task(cfg)
             self._data[key] = task, task.data()
         return self._data[key]

@@ -33,7 +33,7 @@ from segsweep.config import components, trust
 from segsweep.config.compose import bare
 from segsweep.config.conditions import condition
 from segsweep.config.hold import Hold, is_place
-from segsweep.config.schema import engine, under
+from segsweep.config.schema import engine, range_problem, ranges, under
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.masks import first_line
 from segsweep.core.program import COMMANDS
@@ -480,12 +480,18 @@ def _wrong_values(override: Override, bases: list[DictConfig]) -> list[str]:
         return []
     if override.is_interval_sweep() and (problem := _wrong_interval(override, bases[0])):
         return [problem]
-    problems = []
-    for cfg, value in itertools.product(bases[:1], _values(override)):
+    key, problems = override.key_or_group, []
+    rule = ranges().get("seed") if key == f"{under(bases[0])}seed" else None
+    copied = None
+    for value in _values(override):
+        if copied is None or isinstance(value, dict | list):
+            copied = copy.deepcopy(bases[0])
         try:
-            _apply(copy.deepcopy(cfg), override, value)
+            _apply(copied, override, value)
+            found = rule and range_problem(key, OmegaConf.select(copied, key), rule)
+            problems += [found] if found else []
         except OmegaConfBaseException as error:
-            problems.append(f"{override.key_or_group}={value}: {first_line(error)}")
+            problems.append(f"{key}={value}: {first_line(error)}")
     return problems
 
 
@@ -518,14 +524,20 @@ def _apply(cfg: DictConfig, override: Override, value: Any) -> None:
 
 
 def _variants(bases: list[DictConfig], tasks: list[Override]) -> Iterable[DictConfig]:
-    """Each base with the first value of everything, then with every other swept value once."""
+    """Each base with the first value of everything, then with every other swept value once: but for those of a seed to
+    which nothing refers, which decide nothing that is checked here, and may be thousands."""
     for base in bases:
         whole, _ = bare(base)
         for override in tasks:
             if values := _values(override):
                 _apply(whole, override, values[0])
         yield whole
+        seed = f"{under(whole)}seed"
+        written = OmegaConf.to_yaml(whole) if any(o.key_or_group == seed for o in tasks) else ""
+        alone = not re.search(r"\$\{[^}]*seed", written) and "seed" not in components.arguments(whole)
         for override in tasks:
+            if override.key_or_group == seed and alone:
+                continue
             for value in _values(override)[1:]:
                 variant = copy.deepcopy(whole)
                 _apply(variant, override, value)

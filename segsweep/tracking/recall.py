@@ -33,6 +33,7 @@ from segsweep.tracking.store import (
     find,
     kept_as,
     lacks,
+    recorded,
     sweeps_of,
     vouched,
 )
@@ -280,7 +281,8 @@ def finished(uri: str | None, experiment: str, signatures: Iterable[str]) -> set
     file = database(uri or "")
     if uri is None or (file and not file.exists()):
         return set()
-    if not (signatures := [signature for signature in signatures if not lacks(uri, signature)]):
+    known = recorded(uri)
+    if not (signatures := [signature for signature in signatures if known is None or signature in known]):
         return set()
     try:
         client = connect(uri)

@@ -112,15 +112,24 @@ def here(uri: str) -> bool:
 def lacks(uri: str, signature: str) -> bool:
     """Whether an SQLite store surely has no run of this signature. It is asked without MLflow, whose import takes
     seconds; False where that is not possible."""
-    file = database(uri)
-    if file is None:
-        return False
+    found = _ask(uri, "SELECT 1 FROM tags WHERE key = 'signature' AND value = ? LIMIT 1", signature)
+    return found == []
+
+
+def recorded(uri: str) -> set[str] | None:
+    """All that an SQLite store has runs of, asked as `lacks` does; None where that is not possible."""
+    found = _ask(uri, "SELECT value FROM tags WHERE key = 'signature'")
+    return None if found is None else {signature for (signature,) in found}
+
+
+def _ask(uri: str, query: str, *values: str) -> list[Any] | None:
+    if (file := database(uri)) is None:
+        return None
     try:
         with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            asked = "SELECT 1 FROM tags WHERE key = 'signature' AND value = ? LIMIT 1"
-            return connection.execute(asked, (signature,)).fetchone() is None
+            return connection.execute(query, values).fetchall()
     except sqlite3.Error:
-        return False
+        return None
 
 
 def find(client: "MlflowClient", experiment: str, signature: str, status: str | None = None) -> "Run | None":
