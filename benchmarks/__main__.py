@@ -164,6 +164,21 @@ def durability(result: dict[str, Any]) -> str:
     return table(head, [row]) + taken(result)
 
 
+def answers(result: dict[str, Any]) -> str:
+    what = {"answered": "all in the record: table, report, MLflow", "planned": "`hydra/launcher=plan`"}
+    rows = [
+        [
+            what[kind],
+            f"{of['jobs']}",
+            f"{of['seconds']:.1f}",
+            f"{1000 * of['seconds'] / of['jobs']:.1f}",
+            f"{of['mib']:.0f}",
+        ]
+        for kind, of in ((kind, result[kind]) for kind in what)
+    ]
+    return table("a sweep that trains nothing | jobs | seconds | ms a job | MiB", rows) + taken(result)
+
+
 def search_idle(result: dict[str, Any]) -> str:
     names = {"search": "`hydra/sweeper=search`", "optuna": "`hydra/sweeper=optuna`"}
     rows = [
@@ -304,6 +319,7 @@ TABLES = {
     "search_worth_short": search_worth,
     "search_idle": search_idle,
     "durability": durability,
+    "answers": answers,
 }
 
 

@@ -4,11 +4,13 @@ import errno
 import fcntl
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from omegaconf import OmegaConf
 
 from segsweep.config.schema import conf_dir
 from segsweep.core import artifacts, locks
-from segsweep.core.checkpoints import Checkpoints
+from segsweep.core.checkpoints import Checkpoints, check
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
 
@@ -82,6 +84,26 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, capl
     assert checkpoints.load(2)["epoch"] == 1
     assert "state_0002.pt is damaged" in caplog.text
     assert checkpoints.epochs() == [1]
+
+
+def test_weights_are_whole_or_damaged_as_the_library_says_byte_by_byte(tmp_path):
+    file, draw = tmp_path / "a.pt", random.Random(0)
+    torch.save({f"w{n}": torch.randn(20 + n) for n in range(3)}, file)
+    check(file)
+    data = file.read_bytes()
+    for cut in (len(data) - 1, len(data) // 2, 10, 0):
+        file.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match="."):
+            check(file)
+    for place in range(len(data)):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :])
+        try:
+            bad = ZipFile(file).testzip()
+        except Exception:  # of what it takes for a part, or for compressed
+            bad = "the whole"
+        if bad:
+            with pytest.raises((ValueError, OSError), match="."):
+                check(file)
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path):

@@ -96,6 +96,33 @@ def test_a_sweep_from_the_command_to_the_table_and_again(tmp_path):
     assert "reused" in again.stdout
 
 
+def test_what_is_in_the_record_is_answered_by_the_process_of_the_sweep(tmp_path):
+    """~7 s: four sweeps of two tiny jobs."""
+    cwd = tmp_path / "work"
+    cwd.mkdir()
+    command = ["-m", "seed=0,1", *TINY, "tracking=none", "hydra.launcher.jobs_per_device=1"]
+    for _ in range(2):
+        done = segsweep(cwd, *command)
+        assert done.returncode == 0, done.stderr
+    first, second, *again = jobs(cwd)
+    assert [job["status"] for job in again] == ["reused"] * 2
+    assert [job["objective"] for job in again] == [first["objective"], second["objective"]]
+    assert first["pid"] == second["pid"]
+    assert again[0]["pid"] == again[1]["pid"] != first["pid"]
+    *_, sweep = sorted(cwd.glob("multirun/2*"))
+    assert (sweep / "1" / ".hydra" / "overrides.yaml").read_text().splitlines()[0] == "- seed=1"
+    (first_run, weights) = ((sweep / "0" / again[0]["run"]).resolve(), "last.pt")
+    data = (first_run / weights).read_bytes()
+    (first_run / weights).write_bytes(data[: len(data) // 2])
+    done = segsweep(cwd, *command)  # a damaged record is a worker's matter
+    assert [job["status"] for job in jobs(cwd)[4:]] == ["reused"] * 2, done.stdout
+    mended, same = jobs(cwd)[4:]
+    assert mended["pid"] != same["pid"]
+    assert (first_run / weights).read_bytes() != data[: len(data) // 2]
+    done = segsweep(cwd, *command, "reuse=false")
+    assert [job["status"] for job in jobs(cwd)[6:]] == ["finished"] * 2, done.stdout
+
+
 def test_a_job_that_fails_is_told_and_the_others_finish(tmp_path):
     cwd = tmp_path / "work"
     cwd.mkdir()

@@ -27,7 +27,6 @@ from omegaconf.errors import OmegaConfBaseException
 from segsweep.core.signature import OWN
 from segsweep.task import Range
 
-
 RESOLVERS = ("part_of", "several", "given", "select_of")
 """Those of this program that conf/ calls: what one gives depends on its arguments, of which some are keys, alone."""
 

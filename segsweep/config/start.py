@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 def start() -> None:
     """Make known to OmegaConf and Hydra what conf/ names, resolvers and the schema; and to MLflow, which reads its
     environment when it is imported, how to behave. The first call in a process does it."""
-    for name, resolver in zip(RESOLVERS, (_part_of, _several, _given, _select_of), strict=True):
+    resolvers: tuple[Callable[..., Any], ...] = (_part_of, _several, _given, _select_of)
+    for name, resolver in zip(RESOLVERS, resolvers, strict=True):
         OmegaConf.register_resolver(name, resolver, replace=True)
     OmegaConf.register_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
     ConfigStore.instance().store(name="schema", node=schema(), provider="segsweep")
@@ -39,7 +40,7 @@ def start() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-def _part_of(whole: float, share: float) -> int:
+def _part_of(whole: Any, share: Any) -> int:
     return max(1, math.ceil(whole * share))
 
 

@@ -1,15 +1,21 @@
 """Files of weights and states: what a run is continued from, and what is predicted with."""
 
 import logging
+import os
 import pickle
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 from segsweep.core import artifacts
 
 log = logging.getLogger(__name__)
+
+HEADER, BLOCK = 30, 2**20
+"""Bytes before the name of a part of a zip file, and at a time of what it holds."""
 
 
 def save(value: Any, path: Path, durable: artifacts.Together | bool = True) -> None:
@@ -31,11 +37,33 @@ def check(weights: Path) -> None:
     not look at; OSError where it cannot be read."""
     try:
         with ZipFile(weights) as file:
-            bad = file.testzip()
+            bad = _damaged(file)
     except (BadZipFile, RuntimeError) as error:
         raise ValueError(str(error)) from error
     if bad:
         raise ValueError(f"{bad} fails its checksum")
+
+
+def _damaged(file: ZipFile) -> str | None:
+    """The first bad part, as `testzip` has it, in a fifth of its time: torch.save writes a part for each tensor, and
+    compresses none."""
+    assert file.fp
+    for part in file.infolist():
+        file.fp.seek(part.header_offset)
+        header = file.fp.read(HEADER)
+        plain = part.compress_type == ZIP_STORED and part.compress_size == part.file_size
+        if not plain or len(header) < HEADER or header[:4] != b"PK\3\4":
+            return part.filename
+        flags, named, more = struct.unpack("<6xH18xHH", header)
+        if flags != part.flag_bits or file.fp.read(named) != part.orig_filename.encode():
+            return part.filename
+        file.fp.seek(more, os.SEEK_CUR)
+        found, left = 0, part.file_size
+        while left and (some := file.fp.read(min(left, BLOCK))):
+            found, left = zlib.crc32(some, found), left - len(some)
+        if left or found != part.CRC:
+            return part.filename
+    return None
 
 
 class Checkpoints:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +14,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
-from segsweep.config.compose import Composer
+from segsweep.config.compose import Composer, Own
 from segsweep.config.schema import engine
 from segsweep.core import artifacts, child, locks
 from segsweep.core.masks import first_line
 from segsweep.sweeps import sweep
+from segsweep.sweeps.job import answered
 
 if TYPE_CHECKING:
     from segsweep.sweeps.plan import Planner, Point
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """`failure` is the class of its last failure; `tries` counts them."""
+    """`failure` is the class of its last failure; `tries` counts them. quick: whether its record may answer, with
+    `result`, before a process has it."""
 
     number: int
     overrides: list[str]
@@ -38,24 +40,38 @@ class Job:
     tries: Counter[str] = field(default_factory=Counter)
     began: float = 0.0
     oom_kills: int = 0
+    quick: bool = False
+    result: JobReturn | None = None
 
     def __lt__(self, other: "Job") -> bool:
         return self.rank < other.rank
 
-    def compose(
-        self, composer: Composer, planner: "Planner", longest_first: bool = False
-    ) -> None:
+    def compose(self, composer: Composer, planner: "Planner", longest_first: bool = False) -> None:
         """Its configuration, what is known of it, and its place: answers, then what never ran, then what failed."""
+        self.rank, own = (1, 0.0, self.number), None
+        with contextlib.suppress(Exception):  # the job itself will say so: a component's own code raises what it raises
+            own = composer.own(self.overrides)
+            self.point = planner.point(*own)
+            state = {"finished": 0, "pruned": 0, "failed": 2}.get(self.point.state, 1)
+            self.rank = state, -planner.cost(self.point) if longest_first else 0.0, self.number
+        if own and self.point and self._answer(own, self.point):
+            return
         self.config = composer(self.overrides)
         with open_dict(self.config):
             self.config.hydra.job.id = str(self.number)
             self.config.hydra.job.num = self.number
         self.folder = Path(str(self.config.hydra.sweep.dir)) / str(self.config.hydra.sweep.subdir)
-        self.rank = 1, 0.0, self.number
-        with contextlib.suppress(Exception):  # the job itself will say so: a component's own code raises what it raises
-            self.point = planner.point(*composer.own(self.overrides))
-            state = {"finished": 0, "pruned": 0, "failed": 2}.get(self.point.state, 1)
-            self.rank = state, -planner.cost(self.point) if longest_first else 0.0, self.number
+
+    def _answer(self, own: Own, point: "Point") -> bool:
+        """Be done at once where the record of a finished run is all that a job has to look at."""
+        cfg, _, values = own
+        if not self.quick or point.state != "finished" or point.stands or point.pruner:
+            return False
+        if values is None or values["search"]["trial"] is not None:
+            return False
+        with contextlib.suppress(OSError):  # of which the job tells
+            self.result = answered(cfg, values, point, self.overrides, self.number, self.folder)
+        return self.result is not None
 
     @property
     def answered(self) -> bool:

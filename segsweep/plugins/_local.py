@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config.compose import Composer
 from segsweep.config.schema import engine, under
+from segsweep.config.whitelist import HYDRAS
 from segsweep.core.masks import first_line
 from segsweep.core.session import session, thread
 from segsweep.core.signature import IGNORED, OWN
@@ -93,6 +94,8 @@ class LocalLauncher(Launcher):
             Planner(Path(engine(config).paths.runs)),
             Composer(hydra_context.config_loader, config),
         )
+        self.quick = _is_plain(config)
+        self.answering = self.quick and any(self.planner.runs.glob("runs/*/result.json"))
         self.began = time.monotonic()
         visible = _devices(self.devices, engine(config).device)
         self.slots = [
@@ -108,7 +111,8 @@ class LocalLauncher(Launcher):
 
     def submit(self, overrides: Sequence[str], number: int) -> None:
         """Ask for a job; `number` is its place in the sweep and the name of its folder."""
-        self.asked.append(Job(number, list(overrides), Path(self.config.hydra.sweep.dir) / str(number)))
+        folder = Path(self.config.hydra.sweep.dir) / str(number)
+        self.asked.append(Job(number, list(overrides), folder, quick=self.quick))
         self._staff()
 
     def wait(self) -> tuple[int, JobReturn]:
@@ -119,9 +123,9 @@ class LocalLauncher(Launcher):
             while not self.ended:
                 if not (self.asked or self.waiting or self.running or self.stopping):
                     raise LookupError("no job is left to wait for")
+                composed = self._compose_next()
                 self._look_after()
                 self._hand_out()
-                composed = self._compose_next()
                 busy = {w.connection: w for w in self.workers}
                 for ready in connection.wait(list(busy), 0 if composed or self.ended else LOOK):
                     self._receive(busy[ready])  # type: ignore[index]
@@ -133,8 +137,9 @@ class LocalLauncher(Launcher):
     # Workers
 
     def _staff(self) -> None:
-        """As many workers as there are slots, or jobs."""
-        jobs = len(self.asked) + len(self.waiting) + len(self.running)
+        """As many workers as there are slots, or jobs; one of those to come, as long as records answer them."""
+        asked = min(len(self.asked), 1) if self.answering else len(self.asked)
+        jobs = asked + len(self.waiting) + len(self.running)
         while len(self.workers) < min(len(self.slots), jobs):
             new = worker.pool().take()
             self.workers[new] = min(set(range(len(self.slots))) - set(self.workers.values()))
@@ -223,7 +228,11 @@ class LocalLauncher(Launcher):
         job = self.asked.popleft()
         try:
             job.compose(self.compose, self.planner, longest_first=len(self.slots) > 1)
-            heapq.heappush(self.waiting, job)
+            if job.result:
+                self._end(job, job.result)
+            else:
+                self.answering = False
+                heapq.heappush(self.waiting, job)
         except (HydraException, OmegaConfBaseException) as error:
             self._fail(job, "error", str(error))
         return True
@@ -310,6 +319,13 @@ def _retry(job: Job, reason: str) -> dict[str, Any]:
 def _restore(asking: Worker, folder: Path, uri: str, experiment: str) -> None:
     found = recall.restorer().restore(folder, uri, experiment, wanted=lambda: asking.process.poll() is None)
     asking.send(("restored", found))
+
+
+def _is_plain(config: DictConfig) -> bool:
+    """Whether jobs have folders of their numbers, and nobody's callback is to hear of their starts and ends."""
+    raw: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    callbacks = {str(each.get("_target_")) for each in config.hydra.callbacks.values()}
+    return raw["subdir"] == "${hydra.job.num}" and callbacks <= {*HYDRAS}
 
 
 def _whole(value: Any, least: int) -> bool:

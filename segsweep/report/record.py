@@ -48,7 +48,7 @@ class Run:
         """How many of the epochs have no such value, which one that is undefined is."""
         return self.unmeasured.get(column, 0) if column in self.history else len(self.history.get("epoch", ()))
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """With the values of settings that decide nothing at them, which its identity is without."""
         told = self.info.get("factors") or {}
@@ -83,11 +83,11 @@ class Run:
     @property
     def seed_key(self) -> str:
         """`seed`, which another application may have of its own, or the engine's in such an application."""
-        return f"{OWN}.seed" if "seed" not in self.factors and f"{OWN}.seed" in self.factors else "seed"
+        return f"{OWN}.seed" if "seed" not in self.settings and f"{OWN}.seed" in self.settings else "seed"
 
     @property
     def seed(self) -> Any:
-        return self.factors.get(self.seed_key, 0)
+        return self.settings.get(self.seed_key, 0)
 
     @property
     def repeat(self) -> tuple[Any, ...]:

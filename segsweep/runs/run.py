@@ -229,6 +229,19 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     return _answer(outcome, facts, _status(loop))
 
 
+def reused(folder: Path) -> Outcome | None:
+    """The answer of a finished run's record; None where nobody can say without more ado: another process works there,
+    or the record is damaged."""
+    if locks.held(folder):
+        return None
+    with locks.lock(folder):
+        record.take_place(folder)
+        result = artifacts.result(folder)
+        if not result or record.damage(folder):
+            return None
+    return _answer(Outcome("reused", folder.name, folder), result, "reused")
+
+
 @contextlib.contextmanager
 def _no_quiet_end() -> Iterator[None]:
     """For the block, os._exit(0) of this process is no success: nobody is left to say that the job has no result."""

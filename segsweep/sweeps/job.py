@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from segsweep.config.compose import choices_of, with_environment
@@ -18,6 +19,7 @@ from segsweep.core import artifacts, child, masks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
 from segsweep.sweeps import sweep
+from segsweep.sweeps.plan import Point
 from segsweep.task import Spec
 
 
@@ -63,15 +65,44 @@ def job(cfg: DictConfig) -> Any:
     here = session()
     if here.copier and here.sweep is None:  # in a launcher's process, which may be ended at any time from here
         here.copier.flush()
-    error = outcome.error and masks.told(outcome.error)  # here, as whoever shows it knows less
-    facts = {"status": outcome.status, "error": error, "failure": outcome.failure}
-    facts["note"] = artifacts.note(outcome.status, outcome.accepted, outcome.stopped)
     spec = components.spec_of(cfg)
-    score = score_of(spec, outcome.metrics)
-    session().emit("end", **facts, score=score)
+    session().emit("end", **_ended(outcome, spec))
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
-    return _value(cfg, outcome, spec)
+    return _value(engine(cfg).search, outcome, spec or components.task_class(cfg).spec)
+
+
+def answered(
+    cfg: DictConfig, values: dict[str, Any], point: Point, overrides: list[str], number: int, folder: Path
+) -> JobReturn | None:
+    """A job whose run is finished, in the sweep's own process: a thousand are a matter of seconds. None where the
+    record, which is looked at here, is not the answer."""
+    from segsweep.runs.run import reused
+    from segsweep.tracking.copying import Mirror
+
+    asked, began = engine(cfg), time.perf_counter()
+    masks.learn(*(OmegaConf.select(asked, key) for key in masks.KEYS))
+    outcome = reused(point.folder)
+    if outcome is None:
+        return None
+    lead = session().sweep
+    entry = sweep.entry(number, overrides)
+    artifacts.write_text(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(entry["overrides"])))
+    session().emit("start", job=number, name=job_name(overrides, lead.overrides if lead else [], under(cfg)))
+    sweep.close_job(folder, entry, outcome, time.perf_counter() - began)
+    Mirror(point.folder, asked.tracking, folder.parent).__exit__()
+    session().emit("end", job=number, **_ended(outcome, point.spec))
+    done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    done.return_value = _value(values["search"], outcome, point.spec)
+    return done
+
+
+def _ended(outcome: Any, spec: Spec | None) -> dict[str, Any]:
+    """Of the event that tells how a job ended."""
+    error = outcome.error and masks.told(outcome.error)  # here, as whoever shows it knows less
+    note = artifacts.note(outcome.status, outcome.accepted, outcome.stopped)
+    facts = {"status": outcome.status, "error": error, "failure": outcome.failure, "note": note}
+    return facts | {"score": score_of(spec, outcome.metrics)}
 
 
 def own_folder(settings: Any) -> list[str]:
@@ -102,18 +133,16 @@ def _describe(cfg: DictConfig, settings: Any, folder: Path) -> None:
         sweep.hide_passwords(*(folder / settings.output_subdir).glob("*.yaml"))
 
 
-def _value(cfg: DictConfig, outcome: Any, spec: Spec | None) -> Any:
-    """What a sweeper is told: the objectives of a search, NaN where there are none."""
-    from segsweep.config.components import task_class
+def _value(search: Any, outcome: Any, spec: Spec) -> Any:
+    """What a sweeper is told: the objectives of a search, NaN where there are none. search: the node of these keys."""
     from segsweep.search import objective
 
-    search = engine(cfg).search
-    names = list(search.objective)
+    names = list(search["objective"])
     none: Any = float("nan") if len(names) == 1 else [float("nan")] * len(names)
     if outcome.status not in artifacts.WHOLE:
         return none
     try:
-        found = objective.values(outcome.folder, names, search.epoch, spec or task_class(cfg).spec)
+        found = objective.values(outcome.folder, names, search["epoch"], spec)
     except SegsweepError:  # no validation part: nothing to search on
         return none
     return found[0] if len(names) == 1 else found

@@ -35,7 +35,7 @@ SECONDS_A_SAMPLE = 0.005
 class Point:
     """One job of a plan. `state`: finished, pruned (as it was asked now), failed, continue or new; `epoch`: complete
     epochs on disk, of `epochs`; `pruned`: the epoch at which one ended it; `pruner`: whether one may end it;
-    `early`: whether a setting may (`Spec.endings`)."""
+    `early`: whether a setting may (`Spec.endings`); `stands`: for it, a record of other code (`accepted`)."""
 
     signature: str
     trajectory: str
@@ -46,10 +46,12 @@ class Point:
     alike: tuple[Any, ...]
     train: int
     held_out: int
+    spec: Spec
     note: str = ""
     pruned: int | None = None
     pruner: bool = False
     early: bool = False
+    stands: bool = False
 
     @property
     def answered(self) -> bool:
@@ -122,11 +124,13 @@ class Planner:
             alike=alike,
             train=data.parts.get("train", 1),
             held_out=data.parts.get(data.part, 1),
+            spec=spec,
             note=", ".join(
                 filter(None, ["accepted " + accepted.told(stands) if stands else "", stopped and f"({stopped})"])
             ),
             pruned=pruned["epoch"] if pruned else None,
             pruner=pruner,
+            stands=stands is not None,
             # what decides metrics, or which of a few weights is tested, ends no run
             early=any(not spec.endings[key] and key not in spec.describing for key in found.endings),
         )

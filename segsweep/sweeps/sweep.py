@@ -70,6 +70,7 @@ class Sweep:
         self.folder, self.reported, self.spec = folder, own.report, components.spec_of(config)
         self.storage = OmegaConf.select(own, "search.storage")
         learn(*(OmegaConf.select(own, key) for key in KEYS))
+        self.overrides = raw(config.hydra.overrides.task)
         self.parent, self.repeats = parent, {f"{under(config)}seed", *(self.spec.repeats if self.spec else ())}
         self.plus = "+" if under(config) and "experiment" not in config.hydra.runtime.choices else ""
         try:
@@ -392,10 +393,14 @@ def _keep(file: Path, job: dict[str, Any]) -> None:
             log.error("%s cannot be written: %s", file, error.strerror)
 
 
-def open_job(folder: Path, number: int, overrides: list[str]) -> dict[str, Any]:
+def entry(number: int, overrides: list[str]) -> dict[str, Any]:
+    """The record of a job that begins."""
     job = {"number": number, "overrides": [masked(override) for override in overrides]}
-    job |= {"status": "running", "started": artifacts.now(), "pid": os.getpid()}
-    _keep(folder / "job.json", job)
+    return job | {"status": "running", "started": artifacts.now(), "pid": os.getpid()}
+
+
+def open_job(folder: Path, number: int, overrides: list[str]) -> dict[str, Any]:
+    _keep(folder / "job.json", job := entry(number, overrides))
     return job
 
 

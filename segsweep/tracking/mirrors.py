@@ -121,7 +121,8 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
     if result and state["status"] != status:
         # one value at step 0: MLflow draws such metrics as bars, side by side
         values += [Metric(k, float(v), now, 0) for k, v in _final_metrics(result, history).items()]
-    client.log_batch(run_id, metrics=values)
+    if values:
+        client.log_batch(run_id, metrics=values)
     state["epochs"] = max(state["epochs"], len(history))
 
     if status != state["status"]:

@@ -20,10 +20,11 @@ def provenance(found: Findings) -> Section | None:
     same = {name: facts[0][name] for name in facts[0] if len({fact[name] for fact in facts}) == 1}
     different = [name for name in facts[0] if name not in same]
     rows: list[list[Cell | str]] = []
+    several = [len(row.seeds) > 1 for row in found.rows]
     for (i, run), fact in zip(runs[:MOST], facts, strict=False):
         title = (
             found.title(i)
-            + (f", seed {run.seed}" if len(found.rows[i].seeds) > 1 else "")
+            + (f", seed {run.seed}" if several[i] else "")
             + "".join(
                 f", {k.split('.')[-1]} {run.factors[k]}" for k in run.spec.repeats if run.factors.get(k) is not None
             )
