@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from segsweep.config.schema import conf_dir
 from segsweep.core.errors import ConfigError, DataError
 from segsweep.plugins.grid import condition
+from segsweep.segmentation.metrics import SPEC
 from segsweep.sweeps.plan import Measured, Planner, Point, clock, share, table
 from segsweep.sweeps.preflight import preflight
 
@@ -31,7 +32,7 @@ def segsweep(cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
 def point(
     signature: str, trajectory: str, state: str = "new", epoch: int = 0, epochs: int = 10, **others: Any
 ) -> Point:
-    facts = {"folder": Path(signature), "alike": ("unet",), "train": 100, "held_out": 20}
+    facts = {"folder": Path(signature), "alike": ("unet",), "train": 100, "held_out": 20, "spec": SPEC}
     return Point(signature, trajectory, state=state, epoch=epoch, epochs=epochs, **facts | others)
 
 

@@ -19,6 +19,7 @@ from segsweep.core.errors import SegsweepError
 from segsweep.report import records
 from segsweep.runs import run
 from segsweep.segmentation import trained
+from segsweep.segmentation.metrics import SPEC
 from segsweep.segmentation.sections import overlays
 from segsweep.sweeps.plan import Point
 from segsweep.tracking import copying, recall, store
@@ -227,7 +228,7 @@ def test_a_plan_knows_what_another_machine_has_finished(tmp_path, uri):
     plan = PlanLauncher()
     plan.config = OmegaConf.create({"reuse": True, "tracking": {"uri": uri, "experiment": "segsweep"}})
     facts = {"folder": Path(), "state": "new", "epoch": 0, "epochs": 1, "alike": (), "train": 1}
-    points = [Point(signature=s, trajectory=s, held_out=1, **facts) for s in (first.signature, "0" * 16)]
+    points = [Point(signature=s, trajectory=s, held_out=1, spec=SPEC, **facts) for s in (first.signature, "0" * 16)]
     plan._ask_mlflow(points)
     assert [(p.state, p.epoch, p.note) for p in points] == [("finished", 1, "in MLflow"), ("new", 0, "")]
     plan.config.tracking.uri = f"sqlite:///{tmp_path}/none/mlflow.db"

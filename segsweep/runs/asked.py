@@ -50,7 +50,7 @@ class Asked:
         self.choices = {**choices, **meant}
         self.whole = resolved(cfg, (), str(sweep.absolute()) if sweep else "")
         self.epochs = self.engine.epochs if self.task.spec.epochs else 1
-        self.identity = identity(cfg, self.task.spec, self.data, sweep)
+        self.identity = identity(cfg, self.task.spec, self.data, sweep, self.whole)
         self.runs = runs
         self.accepted = accepted.standing(runs, self.identity.ids["signature"]) if self.engine.reuse else None
         self._be(self.accepted["ids"] if self.accepted else self.identity.ids)

@@ -50,6 +50,7 @@ class Sweep:
     def __init__(self, expected: int | None = None, asked: str = "") -> None:
         self.expected, self.asked = expected, asked
         self.folder: Path | None = None
+        self.overrides: list[str] = []  # the whole command line's
         self.reported = True
         self.spec: Spec | None = None  # of the task that the command line chooses
         self.plus = ""  # before `experiment=`, of an application that has no such group
@@ -70,7 +71,6 @@ class Sweep:
         self.folder, self.reported, self.spec = folder, own.report, components.spec_of(config)
         self.storage = OmegaConf.select(own, "search.storage")
         learn(*(OmegaConf.select(own, key) for key in KEYS))
-        self.overrides = raw(config.hydra.overrides.task)
         self.parent, self.repeats = parent, {f"{under(config)}seed", *(self.spec.repeats if self.spec else ())}
         self.plus = "+" if under(config) and "experiment" not in config.hydra.runtime.choices else ""
         try:
@@ -85,6 +85,7 @@ class Sweep:
         for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{artifacts.PRUNING}*")):
             earlier.unlink()
         tracking, overrides = engine(config).tracking, raw(config.hydra.overrides.task)
+        self.overrides = overrides
         record: dict[str, Any] = {"name": folder.name, "command": masked(self.asked), "finished": None}
         record["overrides"] = [masked(override) for override in overrides]
         record |= {
