@@ -1,5 +1,6 @@
 """Other people's layouts."""
 
+import re
 import struct
 import warnings
 
@@ -179,6 +180,21 @@ def test_masks_of_one_patient_use_one_value(tmp_path):
 def test_wrong_patterns_are_refused_before_anything_is_read(changes, message):
     with pytest.raises(DataError, match=message):
         data_set("nowhere", **changes)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("im/*.png", r"no such files: .* has no folder im; its folders: images, masks$"),
+        ("image/*.png", r"no such files: .* has no folder image; did you mean images\?$"),
+        ("images/a/b/**/*.png", r"no such files: .*images has no folder a, and no folder at all$"),
+        ("images/*.tif", r"no such files under .*images$"),
+    ],
+)
+def test_a_pattern_without_files_names_the_nearest_folder_that_is_there(tmp_path, pattern, says):
+    write(tmp_path, "images/a-1.png")
+    with pytest.raises(DataError, match=rf"data\.images={re.escape(pattern)}: {says}"):
+        data_set(tmp_path, images=pattern).scan(tmp_path / "cache")
 
 
 def test_patterns_that_do_not_fit_the_files_are_refused(tmp_path):

@@ -131,7 +131,7 @@ class Folder:
         if not keyed:
             others = "data.masks or data.roi" if self.roi else "data.masks"
             but = f" but those that {others} takes" if taken and any(root.glob(pattern)) else ""
-            raise DataError(f"data.{key}={pattern}: no such files under {root}{but}")
+            raise DataError(f"data.{key}={pattern}: {source.unmatched(root, pattern)}{but}")
         return keyed
 
     def decode(self, manifest: Manifest, patient: str) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ Nothing here imports torch: decoding processes import it, and torch alone would 
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -142,10 +143,26 @@ def folder(root: str) -> Path:
         return path
     if path.exists():
         raise DataError(f"data.root={root}: this is a file; expected a folder. Unpack it, and give the folder")
-    there = next(p for p in path.absolute().parents if p.is_dir())
-    missing = path.absolute().relative_to(there).parts[0]
+    there, missing = lacking(path)
     hint = nearest(missing, (p.name for p in there.iterdir() if p.is_dir()))
     raise DataError(f"data.root={root}: no such folder: {there} has no {missing}{hint}")
+
+
+def lacking(path: Path) -> tuple[Path, str]:
+    """Of a folder that is not there: the nearest one above it that is, and the first name that this lacks."""
+    there = next(p for p in path.absolute().parents if p.is_dir())
+    return there, path.absolute().relative_to(there).parts[0]
+
+
+def unmatched(root: Path, pattern: str) -> str:
+    """What of a pattern's folders is there, where nothing below an existing `root` matches it."""
+    parts = list(itertools.takewhile(lambda part: not set(part) & {*"*?["}, Path(pattern).parts[:-1]))
+    if (folder := root.joinpath(*parts)).is_dir():
+        return f"no such files under {folder}"
+    there, missing = lacking(folder)
+    folders = sorted(p.name for p in there.iterdir() if p.is_dir())
+    inside = f"; its folders: {listed(folders, 6)}" if folders else ", and no folder at all"
+    return f"no such files: {there} has no folder {missing}{nearest(missing, folders) or inside}"
 
 
 def named(found: re.Match[str]) -> tuple[str, str, str]:
