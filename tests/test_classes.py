@@ -63,7 +63,7 @@ def made(root, tmp_path_factory):
     """A run of twelve epochs, and what its session was told."""
     events = []
     begin(Session(sink=events.append))
-    outcome = train(tmp_path_factory.mktemp("classes"), root, "epochs=12")
+    outcome = train(tmp_path_factory.mktemp("classes"), root, "epochs=12", "metrics=[assd,auc]")
     assert outcome.status == "finished", outcome.error
     return outcome, events
 
@@ -145,6 +145,11 @@ def test_a_prediction_has_the_values_of_the_files_and_the_numbers_of_the_test(ma
     assert (86, 180, 233) in colours
     said = capsys.readouterr().out
     assert "over the classes that each has or was given, without the background; by class: ring 0." in said
+    means = [np.mean([float(row[name]) for row in by.values()]) for name in ("assd", "auc")]
+    several = f"(patients: {PATIENTS})"
+    told = f"Mean ASSD of 2 classes {means[0]:.2f} px {several}, AUC of 2 classes {means[1]:.4f} {several}"
+    assert told in said
+    assert "all slices of a patient in one array, of several volumes one after another by name" in said
     about = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert about["classes"] == VALUES
 
@@ -169,6 +174,13 @@ def test_a_report_has_classes_and_goes_by_the_one_that_is_asked_for(made, tmp_pa
     assert "| truth | taken for background | taken for ring | taken for core | pixels |" in text
     assert "each class in its colour: ring orange and core light blue" in text
     assert "mean Dice of 2 classes" in text
+    assert "| class | row | Dice | IoU | HD95 (px) | Precision | Recall | ASSD (px) | AUC | patients | left" in text
+    assert "| IoU of 2 classes | HD95 (px) | ASSD (px) | AUC of 2 classes |" in text
+    mean = np.mean([float(row["assd/ring"]) for row in table(made[0].folder / "patients.csv")])
+    (ring,) = [line for line in text.splitlines() if line.startswith("| ring | 1. unet |")]
+    assert ring.split(" | ")[7].startswith(f"{mean:.2f}")
+    assert report.main([run, "--out", str(tmp_path / "far"), "--metric", "assd/ring"]) == 0
+    assert "| row | ASSD of ring (px) | SD of seeds |" in (tmp_path / "far" / "report.md").read_text()
     assert report.main([run, "--out", str(tmp_path / "one"), "--metric", "dice/core"]) == 0
     one = (tmp_path / "one" / "report.md").read_text()
     assert "Rows are compared by **core alone**" in one
