@@ -289,7 +289,10 @@ LABELLED = ["data=folder", "data.root=nowhere", "data.classes=4"]
         (["loss=ce", "loss.weights=[1,2,3]"], "loss.weights=[1, 2, 3]: 3 given for 4 classes (the values 0 to 3)"),
         (["loss=ce", "loss.weights=5"], "loss: weights=5: expected inverse or median"),
         (["loss=ce", "loss.weights=often"], "loss: weights=often: expected inverse or median"),
-        (["+model.out_channels=3"], "model: UNet gives (1, 3, 64, 64) where (1, 4, 64, 64) are needed: data.classes"),
+        (
+            ["+model.out_channels=3"],
+            "model: UNet gives 3 maps of logits, tried on images of 64 x 64, where 4 are needed: data.cl",
+        ),
         (["data.classes=[a,a]"], "data.classes=['a', 'a']: two classes have the same name or value"),
         (["data.classes=rv"], "data.classes=rv: expected a number of them"),
         (["data.ignore=[2]"], "data.ignore=[2]: 2 is the value of a class"),
