@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from segsweep.config.compose import choices_of, with_environment
 from segsweep.config.schema import engine, under
 from segsweep.core import artifacts, child, masks
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import pasted
 from segsweep.core.session import session
 from segsweep.sweeps import sweep
 from segsweep.task import Spec
@@ -89,7 +89,7 @@ def _environment(settings: Any) -> list[str]:
 
 def _command(arguments: list[str]) -> str:
     """What trains a job alone."""
-    return f"{sweep.program()} {shlex.join(map(masks.masked, arguments))}".strip()
+    return f"{sweep.program()} {pasted(map(masks.masked, arguments))}".strip()
 
 
 def _describe(cfg: DictConfig, settings: Any, folder: Path) -> None:

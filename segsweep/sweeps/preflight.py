@@ -9,7 +9,6 @@ import copy
 import itertools
 import math
 import re
-import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from segsweep.config.hold import Hold, is_place
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.masks import first_line
-from segsweep.core.program import COMMANDS
+from segsweep.core.program import COMMANDS, pasted
 from segsweep.core.session import session
 from segsweep.core.signature import IGNORED, OWN
 from segsweep.search import objective, pruning
@@ -301,7 +300,7 @@ def _unreadable(lines: list[str]) -> list[str]:
                 with contextlib.suppress(HydraException):
                     OverridesParser.create().parse_override(quoted)
                     text += f"{' A' if left_open else '; a'} text with such signs has to be quoted, for the shell too: "
-                    text += shlex.quote(quoted)
+                    text += pasted([quoted])
             problems.append(text)
     return problems
 

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import shlex
 import sys
 import threading
 import time
@@ -25,7 +24,7 @@ from segsweep.config.schema import engine, resolved, under
 from segsweep.core import artifacts, locks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import KEYS, first_line, hide, learn, masked
-from segsweep.core.program import typed
+from segsweep.core.program import pasted, typed
 from segsweep.core.session import session, thread
 from segsweep.task import Spec
 from segsweep.tracking.store import PLACE, Columns, columns, database
@@ -230,7 +229,7 @@ class Sweep:
             reason = first_line(error)
             return f"not written ({reason}); again: {typed('search')} {folder}"
         best = folder / "search" / "experiment" / "best.yaml"
-        line = shlex.join([*named(), "--config-dir", str(folder / "search"), f"{self.plus}experiment=best"])
+        line = pasted([*named(), "--config-dir", str(folder / "search"), f"{self.plus}experiment=best"])
         again = f"   the best: {program() if session().door else typed()} {line}"
         return f"{page}{again if best.exists() else ''}"
 
@@ -342,7 +341,7 @@ def hide_passwords(*files: Path) -> None:
 
 def command() -> str:
     """The command line that started this process, as one would type it."""
-    return masked(f"{program()} {shlex.join(sys.argv[1:])}".strip())
+    return masked(f"{program()} {pasted(sys.argv[1:])}".strip())
 
 
 def raw(overrides: Any) -> list[str]:
@@ -355,12 +354,12 @@ def look(uri: str) -> str:
     """How one looks at what MLflow keeps at `uri`, from the working directory; "" where its address says it."""
     if uri.startswith(("http:", "https:")):
         return ""
-    return f"{typed('ui')}{'' if uri == PLACE else f' --store {shlex.quote(masked(uri))}'}"
+    return f"{typed('ui')}{'' if uri == PLACE else f' --store {pasted([masked(uri)])}'}"
 
 
 def program() -> str:
     """The command less its arguments."""
-    return shlex.join(door.program if (door := session().door) else ("python", "-m", "segsweep"))
+    return pasted(door.program if (door := session().door) else ("python", "-m", "segsweep"))
 
 
 def named() -> list[str]:
