@@ -127,6 +127,9 @@ def test_a_run_has_them_by_epoch_by_patient_and_in_the_test_and_trains_nothing_f
     scored = do(tmp_path, ALL)
     assert scored.signature != plain.signature
     assert json.loads((scored.folder / "result.json").read_text())["trained_epochs"] == 0
+    assert [(o.status, o.tested) for o in (plain, scored, do(tmp_path, ALL))] == [
+        *(("finished", False), ("reused", True), ("reused", False))
+    ]
     assert {key: scored.metrics[key] for key in plain.metrics} == plain.metrics
     rows = list(csv.DictReader((scored.folder / "patients.csv").read_text().splitlines()))
     before = list(csv.DictReader((plain.folder / "patients.csv").read_text().splitlines()))

@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from segsweep.core.program import pasted
 from segsweep.core.session import session
 from segsweep.sweeps import sweep
 from segsweep.task import Spec
+
+SHORT = 60
+"""Signs of a job's name where nothing varies: its command line is told elsewhere."""
 
 
 def job(cfg: DictConfig) -> Any:
@@ -65,7 +69,7 @@ def job(cfg: DictConfig) -> Any:
         here.copier.flush()
     error = outcome.error and masks.told(outcome.error)  # here, as whoever shows it knows less
     facts = {"status": outcome.status, "error": error, "failure": outcome.failure}
-    facts["note"] = artifacts.note(outcome.status, outcome.accepted, outcome.stopped)
+    facts["note"] = artifacts.note(outcome.status, outcome.accepted, outcome.stopped, outcome.tested)
     spec = components.spec_of(cfg)
     score = score_of(spec, outcome.metrics)
     session().emit("end", **facts, score=score)
@@ -126,10 +130,13 @@ def score_of(spec: Spec | None, metrics: Mapping[str, Any]) -> str:
 
 
 def job_name(overrides: list[str], asked: list[str], at: str = "") -> str:
-    """What varies in a sweep, numbers to four digits; all overrides where nothing does. at: how the engine's keys
+    """What varies in a sweep, numbers to four digits; the first overrides where nothing does. at: how the engine's keys
     begin."""
-    fixed = set(map(masks.masked, asked))
-    shown = [o for o in map(masks.masked, overrides) if o not in fixed] or overrides
+    fixed, given = set(map(masks.masked, asked)), list(map(masks.masked, overrides))
+    varied = [o for o in given if o not in fixed]
     apart = tuple(f"{at}{key}" for key in ("paths.", "tracking", "device", "search.", "report="))
-    kept = (o for o in shown if not o.startswith((*apart, "data.root")))
-    return re.sub(r"\d+\.\d{5,}(e-?\d+)?\b", lambda n: f"{float(n[0]):.4g}", " ".join(kept)) or "default"
+    kept = [o for o in varied or given if not o.startswith((*apart, "data.root"))]
+    kept = [re.sub(r"\d+\.\d{5,}(e-?\d+)?\b", lambda n: f"{float(n[0]):.4g}", o) for o in kept]
+    few = len(kept) if varied else max(1, sum(total <= SHORT for total in accumulate(len(o) + 1 for o in kept)))
+    more = f" and {len(kept) - few} more" if len(kept) > few else ""
+    return " ".join(kept[:few]) + more or "default"

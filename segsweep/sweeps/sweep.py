@@ -184,6 +184,8 @@ class Sweep:
         print(f"Sweep: {folder}   its jobs: {folder}/*/job.json")
         if self.reported and not stopped and len(ended) > max(len(bad), 1):
             print(f"Report: {self._report(folder)}")
+        elif self.reported and self.parent and self.expected == 1 and not (stopped or bad):
+            print(f"Report: none, as one job compares with nothing; give a key two values, such as {self._seed}=0,1")
         if not stopped and self._record().get("search"):
             print(f"Search: {self._search(folder)}")
         served = self._finish_mlflow(folder, stopped, bool(bad))
@@ -200,6 +202,10 @@ class Sweep:
         """The command line that asked for it, as it was typed."""
         return self.asked if session().door else self.asked.replace(program(), typed(), 1)
 
+    @property
+    def _seed(self) -> str:
+        return next(key for key in self.repeats if key.rpartition(".")[2] == "seed")
+
     def _then(self, folder: Path) -> list[str]:
         """What one would type after it, and why."""
         from segsweep.report import own
@@ -207,8 +213,7 @@ class Sweep:
         record = self._record()
         given = {override.split("=")[0].lstrip("+~") for override in record.get("overrides", [])}
         if self.parent and "search" not in record and not given & {"seed", *self.repeats}:
-            seed = next(key for key in self.repeats if key.rpartition(".")[2] == "seed")
-            return [f"{self.again} {seed}=0,1,2   whether other seeds say the same"]
+            return [f"{self.again} {self._seed}=0,1,2   whether other seeds say the same"]
         modules = own.modules(self.spec)[0] if self.spec else []
         return [str(line) for line in own.ask(modules, "then", [], folder)]
 
