@@ -223,6 +223,18 @@ def test_weights_of_one_structure_are_counted_too(tmp_path):
     assert info["data"]["loss_weights"][1] > info["data"]["loss_weights"][0]
 
 
+def test_a_label_outside_the_classes_is_told_once_and_before_a_sweep_has_a_folder(root, tmp_path):
+    given = [*FOLDER[:2], f"data.root={root}", "data.classes=[background:0,ring:100]", "data.ignore=[255]"]
+    done = segsweep(tmp_path, "-m", *given, "seed=0,1", "tracking=none")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"{root}/masks/p0_0.png: label values outside the classes: 200; data.classes has background 0, ring 100: give "
+        "more classes, or name what is not to count, data.ignore=[200]\n"
+    )
+    assert done.stdout == ""
+    assert not (tmp_path / "multirun").exists()
+
+
 def test_a_class_that_no_training_patient_has_is_refused_before_training(root, tmp_path):
     classes = "data.classes=[background:0,ring:100,core:200,edge:7]"
     outcome = train(tmp_path, root, classes)
