@@ -28,6 +28,12 @@ class Dictionary(Plain):
         return {"aux": aux, "out": main}
 
 
+class Features(Plain):
+    def forward(self, x: Tensor):
+        found = self.body(x)
+        return {"out": self.head(found), "features": found}
+
+
 class Listed(Plain):
     def forward(self, x: Tensor):
         return [*self.both(x)]

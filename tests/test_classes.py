@@ -63,7 +63,7 @@ def made(root, tmp_path_factory):
     """A run of twelve epochs, and what its session was told."""
     events = []
     begin(Session(sink=events.append))
-    outcome = train(tmp_path_factory.mktemp("classes"), root, "epochs=12")
+    outcome = train(tmp_path_factory.mktemp("classes"), root, "epochs=12", "metrics=[assd,auc]")
     assert outcome.status == "finished", outcome.error
     return outcome, events
 
@@ -145,6 +145,11 @@ def test_a_prediction_has_the_values_of_the_files_and_the_numbers_of_the_test(ma
     assert (86, 180, 233) in colours
     said = capsys.readouterr().out
     assert "over the classes that each has or was given, without the background; by class: ring 0." in said
+    means = [np.mean([float(row[name]) for row in by.values()]) for name in ("assd", "auc")]
+    several = f"(patients: {PATIENTS})"
+    told = f"Mean ASSD of 2 classes {means[0]:.2f} px {several}, AUC of 2 classes {means[1]:.4f} {several}"
+    assert told in said
+    assert "all slices of a patient in one array, of several volumes one after another by name" in said
     about = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert about["classes"] == VALUES
 
@@ -169,6 +174,13 @@ def test_a_report_has_classes_and_goes_by_the_one_that_is_asked_for(made, tmp_pa
     assert "| truth | taken for background | taken for ring | taken for core | pixels |" in text
     assert "each class in its colour: ring orange and core light blue" in text
     assert "mean Dice of 2 classes" in text
+    assert "| class | row | Dice | IoU | HD95 (px) | Precision | Recall | ASSD (px) | AUC | patients | left" in text
+    assert "| IoU of 2 classes | HD95 (px) | ASSD (px) | AUC of 2 classes |" in text
+    mean = np.mean([float(row["assd/ring"]) for row in table(made[0].folder / "patients.csv")])
+    (ring,) = [line for line in text.splitlines() if line.startswith("| ring | 1. unet |")]
+    assert ring.split(" | ")[7].startswith(f"{mean:.2f}")
+    assert report.main([run, "--out", str(tmp_path / "far"), "--metric", "assd/ring"]) == 0
+    assert "| row | ASSD of ring (px) | SD of seeds |" in (tmp_path / "far" / "report.md").read_text()
     assert report.main([run, "--out", str(tmp_path / "one"), "--metric", "dice/core"]) == 0
     one = (tmp_path / "one" / "report.md").read_text()
     assert "Rows are compared by **core alone**" in one
@@ -209,6 +221,18 @@ def test_weights_of_one_structure_are_counted_too(tmp_path):
     info = json.loads((outcome.folder / "run.json").read_text())
     assert len(info["data"]["loss_weights"]) == 2
     assert info["data"]["loss_weights"][1] > info["data"]["loss_weights"][0]
+
+
+def test_a_label_outside_the_classes_is_told_once_and_before_a_sweep_has_a_folder(root, tmp_path):
+    given = [*FOLDER[:2], f"data.root={root}", "data.classes=[background:0,ring:100]", "data.ignore=[255]"]
+    done = segsweep(tmp_path, "-m", *given, "seed=0,1", "tracking=none")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"{root}/masks/p0_0.png: label values outside the classes: 200; data.classes has background 0, ring 100: give "
+        "more classes, or name what is not to count, data.ignore=[200]\n"
+    )
+    assert done.stdout == ""
+    assert not (tmp_path / "multirun").exists()
 
 
 def test_a_class_that_no_training_patient_has_is_refused_before_training(root, tmp_path):
@@ -277,7 +301,10 @@ LABELLED = ["data=folder", "data.root=nowhere", "data.classes=4"]
         (["loss=ce", "loss.weights=[1,2,3]"], "loss.weights=[1, 2, 3]: 3 given for 4 classes (the values 0 to 3)"),
         (["loss=ce", "loss.weights=5"], "loss: weights=5: expected inverse or median"),
         (["loss=ce", "loss.weights=often"], "loss: weights=often: expected inverse or median"),
-        (["+model.out_channels=3"], "model: UNet gives (1, 3, 64, 64) where (1, 4, 64, 64) are needed: data.classes"),
+        (
+            ["+model.out_channels=3"],
+            "model: UNet gives 3 maps of logits, tried on images of 64 x 64, where 4 are needed: data.cl",
+        ),
         (["data.classes=[a,a]"], "data.classes=['a', 'a']: two classes have the same name or value"),
         (["data.classes=rv"], "data.classes=rv: expected a number of them"),
         (["data.ignore=[2]"], "data.ignore=[2]: 2 is the value of a class"),

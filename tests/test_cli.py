@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from segsweep.sweeps import cli
+from segsweep.sweeps.job import job_name
 
 TINY = ["data.patients=6", "data.slices=4", "data.image_size=16", "model.width=4", "model.depth=2", "epochs=2"]
 
@@ -121,6 +122,25 @@ def test_what_is_in_the_record_is_answered_by_the_process_of_the_sweep(tmp_path)
     assert (first_run / weights).read_bytes() != data[: len(data) // 2]
     done = segsweep(cwd, *command, "reuse=false")
     assert [job["status"] for job in jobs(cwd)[6:]] == ["finished"] * 2, done.stdout
+
+
+def test_a_sweep_of_one_job_has_a_short_name_for_it_and_says_why_there_is_no_report(tmp_path):
+    cwd = tmp_path / "work"
+    cwd.mkdir()
+    done = segsweep(cwd, "-m", "optim=sgd", "tracking=none", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("[1/1] optim=sgd data.patients=6 data.slices=4 data.image_size=16 and 3 more\n")
+    said = "Report: none, as one job compares with nothing; give a key two values, such as seed=0,1\n"
+    assert said in done.stdout
+    assert said not in segsweep(cwd, "optim=sgd", "tracking=none", *TINY).stdout
+
+
+def test_a_job_is_called_by_what_varies_and_else_by_the_first_of_its_settings():
+    given = ["a=1", "b=0.123456789", "tracking=none", "c=2"]
+    assert job_name(given, ["a=1", "b=0.1,0.123456789", "tracking=none", "c=2"]) == "b=0.1235"
+    assert job_name(given, given) == "a=1 b=0.1235 c=2"
+    assert job_name([f"{'k' * 99}=1", "b=1"], [f"{'k' * 99}=1", "b=1"]) == f"{'k' * 99}=1 and 1 more"
+    assert job_name(["tracking=none"], ["tracking=none"]) == "default"
 
 
 def test_a_job_that_fails_is_told_and_the_others_finish(tmp_path):

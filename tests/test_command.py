@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -40,6 +41,18 @@ def test_a_command_is_its_module_and_an_override_is_none(tmp_path):
     assert said("segsweep", "report=maybe")[2].startswith("report=maybe: ")
     assert "reprot: not in Hydra's grammar" in (told := said("segsweep", "reprot", "x")[2])
     assert "did you mean report?" in told
+
+
+def test_a_command_line_is_pasted_into_a_shell_as_the_words_that_it_was_and_quotes_no_quote_where_it_need_not():
+    assert program.pasted(["x=1", "data.images='im/*.png'", 'a=["b"]', "c=[d,e]"]) == (
+        "x=1 \"data.images='im/*.png'\" 'a=[\"b\"]' 'c=[d,e]'"
+    )
+    assert program.pasted([r"data.patient='(?P<patient>\d+)_'"]) == r'''"data.patient='(?P<patient>\d+)_'"'''
+    odd = ["'$HOME'", "'`id`'", "'!!'", "'a\"b'", "'\\\\", "'\\'\\", "'a\nb'", "", "'é (b) &;|<>~#*?{1,2}'", "it's"]
+    line = program.pasted(odd)
+    assert shlex.split(line) == odd
+    told = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True).stdout
+    assert told.split("\0")[:-1] == odd
 
 
 def test_hints_are_of_the_kind_that_was_typed(tmp_path, monkeypatch):

@@ -293,10 +293,10 @@ def test_void_of_one_structure_is_in_no_table():
 
 def test_a_network_with_another_number_of_outputs_is_told():
     with pytest.raises(
-        ConfigError, match=r"model: UNet gives \(1, 3, 8, 8\) where \(1, 4, 8, 8\) are needed: data\.classes"
+        ConfigError, match=r"model: UNet gives 3 maps of logits, tried on images of 8 x 8, where 4 are needed: data\.cl"
     ):
         flops(UNet(out_channels=3, width=2, depth=1), 3, 8, 8, outputs=4)
     with pytest.raises(
-        ConfigError, match=r"gives \(1, 3, 8, 8\) where \(1, 1, 8, 8\) are needed: one structure needs one map"
+        ConfigError, match=r"gives 3 maps of logits, tried on images of 8 x 8, where 1 is needed: one structure needs"
     ):
         flops(UNet(out_channels=3, width=2, depth=1), 3, 8, 8, outputs=1)

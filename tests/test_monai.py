@@ -98,7 +98,7 @@ def test_an_option_of_monai_passes_the_check_with_classes(name):
         (["model=swin_unetr", "model.width=16"], "model: width must be a multiple of 12, got 16"),
         (["model=unet_plus_plus", "model.heads=2"], "model: heads must be 1 or 4, got 2"),
         (["model=dynunet", "model.heads=5"], "model: heads must be at most 4, got 5"),
-        (["model=dynunet", "model.heads=2"], "model: gives 2 outputs in training; say what each weighs"),
+        (["model=dynunet", "model.heads=2"], "model: DynUNet gives 2 outputs in training; say what each weighs"),
         (["model=segresnet", "model.dropout=1"], "model: dropout must be at least 0 and below 1, got 1"),
         (["model=flexible_unet", "model.encoder=resnet19"], "model: encoder must be one of efficientnet-b0, efficient"),
     ],

@@ -72,8 +72,13 @@ def test_outputs_are_the_main_one_first_however_they_come():
         ({"mask": torch.zeros(1, 1, 2, 2), "edge": 0}, "gives a dictionary of mask, edge; call the main output out"),
         ("logits", "gives str; maps of logits are needed, a tensor, a list or a dictionary of them"),
         ([], "gives list; maps of logits are needed"),
-        ((torch.zeros(1, 1, 2, 2), "why"), "gives a tuple with str in it; maps of logits"),
-        (torch.zeros(3, 4), r"gives a list with \(3, 4\) in it"),
+        ((torch.zeros(1, 1, 2, 2), "why"), "gives str in a tuple; maps of logits"),
+        (torch.zeros(3, 4), r"gives a tensor of shape \(3, 4\); maps of logits"),
+        (
+            {"features": torch.zeros(2, 9), "out": torch.zeros(1, 1, 2, 2)},
+            r"gives a tensor of shape \(2, 9\) as 'features' of its dictionary; maps of logits .* are needed; what a "
+            r"dictionary has beside 'out' is a further output in training \(deep supervision\): take 'features' out of",
+        ),
     ],
 )
 def test_what_are_no_maps_is_said(found, says):
@@ -142,7 +147,7 @@ def test_a_multiple_of_patches_is_found_and_one_that_is_not_leaves_the_images_as
     assert (network.multiple, network(torch.randn(2, 3, 30, 9)).shape) == (14, (2, 1, 30, 9))
     assert isinstance(fitted(made(others.Thirds), 3, 1, (33, 66)), others.Thirds)
     assert fitted(made(others.Thirds), 3, 1).heads == 0  # nobody knows the images' size yet
-    with pytest.raises(ValueError, match=r"^Thirds gives \(2, 1, 33, 33\) where \(2, 1, 33, 40\) are needed"):
+    with pytest.raises(ValueError, match=r"^Thirds gives maps of 33 x 33, tried on images of 33 x 40; they have"):
         fitted(made(others.Thirds), 3, 1, (33, 40))
 
 
@@ -187,10 +192,9 @@ def test_a_network_is_tried_before_training_with_classes_and_without(name):
         found = problems(*named(name), *labelled)
         if name == "Half":
             (problem,) = found
-            maps = 4 if labelled else 1
             side = 256 if labelled else 64
-            half = f"(2, {maps}, {side // 2}, {side // 2}) where (2, {maps}, {side}, {side}) are needed"
-            assert problem.startswith(f"model: Half gives {half}: ")
+            half = f"maps of {side // 2} x {side // 2}, tried on images of {side} x {side}"
+            assert problem == f"model: Half gives {half}; they have to be of the images' size"
         else:
             assert found == []
 
@@ -203,17 +207,17 @@ NUMBERS = "expected a list of numbers from 0 on, the main output's first and abo
     [
         (
             named("Dictionary"),
-            "model: gives 2 outputs in training; say what each weighs in the loss, the main one first, such as "
-            "deep_supervision=[1,0.5], where 0 leaves one out",
+            "model: Dictionary gives 2 outputs in training, the entries out, aux of its dictionary; say what each "
+            "weighs in the loss, the main one first, such as deep_supervision=[1,0.5], where 0 leaves one out",
         ),
         (
             [*named("Listed"), "deep_supervision=[1,0.5,0.25]"],
-            "deep_supervision=[1, 0.5, 0.25]: 3 given, and the network has 2 outputs in training; give one each, the "
-            "main output's first",
+            "deep_supervision=[1, 0.5, 0.25]: 3 given, and Listed has 2 outputs in training; give one each, the main "
+            "output's first",
         ),
         (
             ["deep_supervision=[1,0.5]"],
-            "deep_supervision=[1, 0.5]: 2 given, and the network has 1 output in training; give null",
+            "deep_supervision=[1, 0.5]: 2 given, and UNet has 1 output in training; give null",
         ),
         (
             [*named("Stacked"), "deep_supervision=[0,1]"],
@@ -223,14 +227,21 @@ NUMBERS = "expected a list of numbers from 0 on, the main output's first and abo
             [*named("Stacked"), "deep_supervision=half"],
             f"deep_supervision=half: {NUMBERS}",
         ),
-        (named("Unnamed"), "model: gives a dictionary of mask, edge; call the main output out"),
+        (named("Unnamed"), "model: Unnamed gives a dictionary of mask, edge; call the main output out"),
         (
             named("WithText"),
-            "model: gives a tuple with str in it; maps of logits (batch, maps, height, width) are needed",
+            "model: WithText gives str in a tuple; maps of logits (batch, maps, height, width) are needed",
+        ),
+        (
+            named("Features"),
+            "model: Features gives a further output of 4 maps of logits as 'features' of its dictionary, tried on "
+            "images of 65 x 67, where 1 is needed: one structure needs one map, in every output; what a dictionary has "
+            "beside 'out' is a further output in training (deep supervision): take 'features' out of it",
         ),
         (
             [*named("Plain")[:2], "+model.in_chans='<channels>'", "+model.classes=3"],
-            "model: Plain gives (2, 3, 65, 67) where (2, 1, 65, 67) are needed: one structure needs one map, 1 in all",
+            "model: Plain gives 3 maps of logits, tried on images of 65 x 67, where 1 is needed: one structure needs "
+            "one map",
         ),
         (
             [*named("Plain")[:2], "+model.in_chan='<channels>'", "+model.classes=1"],

@@ -220,7 +220,7 @@ def a_dot(field):
             [],
             r"patient p9: roi without",
         ),
-        (lambda field: None, ["data.roi=nothing/*"], r"data\.roi=nothing/\*: no such files under"),
+        (lambda field: None, ["data.roi=nothing/*"], r"data\.roi=nothing/\*: no such files: .* has no folder nothing"),
         (lambda field: None, ["data.roi=/abs/*"], r"data\.roi=/abs/\*: expected a pattern of paths under data\.root"),
     ],
 )

@@ -7,9 +7,11 @@ import math
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from scipy import ndimage
 from skimage.morphology import skeletonize
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -19,6 +21,7 @@ from segsweep.core import child, source
 from segsweep.core.errors import ConfigError
 from segsweep.report.files import write
 from segsweep.segmentation import scores
+from segsweep.segmentation.predict import measured_by
 from segsweep.segmentation.scores import AP, ASSD, AUC, ClDice, Seen, Sensitivity, Specificity
 from segsweep.sweeps.why import explain
 
@@ -124,6 +127,9 @@ def test_a_run_has_them_by_epoch_by_patient_and_in_the_test_and_trains_nothing_f
     scored = do(tmp_path, ALL)
     assert scored.signature != plain.signature
     assert json.loads((scored.folder / "result.json").read_text())["trained_epochs"] == 0
+    assert [(o.status, o.tested) for o in (plain, scored, do(tmp_path, ALL))] == [
+        *(("finished", False), ("reused", True), ("reused", False))
+    ]
     assert {key: scored.metrics[key] for key in plain.metrics} == plain.metrics
     rows = list(csv.DictReader((scored.folder / "patients.csv").read_text().splitlines()))
     before = list(csv.DictReader((plain.folder / "patients.csv").read_text().splitlines()))
@@ -282,6 +288,19 @@ def test_a_module_that_holds_the_network_too_trains_anew_and_another_does_not(tm
     assert len({outcome.signature for outcome in found}) == 2
 
 
+def test_a_prediction_measures_what_the_run_did_and_names_what_it_cannot():
+    own = {"_target_": "not_mine.Volume"}
+    for asked, names, told in (
+        (["auc", own, "cut"], ["auc"], ["_target_=not_mine.Volume: not allowed to be called", "metrics=cut: allowed"]),
+        ([], [], []),
+        (None, [], []),
+    ):
+        found, lacking = measured_by(SimpleNamespace(config=OmegaConf.create({"metrics": asked})))
+        assert [*found] == names
+        assert [text.startswith("Not measured: metrics") for text in lacking] == [True] * len(told)
+        assert all(part in text for part, text in zip(told, lacking, strict=True))
+
+
 def test_the_winner_of_a_search_has_them(tmp_path):
     from segsweep.report.winner import of_run
 
@@ -326,8 +345,6 @@ def test_what_is_none_is_one_sentence(tmp_path, given, says):
 
 
 def test_of_classes_it_is_of_each_and_their_mean_where_it_is_defined():
-    from types import SimpleNamespace
-
     truth = np.array([[[0, 1, 1, 255]], [[2, 0, 0, 0]]], np.uint8)
     predicted = np.array([[[0, 1, 0, 1]], [[2, 2, 0, 0]]], np.uint8)
     labels = SimpleNamespace(names=("a", "b", "c"), structures=("b", "c"), outputs=3)

@@ -435,6 +435,63 @@ def test_an_application_says_where_its_runs_go_beside_a_folder_of_others(mine):
     assert len([*here.glob("runs_three/*/*/job.json")]) == 2
 
 
+def test_an_option_of_an_applications_own_says_where_its_jobs_go_in_a_sweep_and_one_of_others_does_not(mine):
+    here = mine.parent
+    write(here, {
+        "conf/config.yaml": "defaults: [net: small, _self_]\nlr: 1\nsegsweep: {tracking: {uri: null}, report: false}\n",
+        "conf/net/small.yaml": "width: 1\n",
+        "conf/net/big.yaml": f"{GLOBAL}net: {{width: 9}}\nsegsweep: {{paths: {{runs: runs_big}}}}\n",
+        "my_conf/net/other.yaml": f"{GLOBAL}net: {{width: 3}}\nsegsweep: {{paths: {{runs: runs_other}}}}\n",
+        "app.py": "import segsweep\n@segsweep.main(config_path='conf', config_name='config', metric='error', "
+        "direction='min')\ndef main(cfg): return float(cfg.lr)\nmain()\n",
+    })  # fmt: skip
+
+    def done(*words: str) -> subprocess.CompletedProcess:
+        line = [sys.executable, "app.py", "-m", *words, "--config-dir", "my_conf"]
+        return subprocess.run(line, cwd=here, capture_output=True, text=True, timeout=120)
+
+    refused = done("net=small,other")
+    assert refused.returncode == 1
+    assert "segsweep.paths.runs: set by a file under my_conf (--config-dir)" in refused.stderr
+    assert sorted(path.name for path in here.iterdir()) == ["app.py", "conf", "my_conf"]
+    taken = done("net=small,big", "hydra/launcher=basic")
+    assert "may not change this" not in taken.stderr
+    assert len([*here.glob("runs_big/runs/*/result.json")]) == 1
+    assert len([*here.glob("multirun/runs/*/result.json")]) == 1
+
+
+def test_what_a_trusted_option_says_of_places_is_taken_in_a_job_that_no_check_has_seen_and_nothing_beside_it(
+    mine, monkeypatch
+):
+    own = mine.parent / "own"
+    write(own, {
+        "experiment/big.yaml": f"{GLOBAL}paths: {{runs: runs_big}}\n",
+        "experiment/named.yaml": f"{GLOBAL}paths: {{runs: 'runs_${{tracking.experiment}}'}}\n",
+    })  # fmt: skip
+    write(mine, {
+        "experiment/x.yaml": f"{GLOBAL}paths: {{runs: runs_evil}}\n",
+        "experiment/both.yaml": f"{GLOBAL}defaults: [big, _self_]\npaths: {{runs: runs_evil}}\n",
+        "tracking/x.yaml": "experiment: ../evil\nuri: null\n",
+    })  # fmt: skip
+    conf(monkeypatch, "own")
+    given = ["-m", "--config-dir", "own", "hydra.searchpath=[my_conf]"]
+    hold = passes(*given).hold
+    assert hold
+    with initialize_config_search_path([f"file://{conf_dir()}", f"file://{own}", f"file://{mine}"]):
+        loader = GlobalHydra.instance().config_loader()
+        compose = Composer(loader, loader.load_configuration("config", [], RunMode.MULTIRUN))
+        monkeypatch.setattr(session(), "foreign", True)
+        monkeypatch.setattr(session(), "hold", hold)
+        for lines, place in (
+            (["experiment=big", "optim=sgd"], "runs_big"),
+            (["experiment=named", "tracking.experiment=mine"], "runs_mine"),
+        ):
+            assert compose(lines).paths.runs == place
+        for lines in (["experiment=x"], ["experiment=both"], ["experiment=named", "tracking=x"]):
+            with pytest.raises(HydraException, match=r"paths\.runs.*: the files of a job's options may not"):
+                compose(lines)
+
+
 def test_jobs_that_a_node_composes_are_composed_here_first(mine, monkeypatch):
     pytest.importorskip("submitit")
     seen = []

@@ -164,7 +164,7 @@ class Composer:
         if session().foreign:
             from segsweep.config.hold import changed
 
-            if keys := changed(self.master, config, lines):
+            if keys := changed(self.master, config, lines, session().hold):
                 raise CompactHydraException(
                     f"{', '.join(keys)}: the files of a job's options may not change this in a sweep"
                 )

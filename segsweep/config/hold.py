@@ -171,6 +171,13 @@ class Hold:
                         break
         return found
 
+    def says(self, key: str, value: Any, raw: Any, given: set[str]) -> bool:
+        """Whether the trusted folders alone, by the options that a job's composition has, give a place its value, or
+        its text, which names what the job's overrides have `given`."""
+        there = self._task(raw)
+        own = places(OmegaConf.create(there)).get(key)
+        return own == value or _follows(key, raw, there, given)
+
     def too_many(self, cfg: DictConfig, count: int, most: int) -> list[str]:
         """Of `count` combinations `most` were composed: other launchers than this program's look at no more."""
         if count <= most or str(_select(cfg, "hydra.launcher._target_")).startswith(OURS):
@@ -230,9 +237,10 @@ class Hold:
         return hint(self.folders)
 
 
-def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[str]:
+def changed(master: DictConfig, job: DictConfig, lines: Sequence[str], hold: Hold | None = None) -> list[str]:
     """The keys of `hydra` that a job's composition has otherwise than its sweep's: none, as Hydra has applied the
-    sweep's; and those that read the environment there alone. lines: the job's overrides."""
+    sweep's; and those that read the environment there alone, or say where the job goes, unless by `hold` an option of
+    the user's own says that. lines: the job's overrides."""
     there: Any = OmegaConf.to_container(job, resolve=False)
     before: Any = OmegaConf.to_container(master, resolve=False)
     raw, base = dict(there), dict(before)
@@ -245,7 +253,9 @@ def changed(master: DictConfig, job: DictConfig, lines: Sequence[str]) -> list[s
     mine, shipped = places(master), places(OmegaConf.load(conf_dir() / "config.yaml"))  # type: ignore[arg-type]
     for key, value in places(job).items():
         before_it = value in (mine.get(key), shipped.get(key.removeprefix(f"{OWN}.")))
-        if key not in given and not before_it and not _follows(key, raw, base, given):
+        if key in given or before_it or _follows(key, raw, base, given):
+            continue
+        if hold is None or not hold.says(key, value, raw, given):
             reading.append(key)
     paths = [path for path in {**own, **whole} if path[:2] != CHOICES and path not in FILLED]
     keys = [path for path in paths if not _same(whole.get(path, _GONE), own.get(path, _GONE))]

@@ -318,9 +318,14 @@ def stopped(result: Mapping[str, Any]) -> str:
     return f"stopped early after epoch {found.get('epoch')} of {found.get('of')}: {found.get('reason')}"
 
 
-def note(status: str, accepted: Any, stopped: Any) -> str | None:
+TESTED = "tested again with weights that were there, nothing trained"
+"""Of a reused run whose test is not that of a record."""
+
+
+def note(status: str, accepted: Any, stopped: Any, tested: Any) -> str | None:
     """What is told of a job beside its status; arguments as job.json has them."""
     told = [f"accepted {accepted}" if accepted else "", str(stopped or "").removeprefix(f"{status} ")]
+    told.append(TESTED if tested else "")
     return ", ".join(filter(None, told)) or None
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 
 from segsweep.core import child
 
@@ -31,6 +32,17 @@ def typed(name: str = "") -> str:
         return f"{_reached(sys.argv[0])} {name}".strip()
     module = f".{COMMANDS[name]}" if name else ""
     return f"{_reached(sys.executable, 'python')} -m segsweep{module}"
+
+
+def pasted(words: Iterable[str]) -> str:
+    """A command line that a shell, and `shlex.split`, take apart into `words` again: as `shlex.join`, which writes one
+    quote by five signs, but for words that have quotes and nothing that is more than itself between double ones."""
+    import shlex  # as runpy
+
+    def plain(word: str) -> bool:
+        return "'" in word and not set(word) & {*'"$`!\n'} and "\\\\" not in word and not word.endswith("\\")
+
+    return " ".join(f'"{word}"' if plain(word) else shlex.quote(word) for word in words)
 
 
 def _reached(file: str, name: str = "segsweep") -> str:

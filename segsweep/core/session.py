@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segsweep.config.hold import Hold
     from segsweep.sweeps.doors import Door
     from segsweep.sweeps.sweep import Sweep
     from segsweep.sweeps.worker import Pool
@@ -43,14 +44,16 @@ class Session:
     """sink: takes events, plain dicts: the terminal of this process, or the pipe of a launcher's worker. job: the
     number of the one that is under way. retries: how often that ran out of memory before. heard: whether a Ctrl-C has
     raised KeyboardInterrupt. foreign: whether the command line names a folder that is not trusted, so that each job's
-    composition is looked at. sweep: that this process leads. copier, restorer, pool: to MLflow, from it, and of
-    workers; made where they are first needed. door: by which one's own code came here; None: this program's command."""
+    composition is looked at, and hold: what it is held against. sweep: that this process leads. copier, restorer, pool:
+    to MLflow, from it, and of workers; made where they are first needed. door: by which one's own code came here; None:
+    this program's command."""
 
     sink: Sink = lambda event: None
     job: int = 0
     retries: int = 0
     heard: bool = False
     foreign: bool = False
+    hold: "Hold | None" = None
     sweep: "Sweep | None" = None
     copier: "Copier | None" = None
     restorer: "Restorer | None" = None

@@ -100,7 +100,8 @@ class ClusterLauncher(Launcher):
             found = without_value(job.overrides)
         record = artifacts.read_json(job.folder / "job.json") or {}
         facts = {key: record.get(key) for key in ("status", "error", "seconds")} | {"failure": record.get("class")}
-        facts["note"] = artifacts.note(str(record.get("status")), record.get("accepted"), record.get("stopped"))
+        about = (record.get(key) for key in ("accepted", "stopped", "tested"))
+        facts["note"] = artifacts.note(str(record.get("status")), *about)
         spec = spec_of(self.config)
         score = score_of(spec, record.get("metrics") or {})
         name = job_name(job.overrides, raw(self.config.hydra.overrides.task), under(self.config))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from segsweep.core.program import pasted
 from segsweep.report import statistics
 from segsweep.report.comparison import Comparison, Configuration, digest, key, scale, scales, show
 from segsweep.report.record import Run
@@ -329,7 +330,7 @@ def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
             head[start:] = ["-m"] * (len(values) > 1 or "-m" in head[start:]) + named
     changed = {typed_as(a, name): value for name, value in changed.items()}
     kept = [word for word in overrides if word.split("=")[0].lstrip("+~") not in {*changed, *lost}]
-    return shlex.join([*head, *kept, *(f"{name}={value}" for name, value in changed.items())])
+    return pasted([*head, *kept, *(f"{name}={value}" for name, value in changed.items())])
 
 
 def typed_as(row: Configuration, factor: str) -> str:

@@ -111,6 +111,10 @@ class Findings:
         said = [module.WORDS[name] for module in self.modules[0] if name in getattr(module, "WORDS", {})]
         return str(said[-1](self) if callable(said[-1]) else said[-1]) if said else usual
 
+    def measured_in(self, name: str) -> str:
+        """What stands behind a metric in a heading: what its values are in, where this task says so."""
+        return "".join(f" ({unit})" for unit in own.ask(self.modules[0], "unit", [], self, name) if unit)
+
     def footnote(self, name: str) -> str:
         notes = [module.NOTES[name] for module in self.modules[0] if name in getattr(module, "NOTES", {})]
         return str(notes[-1]) if notes else self.spec.metrics[name].meaning

@@ -4,6 +4,7 @@ A module may have, all of it optional:
 
     WORDS: dict          how something is called in this task's sentences, or what gives it of the findings; see
                          `Findings.word`
+    unit(found, name)    -> what the values of a metric are in, such as "px", for headings, or ""
     NOTES: dict          metric -> its footnote below the table of results, in place of the metric's `meaning`
     sentences(found)     -> dict: anchor of a section -> sentences that it says too
     columns(found)       -> list of Column, of the table of results

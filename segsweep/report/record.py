@@ -132,7 +132,7 @@ class Run:
 @dataclass
 class Job:
     """One job of a sweep (job.json) with its run, where there is one; `number` is -1 for a run named by itself.
-    `since`: the job that finished later with the same settings, where this one did not."""
+    `since`: the job that finished later with the same settings, where this one did not. `tested`: see `run.Outcome`."""
 
     sweep: str
     number: int
@@ -145,6 +145,7 @@ class Job:
     run: Run | None = None
     started: str = ""
     since: str = ""
+    tested: bool = False
 
     @property
     def name(self) -> str:

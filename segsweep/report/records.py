@@ -145,6 +145,7 @@ def _read_sweep(folder: Path, runs: dict[str, Run], record: Record) -> None:
                 str(kind or ""),
                 run,
                 str(job.get("started") or ""),
+                tested=job.get("tested") is True and status == "reused",
             )
         )
 

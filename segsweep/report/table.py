@@ -79,10 +79,11 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
     if shared and len(jobs) > 1:
         console.print(_text(f"All: {shared}"))
     if blind := [job for job in jobs if job.status == "reused" and job.run and job.run.unwatched]:
-        whose = f"job{'s' * (len(blind) > 1)} {', '.join(str(job.number) for job in blind)}"
         told = "data=[...] of segsweep.main, or the digest of a task's Data, says what they are"
-        text = f"{whose}: answered from the record; the data are not watched ({told})"
+        text = f"{_whose(blind)}: answered from the record; the data are not watched ({told})"
         console.print(Text(text), soft_wrap=True)
+    if tested := [job for job in jobs if job.tested]:
+        console.print(Text(f"{_whose(tested)}: {artifacts.TESTED}"), soft_wrap=True)
     modules, _ = own.modules(spec)
     for job in jobs:
         if text := artifacts.stopped(job.run.result) if job.run and job.status in artifacts.WHOLE else "":
@@ -95,6 +96,10 @@ def table(jobs: Sequence[Job], width: int | None = None, color: bool = False, sp
             if text:
                 console.print(Text(printable(f"job {job.number}: {text}"), style="yellow"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines()) + "\n"  # type: ignore[attr-defined]
+
+
+def _whose(jobs: Sequence[Job]) -> str:
+    return f"job{'s' * (len(jobs) > 1)} {', '.join(str(job.number) for job in jobs)}"
 
 
 def _text(said: str, fold: str = "") -> Text:

@@ -26,6 +26,7 @@ from segsweep.config.start import start
 from segsweep.config.whitelist import SPECIAL, every, groups, is_own
 from segsweep.core import artifacts
 from segsweep.core.errors import printable
+from segsweep.core.program import pasted
 from segsweep.core.signature import IGNORED, OWN, leaves
 
 PROGRAM = ("python", "-m", "segsweep")
@@ -230,7 +231,7 @@ def command(
 ) -> str:
     """The command line that trains it; `before`: arguments that come first."""
     words = [f"{key}={_text(value)}" for key, value in {**choices, **values}.items()]
-    return shlex.join([*program, *before, *words])
+    return pasted([*program, *before, *words])
 
 
 def _compose(choices: Mapping[str, str]) -> tuple[dict[str, str], DictConfig]:

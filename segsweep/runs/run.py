@@ -45,7 +45,7 @@ PRUNED = ("epoch", "metrics", "training_seconds", "parameters", "reason")
 class Outcome:
     """How a job ended. `status`: finished, continued, stopped early, reused, pruned, failed or interrupted.
     `accepted`: where the record of other code is the answer, by whom and why. `stopped`: that and why it stopped early,
-    also of one that is reused."""
+    also of one that is reused. `tested`: reused are its epochs, and their weights were tested now."""
 
     status: str
     signature: str | None = None
@@ -59,6 +59,7 @@ class Outcome:
     epoch: int | None = None
     accepted: str | None = None
     stopped: str | None = None
+    tested: bool = False
 
 
 def run(
@@ -226,7 +227,8 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
     checkpoints.end(loop.length)
     if judge:
         judge.end("COMPLETE", loop.history)
-    return _answer(outcome, facts, _status(loop))
+    outcome.tested = (status := _status(loop)) == "reused"
+    return _answer(outcome, facts, status)
 
 
 def reused(folder: Path) -> Outcome | None:

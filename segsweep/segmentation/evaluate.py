@@ -18,7 +18,7 @@ from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.cache import Volumes
 from segsweep.segmentation.data.labels import PADDED, VOID
 from segsweep.segmentation.metrics import METRICS, confusion, decide, hd95, mean, means, of_classes, per_patient
-from segsweep.segmentation.models.fitted import misshapen
+from segsweep.segmentation.models.fitted import called, keys_of, misshapen
 from segsweep.segmentation.models.fitted import outputs as outputs_of
 from segsweep.segmentation.scores import stacks_of
 from segsweep.segmentation.windows import slide
@@ -229,6 +229,6 @@ def flops(
             given = model(torch.zeros(1, channels, height, width, device=device))
     finally:
         model.train(training)
-    if outputs and (wrong := misshapen(outputs_of(given), (1, outputs, height, width))):
-        raise ConfigError(f"model: {type(model).__name__} {wrong}")
+    if outputs and (wrong := misshapen(outputs_of(given), (1, outputs, height, width), keys_of(given))):
+        raise ConfigError(f"model: {called(model)} {wrong}")
     return counter.get_total_flops() / 1e9

@@ -65,7 +65,7 @@ def problems(given: Mapping[str, Any]) -> list[str]:
     memory, an optimizer of a dummy, a schedule of that."""
     spare_dynamo()
     found: list[str] = []
-    optimizer, epochs, heads = None, given.get("epochs"), 0
+    optimizer, epochs, heads = None, given.get("epochs"), networks.Heads()
     try:
         labels, wrong_labels = labels_of(given.get("data") or {}), ""
     except DataError as error:
@@ -120,8 +120,8 @@ def _attempt(
     labels: Labels,
     size: tuple[int, int] | None,
 ) -> Any:
-    """The optimizer, or the number of a network's outputs in training, 0 where that cannot be known, if that is what is
-    built here. Raises what is wrong with a component."""
+    """The optimizer, or what a network has for outputs in training, if that is what is built here. Raises what is wrong
+    with a component."""
     if group == "model":
         return networks.heads(node, labels.outputs, size)
     made: Any

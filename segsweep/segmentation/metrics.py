@@ -156,6 +156,8 @@ SPEC = Spec(
 CONFUSION = "confusion.json"
 """File of a run of several classes: the test's pixels, a list for each class that they are of, by the class that they
 were taken for."""
+DISTANCES = ("hd95", "assd")
+"""In pixels, or in millimetres where files say their spacing."""
 SCORES = ("dice", "iou", "hd95", "precision", "recall")
 """What a patient has of each class."""
 

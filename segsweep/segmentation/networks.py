@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,7 +13,7 @@ from segsweep.core.errors import ConfigError
 from segsweep.core.masks import first_line
 from segsweep.segmentation.kinds import KINDS
 from segsweep.segmentation.models.blocks import AnySize
-from segsweep.segmentation.models.fitted import fitted, misshapen
+from segsweep.segmentation.models.fitted import called, fitted, keys_of, misshapen
 from segsweep.segmentation.models.fitted import outputs as outputs_of
 
 CHANNELS, CLASSES = "<channels>", "<classes>"
@@ -49,23 +49,38 @@ def check_outputs(model: torch.nn.Module, channels: int, weights: Sequence[float
     outputs than there are `weights` for them (`deep_supervision`)."""
     if failed := getattr(model, "failed", None):
         raise ConfigError(
-            f"model: {type(model.network).__name__} does not take these images, of {channels} channel"
+            f"model: {called(model)} does not take these images, of {channels} channel"
             f"{'s' * (channels > 1)}: {first_line(failed)}; where an argument of it is to be the number of channels, "
             f"its YAML says so, NAME: {CHANNELS}"
         )
-    if wrong := unweighted(getattr(model, "heads", 1), weights):
+    if wrong := unweighted(heads_of(model), weights):
         raise ConfigError(wrong)
 
 
-def unweighted(heads: int, weights: Sequence[float] | None) -> str:
-    """What is wrong with the weights of so many outputs (0: nobody knows); "" where nothing is."""
-    if weights is None and heads < 2:
+class Heads(NamedTuple):
+    """A network by its name, and how many outputs it has in training (0: nobody knows), by their keys where it gives a
+    dictionary."""
+
+    network: str = "the network"
+    number: int = 0
+    keys: tuple[Any, ...] = ()
+
+
+def heads_of(model: torch.nn.Module) -> Heads:
+    return Heads(called(model), getattr(model, "heads", 1), getattr(model, "keys", ()))
+
+
+def unweighted(heads: Heads, weights: Sequence[float] | None) -> str:
+    """What is wrong with the weights of a network's outputs; "" where nothing is."""
+    name, count, keys = heads
+    if weights is None and count < 2:
         return ""
     if weights is None:
-        halves = ",".join(f"{0.5**n:g}" for n in range(heads))
+        halves = ",".join(f"{0.5**n:g}" for n in range(count))
+        several = f", the entries {', '.join(map(str, keys))} of its dictionary" if keys else ""
         return (
-            f"model: gives {heads} outputs in training; say what each weighs in the loss, the main one first, such as "
-            f"deep_supervision=[{halves}], where 0 leaves one out"
+            f"model: {name} gives {count} outputs in training{several}; say what each weighs in the loss, the main one "
+            f"first, such as deep_supervision=[{halves}], where 0 leaves one out"
         )
     shown = f"deep_supervision={list(weights) if isinstance(weights, list | tuple) else weights}"
     plain = isinstance(weights, list | tuple) and all(
@@ -73,11 +88,11 @@ def unweighted(heads: int, weights: Sequence[float] | None) -> str:
     )
     if not plain or not weights or not weights[0] > 0:
         return f"{shown}: expected a list of numbers from 0 on, the main output's first and above 0, or null"
-    if heads and len(weights) != heads:
-        hint = "give null" if heads == 1 else "give one each, the main output's first"
-        return (
-            f"{shown}: {len(weights)} given, and the network has {heads} output{'s' * (heads > 1)} in training; {hint}"
-        )
+    if count and len(weights) != count:
+        hint = "give null" if count == 1 else "give one each, the main output's first"
+        several = f" ({', '.join(map(str, keys))})" if keys else ""
+        outputs = f"{count} output{'s' * (count > 1)} in training{several}"
+        return f"{shown}: {len(weights)} given, and {name} has {outputs}; {hint}"
     return ""
 
 
@@ -95,8 +110,8 @@ def size_of(data: Mapping[str, Any]) -> tuple[int, int] | None:
     return sides if len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides) else None
 
 
-def heads(node: Mapping[str, Any], outputs: int, size: tuple[int, int] | None) -> int:
-    """The number of a network's outputs in training, 0 where that cannot be known yet. Raises what is wrong with it.
+def heads(node: Mapping[str, Any], outputs: int, size: tuple[int, int] | None) -> Heads:
+    """Of a network of which no image is known yet. Raises what is wrong with it.
 
     It is built and tried without memory, and with it where that cannot be done without, as it looks at numbers."""
     for device in ("meta", "cpu"):
@@ -113,7 +128,7 @@ def heads(node: Mapping[str, Any], outputs: int, size: tuple[int, int] | None) -
         if getattr(made, "heads", 1):
             break
     if isinstance(made, AnySize) and device == "meta" and outputs > 1:
-        found = outputs_of(made(torch.zeros(1, 3, 64, 64, device="meta")))
-        if wrong := misshapen(found, (1, outputs, 64, 64)):
-            raise ValueError(f"{type(made).__name__} {wrong}")
-    return getattr(made, "heads", 1)
+        given = made(torch.zeros(1, 3, 64, 64, device="meta"))
+        if wrong := misshapen(outputs_of(given), (1, outputs, 64, 64), keys_of(given)):
+            raise ValueError(f"{called(made)} {wrong}")
+    return heads_of(made)

@@ -9,20 +9,21 @@ import argparse
 import dataclasses
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
 from torch import nn
 
 from segsweep.config.start import start
 from segsweep.core import artifacts, environment
 from segsweep.core.device import out_of_memory, pick_device
-from segsweep.core.errors import SegsweepError
+from segsweep.core.errors import ConfigError, SegsweepError
 from segsweep.core.program import typed
 from segsweep.runs.find import REFERENCE
 from segsweep.runs.find import find as find_run
@@ -35,12 +36,15 @@ from segsweep.segmentation.data.labels import sizes as sizes_of
 from segsweep.segmentation.evaluate import evaluate, patient_table
 from segsweep.segmentation.figures import OUTLINES, areas, eroded
 from segsweep.segmentation.inputs import MASK, Patient, Slice, find, read
-from segsweep.segmentation.metrics import METRICS, called, mean, spec_of
+from segsweep.segmentation.metrics import DISTANCES, METRICS, called, mean, spec_of
+from segsweep.segmentation.scores import chosen, of_patients
 from segsweep.segmentation.trained import Trained, load
+from segsweep.task import Metric
 
 HELD = 1 << 30
 """Bytes of decoded pixels held at a time; a batch goes over patients as in training, but not over this border."""
 SUFFIX = {"tiff": ".tif", "png": ".png"}
+ARRAY = "at the network's size; all slices of a patient in one array, of several volumes one after another by name"
 _count = itertools.count()
 """Numbers the groups of images of this process: an address would come again for others once its array is freed."""
 
@@ -54,8 +58,15 @@ class Prediction(NamedTuple):
     probabilities: np.ndarray | None = None
 
 
-def predict(trained: Trained, patients: list[Patient], device: torch.device, probabilities: bool = False) -> Prediction:
-    """The patients' images have one shape and type; `trained.model` is on `device`."""
+def predict(
+    trained: Trained,
+    patients: list[Patient],
+    device: torch.device,
+    probabilities: bool = False,
+    measured: Mapping[str, Any] | None = None,
+) -> Prediction:
+    """The patients' images have one shape and type; `trained.model` is on `device`. measured: the run's `metrics`, see
+    `scores.chosen`."""
     stacked = np.concatenate([patient.images for patient in patients])
     counts = [len(patient.images) for patient in patients]
     truths = [p.empty if p.truth is None else p.truth for p in patients]
@@ -82,19 +93,40 @@ def predict(trained: Trained, patients: list[Patient], device: torch.device, pro
     index = np.arange(len(stacked))
     batches = Batches(volumes, index, batch_size=trained.config.eval_batch_size, device=device, patch=trained.patch)
     asked = partial(evaluate, trained.model, _Zero(), batches, patients=len(patients), keep=True)
+    scored = np.repeat([patient.truth is not None for patient in patients], counts)
+    wanted = probabilities or (bool(measured) and bool(scored.any()))
     found, parts = None, trained.parts
     while found is None:
         try:
-            found = asked(autocast=trained.autocast(device), parts=parts, probabilities=probabilities)
+            found = asked(autocast=trained.autocast(device), parts=parts, probabilities=wanted)
         except RuntimeError as error:
             if not out_of_memory(error) or parts >= trained.config.eval_batch_size:
                 raise
             parts *= 2
     assert found.masks is not None
-    scored = np.repeat([patient.truth is not None for patient in patients], counts)
-    part = dataclasses.replace(found, masks=found.masks[scored])
-    rows = patient_table(part, volumes, index[scored]).rows if scored.any() else []
-    return Prediction(found.masks, rows, found.probabilities)
+    rows: list[dict[str, Any]] = []
+    if scored.any():
+        shares = None if found.probabilities is None else found.probabilities[scored]
+        part = dataclasses.replace(found, masks=found.masks[scored], probabilities=shares)
+        rows = patient_table(part, volumes, index[scored]).rows
+        more = of_patients(measured or {}, part, volumes, index[scored])
+        rows = [row | more.get(row["patient"], {}) for row in rows]
+    return Prediction(found.masks, rows, found.probabilities if probabilities else None)
+
+
+def measured_by(trained: Trained) -> tuple[dict[str, Any], list[str]]:
+    """The scores that the run has beside those of every run, by name, and a sentence for each that cannot be had here,
+    which keeps no mask from being predicted."""
+    entries = trained.config.get("metrics")  # a run of before these has none
+    found: dict[str, Any] = {}
+    lacking: list[str] = []
+    for entry in entries if isinstance(entries, ListConfig) else ():
+        try:
+            plain = OmegaConf.to_container(entry) if isinstance(entry, DictConfig) else entry
+            found |= chosen([plain], (*METRICS, *found))
+        except ConfigError as error:
+            lacking.append(f"Not measured: {error}")
+    return found, lacking
 
 
 def stacks(patients: list[Patient], size: Any) -> dict[str, np.ndarray]:
@@ -272,11 +304,12 @@ def predict_files(
     overlays: bool,
     device: torch.device,
     probabilities: bool = False,
+    measured: Mapping[str, Any] | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Predict `given` and write everything into `out`: masks, predictions.csv, predictions.json.
 
-    Returns the rows of predictions.csv and what went wrong, naming files. Raises SegsweepError if `out` would
-    overwrite what is read."""
+    measured: see `predict`. Returns the rows of predictions.csv and what went wrong, naming files. Raises SegsweepError
+    if `out` would overwrite what is read."""
     patients, problems = find(given, trained.config.data)
     sources = {
         Path(volume.file_of(p)).resolve()
@@ -302,7 +335,7 @@ def predict_files(
     scores: dict[str, dict[str, Any]] = {}
     labels = trained.labels
     for group in groups(read(patients, trained.size, trained.channels, problems, labels, trained.room)):
-        found = predict(trained, group, device, probabilities)
+        found = predict(trained, group, device, probabilities, measured)
         scores |= {row["patient"]: row for row in found.rows}
         start = 0
         for patient in group:
@@ -325,7 +358,7 @@ def predict_files(
     if labels.names:
         about |= {"classes": dict(zip(labels.names, labels.values, strict=True))}
     if probabilities:
-        about |= {"probabilities": "probabilities.npy: (slices, classes, height, width) float16, at the network's size"}
+        about |= {"probabilities": f"probabilities.npy: (slices, classes, height, width) float16, {ARRAY}"}
     about |= {
         "device": environment.device_name(device),
         "segsweep": environment.versions().get("segsweep"),
@@ -335,9 +368,16 @@ def predict_files(
     return rows, problems
 
 
-def tell(trained: Trained, rows: list[dict[str, Any]], out: Path, single: bool) -> None:
+def tell(
+    trained: Trained,
+    rows: list[dict[str, Any]],
+    out: Path,
+    single: bool,
+    measured: Mapping[str, Any],
+    probabilities: bool = False,
+) -> None:
     """Print the patients and what their numbers mean. single: files were given, not only folders."""
-    spec = spec_of(trained.labels)
+    spec = spec_of(trained.labels, measured)
     for row in rows:
         dice = row.get("dice")
         text = "" if dice is None else f"  {spec.metrics['dice'].title} {dice:{METRICS['dice'].format}}"
@@ -361,6 +401,8 @@ def tell(trained: Trained, rows: list[dict[str, Any]], out: Path, single: bool) 
             f"Mean Dice (patients: {defined}): {means['dice']:{form}}{rule}. "
             f"Metrics are taken at {size}, as in training; masks and volumes are at the size of each file"
         )
+        if measured:
+            print(f"Mean {', '.join(_mean(scored, name, spec.metrics[name]) for name in measured)}")
     if trained.config.data.normalise != "unit" and single:
         print(
             f"Normalisation ({trained.config.data.normalise}) is over all slices of a patient, here over the files "
@@ -370,6 +412,16 @@ def tell(trained: Trained, rows: list[dict[str, Any]], out: Path, single: bool) 
         print(f"{len(seen)} of {len(rows)} patients were in this run's training or validation: theirs is no test")
     if rows:
         print(f"Masks: {out}   table: {out / 'predictions.csv'}")
+    if rows and probabilities:
+        print(f"Probabilities: {out}/*/probabilities.npy, {ARRAY}")
+
+
+def _mean(rows: list[dict[str, Any]], name: str, metric: Metric) -> str:
+    """Of a score over the patients of which it is defined, in words."""
+    values = np.array([row[name] for row in rows])
+    units = {"mm" if any(key.startswith("truth_ml") and row[key] is not None for key in row) else "px" for row in rows}
+    unit = f" {' or '.join(sorted(units))}" if name in DISTANCES else ""
+    return f"{metric.title} {mean(values):{metric.format}}{unit} (patients: {(values == values).sum()})"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -387,7 +439,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weights", choices=("last", "best"), help="default: those that the run's test describes")
     parser.add_argument("--format", choices=tuple(SUFFIX), default="tiff", help="of the masks")
     parser.add_argument(
-        "--probabilities", action="store_true", help="those of each class too, as a NumPy array for each patient"
+        "--probabilities", action="store_true", help=f"those of each class too, as PATIENT/probabilities.npy, {ARRAY}"
     )
     parser.add_argument("--overlays", action="store_true", help="the images with truth and prediction outlined, as PNG")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
@@ -399,6 +451,9 @@ def main(arguments: list[str] | None = None) -> int:
         average = ", their average" if trained.config.get("test_weights") == "ema" else ""
         print(f"{why[0].upper()}{why[1:]}; {trained.weights} weights{average}, epoch {trained.epoch}")
         device = pick_device(options.device)
+        measured, lacking = measured_by(trained)
+        for text in lacking:
+            print(text, file=sys.stderr)
         rows, problems = predict_files(
             trained,
             options.images,
@@ -407,6 +462,7 @@ def main(arguments: list[str] | None = None) -> int:
             overlays=options.overlays,
             device=device,
             probabilities=options.probabilities,
+            measured=measured,
         )
     except RuntimeError as error:
         if not out_of_memory(error):
@@ -418,7 +474,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (SegsweepError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    tell(trained, rows, options.out, single=any(path.is_file() for path in options.images))
+    single = any(path.is_file() for path in options.images)
+    tell(trained, rows, options.out, single, measured, options.probabilities)
     for problem in problems:
         print(f"Error: {problem}", file=sys.stderr)
     return 1 if problems else 0

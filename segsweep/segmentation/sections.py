@@ -14,14 +14,16 @@ from segsweep.report.own import Column
 from segsweep.report.record import Job, Run
 from segsweep.report.statistics import nanmean
 from segsweep.segmentation.data.labels import COLOURS, PADDED, colours
-from segsweep.segmentation.metrics import CONFUSION, METRICS, called
+from segsweep.segmentation.metrics import CONFUSION, DISTANCES, METRICS, SCORES, called
+from segsweep.segmentation.scores import BUILT_IN
 
 OVERLAID = 12  # rows with overlays
 CONFUSED = 4  # rows with a confusion matrix
 WORDS = {
+    "hd95": METRICS["hd95"].title,
+    "assd": BUILT_IN["assd"].metric.title,
     "accuracy": "pixel accuracy",
     "gflops": "GFLOPs an image",
-    "hd95": lambda found: f"HD95 ({' or '.join(sorted(units(found)))})",
     "leaks": "neighbours of test slices were trained on",
     "leaking": (
         "Their slices were dealt out singly, so that a patient's neighbouring slices lie in training and test."
@@ -36,6 +38,10 @@ NOTES = {
 def units(found: Any) -> set[str]:
     """Of distances, in the rows."""
     return {str((run.info.get("data") or {}).get("unit") or "px") for row in found.rows for run in row.runs} or {"px"}
+
+
+def unit(found: Any, name: str) -> str:
+    return " or ".join(sorted(units(found))) if name.partition("/")[0] in DISTANCES else ""
 
 
 def sentences(found: Any) -> dict[str, list[str]]:
@@ -205,7 +211,10 @@ def _by_class(found: Any) -> list[Block]:
     """A line for each row and class, with the interval of its mean over patients."""
     if not (names := structures(found)):
         return []
-    comparison, kinds = found.comparison, ("dice", "iou", "hd95", "precision", "recall")
+    comparison, scores = found.comparison, found.spec.scores
+    kinds = list(dict.fromkeys([*SCORES, *(name.partition("/")[0] for name in scores if "/" in name)]))
+    plain = [scores[f"{kind}/{names[0]}"].title.removesuffix(f" of {called(names[0])}") for kind in kinds]
+    titles = [title + found.measured_in(kind) for title, kind in zip(plain, kinds, strict=True)]
     marks: dict[str, dict[int, str]] = {}
     for key, bests in comparison.best.items():
         marks[key] = {}
@@ -217,14 +226,16 @@ def _by_class(found: Any) -> list[Block]:
         for i, row in enumerate(found.rows):
             cells: list[Cell | str] = [called(name), Cell(found.title(i), i)]
             for kind in kinds:
-                key, metric = f"{kind}/{name}", METRICS[kind]
+                key = f"{kind}/{name}"
+                metric = scores[key]
                 mean = comparison.mean(i, key)
-                text = ranged(comparison.interval(i, key), mean, metric.mean_format or ".3f")
+                form = metric.mean_format or (".3f" if kind in SCORES else metric.format)
+                text = ranged(comparison.interval(i, key), mean, form)
                 cells.append(Cell(text, mean if mean == mean else "", marks[key].get(i, "")))
-            scores = comparison.by_unit(i, f"dice/{name}")
-            cells += [number(float((~np.isnan(scores)).sum()), "g"), number(row.metric(f"test/undefined/{name}"), "g")]
+            dice = comparison.by_unit(i, f"dice/{name}")
+            cells += [number(float((~np.isnan(dice)).sum()), "g"), number(row.metric(f"test/undefined/{name}"), "g")]
             rows.append(cells)
-    head = ["class", "row", *(found.word(kind, METRICS[kind].title) for kind in kinds), f"{found.units}", "left out"]
+    head = ["class", "row", *titles, f"{found.units}", "left out"]
     notes = {
         found.units: "that have the class, or were given it",
         "left out": "without the class and without a pixel predicted of it, a mean over the repeats",

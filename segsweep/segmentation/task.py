@@ -111,7 +111,7 @@ class Segmentation:
         return self._build("split")(self.manifest.patients)
 
     def data(self) -> Data:
-        """Scans and divides; decodes nothing. The device does not belong to the identity, the arithmetic does. Raises
+        """Scans and divides; decodes no image. The device does not belong to the identity, the arithmetic does. Raises
         DataError where a setting goes by the validation part and there is none."""
         patients = self.manifest.patients
         parts = {part: len(getattr(self.split, part)) for part in ("train", "val", "test")}

@@ -121,7 +121,7 @@ def _main(raising: bool) -> int:
         print(error, file=sys.stderr)
         return 1
     sys.argv[1:] = checked.argv
-    session().foreign = checked.foreign
+    session().foreign, session().hold = checked.foreign, checked.hold
     lead = session().sweep = sweep.Sweep(checked.jobs, asked)
     stopped, code = False, 0
     with Display(checked.jobs, plain=raising or (checked.here and session().door is not None)) as display:

@@ -3,9 +3,9 @@
 import logging
 import os
 import re
-import shlex
 import time
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,14 @@ from segsweep.config.compose import choices_of, with_environment
 from segsweep.config.schema import engine, under
 from segsweep.core import artifacts, child, masks
 from segsweep.core.errors import SegsweepError
+from segsweep.core.program import pasted
 from segsweep.core.session import session
 from segsweep.sweeps import sweep
 from segsweep.sweeps.plan import Point
 from segsweep.task import Spec
+
+SHORT = 60
+"""Signs of a job's name where nothing varies: its command line is told elsewhere."""
 
 
 def job(cfg: DictConfig) -> Any:
@@ -100,7 +104,7 @@ def answered(
 def _ended(outcome: Any, spec: Spec | None) -> dict[str, Any]:
     """Of the event that tells how a job ended."""
     error = outcome.error and masks.told(outcome.error)  # here, as whoever shows it knows less
-    note = artifacts.note(outcome.status, outcome.accepted, outcome.stopped)
+    note = artifacts.note(outcome.status, outcome.accepted, outcome.stopped, outcome.tested)
     facts = {"status": outcome.status, "error": error, "failure": outcome.failure, "note": note}
     return facts | {"score": score_of(spec, outcome.metrics)}
 
@@ -120,7 +124,7 @@ def _environment(settings: Any) -> list[str]:
 
 def _command(arguments: list[str]) -> str:
     """What trains a job alone."""
-    return f"{sweep.program()} {shlex.join(map(masks.masked, arguments))}".strip()
+    return f"{sweep.program()} {pasted(map(masks.masked, arguments))}".strip()
 
 
 def _describe(cfg: DictConfig, settings: Any, folder: Path) -> None:
@@ -155,10 +159,13 @@ def score_of(spec: Spec | None, metrics: Mapping[str, Any]) -> str:
 
 
 def job_name(overrides: list[str], asked: list[str], at: str = "") -> str:
-    """What varies in a sweep, numbers to four digits; all overrides where nothing does. at: how the engine's keys
+    """What varies in a sweep, numbers to four digits; the first overrides where nothing does. at: how the engine's keys
     begin."""
-    fixed = set(map(masks.masked, asked))
-    shown = [o for o in map(masks.masked, overrides) if o not in fixed] or overrides
+    fixed, given = set(map(masks.masked, asked)), list(map(masks.masked, overrides))
+    varied = [o for o in given if o not in fixed]
     apart = tuple(f"{at}{key}" for key in ("paths.", "tracking", "device", "search.", "report="))
-    kept = (o for o in shown if not o.startswith((*apart, "data.root")))
-    return re.sub(r"\d+\.\d{5,}(e-?\d+)?\b", lambda n: f"{float(n[0]):.4g}", " ".join(kept)) or "default"
+    kept = [o for o in varied or given if not o.startswith((*apart, "data.root"))]
+    kept = [re.sub(r"\d+\.\d{5,}(e-?\d+)?\b", lambda n: f"{float(n[0]):.4g}", o) for o in kept]
+    few = len(kept) if varied else max(1, sum(total <= SHORT for total in accumulate(len(o) + 1 for o in kept)))
+    more = f" and {len(kept) - few} more" if len(kept) > few else ""
+    return " ".join(kept[:few]) + more or "default"

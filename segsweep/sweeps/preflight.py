@@ -9,7 +9,6 @@ import copy
 import itertools
 import math
 import re
-import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from segsweep.config.hold import Hold, is_place
 from segsweep.config.schema import engine, range_problem, ranges, under
 from segsweep.core.errors import ConfigError, SegsweepError, nearest
 from segsweep.core.masks import first_line
-from segsweep.core.program import COMMANDS
+from segsweep.core.program import COMMANDS, pasted
 from segsweep.core.session import session
 from segsweep.core.signature import IGNORED, OWN
 from segsweep.search import objective, pruning
@@ -48,12 +47,14 @@ COMBINATIONS = 64
 @dataclass(frozen=True)
 class Checked:
     """jobs: their number, None where a search decides; argv: the command line as Hydra takes it; foreign: whether it
-    names a folder that is not trusted; here: whether jobs run in this process."""
+    names a folder that is not trusted, and hold: what each job is then held against; here: whether jobs run in this
+    process."""
 
     jobs: int | None
     argv: list[str]
     foreign: bool = False
     here: bool = False
+    hold: Hold | None = None
 
 
 def preflight(argv: list[str]) -> Checked:
@@ -111,12 +112,12 @@ def preflight(argv: list[str]) -> Checked:
     here = not args.multirun or "BasicLauncher" in str(OmegaConf.select(bases[0], "hydra.launcher._target_"))
     argv = [*argv, *_numbered(bases[0])]
     if not args.multirun:
-        return Checked(1, argv, bool(hold), here)
+        return Checked(1, argv, bool(hold), here, hold)
     late = {o.input_line for o in tasks if not o.is_sweep_override() and not _has(master, o.key_or_group)}
     late -= {o.input_line for o in tasks if o.is_add() or o.is_force_add() or o.is_delete()}
     argv = [_late(argument) if argument in late else argument for argument in argv]
     several = [o for o in overrides if o.is_sweep_override()]
-    return Checked(None if search else math.prod(len(_values(o)) for o in several), argv, bool(hold), here)
+    return Checked(None if search else math.prod(len(_values(o)) for o in several), argv, bool(hold), here, hold)
 
 
 def _beside_it(args: Any) -> list[str]:
@@ -301,7 +302,7 @@ def _unreadable(lines: list[str]) -> list[str]:
                 with contextlib.suppress(HydraException):
                     OverridesParser.create().parse_override(quoted)
                     text += f"{' A' if left_open else '; a'} text with such signs has to be quoted, for the shell too: "
-                    text += shlex.quote(quoted)
+                    text += pasted([quoted])
             problems.append(text)
     return problems
 

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import shlex
 import sys
 import threading
 import time
@@ -25,7 +24,7 @@ from segsweep.config.schema import engine, resolved, under
 from segsweep.core import artifacts, locks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import KEYS, first_line, hide, learn, masked
-from segsweep.core.program import typed
+from segsweep.core.program import pasted, typed
 from segsweep.core.session import session, thread
 from segsweep.task import Spec
 from segsweep.tracking.store import PLACE, Columns, columns, database
@@ -187,6 +186,8 @@ class Sweep:
         print(f"Sweep: {folder}   its jobs: {folder}/*/job.json")
         if self.reported and not stopped and len(ended) > max(len(bad), 1):
             print(f"Report: {self._report(folder)}")
+        elif self.reported and self.parent and self.expected == 1 and not (stopped or bad):
+            print(f"Report: none, as one job compares with nothing; give a key two values, such as {self._seed}=0,1")
         if not stopped and self._record().get("search"):
             print(f"Search: {self._search(folder)}")
         served = self._finish_mlflow(folder, stopped, bool(bad))
@@ -203,6 +204,10 @@ class Sweep:
         """The command line that asked for it, as it was typed."""
         return self.asked if session().door else self.asked.replace(program(), typed(), 1)
 
+    @property
+    def _seed(self) -> str:
+        return next(key for key in self.repeats if key.rpartition(".")[2] == "seed")
+
     def _then(self, folder: Path) -> list[str]:
         """What one would type after it, and why."""
         from segsweep.report import own
@@ -210,8 +215,7 @@ class Sweep:
         record = self._record()
         given = {override.split("=")[0].lstrip("+~") for override in record.get("overrides", [])}
         if self.parent and "search" not in record and not given & {"seed", *self.repeats}:
-            seed = next(key for key in self.repeats if key.rpartition(".")[2] == "seed")
-            return [f"{self.again} {seed}=0,1,2   whether other seeds say the same"]
+            return [f"{self.again} {self._seed}=0,1,2   whether other seeds say the same"]
         modules = own.modules(self.spec)[0] if self.spec else []
         return [str(line) for line in own.ask(modules, "then", [], folder)]
 
@@ -232,7 +236,7 @@ class Sweep:
             reason = first_line(error)
             return f"not written ({reason}); again: {typed('search')} {folder}"
         best = folder / "search" / "experiment" / "best.yaml"
-        line = shlex.join([*named(), "--config-dir", str(folder / "search"), f"{self.plus}experiment=best"])
+        line = pasted([*named(), "--config-dir", str(folder / "search"), f"{self.plus}experiment=best"])
         again = f"   the best: {program() if session().door else typed()} {line}"
         return f"{page}{again if best.exists() else ''}"
 
@@ -344,7 +348,7 @@ def hide_passwords(*files: Path) -> None:
 
 def command() -> str:
     """The command line that started this process, as one would type it."""
-    return masked(f"{program()} {shlex.join(sys.argv[1:])}".strip())
+    return masked(f"{program()} {pasted(sys.argv[1:])}".strip())
 
 
 def raw(overrides: Any) -> list[str]:
@@ -357,12 +361,12 @@ def look(uri: str) -> str:
     """How one looks at what MLflow keeps at `uri`, from the working directory; "" where its address says it."""
     if uri.startswith(("http:", "https:")):
         return ""
-    return f"{typed('ui')}{'' if uri == PLACE else f' --store {shlex.quote(masked(uri))}'}"
+    return f"{typed('ui')}{'' if uri == PLACE else f' --store {pasted([masked(uri)])}'}"
 
 
 def program() -> str:
     """The command less its arguments."""
-    return shlex.join(door.program if (door := session().door) else ("python", "-m", "segsweep"))
+    return pasted(door.program if (door := session().door) else ("python", "-m", "segsweep"))
 
 
 def named() -> list[str]:

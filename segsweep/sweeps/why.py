@@ -20,7 +20,7 @@ from segsweep.config.start import start
 from segsweep.core import accepted, artifacts, checkpoints, locks
 from segsweep.core.errors import SegsweepError, printable
 from segsweep.core.masks import first_line
-from segsweep.core.program import typed
+from segsweep.core.program import pasted, typed
 from segsweep.core.session import session
 from segsweep.core.signature import digest, leaves, short
 from segsweep.core.source import hashes
@@ -127,7 +127,7 @@ def _words(info: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 def _refuse_other(reference: str, cfg: DictConfig, info: Mapping[str, Any]) -> None:
     """Raise SegsweepError where another program composes a run than the one that is asked; it names that one."""
     program, _ = _words(info)
-    here, asks = ["python", "-m", "segsweep"], f"{printable(shlex.join(program))} --why"
+    here, asks = ["python", "-m", "segsweep"], f"{printable(pasted(program))} --why"
     if door := session().door:
         other, asks = engine(cfg).task._target_ != door.target, asks if program != here else typed("why")
     else:
@@ -218,7 +218,7 @@ def explain(reference: str, folder: Path, config_dir: str | None) -> None:
         again = f"It would be {what}, as {there.name}: {_counted(found)}."
         edit = files and known and not lacks
         edit &= bool(artifacts.result(folder)) and not (there / "pruned.json").exists()
-        options = f" --config-dir {shlex.quote(config_dir)}" if config_dir else ""
+        options = f" --config-dir {pasted([config_dir])}" if config_dir else ""
         hint = f" If the edit changes no number: {_asks()} --accept {reference} --reason TEXT{options}"
         print(again + hint * edit)
 
@@ -369,4 +369,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _asks() -> str:
     """The command of this, less its arguments."""
-    return f"{shlex.join(door.program)} --why" if (door := session().door) else typed("why")
+    return f"{pasted(door.program)} --why" if (door := session().door) else typed("why")

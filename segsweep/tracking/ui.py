@@ -2,13 +2,12 @@
 
 import argparse
 import os
-import shlex
 import socket
 import sys
 
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import first_line, learn, masked
-from segsweep.core.program import typed
+from segsweep.core.program import pasted, typed
 from segsweep.tracking import store
 
 HOST = "127.0.0.1"
@@ -49,7 +48,7 @@ def addresses(uri: str, port: int) -> list[str]:
     if uri.startswith(("http:", "https:")):
         raise SegsweepError(f"{masked(uri)}: a server, which has its pages at this address: open it in a browser")
     if (file := store.database(uri)) and not file.exists():
-        other = "" if uri == store.PLACE else f" {shlex.quote(f'tracking.uri={masked(uri)}')}"
+        other = "" if uri == store.PLACE else f" {pasted([f'tracking.uri={masked(uri)}'])}"
         raise SegsweepError(
             f"{file}: no store of MLflow here. A sweep makes it, as {typed()} -m optim=sgd,adam{other} does; one that "
             "is elsewhere is named by --store, as in --store sqlite:////home/me/mlruns/mlflow.db"

@@ -1,7 +1,9 @@
 """Other people's layouts."""
 
+import re
 import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,15 +97,45 @@ def test_an_image_that_cannot_be_decoded_is_told_by_the_scan_and_not_by_each_job
                 data_set(tmp_path).scan(tmp_path / "cache")
 
 
-def test_a_scan_decodes_no_image_that_is_whole(tmp_path, monkeypatch):
+def test_a_scan_decodes_no_image_that_is_whole_and_each_mask_once(tmp_path, monkeypatch):
     for name, suffix in enumerate(("png", "tif", "jpg")):
         write(tmp_path, f"images/a-{name}.{suffix}", f"masks/a-{name}.png")
     (tmp_path / "images" / "a-3.tif").write_bytes(signed(np.ones((12, 16))))
     write(tmp_path, "x.png", "masks/a-3.png")
     decoded, read = [], images.read
-    monkeypatch.setattr(images, "read", lambda *given: (decoded.append(given[0][-7:]), read(*given)))
-    assert len(data_set(tmp_path).scan(tmp_path / "cache").patients["a"]) == 4
-    assert decoded == ["a-3.tif"]  # which might have been below 0
+
+    def noting(file, mask=False):
+        decoded.append("/".join(Path(file).parts[-2:]))
+        return read(file, mask)
+
+    monkeypatch.setattr(images, "read", noting)
+    for _ in range(2):
+        assert len(data_set(tmp_path).scan(tmp_path / "cache").patients["a"]) == 4
+    assert sorted(decoded) == ["images/a-3.tif", *(f"masks/a-{k}.png" for k in range(4))]  # might have been below 0
+
+
+@pytest.mark.parametrize(
+    ("values", "changes", "says"),
+    [
+        (
+            (0, 3),
+            {"classes": 3},
+            r"masks/a-2\.png: label values outside the classes: 3; data\.classes has the values 0 to 2",
+        ),
+        ((0, 7), {"ignore": [5]}, r"masks/a-2\.png: a mask with the values 0, 7; expected"),
+        ((0, 1), {}, r"masks/a-2\.png: a mask with the value 1 where the patient's other masks have 255"),
+    ],
+)
+def test_values_of_a_mask_that_are_none_are_told_by_the_scan_whether_they_are_remembered_or_not(
+    tmp_path, values, changes, says
+):
+    write(tmp_path, "images/a-1.png", mask_values=(0, 2) if "classes" in changes else (0, 255))
+    write(tmp_path, "images/a-2.png", mask_values=values)
+    for _ in range(2):
+        with pytest.raises(DataError, match=says):
+            data_set(tmp_path, **changes).scan(tmp_path / "cache")
+    with_all = data_set(tmp_path, classes=list(map(str, range(256)))[:253], ignore=[255])
+    assert len(with_all.scan(tmp_path / "cache").patients) == 1  # of the same files, by other classes
 
 
 def test_a_file_whose_name_is_not_utf_8_is_told(tmp_path):
@@ -179,6 +211,21 @@ def test_masks_of_one_patient_use_one_value(tmp_path):
 def test_wrong_patterns_are_refused_before_anything_is_read(changes, message):
     with pytest.raises(DataError, match=message):
         data_set("nowhere", **changes)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("im/*.png", r"no such files: .* has no folder im; its folders: images, masks$"),
+        ("image/*.png", r"no such files: .* has no folder image; did you mean images\?$"),
+        ("images/a/b/**/*.png", r"no such files: .*images has no folder a, and no folder at all$"),
+        ("images/*.tif", r"no such files under .*images$"),
+    ],
+)
+def test_a_pattern_without_files_names_the_nearest_folder_that_is_there(tmp_path, pattern, says):
+    write(tmp_path, "images/a-1.png")
+    with pytest.raises(DataError, match=rf"data\.images={re.escape(pattern)}: {says}"):
+        data_set(tmp_path, images=pattern).scan(tmp_path / "cache")
 
 
 def test_patterns_that_do_not_fit_the_files_are_refused(tmp_path):

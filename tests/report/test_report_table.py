@@ -82,6 +82,15 @@ def test_names_and_values_of_anybodys_are_neither_markup_nor_commands_to_the_ter
     assert not {sign for sign in text if not sign.isprintable()} - {"\n"}
 
 
+def test_what_was_tested_again_and_not_trained_is_told_below_the_table(tmp_path):
+    folder = write_sweep(tmp_path, "s", [Spec(factors(optim=optim)) for optim in ("sgd", "adam", "adamw")])
+    for number in range(3):
+        file = folder / str(number) / "job.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "reused", "tested": number < 2}))
+    last = table(read([folder]).jobs, width=200).splitlines()[-1]
+    assert last == "jobs 0, 1: tested again with weights that were there, nothing trained"
+
+
 def test_what_stopped_early_is_told_in_words_in_table_and_report(tmp_path):
     specs = [Spec(factors(optim=optim)) for optim in ("sgd", "adam")]
     folder = write_sweep(tmp_path, "s", specs)

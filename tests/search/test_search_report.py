@@ -214,7 +214,7 @@ def test_added_keys_lists_and_texts_come_back_on_the_command_line(tmp_path):
     values = {"+optim.foreach": False, "optim.betas": [0.8, 0.9], "data.root": "/a b/c", "clip_norm": None, "x": "1e-3"}
     line = winner.command({"model": "r2unet"}, values)
     expected = "python -m segsweep model=r2unet +optim.foreach=false 'optim.betas=[0.8,0.9]' "
-    assert line == expected + """'data.root='"'"'/a b/c'"'"'' clip_norm=null 'x='"'"'1e-3'"'"''"""
+    assert line == expected + """"data.root='/a b/c'" clip_norm=null "x='1e-3'\""""
     choices, found = winner.difference({"optim": "adam"}, {"optim.foreach": False, "optim.betas": [0.8, 0.9]}, [])
     assert (choices, found) == ({}, {"+optim.foreach": False, "optim.betas": [0.8, 0.9]})
     assert yaml.safe_load(winner.experiment(["h"], choices, found)) == {

@@ -110,9 +110,10 @@ def results(found: Findings) -> Section | None:
             if len(best.tied) < best.rivals:
                 marks[name] |= dict.fromkeys([best.row, *best.tied], "tied" if best.tied else "best")
     primary, part = found.spec.primary, comparison.part
-    head = ["row", found.score, "SD of seeds"]
+    compared = found.score + found.measured_in(primary)
+    head = ["row", compared, "SD of seeds"]
     scores = {name: metric for name, metric in found.spec.scores.items() if name != primary and metric.column != ""}
-    titles = {name: found.word(name, metric.title) for name, metric in scores.items()}
+    titles = {name: found.word(name, metric.title) + found.measured_in(name) for name, metric in scores.items()}
     # of what has no value for each unit: the compared number itself is in the second column already
     plain = [(f"{p}/{name}", m) for p in ("train", part) for name, m in found.others.items()]
     plain = [(key, m) for key, m in plain if key != f"{part}/{primary}" and _known(found, key)]
@@ -145,7 +146,7 @@ def results(found: Findings) -> Section | None:
     known = any(found.intervals)
     means = f"mean over {over}{' with its 95 % interval' * known}; repeats pooled {counts}"
     notes = {
-        found.score: "; ".join(filter(None, [found.footnote(primary), means])),
+        compared: "; ".join(filter(None, [found.footnote(primary), means])),
         "SD of seeds": f"how far the mean {found.score} moves from seed to seed",
     }
     for column in found.own.columns:
@@ -177,7 +178,7 @@ def results(found: Findings) -> Section | None:
         [found.title(i) for i in shown],
         [[found.intervals[i]] for i in shown],
         points=[comparison.by_unit(i) for i in shown],
-        xlabel=found.score,
+        xlabel=compared,
     )
     return Section("results", "How each row scored", [table, *_remarks(found), *([[plot]] if plot else [])])
 

@@ -5,6 +5,7 @@ import shlex
 import numpy as np
 
 from segsweep.core import artifacts
+from segsweep.core.program import pasted
 from segsweep.core.signature import OWN
 from segsweep.report.comparison import show
 from segsweep.report.content import Section, joined, many, plural, plus
@@ -224,7 +225,7 @@ def _enough(found: Findings) -> str:
         key = next((k for k in ("seed", f"{OWN}.seed") if any(w.startswith(f"{k}=") for w in words)), run.seed_key)
         kept = [word for word in words if not word.startswith(f"{key}=")]
         values = ",".join(map(str, seeds))
-        told.append(f"`{shlex.join([*kept, f'{key}={values}'])}`")
+        told.append(f"`{pasted([*kept, f'{key}={values}'])}`")
     return f"{text} They come with {joined(told)}; what has finished is not trained again."
 
 

@@ -5,8 +5,9 @@ Image and mask are matched by what the expression finds in their paths, so they 
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
@@ -74,9 +75,21 @@ class Folder:
 
     def scan(self, cache: Path) -> Manifest:
         """The manifest of all matched files. Raises DataError."""
-        made = source.manifest(source.folder(self.root), self._pairs(), cache, images.look, images.read)
+        made = self._manifest(cache, self._pairs(), images.look, images.values)
         self._check_patch(made.shapes)
         return replace(made, room=source.room(self.image_size, made.shapes), stacks=self._stacks(made))
+
+    def _manifest(
+        self,
+        cache: Path,
+        pairs: source.Pairs,
+        look: Callable[[bytes], tuple[bool, tuple[int, int] | None]],
+        values: Callable[[str], list[int]],
+    ) -> Manifest:
+        """With the masks' values held against the classes; not where a region decides which of them count."""
+        check = partial(images.check_values, labels=self.labels)
+        known = None if self.roi else values
+        return source.manifest(source.folder(self.root), pairs, cache, look, images.read, known, check)
 
     def _stacks(self, made: Manifest) -> dict[str, list[Stack]]:
         """Of each patient the runs of slices of one volume, where the expression tells volumes."""
@@ -131,7 +144,7 @@ class Folder:
         if not keyed:
             others = "data.masks or data.roi" if self.roi else "data.masks"
             but = f" but those that {others} takes" if taken and any(root.glob(pattern)) else ""
-            raise DataError(f"data.{key}={pattern}: no such files under {root}{but}")
+            raise DataError(f"data.{key}={pattern}: {source.unmatched(root, pattern)}{but}")
         return keyed
 
     def decode(self, manifest: Manifest, patient: str) -> tuple[np.ndarray, np.ndarray]:

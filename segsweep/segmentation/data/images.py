@@ -231,15 +231,7 @@ def decode(
             )
         region = region_of(region_file[0], image_file, image) if region_file else None
         known = mask if region is None else mask[region]
-        if labels.names:
-            codes = labels.read(known, mask_file)
-        elif labels.ignore:
-            void = np.isin(known, labels.ignore)
-            inside = _check_mask(np.where(void, 0, known), mask_file, inside) or inside
-            codes = np.where(void, VOID, known > 0).astype(np.uint8)
-        else:
-            inside = _check_mask(known, mask_file, inside) or inside
-            codes = known > 0
+        codes, inside = _codes(known, mask_file, labels, inside)
         if region is not None:
             mask, image = np.where(region, mask, 0), np.where(region[..., None], image, 0)
         found.append(sized(image, codes, size, labels, region, mask_file))
@@ -251,6 +243,28 @@ def decode(
                 )
     images, masks = zip(*found, strict=True)
     return (np.stack(images), np.stack(masks)) if room is None else padded(images, masks, room)
+
+
+def _codes(known: np.ndarray, file: str, labels: Labels, inside: int) -> tuple[np.ndarray, int]:
+    """Values of a mask's file as what the program has for them, and the structure's, which is one in all of a patient's
+    masks, 0 where nobody knows it yet. Raises DataError naming the file."""
+    if labels.names:
+        return labels.read(known, file), inside
+    void = np.isin(known, labels.ignore)
+    inside = _check_mask(np.where(void, 0, known), file, inside) or inside
+    return np.where(void, VOID, known > 0).astype(np.uint8) if labels.ignore else known > 0, inside
+
+
+def values(file: str) -> list[int]:
+    """That a mask has, in order. Raises DataError naming the file."""
+    return np.flatnonzero(np.bincount(read(file, mask=True).ravel())).tolist()
+
+
+def check_values(masks: Sequence[tuple[str, Sequence[int]]], labels: Labels) -> None:
+    """Raise DataError as `decode` does of a patient's masks, each with its `values`."""
+    inside = 0
+    for file, known in masks:
+        _, inside = _codes(np.array(known), file, labels, inside)
 
 
 def sized(

@@ -1,6 +1,8 @@
 """NIfTI volumes and their labels, cut into slices along an axis of the patient; see `volume` for which is which."""
 
+import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -40,7 +42,7 @@ class Nifti(Folder):
                 raise DataError(
                     f"{file}: expected files {' or '.join(volume.SUFFIXES)}; change data.images or data.masks"
                 )
-        made = source.manifest(source.folder(self.root), pairs, cache, lambda data: (False, None), images.read)
+        made = self._manifest(cache, pairs, lambda data: (False, None), partial(self._values, threading.Lock()))
         names: dict[str, list[str]] = {}
         files: dict[str, list[tuple[str, ...]]] = {}
         stacks: dict[str, list[Stack]] = {}
@@ -62,6 +64,13 @@ class Nifti(Folder):
         self._check_patch(shapes)
         room = source.room(self.image_size, shapes)
         return replace(made, patients=names, files=files, stacks=stacks, shapes=tuple(sorted(shapes)), room=room)
+
+    def _values(self, alone: threading.Lock, file: str) -> list[int]:
+        """As `images.values`, of a label volume: one after another, since one may be large."""
+        with alone:
+            depth, *_ = volume.header(file, self.axis).shape  # which refuses what would not fit
+            each = (images.values(volume.address(file, self.axis, place)) for place in range(depth))
+            return sorted(set().union(*each))
 
     def _check(self, patient: str, several: list[str], head: volume.Header, file: str, first: volume.Header) -> None:
         if head.spacing != first.spacing and not np.allclose(head.spacing or 0, first.spacing or 0, rtol=1e-3):

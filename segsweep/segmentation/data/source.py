@@ -4,6 +4,7 @@ Nothing here imports torch: decoding processes import it, and torch alone would 
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -142,10 +143,26 @@ def folder(root: str) -> Path:
         return path
     if path.exists():
         raise DataError(f"data.root={root}: this is a file; expected a folder. Unpack it, and give the folder")
-    there = next(p for p in path.absolute().parents if p.is_dir())
-    missing = path.absolute().relative_to(there).parts[0]
+    there, missing = lacking(path)
     hint = nearest(missing, (p.name for p in there.iterdir() if p.is_dir()))
     raise DataError(f"data.root={root}: no such folder: {there} has no {missing}{hint}")
+
+
+def lacking(path: Path) -> tuple[Path, str]:
+    """Of a folder that is not there: the nearest one above it that is, and the first name that this lacks."""
+    there = next(p for p in path.absolute().parents if p.is_dir())
+    return there, path.absolute().relative_to(there).parts[0]
+
+
+def unmatched(root: Path, pattern: str) -> str:
+    """What of a pattern's folders is there, where nothing below an existing `root` matches it."""
+    parts = list(itertools.takewhile(lambda part: not set(part) & {*"*?["}, Path(pattern).parts[:-1]))
+    if (folder := root.joinpath(*parts)).is_dir():
+        return f"no such files under {folder}"
+    there, missing = lacking(folder)
+    folders = sorted(p.name for p in there.iterdir() if p.is_dir())
+    inside = f"; its folders: {listed(folders, 6)}" if folders else ", and no folder at all"
+    return f"no such files: {there} has no folder {missing}{nearest(missing, folders) or inside}"
 
 
 def named(found: re.Match[str]) -> tuple[str, str, str]:
@@ -194,13 +211,16 @@ def manifest(
     cache: Path,
     look: Callable[[bytes], tuple[bool, tuple[int, int] | None]],
     read: Callable[[str, bool], Any],
+    values: Callable[[str], list[int]] | None = None,
+    check: Callable[[list[tuple[str, list[int]]]], None] = lambda masks: None,
 ) -> Manifest:
     """The manifest of matched files, all under `root`.
 
     A file's digest is remembered in `cache` with its size and times, so that an unchanged tree is not read again.
     `look` tells of a file's content whether it is doubtful, and the height and width. Raises DataError naming a file
     that is empty or cannot be read, and what `read(file, whether it is a mask)` raises of one that is doubtful: once,
-    before any job, and not in each."""
+    before any job, and not in each. So it is with `check(masks of a patient, each with what `values(file)` gives)`;
+    values are remembered like digests."""
     memory = cache / "digests" / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]}.json"
     known = _recall(memory)
     start = len(os.path.join(root, ""))
@@ -216,7 +236,7 @@ def manifest(
                 raise DataError(f"{file}: the file is empty (0 bytes); copy it again from the original")
             entry = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, "", [0, 0]]
             old = known.get(file[start:])
-            if isinstance(old, list) and len(old) == 5 and old[:3] == entry[:3]:
+            if isinstance(old, list) and len(old) in (5, 6) and old[:3] == entry[:3]:
                 entry = old
             else:
                 unread.append(file)
@@ -238,6 +258,19 @@ def manifest(
                 if file in doubts:
                     read(file, place > 0)
         _remember(memory, found)
+    if values:
+        masks = [file for slices in pairs.values() for _, _, file, *_ in slices]
+        unseen = [file for file in masks if not _whole_numbers(found[file[start:]][5:])]
+        with (
+            warnings.catch_warnings(action="ignore"),  # around those of each thread, which would not go together
+            ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        ):
+            for file, several in zip(unseen, pool.map(values, unseen), strict=True):
+                found[file[start:]][5:] = [several]
+        if unseen:
+            _remember(memory, found)
+        for slices in pairs.values():
+            check([(file, found[file[start:]][5]) for _, _, file, *_ in slices])
     total = hashlib.sha256()
     for patient, slices in pairs.items():
         for name, *files in slices:
@@ -264,6 +297,11 @@ def _digests(
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     return found
+
+
+def _whole_numbers(kept: list[Any]) -> bool:
+    """Whether what is kept of a mask beside its digest are its values."""
+    return len(kept) == 1 and isinstance(kept[0], list) and all(type(value) is int for value in kept[0])
 
 
 def _recall(memory: Path) -> dict[str, list[Any]]:

@@ -2,7 +2,7 @@
 that it takes. What a network needs is found by trying it, on next to nothing."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,16 @@ MAIN = ("out", "logits")
 
 class Fitted(AnySize):
     """`network` with its outputs as this program takes them, see `outputs`: in training all of them, brought to the
-    size of the main one, where there are several; else the main one alone. Its weights keep their names."""
+    size of the main one, where there are several; else the main one alone. Its weights keep their names. heads, keys:
+    how many outputs it has in training, 0 where nobody knows, and what they are called in its dictionary."""
 
     failed: Exception | None = None
 
-    def __init__(self, network: nn.Module, multiple: int = 1, least: int = 1, heads: int = 1) -> None:
+    def __init__(
+        self, network: nn.Module, multiple: int = 1, least: int = 1, heads: int = 1, keys: tuple[Any, ...] = ()
+    ) -> None:
         super().__init__()
-        self.network, self.multiple, self.least, self.heads = network, multiple, least, heads
+        self.network, self.multiple, self.least, self.heads, self.keys = network, multiple, least, heads, keys
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
@@ -57,23 +60,46 @@ def _rename(state: dict[str, Any], old: str, new: str) -> None:
 def outputs(found: Any) -> list[Tensor]:
     """The maps of logits (B, K, h, w) that a network gave, the main one first: a tensor, a stack of them (B, N, K, h,
     w), a list, or a dictionary whose main one is called `out` or `logits`. Raises ValueError where it is none."""
+    kind, keys = type(found).__name__, keys_of(found)
     if isinstance(found, Mapping):
-        main = next((key for key in (*MAIN, *([*found][:1] if len(found) == 1 else [])) if key in found), None)
-        if main is None:
+        if not keys:
             raise ValueError(f"gives a dictionary of {', '.join(map(str, found))}; call the main output {MAIN[0]}")
-        found = [found[main], *(maps for key, maps in found.items() if key != main)]
+        found = [found[key] for key in keys]
     elif isinstance(found, Tensor):
         found = found.unbind(1) if found.ndim == 5 else [found]
-    kind = type(found).__name__
     if not isinstance(found, list | tuple) or not found:
         raise ValueError(f"gives {kind}; maps of logits are needed, a tensor, a list or a dictionary of them")
-    for each in found:
+    for place, each in enumerate(found):
         if not isinstance(each, Tensor) or each.ndim != 4:
-            what = f"{tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
-            raise ValueError(
-                f"gives a {kind} with {what} in it; maps of logits (batch, maps, height, width) are needed"
-            )
+            what = f"a tensor of shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+            where = "" if kind == "Tensor" else f" in a {kind}"
+            where = f" as {keys[place]!r} of its dictionary" if keys else where
+            rest = _beside(keys, place)
+            raise ValueError(f"gives {what}{where}; maps of logits (batch, maps, height, width) are needed{rest}")
     return list(found)
+
+
+def keys_of(found: Any) -> tuple[Any, ...]:
+    """Of a dictionary that a network gave, the main output's first; none where it is no dictionary, or has none."""
+    if not isinstance(found, Mapping):
+        return ()
+    main = next((key for key in (*MAIN, *([*found][:1] if len(found) == 1 else [])) if key in found), None)
+    return () if main is None else (main, *(key for key in found if key != main))
+
+
+def _beside(keys: Sequence[Any], place: int) -> str:
+    """Why an entry of a dictionary is looked at that is not the main one, and what to do."""
+    if not keys or not place:
+        return ""
+    return (
+        f"; what a dictionary has beside {keys[0]!r} is a further output in training (deep supervision): take "
+        f"{keys[place]!r} out of it"
+    )
+
+
+def called(model: nn.Module) -> str:
+    """A network in a message: what is around it is nobody's."""
+    return type(model.network if type(model) is Fitted else model).__name__
 
 
 def fitted(network: nn.Module, channels: int, maps: int, size: tuple[int, int] | None = None) -> nn.Module:
@@ -93,29 +119,48 @@ def fitted(network: nn.Module, channels: int, maps: int, size: tuple[int, int] |
             except Exception as error:  # anything: it is somebody else's network
                 failed = error
                 continue
-            found = outputs(given)
-            if wrong := misshapen(found, (2, maps, *sides)):
+            try:
+                found, keys = outputs(given), keys_of(given)
+            except ValueError as error:
+                raise ValueError(f"{type(network).__name__} {error}") from None
+            if wrong := misshapen(found, (2, maps, *sides), keys):
                 failed = ValueError(f"{type(network).__name__} {wrong}")
                 if sides == size or any(each.shape[1] != maps for each in found):  # which is so at any size
                     raise failed
             elif multiple == 1 and isinstance(given, Tensor) and given.ndim == 4:
                 return network
             else:
-                return Fitted(network, multiple, _least(trial, channels, multiple), len(found))
+                return Fitted(network, multiple, _least(trial, channels, multiple), len(found), keys)
     unknown = Fitted(network, heads=0)
     unknown.failed = failed
     return unknown
 
 
-def misshapen(found: list[Tensor], expected: tuple[int, ...]) -> str:
-    """What is wrong with the outputs of a network, "" where nothing is: further ones may be smaller."""
+def misshapen(found: list[Tensor], expected: tuple[int, ...], keys: Sequence[Any] = ()) -> str:
+    """What is wrong with the outputs of a network, "" where nothing is: further ones may be smaller. keys: see
+    `keys_of`."""
     main, *further = (tuple(each.shape) for each in found)
-    several = "data.classes needs a map of logits for each class" if expected[1] > 1 else "one structure needs one map"
+    _, count, height, width = expected
+    several = "data.classes needs a map of logits for each class" if count > 1 else "one structure needs one map"
+    where = [f" as {key!r} of its dictionary" for key in keys] or [""] * len(found)
+    tried = f"tried on images of {height} x {width}"
+    if main[1] != count:
+        maps = f"{main[1]} map{'s' * (main[1] > 1)} of logits"
+        return f"gives {maps}{where[0]}, {tried}, where {count} {_is(count)} needed: {several}"
+    if main[0] != expected[0]:
+        return f"gives maps of {main[0]} images{where[0]} for {expected[0]}"
     if main != expected:
-        return f"gives {main} where {expected} are needed: {several}, {expected[1]} in all"
-    if others := [shape for shape in further if shape[1] != expected[1]]:
-        return f"gives a further output of {others[0]} beside {expected}: {several}, in every output"
+        return f"gives maps of {' x '.join(map(str, main[2:]))}{where[0]}, {tried}; they have to be of the images' size"
+    for place, shape in enumerate(further, 1):
+        if shape[1] != count:
+            maps = f"a further output of {shape[1]} map{'s' * (shape[1] > 1)} of logits{where[place]}"
+            need = f"where {count} {_is(count)} needed: {several}, in every output"
+            return f"gives {maps}, {tried}, {need}{_beside(keys, place)}"
     return ""
+
+
+def _is(count: int) -> str:
+    return "are" if count > 1 else "is"
 
 
 def _copies(network: nn.Module) -> Iterator[nn.Module]:
