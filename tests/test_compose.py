@@ -73,7 +73,7 @@ PAIRS = {
     "additions": (["+seen.a=1", "seed=1"], ["+seen.a=2", "seed=1"], 2),
     "forced": (["++optim.extra=1", "seed=1"], ["++optim.extra=1", "seed=2"], 1),
     "deletions": (["~clip_norm", "seed=1"], ["~clip_norm", "seed=2"], 1),
-    "an experiment": (["+experiment=base_unet", "seed=1"], ["+experiment=base_r2unet", "seed=1"], 2),
+    "an experiment": (["experiment=base_unet", "seed=1"], ["experiment=base_r2unet", "seed=1"], 2),
     "order": (["seed=1", "epochs=2"], ["epochs=2", "seed=1"], 2),
     "Hydra's own": (["hydra.job.chdir=false", "seed=1"], ["hydra.job.chdir=true", "seed=1"], 2),
 }  # fmt: skip
@@ -123,6 +123,27 @@ def test_what_refers_to_a_value_follows_it_by_whatever_steps(master):
         quick += found.values is not None
         assert values_of(found) == own_of(loader.real.load_sweep_config(master, asked))
     assert (loader.calls, quick) == (1, 12)
+
+
+NAMED = {
+    "given of a key that a value names": ("{w: clip_norm, y: '${given:${x.w},1,2}'}", "clip_norm", ("null", 1)),
+    "several of a key that a value names": ("{w: clip_norm, y: '${several:${x.w},many,one}'}", "clip_norm", (5, 1)),
+    "a key of which a value is a part": ("{a: clip, y: '${given:${x.a}_norm,1,2}'}", "clip_norm", ("null", 1)),
+    "a key with a dash": ("{my-key: '${clip_norm}', y: '${given:x.my-key,1,2}'}", "clip_norm", ("null", 1)),
+    "escaped braces": ("{y: '${clip_norm}'}", "clip_norm", (5, r"$\{seed\}")),
+    "a key in brackets": ("{a: [1, 2], y: '${x.a[0]}'}", "x.a.0", (3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_refers_in_ways_that_are_not_read_off_its_text_follows_too(name, master):
+    """~0.5 s each: Hydra composes five times."""
+    added, key, values = NAMED[name]
+    composer = Composer(GlobalHydra.instance().config_loader(), master)
+    for value, seed in ((values[0], 1), (values[1], 2), (values[0], 2)):
+        asked = [f"+x={added}", f"{key}={value}", f"seed={seed}"]
+        wanted = outcome(lambda asked=asked: own_of(composer.loader.load_sweep_config(master, asked)))
+        assert outcome(lambda asked=asked: values_of(composer.own(asked))) == wanted
 
 
 def test_what_hydra_composes_for_its_own_part_is_composed_once(master):

@@ -197,6 +197,10 @@ def test_a_plan_says_that_it_stopped_early(tmp_path):
     assert (point.signature, point.state) == (stopped.signature, "finished")
     assert point.note == "(stopped early after epoch 2 of 4)"
     assert point.early
+    elsewhere = cfg.copy()
+    elsewhere.paths.runs = f"{folder}/other"  # a job's own
+    found = Planner(Path(folder)).point(elsewhere, {})
+    assert (found.folder.parent, found.state) == (Path(folder) / "other" / "runs", "new")
     cfg.early_stopping, cfg.metrics, cfg.test_weights = None, ["auc"], "best"
     assert not Planner(Path(folder)).point(cfg, {}).early
 

@@ -104,9 +104,11 @@ def select_of(target: str) -> str:
 
 
 def inputs(cfg: DictConfig, values: Mapping[str, Any] | None = None) -> str:
-    """What `data()` of a task depends on, as text. values: of `cfg`, where they are resolved already."""
-    named, values = task_class(cfg).spec.inputs, resolved(cfg) if values is None else values
-    return str({key: (values["task"] | values).get(key) for key in named}) if named else str(values)
+    """What `data()` of a task, and its spec, depend on, as text. values: of `cfg`, where they are resolved already."""
+    spec, values = task_class(cfg).spec, resolved(cfg) if values is None else values
+    named = (*spec.inputs, *spec.describing) if spec.inputs else ()
+    given = {key: (values["task"] | values).get(key) for key in named} if named else values
+    return f"{engine(cfg).task._target_} {given}"
 
 
 def _from_the_top(node: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from hydra.errors import CompactHydraException, HydraException
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from segsweep.config.schema import RESOLVERS, chosen, resolved, under
+from segsweep.config.schema import OF_KEYS, OF_VALUES, chosen, resolved, under
 from segsweep.core.session import session
 from segsweep.core.signature import OWN
 
@@ -24,7 +24,9 @@ KINDS = 64
 _VALUE = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)=")
 """How an override begins that may give a key a value: a group's option is told apart by the groups' names."""
 _WORD = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
-_PLAIN = re.compile(rf"\$\{{(?:{_WORD.pattern}\}}|(?:oc\.env|{'|'.join(RESOLVERS)}):)")
+_PLAIN = re.compile(
+    rf"\$\{{(?:{_WORD.pattern}\}}|(?:oc\.env|{'|'.join(OF_VALUES)}):|(?:{'|'.join(OF_KEYS)}):{_WORD.pattern},)"
+)
 """How an interpolation begins that depends on keys whose names are written in it, and on nothing else of a job."""
 _Path = tuple[Any, ...]
 
@@ -44,6 +46,7 @@ class _Kind:
     def __init__(self, lines: list[str], config: DictConfig):
         self.lines, self.packed = lines, pickle.dumps(config)
         self._live: _Live | None = None
+        self._alone = OWN in config  # of what is another application's nobody knows what may refer to what
 
     def whole(self, lines: list[str]) -> DictConfig | None:
         """A job's configuration; None where Hydra has to say what becomes of a value."""
@@ -56,6 +59,8 @@ class _Kind:
 
     def own(self, lines: list[str]) -> Own | None:
         """None where another way has to be gone."""
+        if self._alone:
+            return None
         try:
             self._live = self._live or _Live(self.lines, *bare(pickle.loads(self.packed)))
             found = self._live.become(lines)
@@ -73,16 +78,15 @@ class _Live:
     def __init__(self, lines: list[str], cfg: DictConfig, choices: dict[str, Any]):
         self.lines, self.cfg, self.choices = lines, cfg, choices
         self.places = dict(_leaves(OmegaConf.to_container(cfg, resolve=False)))
-        self.values = {} if OWN in cfg else resolved(cfg)
+        self.values = resolved(cfg)
         self._affected: dict[tuple[str, ...], list[_Path]] = {}
 
     def become(self, lines: list[str]) -> Own | None:
         changed = _changed(self.lines, lines)
         keys = tuple(line.partition("=")[0] for line in changed or ())
-        plain = changed is not None and not any("${" in line or "???" in line for line in changed)
-        if OWN in self.cfg or not plain or not all(key in self.places for key in keys):
+        if changed is None or not all(map(_is_plain, changed)) or not all(key in self.places for key in keys):
             return None
-        if not all(_set(self.cfg, line) for line in changed or ()):
+        if not all(_set(self.cfg, line) for line in changed):
             return None
         self.lines = lines
         if keys not in self._affected:
@@ -95,6 +99,15 @@ class _Live:
             item = node[path[-1]]
             place[path[-1]] = OmegaConf.to_container(item, resolve=True) if isinstance(item, Container) else item
         return Own(self.cfg, self.choices, _copied(self.values))
+
+
+def _is_plain(line: str) -> bool:
+    """Whether what an override gives is a value itself, and refers to no other; braces may be escaped."""
+    try:
+        text = str(_parsed(line).value())
+    except HydraException:
+        return False
+    return "${" not in text and text != "???"
 
 
 def _leaves(node: Any, path: _Path = ()) -> Iterator[tuple[str, tuple[_Path, frozenset[str] | None]]]:

@@ -27,8 +27,8 @@ from omegaconf.errors import OmegaConfBaseException
 from segsweep.core.signature import OWN
 from segsweep.task import Range
 
-RESOLVERS = ("part_of", "several", "given", "select_of")
-"""Those of this program that conf/ calls: what one gives depends on its arguments, of which some are keys, alone."""
+OF_VALUES, OF_KEYS = ("part_of", "select_of"), ("several", "given")
+"""Resolvers that conf/ calls: what one gives depends on its arguments alone; of the latter, the first is a key."""
 
 
 def conf_dir() -> Path:

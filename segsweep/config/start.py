@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from segsweep.config.schema import RESOLVERS, schema
+from segsweep.config.schema import OF_KEYS, OF_VALUES, schema
 from segsweep.core import child
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import guard_streams
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def start() -> None:
     """Make known to OmegaConf and Hydra what conf/ names, resolvers and the schema; and to MLflow, which reads its
     environment when it is imported, how to behave. The first call in a process does it."""
-    resolvers: tuple[Callable[..., Any], ...] = (_part_of, _several, _given, _select_of)
-    for name, resolver in zip(RESOLVERS, resolvers, strict=True):
+    resolvers: tuple[Callable[..., Any], ...] = (_part_of, _select_of, _several, _given)
+    for name, resolver in zip((*OF_VALUES, *OF_KEYS), resolvers, strict=True):
         OmegaConf.register_resolver(name, resolver, replace=True)
     OmegaConf.register_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
     ConfigStore.instance().store(name="schema", node=schema(), provider="segsweep")

@@ -69,7 +69,7 @@ class Job:
             return False
         if values is None or values["search"]["trial"] is not None:
             return False
-        with contextlib.suppress(OSError):  # of which the job tells
+        with contextlib.suppress(Exception):  # of which the job tells
             self.result = answered(cfg, values, point, self.overrides, self.number, self.folder)
         return self.result is not None
 

@@ -322,10 +322,12 @@ def _restore(asking: Worker, folder: Path, uri: str, experiment: str) -> None:
 
 
 def _is_plain(config: DictConfig) -> bool:
-    """Whether jobs have folders of their numbers, and nobody's callback is to hear of their starts and ends."""
+    """Whether jobs have folders of their numbers and leave nothing else there, and nobody's callback is to hear of
+    their starts and ends."""
     raw: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     callbacks = {str(each.get("_target_")) for each in config.hydra.callbacks.values()}
-    return raw["subdir"] == "${hydra.job.num}" and callbacks <= {*HYDRAS}
+    usual = config.hydra.output_subdir is None and not config.hydra.job.chdir
+    return raw["subdir"] == "${hydra.job.num}" and usual and callbacks <= {*HYDRAS}
 
 
 def _whole(value: Any, least: int) -> bool:

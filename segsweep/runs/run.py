@@ -234,9 +234,9 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
 def reused(folder: Path) -> Outcome | None:
     """The answer of a finished run's record; None where nobody can say without more ado: another process works there,
     or the record is damaged."""
-    if locks.held(folder):
-        return None
-    with locks.lock(folder):
+    with locks.free(folder / "lock") as busy:
+        if busy:
+            return None
         record.take_place(folder)
         result = artifacts.result(folder)
         if not result or record.damage(folder):

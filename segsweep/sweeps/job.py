@@ -90,14 +90,15 @@ def answered(
     if outcome is None:
         return None
     lead = session().sweep
+    done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    done.return_value = _value(values["search"], outcome, point.spec)
+    ended = _ended(outcome, point.spec)
     entry = sweep.entry(number, overrides)
     artifacts.write_text(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(entry["overrides"])))
     session().emit("start", job=number, name=job_name(overrides, lead.overrides if lead else [], under(cfg)))
     sweep.close_job(folder, entry, outcome, time.perf_counter() - began)
     Mirror(point.folder, asked.tracking, folder.parent).__exit__()
-    session().emit("end", job=number, **_ended(outcome, point.spec))
-    done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-    done.return_value = _value(values["search"], outcome, point.spec)
+    session().emit("end", job=number, **ended)
     return done
 
 

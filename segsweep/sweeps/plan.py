@@ -70,7 +70,7 @@ class Measured:
 
 
 class Planner:
-    """Reads every data set, network and record once. `runs`: `paths.runs`."""
+    """Reads every data set, network and record once. `runs`: `paths.runs` of the sweep, where times are looked up."""
 
     def __init__(self, runs: Path):
         self.runs = runs
@@ -91,11 +91,12 @@ class Planner:
         device = pick_device(asked.device)
         lead = session().sweep
         found = identity(cfg, spec, data, lead.folder if lead else None, values)
-        stands = accepted.standing(self.runs, found.ids["signature"]) if asked.reuse else None
+        runs = Path(asked.paths.runs)  # its own, which need not be the sweep's
+        stands = accepted.standing(runs, found.ids["signature"]) if asked.reuse else None
         ids = stands["ids"] if stands else found.ids
-        folder = self.runs / "runs" / ids["signature"]
+        folder = runs / "runs" / ids["signature"]
         length = asked.epochs if spec.epochs else 1
-        states = Checkpoints(self.runs / "trajectories" / ids["trajectory"])
+        states = Checkpoints(runs / "trajectories" / ids["trajectory"])
         lapsed = accepted.lapsed(states) or length + 1
         there = [epoch for epoch in states.epochs() if epoch <= length and epoch < lapsed]
         result = artifacts.result(folder) if asked.reuse else None
