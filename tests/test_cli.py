@@ -51,6 +51,23 @@ def test_questions_are_answered_without_the_heavy_imports(tmp_path, ask):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "command", [["--help"], ["-m", "seed=0,1", *TINY, "tracking=none"], ["why", "nothing"]], ids=str
+)
+def test_what_nobody_reads_to_its_end_is_done_all_the_same(tmp_path, command):
+    """As behind `| head -1`. ~3 s: a sweep of two tiny jobs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segsweep", *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    assert process.wait() == (1 if command[0] == "why" else 0), said
+    assert "Broken" not in said
+    assert "Traceback" not in said
+    if command[0] == "-m":
+        assert len(list(tmp_path.glob("multirun/2*/table.txt"))) == 1
+
+
 def test_help_fits_one_screen(tmp_path):
     lines = segsweep(tmp_path, "--help").stdout.splitlines()
     assert len(lines) <= 50

@@ -179,14 +179,29 @@ class _Guarded(logging.Formatter):
 
 
 class Stream:
-    """A stream of text whose every writing is `told`."""
+    """A stream of text whose every writing is `told`. Once nobody reads it any more, as behind `| head`, what is written
+    goes nowhere, and what writes goes on."""
 
     def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(told(text))
+        try:
+            self._stream.write(told(text))
+        except BrokenPipeError:
+            self._end()
         return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._end()
+
+    def _end(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
