@@ -32,11 +32,13 @@ def _leave(code: int) -> int:
 
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        return code
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:  # nobody reads it any more
+            continue
+        except (OSError, ValueError):
+            return code
     os._exit(code)
 
 

@@ -51,17 +51,14 @@ def test_questions_are_answered_without_the_heavy_imports(tmp_path, ask):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "command", [["--help"], ["-m", "seed=0,1", *TINY, "tracking=none"], ["why", "nothing"]], ids=str
-)
+@pytest.mark.parametrize("command", [["--help"], ["-m", "seed=0,1", *TINY, "tracking=none"], ["why", "nothing"]])
 def test_what_nobody_reads_to_its_end_is_done_all_the_same(tmp_path, command):
     """As behind `| head -1`. ~3 s: a sweep of two tiny jobs."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "segsweep", *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    process.stdout.close()
-    said = process.stderr.read().decode()
-    assert process.wait() == (1 if command[0] == "why" else 0), said
+    line, pipe = [sys.executable, "-m", "segsweep", *command], subprocess.PIPE
+    with subprocess.Popen(line, cwd=tmp_path, stdout=pipe, stderr=pipe) as process:
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == (1 if command[0] == "why" else 0), said
     assert "Broken" not in said
     assert "Traceback" not in said
     if command[0] == "-m":

@@ -179,29 +179,26 @@ class _Guarded(logging.Formatter):
 
 
 class Stream:
-    """A stream of text whose every writing is `told`. Once nobody reads it any more, as behind `| head`, what is written
-    goes nowhere, and what writes goes on."""
+    """A stream of text whose every writing is `told`. Once nobody reads it, as behind `| head`, what is written goes
+    nowhere, and what writes goes on."""
 
     def __init__(self, stream: Any):
-        self._stream = stream
+        self._stream, self._read = stream, True
 
     def write(self, text: str) -> int:
-        try:
-            self._stream.write(told(text))
-        except BrokenPipeError:
-            self._end()
+        if self._read:
+            try:
+                self._stream.write(told(text))
+            except BrokenPipeError:
+                self._read = False
         return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            self._end()
-
-    def _end(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+        if self._read:
+            try:
+                self._stream.flush()
+            except BrokenPipeError:
+                self._read = False
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
