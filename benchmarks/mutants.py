@@ -57,8 +57,8 @@ AREAS: dict[str, dict[str, tuple[str, str]]] = {
         "after": ("report/contrasts", "report/test_report_contrasts report/test_report_page"),
     },
     "study": {
-        "before": ("study", "search/test_search search/test_search_input"),
-        "after": ("search/study", "search/test_search search/test_search_input"),
+        "before": ("study", "search/test_search"),
+        "after": ("search/study", "search/test_search"),
     },
 }
 """Area -> side -> its modules, and the files of tests that are nearest to them, the quickest first."""
@@ -70,16 +70,18 @@ SWAPS = {
 }  # fmt: skip
 HEADS = {"test": "if", "iter": "for", "context_expr": "with", "value": "be"}
 SIMPLE = (ast.Assign, ast.AugAssign, ast.Return, ast.Expr, ast.Delete, ast.Assert)
-LONGEST = 90
-"""Seconds of a test. What is stopped in between does not count."""
+LONGEST, MOST = 90, 40
+"""Seconds of a test, where what is stopped in between does not count, and of all tests that a fault is shown to, as
+they were measured without it."""
 SERVER = """
-import ctypes, importlib, json, os, signal, sys, threading, time
+import ctypes, gc, importlib, json, os, signal, sys, threading, time
 for name in "torch numpy scipy.stats pandas matplotlib.pyplot hydra.main mlflow optuna pytest".split():
     importlib.import_module(name)
 pytest, (read, write) = sys.modules["pytest"], os.pipe2(os.O_NONBLOCK)
 OPTIONS = "-x", "-p", "no:cacheprovider", "-m", "not slow", "-W", "ignore::pytest.PytestAssertRewriteWarning"
 HERE, STARTS = os.path.join(os.getcwd(), "segsweep", ""), {("subprocess.py", "Popen.__init__")}
 STARTS.add(("process.py", "BaseProcess.start"))
+gc.freeze()  # what is imported is not looked through again
 ctypes.CDLL(None).prctl(36, 1)  # what a test has left becomes a child of this process
 
 
@@ -272,23 +274,24 @@ class Side:
             self.calls[test] = json.loads(kept.read_text())
 
     def chosen(self, area: str, file: Path, function: str) -> list[tuple[str, list[str]]]:
-        """The tests that call the function, and those that start a process, by their file; the quick ones first."""
-        module = str(file.relative_to(self.tree / "segsweep").with_suffix(""))
-        found = []
+        """The tests that call the function and, after them, those that start a process, by their file; the quick ones
+        first, and as many as take MOST seconds."""
+        wanted, ranks = _plain(str(file.relative_to(self.tree / "segsweep").with_suffix("")), function), []
         for test in self.tests(area):
-            calls = {
-                name: {called if called == "*" else _plain(*called.split(" ")) for called in of["calls"]}
+            found = {
+                name: {each if each == "*" else _plain(*each.split(" ")) for each in of["calls"]}
                 for name, of in self.calls[test].items()
             }
-            wanted = f"{module} {function}"
-            ranks = {
-                name: (wanted not in those, self.calls[test][name]["seconds"])
-                for name, those in calls.items()
-                if name and {wanted, "*"} & (those | calls[""])
-            }
-            if ranks:
-                found.append((min(ranks.values()), test, sorted(ranks, key=ranks.__getitem__)))
-        return [(test, names) for _, test, names in sorted(found)]
+            for name in found.keys() - {""}:
+                if {wanted, "*"} & (found[name] | found[""]):
+                    ranks.append((wanted not in found[name], self.calls[test][name]["seconds"], test, name))
+        by_file: dict[str, list[str]] = {}
+        total = 0.0
+        for _, seconds, test, name in sorted(ranks):
+            total += seconds
+            if not by_file or total <= MOST:
+                by_file.setdefault(test, []).append(name)
+        return list(by_file.items())
 
     @contextlib.contextmanager
     def changed(self, file: Path, change: tuple[int, int, str]) -> Iterator[None]:

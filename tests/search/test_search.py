@@ -23,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
-from optuna.samplers import RandomSampler
+from optuna.samplers import GridSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from toy_search import Batches, Toy, search, study
@@ -506,6 +506,16 @@ def test_a_trial_that_is_put_back_twice_keeps_the_place_of_its_first_try(tmp_pat
     assert second is not None
     assert (second.number, second.user_attrs["origin"]) == (3, 0)
     assert [t.number for t in counted(here.trials())] == [3, 1]
+
+
+def test_the_point_of_a_grid_that_nobody_worked_on_is_asked_again(tmp_path, url):
+    here = Study("s", url, GridSampler({"x": [0, 1]}), ["maximize"], {}, tmp_path)
+    left = here.claim(2)
+    assert left is not None
+    left.suggest_categorical("x", [0, 1])
+    here.withdraw(left, "late")
+    trials = [here.claim(2) for _ in range(2)]
+    assert sorted(trial.suggest_categorical("x", [0, 1]) for trial in trials if trial) == [0, 1]
 
 
 def test_a_process_is_known_by_its_machine(tmp_path, url):
