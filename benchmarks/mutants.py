@@ -245,6 +245,7 @@ class Side:
         self.temporary, path = tree.parent / f"t-{name}", [str(tree), os.environ.get("PYTHONPATH", "")]
         self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
         self.environment |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary), "MPLBACKEND": "agg"}
+        subprocess.run([python, "-m", "compileall", "-q", str(tree / "segsweep")], check=True)
         self.command = [python, "-c", SERVER, str(tree.parent / f"{name}.log"), str(LONGEST)]
         self.server: subprocess.Popen[str] | None = None
         self.number, self.calls = 0, dict[str, dict[str, Any]]()
