@@ -193,6 +193,17 @@ def search_idle(result: dict[str, Any]) -> str:
     return f"{text}\n\n`{' '.join(result['job'])}`.{taken(result)}"
 
 
+def mutants(result: dict[str, Any]) -> str:
+    rows = [
+        [area, *(f"{of[key]}" for key in ("drawn", "killed_before", "killed_after"))]
+        for area, of in result["areas"].items()
+    ]
+    sums = [sum(of[key] for of in result["areas"].values()) for key in ("drawn", "killed_before", "killed_after")]
+    rows.append(["**all**", *(f"**{value}**" for value in sums)])
+    text = table(f"statements changed, seed `{result['seed']}` | drawn | noticed at {result['before'][:7]} | now", rows)
+    return f"{text}{taken(result)}"
+
+
 def least(values: list[float], bound: float, unit: str) -> tuple[bool, str] | None:
     """Whether all reach the aim, and the one that is furthest from it; None without any."""
     return (min(values) >= bound, f"{min(values):.3g}{unit}") if values else None
@@ -320,6 +331,7 @@ TABLES = {
     "search_idle": search_idle,
     "durability": durability,
     "answers": answers,
+    "mutants": mutants,
 }
 
 

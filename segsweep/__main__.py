@@ -16,6 +16,10 @@ def main() -> int:
         from segsweep.sweeps.cli import main as run
 
         return _leave(run())
+    except SystemExit as end:  # Hydra's, of a question
+        if not isinstance(end.code, int | None):
+            raise
+        return _leave(end.code or 0)
     except KeyboardInterrupt:  # a Ctrl-C amid the imports
         return 130
 

@@ -290,12 +290,15 @@ def begin() -> socket.socket:
     ours, theirs = map(far, socket.socketpair())
     with theirs:
         line = [PYTHON, "-P", __file__, str(theirs.fileno())]
-        atexit.register(Started(line, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL).kill)
+        # the path of the test that happens to be the first is not that of all
+        environment = {name: value for name, value in os.environ.items() if name not in OWN}
+        options: dict[str, Any] = {"env": environment, "stdin": subprocess.DEVNULL}
+        atexit.register(Started(line, pass_fds=[theirs.fileno()], **options).kill)
     return ours
 
 
 def main() -> None:
-    base = [entry for entry in sys.path if entry not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    base = list(sys.path)
     environment = dict(os.environ)
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
     for name in IMPORTED:

@@ -171,6 +171,19 @@ def test_the_best_weights_until_an_epoch_stay_with_its_checkpoint(tmp_path):
     assert torch.load(checkpoints.best(5))["epoch"] == 3
 
 
+def test_weights_of_an_epoch_that_is_trained_again_are_not_its_best_before(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for epoch, best in ((1, {"epoch": 1}), (2, {"epoch": 2}), (2, None)):
+        checkpoints.save(state(epoch), best)
+    assert torch.load(checkpoints.best(2))["epoch"] == 1
+
+
+def test_the_folder_of_a_file_that_is_to_be_made_is_made(tmp_path):
+    file = tmp_path / "some" / "where" / "store"
+    with locks.made(file, Path.touch):
+        assert file.exists()
+
+
 def test_a_lock_waits_for_its_holder_and_is_freed_when_the_holder_is_killed(tmp_path):
     code = f"""
 from pathlib import Path

@@ -55,7 +55,7 @@ def test_questions_are_answered_without_the_heavy_imports(tmp_path, ask):
 def test_what_nobody_reads_to_its_end_is_done_all_the_same(tmp_path, command):
     """As behind `| head -1`. ~3 s: a sweep of two tiny jobs."""
     line, pipe = [sys.executable, "-m", "segsweep", *command], subprocess.PIPE
-    with subprocess.Popen(line, cwd=tmp_path, stdout=pipe, stderr=pipe) as process:
+    with subprocess.Popen(line, executable=sys.executable, cwd=tmp_path, stdout=pipe, stderr=pipe) as process:
         process.stdout.close()
         said = process.stderr.read().decode()
     assert process.returncode == (1 if command[0] == "why" else 0), said

@@ -11,7 +11,7 @@ from torch import nn
 
 from segsweep.core.checkpoints import Checkpoints
 from segsweep.core.errors import NotFiniteError, TaskError
-from segsweep.runs.loop import Loop
+from segsweep.runs.loop import Loop, on_host
 from segsweep.task import Metric, Spec
 
 SPEC = Spec(
@@ -64,6 +64,16 @@ def told(history: list[dict]) -> list[dict]:
 
 def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_copy_of_a_state_stays_as_it_was_while_training_goes_on():
+    weights, step = torch.zeros(2), torch.zeros(1)
+    copy = on_host({"model": {"w": weights}, "optimizer": [{"step": step, "lr": 0.1}]})
+    weights += 1
+    step += 1
+    assert copy["model"]["w"].tolist() == [0, 0]
+    assert copy["optimizer"][0]["step"].tolist() == [0]
+    assert copy["optimizer"][0]["lr"] == 0.1
 
 
 def test_states_are_taken_only_where_they_are_kept(tmp_path):

@@ -404,6 +404,10 @@ def test_what_a_run_lacks_is_said(made, run, tmp_path, capsys):
     (run / "best.pt").unlink()
     assert predict.main([str(run), str(made[1]), "--out", str(tmp_path / "out"), "--weights", "best"]) == 1
     assert "best.pt: no such checkpoint; there is --weights last" in capsys.readouterr().err
+    (run / "last.pt").rename(run / "kept.pt")
+    with pytest.raises(SegsweepError, match=r"last\.pt: .*: the run is finished, and its weights are neither here nor"):
+        load(run, "last")
+    (run / "kept.pt").rename(run / "last.pt")
     (run / "config.yaml").write_text("model: [")
     with pytest.raises(SegsweepError, match="config.yaml: cannot be read"):
         load(run)

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
 from segsweep.config.schema import conf_dir
-from segsweep.runs.run import Outcome, classify, run
+from segsweep.runs.run import Outcome, _writer, classify, run
 from segsweep.segmentation.evaluate import evaluate
 from segsweep.segmentation.models.unet import UNet
 
@@ -244,6 +245,15 @@ def test_failures_are_classed():
         assert classify(RuntimeError(f"{words} when calling cublasCreate(handle)")) == "oom"
     assert classify(ValueError("out of memory")) == "error"  # a component's own words
     assert classify(ValueError("x")) == "error"
+
+
+def test_checkpoints_of_a_gpu_are_written_beside_the_training():
+    writer = _writer(torch.device("cuda"))
+    with writer:
+        threads = {writer.submit(threading.get_ident).result() for _ in range(3)}
+    assert len(threads) == 1  # one after another
+    assert threads != {threading.get_ident()}
+    assert _writer(torch.device("cpu")) is None
 
 
 def test_clipping_bounds_the_step(tmp_path):

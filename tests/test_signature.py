@@ -60,6 +60,11 @@ def test_where_and_how_fast_does_not_count(key):
     assert ids({key: "elsewhere"}) == ids()
 
 
+def test_a_key_within_something_that_has_no_keys_takes_nothing_away():
+    config = {"split": None, "data": {"root": "x", "size": 8}}
+    assert signature.without(config, ("split.file", "data.root")) == {"split": None, "data": {"size": 8}}
+
+
 def test_a_setting_that_came_later_counts_once_it_decides_something():
     spec = dataclasses.replace(SPEC, neutral={"loss.weights": None, "data.scale": 1, "ema": None})
     old = {"data": {"root": "x"}, "loss": {"smooth": 1}}

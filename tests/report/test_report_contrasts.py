@@ -8,8 +8,9 @@ import pytest
 from records import PATIENTS, Spec, difficulties, factors, in_memory, simulate, write_sweep
 
 from segsweep.report.comparison import compare
-from segsweep.report.contrasts import analyse
+from segsweep.report.contrasts import Contrast, Pair, analyse
 from segsweep.report.records import read
+from segsweep.report.statistics import Interval
 
 
 def analysed(specs):
@@ -328,6 +329,85 @@ def test_repeats_that_point_the_other_way_do_not_bear_a_difference_out():
     assert contrast.mean > 0 > contrast.over_repeats.mean
     assert contrast.p_repeats_holm < 0.05
     assert contrast.verdict == "chance"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "over", "again", "verdict"),
+    [
+        (0.1, 0.5, 0.05, 0.3, 0.01, "none"),  # below the level alone counts
+        (0.1, 0.5, 0.06, 0.3, 0.01, "none"),
+        (-0.1, 0.5, 0.04, 0.3, 0.01, "none"),
+        (0.1, 0.5, 0.04, None, 0.01, "trained"),
+        (0.1, 0.5, 0.04, 0.3, 0.04, "shown"),
+        (0.1, 0.5, 0.04, 0.3, 0.05, "chance"),
+        (0.1, 0.5, 0.04, -0.3, 0.04, "chance"),
+        (-0.5, -0.1, 0.04, -0.3, 0.04, "shown"),
+    ],
+)
+def test_a_verdict_needs_the_interval_and_the_test_and_then_the_repeats(low, high, p, over, again, verdict):
+    mean = (low + high) / 2
+    contrast = Contrast(
+        "optim", "sgd", "adam", [Pair(0, 1, 3, np.array([mean]))], np.array([mean]), Interval(mean, low, high), p, p,
+        None if over is None else Interval(over, over, over), "seeds", p_holm=p, p_repeats_holm=again,
+    )  # fmt: skip
+    assert contrast.verdict == verdict
+
+
+def test_without_a_run_nothing_is_compared():
+    _, analysis = analysed([])
+    assert (analysis.contrasts, analysis.confounded, analysis.unpaired) == ([], [], 0)
+
+
+def test_two_that_differ_in_one_factor_and_share_no_unit_are_counted_and_not_called_confounded():
+    halves = [dict.fromkeys(some, 0.5) for some in (PATIENTS[:10], PATIENTS[10:])]
+    _, analysis = analysed([Spec(factors(), halves[0], split="s"), Spec(factors(optim="adam"), halves[1], split="s")])
+    assert (analysis.contrasts, analysis.confounded, analysis.unpaired) == ([], [], 1)
+
+
+def test_of_the_rows_that_two_levels_have_the_two_that_differ_least_are_named():
+    far, near = factors(optim="adam", epochs=10, loss="dice"), factors(optim="adam", epochs=10)
+    dice = [dict.fromkeys(PATIENTS, d) for d in (0.9, 0.8, 0.7)]
+    for specs in ([factors(), far, near], [factors(), near, far], [near, far, factors()]):
+        _, analysis = analysed([Spec(f, d) for f, d in zip(specs, dice, strict=True)])
+        assert [pair.differs for pair in analysis.confounded if pair.factor == "optim"] == [["optim", "epochs"]]
+
+
+def test_a_key_that_an_option_has_is_a_factor_of_its_own_whatever_its_value():
+    """As here the value of another key, the first of all."""
+    rows = [factors(optim="sgd") | {"optim.kind": "unet"}, factors(optim="adam") | {"optim.kind": "other"}]
+    _, analysis = analysed([Spec(row) for row in rows])
+    assert analysis.contrasts == []
+    assert analysis.confounded[0].differs == ["optim", "optim.kind"]
+
+
+def test_a_setting_that_one_record_lacks_is_a_difference():
+    _, analysis = analysed([Spec(factors()), Spec(factors() | {"clip_norm": 0.5})])
+    assert [(c.factor, c.a, c.b) for c in analysis.contrasts] == [("clip_norm", "0.5", "not recorded")]
+
+
+def test_a_number_comes_before_none():
+    _, analysis = analysed([Spec(factors() | {"clip_norm": value}) for value in (None, 0.5)])
+    assert [(c.a, c.b) for c in analysis.contrasts] == [("0.5", "none")]
+
+
+def test_no_end_of_an_interval_over_repeats_is_beyond_what_two_scores_can_differ_by():
+    dice = {"sgd": (0.0, 0.0, 0.9), "adam": (1.0, 1.0, 1.0)}
+    specs = [
+        Spec(factors(optim=o, seed=s), {p: min(d + 0.001 * i, 1) for i, p in enumerate(PATIENTS)})
+        for o, values in dice.items()
+        for s, d in enumerate(values)
+    ]
+    (contrast,) = analysed(specs)[1].contrasts
+    assert -1 <= contrast.over_repeats.low < contrast.over_repeats.high == 1
+
+
+def test_pairs_that_share_no_training_are_repeats_where_there_are_no_seeds():
+    rng = np.random.default_rng(8)
+    specs = [
+        Spec(factors(optim=o, epochs=e), simulate(rng, 0.5 * (o == "adam"))) for o in ("sgd", "adam") for e in (5, 6, 7)
+    ]
+    contrast = next(c for c in analysed(specs)[1].contrasts if c.factor == "optim")
+    assert (len(contrast.pairs), contrast.repeats) == (3, "pairs")
 
 
 def test_leaking_rows_are_never_ranked_with_the_others():

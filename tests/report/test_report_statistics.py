@@ -131,6 +131,26 @@ def test_sign_flip_of_a_leader_by_hand():
     assert statistics.sign_flip_leader(scores, 1)[[0, 2]] == pytest.approx(expected)
 
 
+def test_rows_that_are_equal_are_told_from_none():
+    scores = np.tile(np.linspace(0.5, 0.9, 6), (3, 1, 1))
+    assert statistics.sign_flip_leader(scores, 0)[1:].tolist() == [1, 1]
+
+
+def test_all_flips_of_a_leader_are_formed_as_long_as_they_are_not_too_many(monkeypatch):
+    scores = np.random.default_rng(5).normal(size=(3, 1, 9))
+    whole = statistics.sign_flip_leader(scores, 1)[[0, 2]]
+    monkeypatch.setattr(statistics, "FLIPPED", 3 * 2**8)  # three pairs, and every flip of nine units
+    assert statistics.sign_flip_leader(scores, 1)[[0, 2]].tolist() == whole.tolist()
+    monkeypatch.setattr(statistics, "FLIPPED", 3 * 2**8 - 1)
+    drawn = 1000 * statistics.sign_flip_leader(scores, 1)[[0, 2]]  # 999 of them, and the observed one
+    assert drawn == pytest.approx(np.round(drawn))
+    assert drawn == pytest.approx(1000 * whole, abs=60)
+
+
+def test_no_adjusted_p_is_above_one():
+    assert statistics.holm(np.array([0.7, 0.9])).tolist() == [1, 1]
+
+
 def test_holm_over_more_tests_than_are_shown():
     assert statistics.holm(np.array([0.01, 0.04]), 6) == pytest.approx([0.06, 0.2])
 

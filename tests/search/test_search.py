@@ -5,6 +5,7 @@ import json
 import math
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,12 +23,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
+from optuna.samplers import GridSampler, RandomSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from toy_search import Batches, Toy, search, study
 
 from segsweep.core import artifacts, locks
+from segsweep.core.errors import ConfigError
 from segsweep.core.session import session
-from segsweep.search.study import Study, counted
+from segsweep.search.study import Seeded, Study, counted
 from segsweep.sweeps import sweep
 
 RATE = "optim.lr=tag(log,interval(1e-4,1e-1))"
@@ -366,6 +370,43 @@ def test_a_storage_that_cannot_be_reached_is_told_before_any_job(run, tmp_path, 
     assert not (tmp_path / "log").exists()
 
 
+def test_a_journal_that_another_process_is_writing_is_waited_for_and_its_folder_made(tmp_path, monkeypatch):
+    from segsweep.search import study as module
+
+    file = tmp_path / "some" / "where" / "journal.log"
+    study = module.open_storage(f"journal:///{file}").create_new_study([StudyDirection.MAXIMIZE], "s")
+    whole = file.read_text()
+    file.write_text(whole[:-1])  # its last line has no end yet
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: file.write_text(whole))
+    assert module.open_storage(f"journal:///{file}").get_study_name_from_id(study) == "s"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("No module named 'psycopg2'; is it installed?", "; pip install 'segsweep[postgres]'"),
+        ("psycopg2: connection refused", ""),
+        ("the driver is not installed", ""),
+    ],
+)
+def test_how_a_driver_is_installed_is_said_where_it_is_not(monkeypatch, tmp_path, error, told):
+    from segsweep.search import study as module
+
+    asked = []
+
+    def storage(url, engine_kwargs):
+        asked.append(url)
+        raise ImportError(error)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "RDBStorage", storage)
+    with pytest.raises(ConfigError) as caught:
+        module.open_storage("postgresql://host/base")
+    assert str(caught.value).endswith(f"cannot be opened: {error}{told}")
+    assert asked == ["postgresql+psycopg2://host/base"]
+    assert not list(tmp_path.iterdir())  # as a database of SQLite would have left
+
+
 @pytest.fixture(params=["sqlite", "journal", "postgresql"])
 def storage(request, tmp_path) -> Iterator[str]:
     if request.param == "postgresql":
@@ -445,17 +486,58 @@ def test_of_two_heirs_one_counts_and_it_has_the_place_of_the_first_try():
     assert [t.number for t in found] == [0, 5, 2]
 
 
+def part(url: str, folder: Path, host: str = "") -> Study:
+    """A process of a search, as it is there before its first trial."""
+    made = Study("s", url, RandomSampler(), ["maximize"], {}, folder)
+    made.owner |= {"host": host} if host else {}
+    return made
+
+
+def test_a_trial_that_is_put_back_twice_keeps_the_place_of_its_first_try(tmp_path, url):
+    here = part(url, tmp_path)
+    for _ in range(2):
+        assert here.claim(3) is not None
+    here.put_back(0)
+    first = here.claim(3)
+    assert first is not None
+    assert (first.number, first.user_attrs["origin"]) == (2, 0)
+    here.put_back(2)
+    second = here.claim(3)
+    assert second is not None
+    assert (second.number, second.user_attrs["origin"]) == (3, 0)
+    assert [t.number for t in counted(here.trials())] == [3, 1]
+
+
+def test_the_point_of_a_grid_that_nobody_worked_on_is_asked_again(tmp_path, url):
+    here = Study("s", url, GridSampler({"x": [0, 1]}), ["maximize"], {}, tmp_path)
+    left = here.claim(2)
+    assert left is not None
+    left.suggest_categorical("x", [0, 1])
+    here.withdraw(left, "late")
+    trials = [here.claim(2) for _ in range(2)]
+    assert sorted(trial.suggest_categorical("x", [0, 1]) for trial in trials if trial) == [0, 1]
+
+
+def test_a_process_is_known_by_its_machine(tmp_path, url):
+    assert part(url, tmp_path).owner["host"].startswith(socket.gethostname())
+
+
+def test_what_a_sampler_of_a_finite_space_says_at_its_end_is_no_error_and_anything_else_is(tmp_path, url):
+    for says, ends in (("`Study.stop` is supposed to be invoked inside", True), ("something is wrong", False)):
+
+        class Ending(RandomSampler):
+            def after_trial(self, *given):
+                raise RuntimeError(says)  # noqa: B023
+
+        sampler = Seeded(lambda seed, repeats: Ending(seed), 0)
+        with contextlib.nullcontext() if ends else pytest.raises(RuntimeError, match=says):
+            sampler.after_trial(None, None, TrialState.COMPLETE, [1.0])
+
+
 def test_on_another_machine_a_process_is_dead_when_it_gives_no_sign_of_life(tmp_path, url, monkeypatch):
     from segsweep.search import study as module
 
-    def part(name: str) -> Study:
-        from optuna.samplers import RandomSampler
-
-        made = Study("s", url, RandomSampler(), ["maximize"], {}, tmp_path / name)
-        made.owner["host"] = name
-        return made
-
-    here, there = part("here"), part("there")
+    here, there = (part(url, tmp_path / name, name) for name in ("here", "there"))
     clock = SimpleNamespace(sleep=time.sleep, now=0.0)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(module, "time", clock)
