@@ -34,6 +34,8 @@ PIECES = {
     ),
 }
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _networks(allow):

@@ -256,6 +256,7 @@ def everything(**settings):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data", ["everything", "functools.partial(watched, '')", "Watched()", "Watched().__call__", "watched"]
 )

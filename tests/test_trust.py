@@ -315,6 +315,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLACES)
 def test_where_a_run_goes_and_is_kept_is_ones_own_to_say(mine, name, monkeypatch):
     text, given = PLACES[name]

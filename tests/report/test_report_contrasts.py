@@ -48,6 +48,7 @@ def test_planted_effect_is_found_and_the_idle_factor_is_not():
     assert found["model"] <= 2
 
 
+@pytest.mark.slow
 def test_null_effect_is_called_null_at_the_nominal_rate():
     """500 sweeps of two networks that differ in nothing: p is below 5 % in 5 % of them, within what 500 sweeps can
     tell.
@@ -59,6 +60,7 @@ def test_null_effect_is_called_null_at_the_nominal_rate():
     assert {t.verdict for t in tests} <= {"none", "trained"}  # one seed: never more than these trained networks
 
 
+@pytest.mark.slow
 def test_null_effect_under_training_noise_is_not_called_shown():
     """500 sweeps in which every training run has its luck: tested over patients alone chance would be taken for an
     effect far too often.
@@ -71,6 +73,7 @@ def test_null_effect_under_training_noise_is_not_called_shown():
     assert np.mean([t.p < 0.05 for t in tests]) > 0.2  # so the second test is needed
 
 
+@pytest.mark.slow
 def test_family_of_contrasts_keeps_its_error_rate():
     """300 sweeps of 2 x 2 x 3 seeds without any effect: some contrast is claimed in 5 % of them at most."""
     claims = [
@@ -80,6 +83,7 @@ def test_family_of_contrasts_keeps_its_error_rate():
     assert np.mean(claims) <= 0.075
 
 
+@pytest.mark.slow
 def test_interval_over_simulated_sweeps_covers_the_truth():
     """600 sweeps, Dice of each row and the contrast between the two, against the truth of the simulation."""
     rng = np.random.default_rng(1)
@@ -292,6 +296,7 @@ def test_leader_by_easier_patients_is_not_called_better_on_the_patients_that_bot
     assert (comparison.rows[best.row].factors["optim"], best.tied) == ("sgd", [1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [3, 6, 12])
 def test_leader_of_equal_rows_is_told_from_none_of_them_at_the_nominal_rate(rows):
     """The leader is picked by its score, so tests against it alone are of picked differences."""

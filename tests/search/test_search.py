@@ -97,6 +97,7 @@ def test_each_free_slot_has_a_trial_at_once_told_with_what_is_known(run, url):
     assert seen == [(0, 0), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
 
 
+@pytest.mark.slow
 def test_a_search_that_was_interrupted_goes_on_as_it_would_have(run, tmp_path, url):
     one = {"make": lambda folder: Toy(folder, slots=1)}
     run(trials=9, **one)
@@ -256,6 +257,7 @@ def test_two_objectives_make_a_front(run, url, said):
     assert any(f"{len(found.best_trials)} on the Pareto front" in text for text in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["random", "cmaes", "gp"])
 def test_every_preset_searches(run, url, preset):
     run(preset=preset, trials=8)
@@ -418,6 +420,7 @@ def storage(request, tmp_path) -> Iterator[str]:
         yield f"{request.param}:///{tmp_path}/optuna.{request.param}"
 
 
+@pytest.mark.slow
 def test_two_processes_one_killed_make_the_total_exactly(tmp_path, storage):
     """Two slots each; each trial is trained once, none is left running."""
     toy = str(Path(__file__).with_name("toy_search.py"))

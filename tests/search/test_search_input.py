@@ -72,6 +72,7 @@ def test_a_search_without_m_is_told_to_be_a_sweep(tmp_path):
         preflight(["+search=tpe", f"paths.cache={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_every_preset_is_right_and_needs_no_optuna_to_be_checked(tmp_path):
     presets = sorted(path.stem for path in (conf_dir() / "search").glob("*.yaml"))
     assert presets == ["cmaes", "gp", "grid", "nsga2", "random", "tpe"]

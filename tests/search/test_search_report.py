@@ -121,6 +121,7 @@ def test_importance_finds_what_matters_and_is_not_shown_for_few_trials(tmp_path)
     assert not list((out / "search").glob("importance*"))
 
 
+@pytest.mark.slow
 def test_two_objectives_have_a_front_and_a_file_for_each_point_of_it(tmp_path):
     study = filled(tmp_path, two=True)
     out, text = written(tmp_path)
@@ -142,6 +143,7 @@ def test_a_study_without_a_complete_trial_says_so(tmp_path):
     assert not (out / "search").exists()
 
 
+@pytest.mark.slow
 def test_from_the_study_alone_the_file_has_what_was_drawn_and_what_was_fixed(tmp_path):
     study = filled(tmp_path)
     out, text = written(tmp_path)
@@ -177,6 +179,7 @@ def trained(tmp_path: Path, *overrides: str) -> Outcome:
     return run(cfg, choices=choices, name="n", command="c", sweep=None, milestones=set())
 
 
+@pytest.mark.slow
 def test_the_best_runs_as_an_experiment_and_as_a_command_and_is_the_run_that_was_found(tmp_path):
     drawn = {"optim": "sgd", "optim.lr": 0.0123, "optim.momentum": 0.5, "batch_size": 8}
     outcome = trained(tmp_path, "epochs=2", "loss=tversky", "augment=flips", *(f"{k}={v}" for k, v in drawn.items()))
