@@ -54,7 +54,8 @@ def launcher(folder: Path, **settings: Any) -> Iterator[LocalLauncher]:
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch, tmp_path):
-    """Workers find the toy jobs."""
+    """Workers find the toy jobs, whose own records are in a folder of the test."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
 
