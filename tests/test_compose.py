@@ -155,6 +155,26 @@ def test_what_hydra_composes_for_its_own_part_is_composed_once(master):
         assert loader.calls == number
 
 
+def test_after_a_value_that_could_not_be_looked_up_nothing_is_left_of_it(master, monkeypatch):
+    composer = Composer(GlobalHydra.instance().config_loader(), master)
+    composer.own(["epochs=3", "seed=1"])
+    real = OmegaConf.to_container
+
+    def fails(node, **options):
+        if isinstance(node, DictConfig) and options.get("resolve"):
+            raise RuntimeError("of somebody's own")
+        return real(node, **options)
+
+    asked = [["+x={y: '${split}'}", f"split.val={value}"] for value in (0.1, 0.2, 0.3)]
+    composer.own(asked[0])
+    with monkeypatch.context() as broken:
+        broken.setattr(OmegaConf, "to_container", fails)
+        with pytest.raises(RuntimeError):
+            composer.own(asked[1])
+    for again in (asked[1], asked[2]):
+        assert values_of(composer.own(again)) == own_of(composer.loader.load_sweep_config(master, again))
+
+
 def test_values_of_one_job_are_not_changed_by_the_next(master):
     composer = Composer(Counted(), master)  # type: ignore[arg-type]
     composer(["optim.lr=1"])

@@ -61,13 +61,13 @@ class _Kind:
         """None where another way has to be gone."""
         if self._alone:
             return None
+        live, self._live = self._live, None  # what ends here by whatever error may have changed it half
         try:
-            self._live = self._live or _Live(self.lines, *bare(pickle.loads(self.packed)))
-            found = self._live.become(lines)
+            live = live or _Live(self.lines, *bare(pickle.loads(self.packed)))
+            found = live.become(lines)
         except OmegaConfBaseException:  # of a value that cannot be looked up, which whoever asks for it tells
-            found = None
-        if found is None:
-            self._live = None  # it may have been changed half
+            return None
+        self._live = live if found else None
         return found
 
 
