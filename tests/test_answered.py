@@ -70,7 +70,7 @@ def test_whatever_goes_wrong_in_answering_is_left_to_the_job(finished, tmp_path,
     def denied(*given):
         raise locks.SegsweepError("not to be written")
 
-    monkeypatch.setattr(_jobs, "answered", denied)
+    monkeypatch.setattr(_jobs, "from_record", denied)
     job = made(quick=True)
     assert job.result is None
     assert job.config is not None

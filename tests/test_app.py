@@ -19,7 +19,7 @@ from segsweep.core import contents, masks
 from segsweep.core.errors import ConfigError, DataError
 from segsweep.runs import identity
 from segsweep.search import objective, pruning
-from segsweep.sweeps import preflight, why
+from segsweep.sweeps import spaces, why
 from segsweep.task import Metric, Spec
 from segsweep.tracking import recall
 
@@ -725,9 +725,9 @@ def test_what_is_wrong_is_named_as_an_application_types_it():
     assert said.endswith("or use segsweep/pruner=none")
     with pytest.raises(ConfigError, match=r"^segsweep\.search\.objective=val/loss: these data have no validation part"):
         objective.check_part(0, ["val/loss"], spec, "segsweep.")
-    assert preflight._searchable(cfg) == "'lr=tag(log, interval(1e-4, 1e-1))'"
+    assert spaces._searchable(cfg) == "'lr=tag(log, interval(1e-4, 1e-1))'"
     del cfg.lr
-    assert preflight._searchable(cfg) == "'device=interval(0.1, 0.9)' or device=0.1,0.2"  # its own, whatever it is
+    assert spaces._searchable(cfg) == "'device=interval(0.1, 0.9)' or device=0.1,0.2"  # its own, whatever it is
 
 
 def test_variables_that_hydra_sets_are_part_of_a_run_and_of_its_command(through, conf, app, tmp_path, capfd):

@@ -52,6 +52,9 @@ def test_damaged_json_is_taken_as_absent_and_said(tmp_path, caplog):
     assert artifacts.read_json(tmp_path / "x.json") is None
     assert "x.json" in caplog.text
     assert artifacts.read_json(tmp_path / "never.json") is None
+    for lines in ('{"epoch": 1}\n{"epo', '{"epoch": 1}\n[2]'):
+        (tmp_path / "x.jsonl").write_text(lines)
+        assert artifacts.read_lines(tmp_path / "x.jsonl") == []
 
 
 def test_an_undefined_number_is_an_empty_cell(tmp_path):

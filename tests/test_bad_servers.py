@@ -160,6 +160,17 @@ def test_the_end_of_a_run_is_its_last_copy_whoever_names_its_folder(folders, mon
     assert copied == [False, True]
 
 
+def test_a_run_that_two_experiments_are_to_have_goes_to_both(folders, monkeypatch):
+    copied = []
+    monkeypatch.setattr(mirrors, "push", lambda folder, uri, experiment, *given, final: copied.append(experiment))
+    session().copier = copying.Copier(later=3600.0)
+    for experiment in "ab":  # `tracking.experiment=a,b` of a run that is finished: answered within a moment
+        settings = OmegaConf.create({"uri": "sqlite:///x", "experiment": experiment})
+        copying.Mirror(folders[0], settings, None).update()
+    assert session().copier.flush()
+    assert sorted(copied) == ["a", "b"]
+
+
 class Late(threading.Condition):
     """For who waits with a bound, its seconds are over at once as often as `over` says."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from segsweep.core import source
 from segsweep.sweeps import check
-from segsweep.sweeps.preflight import composed
+from segsweep.sweeps.overrides import composed
 
 GOOD = '''"""A straight line through points, two weights."""
 import random

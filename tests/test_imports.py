@@ -218,6 +218,7 @@ PRIVATE = {  # module, private module of another package -> why there is no publ
         "hydra._internal.utils",
     ): "where the configuration of a program lies, as Hydra's own main finds it",
     ("sweeps/cli.py", "hydra._internal.utils"): "the flags that it completes as Hydra's own main reads them",
+    ("sweeps/overrides.py", "hydra._internal.utils"): "the arguments as Hydra's own main reads them",
     ("sweeps/preflight.py", "hydra._internal.utils"): "the arguments as Hydra's own main reads them",
     ("core/device.py", "torch._dynamo.callback"): "when torch's compiler begins and ends",
     (

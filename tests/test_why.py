@@ -18,8 +18,8 @@ from segsweep.report.contrasts import _programs
 from segsweep.report.files import write as build
 from segsweep.runs.run import Outcome, run
 from segsweep.sweeps import why
+from segsweep.sweeps.overrides import composed
 from segsweep.sweeps.plan import Planner
-from segsweep.sweeps.preflight import composed
 
 TASK = '''"""A task that trains nothing and counts its epochs."""
 import torch

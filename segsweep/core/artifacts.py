@@ -260,9 +260,10 @@ def write_lines(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool | T
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return []
+    return lines if all(isinstance(line, dict) for line in lines) else []
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], durable: bool | Together = False) -> None:

@@ -19,7 +19,7 @@ from segsweep.config.schema import engine
 from segsweep.core import artifacts, child, locks
 from segsweep.core.masks import first_line
 from segsweep.sweeps import sweep
-from segsweep.sweeps.job import answered
+from segsweep.sweeps.job import from_record
 
 if TYPE_CHECKING:
     from segsweep.sweeps.plan import Planner, Point
@@ -70,7 +70,7 @@ class Job:
         if values is None or values["search"]["trial"] is not None:
             return False
         with contextlib.suppress(Exception):  # of which the job tells
-            self.result = answered(cfg, values, point, self.overrides, self.number, self.folder)
+            self.result = from_record(cfg, values, point, self.overrides, self.number, self.folder)
         return self.result is not None
 
     @property

@@ -392,7 +392,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--config-dir", metavar="DIR", help="a folder of options of one's own, as of python -m segsweep"
     )
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="as of python -m segsweep, one value each")
-    from segsweep.sweeps.preflight import composed, preflight
+    from segsweep.sweeps.overrides import composed
+    from segsweep.sweeps.preflight import preflight
 
     given, door = list(sys.argv[1:] if arguments is None else arguments), session().door
     if door and not {"-h", "--help"} & set(given):  # the flags of an application are its own matter

@@ -76,7 +76,7 @@ def job(cfg: DictConfig) -> Any:
     return _value(engine(cfg).search, outcome, spec or components.task_class(cfg).spec)
 
 
-def answered(
+def from_record(
     cfg: DictConfig, values: dict[str, Any], point: Point, overrides: list[str], number: int, folder: Path
 ) -> JobReturn | None:
     """A job whose run is finished, in the sweep's own process: a thousand are a matter of seconds. None where the

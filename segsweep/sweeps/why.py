@@ -141,7 +141,7 @@ def _refuse_other(reference: str, cfg: DictConfig, info: Mapping[str, Any]) -> N
 def composition(reference: str, info: Mapping[str, Any], config_dir: str | None) -> DictConfig:
     """What the command of a run composes today. The record may be anybody's, so that its words are no command line of
     the user's: see `composable`. Raises SegsweepError where that cannot be known."""
-    from segsweep.sweeps.preflight import composed
+    from segsweep.sweeps.overrides import composed
 
     job, door = artifacts.read_json(Path(reference) / "job.json") or {}, session().door
     program, words = _words(info)

@@ -36,6 +36,11 @@ class Mirror:
         self.folder, self.uri, self.experiment, self.sweep = folder.absolute(), tracking.uri, tracking.experiment, sweep
         self.final = False
 
+    @property
+    def copy(self) -> tuple[Path, str, str]:
+        """Which copy of which run it makes; the latest of them is the only one that counts."""
+        return self.folder, self.uri, self.experiment
+
     def __enter__(self) -> "Mirror":
         self.update()
         return self
@@ -51,8 +56,8 @@ class Mirror:
 
 
 class Copier:
-    """Copies what it is given in a thread of its own that the first of it starts: of one run the latest, PAUSE seconds
-    after the copy before; its end at once.
+    """Copies what it is given in a thread of its own that the first of it starts: of one copy of a run the latest,
+    PAUSE seconds after the one before; its end at once.
 
     A store that did not answer is left alone for SILENCE seconds, and what it lacks is kept for later. elsewhere: does
     the copying instead; in a launcher's worker, whose parent copies for all: MLflow is imported and connected to once a
@@ -60,7 +65,7 @@ class Copier:
 
     def __init__(self, elsewhere: Callable[[Mirror], None] | None = None, later: float = LATER, pause: float = PAUSE):
         self.elsewhere, self.later, self.pause = elsewhere, later, pause
-        self._due: dict[Path, Mirror] = {}
+        self._due: dict[tuple[Path, str, str], Mirror] = {}
         self._after: dict[Path | str, float] = {}  # when a run, or a store, may be copied, or asked, again
         self._busy: Mirror | None = None
         self._copies = 0  # that went well
@@ -74,7 +79,7 @@ class Copier:
             self.elsewhere(mirror)
             return
         with self._changed:
-            self._due[mirror.folder] = mirror
+            self._due[mirror.copy] = mirror
             if self._thread is None or not self._thread.is_alive():
                 self._after[""] = time.monotonic() + self.later
                 self._thread = thread(self._work, name="mlflow")
@@ -131,7 +136,7 @@ class Copier:
                     bounds: list[Path | str] = ["", mirror.uri] if mirror.final else ["", mirror.uri, mirror.folder]
                     until = max(self._after.get(bound, 0.0) for bound in bounds)
                     if self._flushing or until <= now:
-                        self._busy = self._due.pop(mirror.folder)
+                        self._busy = self._due.pop(mirror.copy)
                         return mirror
                     soon.append(until - now)
                 self._changed.wait(min(soon, default=None))
@@ -157,10 +162,10 @@ class Copier:
                 if failed and self._flushing:
                     others = [other for other in self._due.values() if other.uri == mirror.uri]
                     for other in [] if here(mirror.uri) else others:  # with a server they would wait for the same
-                        _note(self._due.pop(other.folder).folder, failed)
+                        _note(self._due.pop(other.copy).folder, failed)
                 elif failed:
                     self._after[mirror.uri] = time.monotonic() + SILENCE
-                    self._due.setdefault(folder, mirror)
+                    self._due.setdefault(mirror.copy, mirror)
                 self._busy = None
                 self._changed.notify_all()
 
