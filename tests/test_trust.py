@@ -385,7 +385,8 @@ def test_what_the_command_line_reads_from_the_environment_goes(mine, monkeypatch
 
 
 def test_every_option_of_a_sweep_is_looked_at_however_many_there_are(mine, monkeypatch):
-    monkeypatch.setattr("segsweep.sweeps.preflight.COMBINATIONS", 4)
+    for module in ("overrides", "preflight"):
+        monkeypatch.setattr(f"segsweep.sweeps.{module}.COMBINATIONS", 4)
     write(mine, {f"experiment/e{n}.yaml": f"{GLOBAL}seed: {n}\n" for n in range(7)})
     write(mine, {"experiment/e5.yaml": f"{GLOBAL}hydra: {{job: {{env_set: {{A: b}}}}}}\n"})
     found = message("-m", "--config-dir", "my_conf", "experiment=glob(e*)", "model=unet,r2unet")
@@ -511,7 +512,8 @@ def test_jobs_that_a_node_composes_are_composed_here_first(mine, monkeypatch):
 
 
 def test_launchers_that_look_at_no_job_are_for_as_many_combinations_as_are_looked_at_before(mine, monkeypatch):
-    monkeypatch.setattr("segsweep.sweeps.preflight.COMBINATIONS", 4)
+    for module in ("overrides", "preflight"):
+        monkeypatch.setattr(f"segsweep.sweeps.{module}.COMBINATIONS", 4)
     swept = ["-m", "--config-dir", "my_conf", "model=unet,r2unet", "optim=sgd,adam,adamw"]
     assert "use hydra/launcher=local" in message(*swept, "hydra/launcher=basic")
     assert passes(*swept).jobs == 6
