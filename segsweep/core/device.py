@@ -1,9 +1,12 @@
 """The device that a process computes on: which, in what precision, through what compiled code, and when it is full."""
 
+import ctypes
+import os
 import time
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +35,44 @@ def pick_device(asked: str) -> torch.device:
     else:
         environment.keep_memory()
     return device
+
+
+@contextmanager
+def bound(device: torch.device) -> Iterator[None]:
+    """Keep each of the threads that share a step's work on a processor of its own, where there are as many of both.
+
+    They wait for one another by spinning, and where another process keeps the machine busy two of them came to wait on
+    one processor, each in the other's time: an epoch took up to seven times as long (benchmarks/LOG.md). What is
+    started meanwhile begins on the first thread's processor. Numbers do not hang on it. With OMP_PROC_BIND in the
+    environment the library does as that says, and this nothing."""
+    threads, processors = torch.get_num_threads(), _processors()
+    own = device.type == "cpu" and 1 < threads == len(processors) and "OMP_PROC_BIND" not in os.environ
+    if own:
+        _place(threads, [{each} for each in processors])
+    try:
+        yield
+    finally:
+        if own:
+            _place(threads, [{*processors}] * threads)
+
+
+def _processors() -> list[int]:
+    """That this thread may run on; none where a system cannot tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _place(threads: int, places: list[set[int]]) -> None:
+    """Have each thread of this thread's team in torch's OpenMP, whichever that is, move itself to its place."""
+    with suppress(OSError, AttributeError):  # a torch with another one, or with none
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        number = library.omp_get_thread_num
+
+        @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+        def move(_: Any) -> None:
+            with suppress(OSError):  # a processor that was taken away
+                os.sched_setaffinity(0, places[number()])
+
+        library.GOMP_parallel(move, None, threads, 0)
 
 
 def pick_precision(asked: str, device: torch.device) -> str:

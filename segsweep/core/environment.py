@@ -96,7 +96,6 @@ def commit(folder: Path) -> str | None:
         return None
 
 
-@lru_cache
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"

@@ -161,6 +161,7 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         mirror.update()
 
     here = session()
+    stack.callback(torch.set_num_threads, torch.get_num_threads())  # a run goes on with as many as it began with
     loop = Loop(
         asked.task.spec,
         asked.data.part,
