@@ -179,6 +179,18 @@ def answers(result: dict[str, Any]) -> str:
     return table("a sweep that trains nothing | jobs | seconds | ms a job | MiB", rows) + taken(result)
 
 
+def neighbour(result: dict[str, Any]) -> str:
+    """`ratio` in the file is of rates, unbound over this one."""
+    ways = {"bound": "each thread on a processor", "unbound": "as the system places them", "passive": "asleep at once"}
+    others = {"none": "nothing else", "busy": "a busy process", "twin": "the same run"}
+    rows = [
+        [f"{ways.get(row['wait'], row['wait'])}, beside {others[row['beside']]}", f"**{row['images_per_second']:.0f}**"]
+        + [f"{row['range'][0]:.0f}-{row['range'][1]:.0f}", f"{1 / row['ratio']:.2f}"]
+        for row in result["rows"]
+    ]
+    return table("threads | images/s | rounds | of the unbound rate", rows) + taken(result)
+
+
 def search_idle(result: dict[str, Any]) -> str:
     names = {"search": "`hydra/sweeper=search`", "optuna": "`hydra/sweeper=optuna`"}
     rows = [
@@ -331,6 +343,7 @@ TABLES = {
     "search_idle": search_idle,
     "durability": durability,
     "answers": answers,
+    "neighbour": neighbour,
     "mutants": mutants,
 }
 
