@@ -140,10 +140,11 @@ def test_it_names_the_views_and_serves_this_machine_alone(served, free, monkeypa
     given = []
     monkeypatch.setattr(os, "execve", lambda *line: given.extend(line))
     ui.main(["--port", str(free)])
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, end = capsys.readouterr().out.splitlines()
     place = f"http://127.0.0.1:{free}/#/experiments/{served}/runs?viewStateShareKey="
     assert first == f"mine, runs, best first:  {place}segsweep"
     assert second == f"mine, charts by setting:  {place}segsweep-factors&compareRunsMode=CHART"
+    assert end == "Ctrl-C ends it."
     _, words, environment = given
     assert f"-m mlflow ui --host 127.0.0.1 --port {free}" in " ".join(words)
     assert environment["MLFLOW_BACKEND_STORE_URI"] == store.PLACE

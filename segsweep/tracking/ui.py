@@ -34,11 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     except SegsweepError as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join(views), flush=True)
-    line = ["-m", "mlflow", "ui", "--host", HOST, "--port", str(options.port)]
+    print("\n".join(views), "Ctrl-C ends it.", sep="\n", flush=True)
+    line = ["-m", "mlflow", "ui", "--host", HOST, "--port", str(options.port), "--uvicorn-opts", "--log-level warning"]
     # The address not as an argument, which everybody on the machine can list; and in the working folder a module may
     # have the name of one that MLflow imports.
-    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "PYTHONSAFEPATH": "1"}
+    environment = {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"} | os.environ  # of what it serves with
+    environment |= {"MLFLOW_BACKEND_STORE_URI": uri, "PYTHONSAFEPATH": "1"}
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.execve(sys.executable, [sys.executable, *line, "--workers", "1"], environment)
 
