@@ -26,7 +26,7 @@ from browser import Page, chromium  # noqa: E402
 
 from segsweep.tracking.store import FACTORS, VIEW  # noqa: E402
 
-SWEEP = ["model=unet,r2unet", "optim=sgd,adam", "seed=0,1,2", "epochs=4", "model.width=8", "augment=flips"]
+SWEEP = ["model=unet,r2unet", "optim=sgd,adam", "seed=0,1,2", "epochs=8", "model.width=8", "augment=flips"]
 SWEEP += ["data.patients=48", "split.test=0.4"]
 
 
@@ -77,6 +77,8 @@ def mlflow(page: Page, address: str) -> None:
         page.open("about:blank")  # the UI's addresses differ after the #, which alone loads nothing anew
         page.open(url, width, height)
         page.until(ready)
+        close = "[...document.querySelectorAll('button')].filter(b => /close/i.test(b.getAttribute('aria-label')))"
+        page.evaluate(f"{close}.forEach(b => b.click())")  # the assistant's panel
         page.evaluate("new Promise(done => setTimeout(done, 4000))")  # charts and columns draw themselves in steps
 
     table = f"{text}.includes('r2unet') && {text}.includes('test/dice')"
