@@ -197,6 +197,10 @@ def test_without_truth_there_are_volumes_and_no_metrics(made, tree, tmp_path, ca
     assert predict.main([str(made[0]), str(folder), "--out", str(tmp_path / "out")]) == 0
     (row,) = rows(tmp_path / "out" / "predictions.csv").values()
     assert set(row) == {"part", "slices", "volume_pixels"}
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere)
+    assert predict.main([str(made[0]), str(elsewhere), "--out", str(tmp_path / "other")]) == 0
+    assert {row["part"] for row in rows(tmp_path / "other" / "predictions.csv").values()} == {"new"}
     assert "Dice" not in capsys.readouterr().out
 
 

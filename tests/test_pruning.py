@@ -86,6 +86,9 @@ def test_what_falls_behind_is_pruned_and_its_record_says_when_and_against_what(t
     assert (other["signature"], other["value"], other["state"]) == (good.signature, first, "complete")
     assert bad.error == record["reason"]
     assert f"after epoch 2 of 4 by halving: val/dice {record['value']:.4f}; 1 of 1 like it were better" in bad.error
+    (bad.folder / "failure.json").write_text("{}")  # of a job whose launcher ended it later, say
+    assert do(tmp_path, *HALVING, BAD).status == "pruned"
+    assert not (bad.folder / "failure.json").exists()
 
 
 def test_a_run_that_is_pruned_while_it_is_trained_anew_is_told_as_that_and_the_finished_record_stays(tmp_path):

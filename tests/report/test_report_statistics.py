@@ -98,6 +98,7 @@ def test_sign_flip_is_scipys_permutation_test():
 
 def test_sign_flip_by_hand():
     assert statistics.sign_flip(np.array([1.0, 2, 3, 4, 5]))[0] == 2 / 32  # only all plus and all minus are as far out
+    assert statistics.sign_flip(np.ones(60))[0] == 1 / (statistics.FLIPS + 1)  # of random ones none, and the observed
     assert statistics.sign_flip(np.array([0.1, 0.1, 0.1, -0.3, 0.0]))[0] == 1  # the sum is 0: every flip is as far out
     both = np.array([[1.0, 1], [2, -2], [3, 3], [4, -4], [5, np.nan]])
     assert statistics.sign_flip(both) == pytest.approx([2 / 32, statistics.sign_flip(both[:4, 1])[0]])
