@@ -3,11 +3,13 @@
 Two tiny runs, two seconds; the suite itself trains on one thread."""
 
 import contextlib
+import ctypes
 import json
 import os
 
 import pytest
 import torch
+from test_loop import loop
 from test_run import do
 
 from segsweep.core import environment
@@ -38,11 +40,22 @@ def places() -> list[set[int]]:
 @needs_several
 def test_threads_that_share_a_step_have_a_processor_each_and_are_free_again_after_it(threads, monkeypatch):
     monkeypatch.delenv("OMP_PROC_BIND", raising=False)
-    with contextlib.suppress(ArithmeticError), bound(CPU):
-        assert places() == [{each} for each in PROCESSORS]
-        raise ArithmeticError
+    free, seen = {*PROCESSORS}, []
+
+    def turns():
+        for number in (1, 2):
+            seen.append(places())
+            yield number
+
+    with contextlib.suppress(ArithmeticError):
+        for turn in bound(CPU, turns()):
+            assert places() == [{each} for each in PROCESSORS]
+            if turn == 2:
+                raise ArithmeticError
+    assert turn == 2
+    assert seen == [[], []]  # between two of them
     assert places() == []
-    assert os.sched_getaffinity(0) == {*PROCESSORS}
+    assert os.sched_getaffinity(0) == free
 
 
 @needs_several
@@ -53,17 +66,35 @@ def test_they_are_left_alone(reason, threads, monkeypatch):
         threads(1)
     elif reason == "the environment says how":
         monkeypatch.setenv("OMP_PROC_BIND", "false")
-    with bound(torch.device("cuda") if reason == "a GPU" else CPU):
+    for _ in bound(torch.device("cuda") if reason == "a GPU" else CPU, [1]):
         assert places() == []
 
 
+def test_what_has_no_library_of_that_kind_trains_as_it_did(threads, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert list(bound(CPU, [1, 2])) == [1, 2]
+
+
 @needs_several
-def test_a_training_is_bound_and_nothing_after_it(threads, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("began", "now"), [(1, "all"), ("all", 1)])
+def test_a_training_is_bound_by_the_threads_that_it_goes_on_with_and_is_free_between_epochs(
+    began, now, threads, tmp_path, monkeypatch
+):
     monkeypatch.delenv("OMP_PROC_BIND", raising=False)
     seen = []
-    begin(Session(sink=lambda event: seen.append(os.sched_getaffinity(0)) if event["kind"] == "epoch" else None))
-    assert do(tmp_path).status == "finished"
-    assert seen == [{PROCESSORS[0]}] * 2
+
+    def sink(event):
+        if event["kind"] in ("step", "epoch"):
+            seen.append((event["kind"], os.sched_getaffinity(0)))
+
+    every = max(2, len(PROCESSORS))
+    for number, epochs in ((began, 1), (now, 2)):
+        threads(every if number == "all" else number)
+        begin(Session(sink=sink))
+        assert do(tmp_path, "scheduler=constant", f"epochs={epochs}").status in ("finished", "continued")
+    within = {PROCESSORS[0]} if began == "all" else {*PROCESSORS}
+    assert {place == within for kind, place in seen if kind == "step"} == {True}
+    assert [place for kind, place in seen if kind == "epoch"] == [{*PROCESSORS}] * 2
     assert os.sched_getaffinity(0) == {*PROCESSORS}
 
 
@@ -87,3 +118,10 @@ def test_a_run_goes_on_with_the_threads_of_its_first_epoch(threads, tmp_path, mo
     monkeypatch.setattr(environment, "cores", lambda: 1)  # another machine, whose numbers are others anyway
     assert do(tmp_path, *given, "epochs=4").status == "continued"
     assert seen == [2, 2, 1]
+
+
+@pytest.mark.parametrize("odd", [True, False, 0, -1, 2.0, 10**30, "2", None, torch.tensor(2)])
+def test_what_is_no_number_of_threads_in_a_checkpoint_changes_none(odd, threads, tmp_path):
+    threads(2)
+    loop(tmp_path)._as_it_began(odd)
+    assert torch.get_num_threads() == 2

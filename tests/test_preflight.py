@@ -99,7 +99,9 @@ def test_a_schedule_by_steps_is_told_once_and_only_for_the_epochs_that_it_does_n
 def test_every_value_of_a_sweep_is_checked():
     assert "epochs=0" in message("-m", "epochs=5,0")
     assert "optim=adm" in message("-m", "optim=sgd,adm")
-    assert "paths.runs=a,b: where runs go is no part of a sweep" in message("-m", "paths.runs=a,b")
+    for two in (["paths.runs=a,b"], ["paths={runs:a},{runs:b}"], ["paths.runs=${seed}", "seed=1,2"]):
+        assert ": where runs go is no part of a sweep; give one value" in message("-m", *two)
+    assert "paths.runs: a, b: where runs go" in message("-m", "paths.runs=a,b")
     text = message("-m", "model=unet,r2unet", "model.t=2,3")
     assert "model.t" in text
     assert "model=unet" in text
@@ -112,6 +114,7 @@ def test_every_value_of_a_sweep_is_checked():
         (["-m", "model=unet,r2unet", "optim=sgd,adam"], 4),
         (["-m", "optim.lr=1e-3,1e-4", "epochs=choice(1,2,3)"], 6),
         (["-m", "experiment=glob(*)", "data=phantom", "epochs=1"], 6),
+        (["-m", "paths.runs=choice(a)", "seed=0,1"], 2),
         (["-m", "seed=0,'3'", "model='unet',r2unet"], 4),
     ],
 )

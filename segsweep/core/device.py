@@ -3,11 +3,11 @@
 import ctypes
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from segsweep.core.errors import ConfigError
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 """What torch's CPU allocator, CUDA's driver, cuDNN and cuBLAS say in a RuntimeError."""
+T = TypeVar("T")
 GRAPHS = 64
 """Shapes that torch compiles one function for, of all networks of a worker: its own limit is 8, then all is eager."""
 
@@ -37,23 +38,24 @@ def pick_device(asked: str) -> torch.device:
     return device
 
 
-@contextmanager
-def bound(device: torch.device) -> Iterator[None]:
-    """Keep each of the threads that share a step's work on a processor of its own, where there are as many of both.
+def bound(device: torch.device, turns: Iterable[T]) -> Iterator[T]:
+    """The same `turns`, and while each is worked on, each of the threads that share a step's work on a processor of its
+    own, where there are as many of both.
 
     They wait for one another by spinning, and where another process keeps the machine busy two of them came to wait on
-    one processor, each in the other's time: an epoch took up to seven times as long (benchmarks/LOG.md). What is
-    started meanwhile begins on the first thread's processor. Numbers do not hang on it. With OMP_PROC_BIND in the
-    environment the library does as that says, and this nothing."""
-    threads, processors = torch.get_num_threads(), _processors()
-    own = device.type == "cpu" and 1 < threads == len(processors) and "OMP_PROC_BIND" not in os.environ
-    if own:
-        _place(threads, [{each} for each in processors])
-    try:
-        yield
-    finally:
+    one processor, each in the other's time: an epoch took up to seven times as long (benchmarks/LOG.md). Between two
+    turns they are free, as is what is started there; what a turn starts has the first thread's processor. Numbers do
+    not hang on it. With OMP_PROC_BIND in the environment the library does as that says, and this nothing."""
+    for turn in turns:  # which may change their number
+        threads, processors = torch.get_num_threads(), _processors()
+        own = device.type == "cpu" and 1 < threads == len(processors) and "OMP_PROC_BIND" not in os.environ
         if own:
-            _place(threads, [{*processors}] * threads)
+            _place(threads, [{each} for each in processors])
+        try:
+            yield turn
+        finally:
+            if own:
+                _place(threads, [{*processors}] * threads)
 
 
 def _processors() -> list[int]:

@@ -120,9 +120,10 @@ def memory() -> int:
 
 @lru_cache
 def cores() -> int:
-    """Cores that this machine has, or that its container may take the time of; at least 1."""
+    """Cores that this process may run on, or that its container may take the time of; at least 1."""
     limits = [int(quota) // int(period) for quota, period in map(str.split, _limits("cpu.max")) if quota != "max"]
-    return max(1, min([os.cpu_count() or 1, *limits]))
+    given = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([given, *limits]))
 
 
 def _limits(name: str, groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[str]:

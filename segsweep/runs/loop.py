@@ -28,8 +28,10 @@ from segsweep.core.masks import first_line
 from segsweep.core.session import session
 from segsweep.task import PARTS, WORD, Spec, Stateful
 
-RESERVED = ("epoch", "history", "measured", "threads")
+RESERVED = ("epoch", "history", "measured")
 """Beside the states in a checkpoint."""
+THREADS = "run.threads"
+"""There too, and no name that a task can give to `epochs`."""
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -145,7 +147,7 @@ class Loop:
             for name, thing in state.items():
                 thing.load_state_dict(found[name])
             self.history = found["history"]
-            self._as_it_began(found.get("threads"))
+            self._as_it_began(found.get(THREADS))
         self.done = len(self.history)
         self.taken_up(self.done)
         going = 0 < self.done < self._total
@@ -159,11 +161,11 @@ class Loop:
     def _as_it_began(self, threads: Any) -> None:
         """On a CPU their number decides how sums are parted, and with it the last bits; another machine's are others
         anyway."""
-        known = isinstance(threads, int) and 1 <= threads <= environment.cores()
+        known = type(threads) is int and 1 <= threads <= environment.cores()
         if self.device == "cpu" and known and threads != torch.get_num_threads():
             torch.set_num_threads(threads)
             self.describe(device=environment.device_name(torch.device("cpu")))
-            self.emit("text", text=f"goes on with {threads} thread{'s' * (threads > 1)}, as it began")
+            self.emit("text", text=f"goes on with {threads} thread{'s' * (threads > 1)}, as it began", once=True)
 
     def _found(self, until: int) -> dict[str, Any] | None:
         """The latest state there is, its history without what other code or settings measured than those of today."""
@@ -199,7 +201,7 @@ class Loop:
         if save:
             states = {name: thing.state_dict() for name, thing in state.items()}
             kept = {"epoch": number, **states, "history": self.history, "measured": self._measured}
-            kept["threads"] = torch.get_num_threads()
+            kept[THREADS] = torch.get_num_threads()
             if not self._kept:
                 _check_keepable(states)
                 self._kept = True

@@ -161,7 +161,7 @@ def _run(asked: "Asked", outcome: Outcome, stack: ExitStack) -> Outcome:
         mirror.update()
 
     here = session()
-    stack.callback(torch.set_num_threads, torch.get_num_threads())  # a run goes on with as many as it began with
+    stack.callback(_set_threads, torch.get_num_threads())  # a run goes on with as many as it began with
     loop = Loop(
         asked.task.spec,
         asked.data.part,
@@ -318,6 +318,11 @@ def _stands(asked: Asked) -> bool:
     if damage := record.damage(asked.folder):
         log.warning("%s: the record is not let stand for today's code", damage)
     return not damage and accepted.standing(asked.runs, asked.identity.ids["signature"]) is not None
+
+
+def _set_threads(number: int) -> None:
+    if torch.get_num_threads() != number:
+        torch.set_num_threads(number)
 
 
 def _writer(device: torch.device) -> Executor | None:

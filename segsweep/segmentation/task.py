@@ -4,7 +4,6 @@ import copy
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from segsweep.core import artifacts
-from segsweep.core.device import autocast, bound, compile_seconds, compiled, pick_device, pick_precision
+from segsweep.core.device import autocast, compile_seconds, compiled, pick_device, pick_precision
 from segsweep.core.errors import DataError
 from segsweep.core.session import session
 from segsweep.segmentation import classes, figures, groups, networks, schedules, scores
@@ -183,19 +182,18 @@ class Segmentation:
         under = autocast(self.device, self.precision)
         shared: dict[str, Any] = {"patients": len(volumes.patients), "parts": parts, "autocast": under}
         forward = compiled(model, sizes(self.batch_size, parts)) if self.compile else None
-        with nullcontext() if self.compile else bound(self.device):  # whose compiler starts processes
-            tested = fit(
-                run, model, loss, optimizer, scheduler, train, held_out,
-                part=part, by=schedules.by(self.groups["scheduler"]), clip_norm=self.clip_norm, forward=forward,
-                compile_seconds=compile_seconds, scores=self.scores, average=average,
-                scored="ema" if self.test_weights == "ema" else "model", **shared,
-            )  # fmt: skip
-            if average is not None and self.test_weights == "ema":
-                model = average.module
-            if self.test_weights == "best":
-                model = copy.deepcopy(model)  # the record's last weights are still those of the last epoch
-                model.load_state_dict(run.best())
-            final = tested or evaluate(model, loss, test, keep=True, probabilities=bool(self.scores), **shared)
+        tested = fit(
+            run, model, loss, optimizer, scheduler, train, held_out,
+            part=part, by=schedules.by(self.groups["scheduler"]), clip_norm=self.clip_norm, forward=forward,
+            compile_seconds=compile_seconds, scores=self.scores, average=average,
+            scored="ema" if self.test_weights == "ema" else "model", **shared,
+        )  # fmt: skip
+        if average is not None and self.test_weights == "ema":
+            model = average.module
+        if self.test_weights == "best":
+            model = copy.deepcopy(model)  # the record's last weights are still those of the last epoch
+            model.load_state_dict(run.best())
+        final = tested or evaluate(model, loss, test, keep=True, probabilities=bool(self.scores), **shared)
         return self._result(run, part, volumes, final)
 
     def _told(self, volumes: cache.Volumes, patch: tuple[int, int] | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
+from segsweep.core.device import bound
 from segsweep.core.errors import NotFiniteError
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.labels import VOID
@@ -57,8 +58,9 @@ def fit(
     whose weights an epoch is evaluated with, and are kept as those of the run, model or ema.
     Raises NotFiniteError naming the step.
     """
-    forward = model if forward is None else forward  # a compiled module has no truth value
     device = next(model.parameters()).device
+    alone = forward is None  # a compiler starts processes
+    forward = model if forward is None else forward  # a compiled module has no truth value
     if parts > 1:
         forward = partial(in_parts, forward, parts, [m for m in model.modules() if isinstance(m, _NormBase)])
     labels, void = train.labels, train.void
@@ -67,7 +69,8 @@ def fit(
     states: dict[str, Any] = {"model": shown, "optimizer": optimizer, "scheduler": scheduler}
     if average is not None:
         states |= {"trained": model} if shown is not model else {"average": average.module}
-    for epoch in run.epochs(**states):
+    epochs = run.epochs(**states)
+    for epoch in bound(device, epochs) if alone else epochs:
         if average is not None:  # which with none begins anew
             average.n_averaged.fill_((epoch.number - 1) * len(train))
         losses = torch.zeros(len(train), device=device)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segsweep.config import components
-from segsweep.config.schema import range_problem, ranges, under
+from segsweep.config.schema import engine, range_problem, ranges, under
 from segsweep.core.errors import ConfigError, nearest
 from segsweep.core.masks import first_line
 from segsweep.core.program import COMMANDS, pasted
@@ -57,10 +57,15 @@ def unreadable(lines: list[str]) -> list[str]:
 
 def wrong_settings(bases: list[DictConfig], tasks: list[Override]) -> list[str]:
     wrong = {o.input_line: _wrong_key(o, bases) or _wrong_values(o, bases) for o in tasks}
-    problems = [mistake for mistakes in wrong.values() for mistake in mistakes]
+    problems, places = [mistake for mistakes in wrong.values() for mistake in mistakes], dict[str, None]()
     for cfg in variants(bases, [o for o in tasks if not wrong[o.input_line]]):
         spec = components.spec_of(cfg)
         problems += [*components.check(cfg), *(pruning.problems(cfg, spec) if spec else [])]
+        with contextlib.suppress(OmegaConfBaseException):  # of which a job tells
+            places[str(OmegaConf.select(engine(cfg), "paths.runs"))] = None
+    if len(places) > 1:
+        at = f"{under(bases[0])}paths.runs"
+        problems.append(f"{at}: {', '.join(places)}: where runs go is no part of a sweep; give one value")
     return problems
 
 
@@ -111,8 +116,6 @@ def beside_wrong_options(
 
 def _wrong_key(override: Override, bases: list[DictConfig]) -> list[str]:
     key = override.key_or_group
-    if override.is_sweep_override() and key == f"{under(bases[0])}paths.runs":
-        return [f"{override.input_line}: where runs go is no part of a sweep; give one value"]
     if override.is_add() and key == "search" and under(bases[0]) and isinstance(override.value(), str):
         instead = f"segsweep's is +{OWN}/search={override.value()}"
         return [f"{override.input_line}: this application has a `search` of its own; {instead}"]
