@@ -219,6 +219,7 @@ def test_a_grid_is_composed_once_for_each_choice_of_its_groups(master):
     assert loader.calls == 4
 
 
+@pytest.mark.slow
 def test_no_more_kinds_are_kept_than_fit_in_memory(master):
     composer = Composer(Counted(), master)  # type: ignore[arg-type]
     for number in range(KINDS + 3):

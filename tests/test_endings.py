@@ -86,6 +86,7 @@ def test_with_an_average_the_epochs_and_the_test_are_its_own(tmp_path):
     assert "test_weights" not in json.loads((plain.folder / "run.json").read_text())["factors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [(), ("micro_batches=2",)])
 def test_changes_of_an_images_values_go_on_to_the_same_bits(tmp_path, parts):
     names = ("noise", "blur", "brightness", "contrast", "gamma")
@@ -99,6 +100,7 @@ def test_changes_of_an_images_values_go_on_to_the_same_bits(tmp_path, parts):
     assert plain.signature == do(tmp_path / "plain", "augment=flips", "epochs=3", "~augment.noise").signature
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [(), ("micro_batches=2",)])
 @pytest.mark.parametrize("chosen", ["ema", "last"])
 def test_an_average_goes_on_to_the_same_bits(tmp_path, chosen, parts):

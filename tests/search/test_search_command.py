@@ -99,6 +99,7 @@ def test_the_published_sweeper_goes_on_working(tmp_path):
     assert len(results(cwd)) == 2
 
 
+@pytest.mark.slow
 def test_a_storage_out_of_reach_is_one_message_and_leaves_nothing(tmp_path):
     cwd = tmp_path
     storage = "search.storage=postgresql://me:secret@127.0.0.1:1/none"
