@@ -57,15 +57,17 @@ def unreadable(lines: list[str]) -> list[str]:
 
 def wrong_settings(bases: list[DictConfig], tasks: list[Override]) -> list[str]:
     wrong = {o.input_line: _wrong_key(o, bases) or _wrong_values(o, bases) for o in tasks}
-    problems, places = [mistake for mistakes in wrong.values() for mistake in mistakes], dict[str, None]()
-    for cfg in variants(bases, [o for o in tasks if not wrong[o.input_line]]):
-        spec = components.spec_of(cfg)
-        problems += [*components.check(cfg), *(pruning.problems(cfg, spec) if spec else [])]
-        with contextlib.suppress(OmegaConfBaseException):  # of which a job tells
-            places[str(OmegaConf.select(engine(cfg), "paths.runs"))] = None
-    if len(places) > 1:
-        at = f"{under(bases[0])}paths.runs"
-        problems.append(f"{at}: {', '.join(places)}: where runs go is no part of a sweep; give one value")
+    problems = [mistake for mistakes in wrong.values() for mistake in mistakes]
+    for base in bases:
+        places: dict[str, None] = {}  # an option may have one of its own
+        for cfg in variants([base], [o for o in tasks if not wrong[o.input_line]]):
+            spec = components.spec_of(cfg)
+            problems += [*components.check(cfg), *(pruning.problems(cfg, spec) if spec else [])]
+            with contextlib.suppress(OmegaConfBaseException):  # of which a job tells
+                places[str(OmegaConf.select(engine(cfg), "paths.runs"))] = None
+        if len(places) > 1:
+            at = f"{under(base)}paths.runs"
+            problems.append(f"{at}: {', '.join(places)}: where runs go is no part of a sweep; give one value")
     return problems
 
 
