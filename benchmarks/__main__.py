@@ -180,15 +180,15 @@ def answers(result: dict[str, Any]) -> str:
 
 
 def neighbour(result: dict[str, Any]) -> str:
-    """`ratio` in the file is of rates, unbound over this one."""
+    """`ratio` in the file is of rates, this one over unbound."""
     ways = {"bound": "each thread on a processor", "unbound": "as the system places them", "passive": "asleep at once"}
     others = {"none": "nothing else", "busy": "a busy process", "twin": "the same run"}
     rows = [
         [f"{ways.get(row['wait'], row['wait'])}, beside {others[row['beside']]}", f"**{row['images_per_second']:.0f}**"]
-        + [f"{row['range'][0]:.0f}-{row['range'][1]:.0f}", f"{1 / row['ratio']:.2f}"]
+        + [f"{row['range'][0]:.0f}-{row['range'][1]:.0f}", f"{row['ratio']:.2f}"]
         for row in result["rows"]
     ]
-    return table("threads | images/s | rounds | of the unbound rate", rows) + taken(result)
+    return table("threads | images/s | rounds | times the unbound rate", rows) + taken(result)
 
 
 def search_idle(result: dict[str, Any]) -> str:
