@@ -59,7 +59,7 @@ def fit(
     Raises NotFiniteError naming the step.
     """
     device = next(model.parameters()).device
-    alone = forward is None  # a compiler starts processes
+    eager = forward is None  # what a compiler starts would stay on one processor
     forward = model if forward is None else forward  # a compiled module has no truth value
     if parts > 1:
         forward = partial(in_parts, forward, parts, [m for m in model.modules() if isinstance(m, _NormBase)])
@@ -70,7 +70,7 @@ def fit(
     if average is not None:
         states |= {"trained": model} if shown is not model else {"average": average.module}
     epochs = run.epochs(**states)
-    for epoch in bound(device, epochs) if alone else epochs:
+    for epoch in bound(device, epochs) if eager else epochs:
         if average is not None:  # which with none begins anew
             average.n_averaged.fill_((epoch.number - 1) * len(train))
         losses = torch.zeros(len(train), device=device)

@@ -37,8 +37,8 @@ class Mirror:
         self.final = False
 
     @property
-    def copy(self) -> tuple[Path, str, str]:
-        """Which copy of which run it makes; the latest of them is the only one that counts."""
+    def target(self) -> tuple[Path, str, str]:
+        """Which run goes where: of those of one target the latest alone counts."""
         return self.folder, self.uri, self.experiment
 
     def __enter__(self) -> "Mirror":
@@ -79,7 +79,7 @@ class Copier:
             self.elsewhere(mirror)
             return
         with self._changed:
-            self._due[mirror.copy] = mirror
+            self._due[mirror.target] = mirror
             if self._thread is None or not self._thread.is_alive():
                 self._after[""] = time.monotonic() + self.later
                 self._thread = thread(self._work, name="mlflow")
@@ -136,7 +136,7 @@ class Copier:
                     bounds: list[Path | str] = ["", mirror.uri] if mirror.final else ["", mirror.uri, mirror.folder]
                     until = max(self._after.get(bound, 0.0) for bound in bounds)
                     if self._flushing or until <= now:
-                        self._busy = self._due.pop(mirror.copy)
+                        self._busy = self._due.pop(mirror.target)
                         return mirror
                     soon.append(until - now)
                 self._changed.wait(min(soon, default=None))
@@ -162,10 +162,10 @@ class Copier:
                 if failed and self._flushing:
                     others = [other for other in self._due.values() if other.uri == mirror.uri]
                     for other in [] if here(mirror.uri) else others:  # with a server they would wait for the same
-                        _note(self._due.pop(other.copy).folder, failed)
+                        _note(self._due.pop(other.target).folder, failed)
                 elif failed:
                     self._after[mirror.uri] = time.monotonic() + SILENCE
-                    self._due.setdefault(mirror.copy, mirror)
+                    self._due.setdefault(mirror.target, mirror)
                 self._busy = None
                 self._changed.notify_all()
 
