@@ -1,6 +1,7 @@
 """Every command of the README and of the pages it leads to runs, on less data and smaller networks; so do the links."""
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -180,4 +181,5 @@ def test_the_commands_about_ones_own_training_code_run_in_the_examples_that_they
             line += " hydra/launcher=basic"  # workers have tests of their own
         command = line.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
         done = subprocess.run(command, shell=True, cwd=place, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        why = [json.loads(file.read_text())["traceback"] for file in place.glob("multirun/runs/*/failure.json")]
+        assert done.returncode == 0, "\n".join([line, done.stdout, done.stderr, *why])

@@ -2,10 +2,12 @@
 
 import copy
 import dataclasses
+import gc
 import importlib
 import json
 import os
 import sys
+import types
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -340,3 +342,32 @@ def test_modules_of_one_last_name_are_told_apart_by_as_much_of_their_names_as_it
 
 def test_this_programs_own_modules_are_known_by_their_last_names():
     assert all("." not in name for name in signature.short(source.code(*SPEC.code)).values())
+
+
+def test_looking_at_what_is_loaded_bears_modules_that_come_meanwhile():
+    """As another thread imports, here what ends in a search for garbage does (milliseconds)."""
+    born = []
+
+    class Late:
+        def __init__(self):
+            self.circle = self
+
+        def __del__(self):
+            if len(born) < 400:
+                born.append(f"late_{len(born)}")
+                sys.modules[born[-1]] = types.ModuleType(born[-1])
+                Late()
+
+    usual = gc.get_threshold()
+    try:
+        Late()
+        gc.set_threshold(20, 1, 1)
+        assert source.unwatched(set(), set()) == {}
+        gc.set_threshold(*usual)
+        assert born
+    finally:
+        gc.set_threshold(*usual)
+        born += [""] * 400
+        gc.collect()
+        for name in filter(None, born):
+            sys.modules.pop(name, None)

@@ -8,7 +8,6 @@ import hashlib
 import importlib.util
 import os
 import sys
-import sysconfig
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib.machinery import PathFinder
@@ -18,6 +17,8 @@ from segsweep.core import artifacts
 from segsweep.core.signature import digest
 
 PACKAGE = Path(__file__).resolve().parents[1]
+STDLIB = os.path.dirname(os.__file__)
+"""Not by sysconfig, which answers wrongly or not at all while another thread asks it for the first time."""
 CODE = ("segsweep.core.device", "segsweep.runs.loop")
 """What takes part in every task's results."""
 ADAPTERS = ("lightning.py",)
@@ -95,10 +96,11 @@ def _find(name: str) -> tuple[Path | None, bool]:
 def unwatched(watched: Collection[Path], folders: Collection[Path]) -> dict[str, Path]:
     """Module -> file of one's own code in `folders` that was loaded by now, in ways that reading does not see, and is
     none of the files that are `watched`; both without links."""
-    found, stdlib = {}, sysconfig.get_path("stdlib")
-    for name, module in list(sys.modules.items()):
+    found = {}
+    # a copy, as Python says: of a list each pair is an object, whose making may look for garbage, whose end runs code
+    for name, module in sys.modules.copy().items():
         text = getattr(module, "__file__", None) or "/"
-        if "/site-packages/" in text or "/dist-packages/" in text or text.startswith(stdlib):
+        if "/site-packages/" in text or "/dist-packages/" in text or text.startswith(STDLIB):
             continue  # of thousands, to look at few files
         file = Path(text).resolve()
         if name in ("__main__", "__mp_main__") or not file.is_file() or file in watched:
@@ -115,7 +117,7 @@ def is_own(file: Path) -> bool:
         top = file.relative_to(PACKAGE).parts[0]
         return top in ADAPTERS or (PACKAGE / top / "task.py").exists()
     installed = {"site-packages", "dist-packages"} & set(file.parts)
-    return not installed and not file.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
+    return not installed and not file.is_relative_to(Path(STDLIB).resolve())
 
 
 _IMPORTING = ("import_module", "__import__", "get_method", "get_static_method", "get_class", "get_object")
