@@ -2,7 +2,7 @@
 
 import sys
 
-from segsweep.segmentation.predict import main
+from segsweep.segmentation.predictions import main
 
 if __name__ == "__main__":
     sys.exit(main())

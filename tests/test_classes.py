@@ -17,7 +17,7 @@ from segsweep.config.schema import conf_dir
 from segsweep.core.session import Session, begin
 from segsweep.report import __main__ as report
 from segsweep.report.records import read
-from segsweep.segmentation import export, predict
+from segsweep.segmentation import export, predictions
 from segsweep.segmentation.classes import scan, told
 from segsweep.segmentation.data.cache import Volumes
 from segsweep.segmentation.data.labels import counted, labels
@@ -124,7 +124,7 @@ def test_a_prediction_has_the_values_of_the_files_and_the_numbers_of_the_test(ma
         "--overlays",
         "--probabilities",
     ]
-    assert predict.main(arguments) == 0
+    assert predictions.main(arguments) == 0
     by = {row["patient"]: row for row in table(tmp_path / "out" / "predictions.csv")}
     tested = table(run / "patients.csv")
     for row in tested:

@@ -14,7 +14,7 @@ from PIL import Image
 from test_run import do
 
 from segsweep.core.errors import SegsweepError
-from segsweep.segmentation import export, predict
+from segsweep.segmentation import export, predictions
 from segsweep.segmentation.models.r2unet import R2UNet
 from segsweep.segmentation.models.unet import UNet
 from segsweep.segmentation.trained import load
@@ -170,12 +170,12 @@ def test_files_and_registered_model_give_the_networks_logits_where_nothing_of_it
     for place in ("there", "gone"):
         for reference in ("models:/brains/1", "models:/brains/latest", run_id):
             masks = tmp_path / place / reference.replace("/", "_")
-            assert predict.main([reference, str(images), "--out", str(masks)]) == 0
+            assert predictions.main([reference, str(images), "--out", str(masks)]) == 0
             used = json.loads((masks / "predictions.json").read_text())
             assert used["run"] == name
             assert (used["folder"] == str(run)) == (place == "there")
         shutil.rmtree(run, ignore_errors=True)  # MLflow's copy is enough
     refusals = {"models:/brains/7": "brains", "models:/no/latest": "no registered model", "0" * 32: "no such run"}
     for reference, said in refusals.items():
-        assert predict.main([reference, str(images), "--out", str(tmp_path / "none")]) == 1
+        assert predictions.main([reference, str(images), "--out", str(tmp_path / "none")]) == 1
         assert said in capsys.readouterr().err

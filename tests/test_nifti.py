@@ -12,7 +12,7 @@ from test_run import TINY, do
 
 from segsweep.core.errors import DataError
 from segsweep.report import __main__ as report
-from segsweep.segmentation import predict
+from segsweep.segmentation import predictions
 from segsweep.segmentation.data import cache, volume
 from segsweep.segmentation.data.nifti import Nifti
 from segsweep.segmentation.evaluate import Evaluation, patient_table
@@ -148,7 +148,7 @@ def test_a_run_is_tested_in_millimetres_and_predicts_volumes_in_their_place(made
     assert report.main([str(made), "--out", str(tmp_path / "page")]) == 0
     assert "HD95 (mm)" in (tmp_path / "page" / "report.md").read_text()
     out = tmp_path / "out"
-    assert predict.main([str(made), str(root), "--out", str(out), "--overlays"]) == 0
+    assert predictions.main([str(made), str(root), "--out", str(out), "--overlays"]) == 0
     found = {row["patient"]: row for row in table(out / "predictions.csv")}
     for name, row in tested.items():
         assert {key: found[name][key] for key in row} == row
@@ -164,12 +164,12 @@ def test_a_run_is_tested_in_millimetres_and_predicts_volumes_in_their_place(made
 
 
 def test_a_single_volume_is_predicted_without_truth(made, root, tmp_path):
-    assert predict.main([str(made), str(root / "p0_frame01.nii.gz"), "--out", str(tmp_path / "out")]) == 0
+    assert predictions.main([str(made), str(root / "p0_frame01.nii.gz"), "--out", str(tmp_path / "out")]) == 0
     (row,) = table(tmp_path / "out" / "predictions.csv")
     assert (row["slices"], "dice" in row) == ("6", False)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "p1_frame01.nii.gz").write_bytes(b"no volume")
-    assert predict.main([str(made), str(tmp_path / "bad"), "--out", str(tmp_path / "none")]) == 1
+    assert predictions.main([str(made), str(tmp_path / "bad"), "--out", str(tmp_path / "none")]) == 1
 
 
 def test_without_a_spacing_distances_are_in_voxels_and_the_report_says_so(tmp_path):

@@ -11,7 +11,7 @@ from test_classes import table
 from test_run import TINY, do, same, weights
 from test_sizes import SHAPES, write
 
-from segsweep.segmentation import export, predict
+from segsweep.segmentation import export, predictions
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.cache import Volumes
@@ -153,7 +153,7 @@ def test_a_run_on_crops_learns_is_tested_on_whole_slices_and_predicts_the_same(m
     tested = {row["patient"]: row for row in table(made / "patients.csv")}
     assert max(float(row["dice"]) for row in tested.values()) > 0.5
     out = tmp_path / "out"
-    assert predict.main([str(made), str(root), "--out", str(out), "--format", "png", "--probabilities"]) == 0
+    assert predictions.main([str(made), str(root), "--out", str(out), "--format", "png", "--probabilities"]) == 0
     found = {row["patient"]: row for row in table(out / "predictions.csv")}
     for name, row in tested.items():
         height, width = SHAPES[int(name[1])]
@@ -167,7 +167,7 @@ def test_a_run_on_crops_learns_is_tested_on_whole_slices_and_predicts_the_same(m
 
 def test_a_larger_image_than_any_of_the_training_is_predicted_in_more_windows(made, tmp_path):
     write(tmp_path / "large", [(70, 90)])
-    assert predict.main([str(made), str(tmp_path / "large"), "--out", str(tmp_path / "out")]) == 0
+    assert predictions.main([str(made), str(tmp_path / "large"), "--out", str(tmp_path / "out")]) == 0
     (row,) = table(tmp_path / "out" / "predictions.csv")
     assert float(row["dice"]) > 0.3
     with Image.open(next((tmp_path / "out").rglob("*_mask.tif"))) as mask:

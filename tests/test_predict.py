@@ -19,7 +19,7 @@ from segsweep.core import artifacts
 from segsweep.core.errors import DataError, SegsweepError
 from segsweep.runs.find import find as find_run
 from segsweep.runs.identity import recorded
-from segsweep.segmentation import predict
+from segsweep.segmentation import predict, predictions
 from segsweep.segmentation.data import batches
 from segsweep.segmentation.figures import OUTLINES
 from segsweep.segmentation.groups import build
@@ -81,7 +81,9 @@ def test_the_numbers_are_those_of_the_runs_own_test_to_the_last_digit(made, tmp_
     folder, tree = made
     tested = rows(folder / "patients.csv")
     assert any(float(row["dice"]) > 0.05 for row in tested.values())
-    assert predict.main([str(folder), *(str(tree / name) for name in reversed(tested)), "--out", str(tmp_path)]) == 0
+    assert (
+        predictions.main([str(folder), *(str(tree / name) for name in reversed(tested)), "--out", str(tmp_path)]) == 0
+    )
     found = rows(tmp_path / "predictions.csv")
     assert found.keys() == tested.keys()
     for name, row in tested.items():
@@ -89,6 +91,20 @@ def test_the_numbers_are_those_of_the_runs_own_test_to_the_last_digit(made, tmp_
         assert found[name]["part"] == "test"
         assert found[name]["volume_pixels"] == row["predicted_pixels"]  # the files have the network's size
     assert "32 x 32 pixels, as in training" in capsys.readouterr().out
+
+
+def test_the_numbers_are_the_same_where_memory_holds_one_patient_at_a_time(made, run, tmp_path, monkeypatch):
+    """With scores of `metrics` and without."""
+    tree, values = made[1], OmegaConf.load(run / "config.yaml")
+    for name, several in (("none", []), ("auc", ["auc"])):
+        values.metrics = several
+        OmegaConf.save(values, run / "config.yaml")
+        for held in (1 << 30, 1):
+            monkeypatch.setattr(predict, "HELD", held)
+            assert predictions.main([str(run), str(tree), "--out", str(tmp_path / f"{name}{held}")]) == 0
+        one, whole = ((tmp_path / f"{name}{held}" / "predictions.csv").read_text() for held in (1, 1 << 30))
+        assert one == whole
+        assert ("auc" in one) == bool(several)
 
 
 def test_a_run_trained_in_parts_predicts_in_them_and_in_more_where_memory_is_short(made, run, tmp_path, capsys):
@@ -108,17 +124,17 @@ def test_a_run_trained_in_parts_predicts_in_them_and_in_more_where_memory_is_sho
     trained.model.register_forward_pre_hook(remembered)
     arguments = {"kind": "tiff", "overlays": False, "device": torch.device("cpu")}
     tested = [tree / name for name in expected]
-    found, _ = predict.predict_files(trained, tested, tmp_path / "a", **arguments)
+    found, _ = predictions.predict_files(trained, tested, tmp_path / "a", **arguments)
     slices = sum(row["slices"] for row in found)
     assert taken == [len(part) for part in np.array_split(np.arange(slices), 4)]
     assert [row["tp"] for row in found] == [int(expected[row["patient"]]["tp"]) for row in found]
     most = 1
-    again, _ = predict.predict_files(trained, tested, tmp_path / "b", **arguments)
+    again, _ = predictions.predict_files(trained, tested, tmp_path / "b", **arguments)
     assert again == found
     assert taken[-slices:] == [1] * slices
     most = 0
     with pytest.raises(torch.OutOfMemoryError):
-        predict.predict_files(trained, tested, tmp_path / "c", **arguments)
+        predictions.predict_files(trained, tested, tmp_path / "c", **arguments)
 
 
 def test_real_patients_from_files_to_the_last_digit(tmp_path, lgg):
@@ -131,7 +147,7 @@ def test_real_patients_from_files_to_the_last_digit(tmp_path, lgg):
     unseen = tmp_path / "archive" / "kaggle_3m"
     for name in tested:
         shutil.copytree(lgg / "kaggle_3m" / name, unseen / name)
-    assert predict.main([str(outcome.folder), str(unseen.parent), "--out", str(tmp_path / "out")]) == 0
+    assert predictions.main([str(outcome.folder), str(unseen.parent), "--out", str(tmp_path / "out")]) == 0
     found = rows(tmp_path / "out" / "predictions.csv")
     assert {name: {key: found[name][key] for key in row} for name, row in tested.items()} == tested
     for name, row in found.items():
@@ -144,7 +160,7 @@ def test_real_patients_from_files_to_the_last_digit(tmp_path, lgg):
 
 def test_best_weights_are_other_weights(made, tmp_path):
     folder, tree = made
-    assert predict.main([str(folder), str(tree), "--out", str(tmp_path), "--weights", "best"]) == 0
+    assert predictions.main([str(folder), str(tree), "--out", str(tmp_path), "--weights", "best"]) == 0
     about = json.loads((tmp_path / "predictions.json").read_text())
     epoch = torch.load(folder / "best.pt", weights_only=True)["epoch"]
     assert (about["run"], about["weights"], about["epoch"]) == (folder.name, "best", epoch)
@@ -152,7 +168,7 @@ def test_best_weights_are_other_weights(made, tmp_path):
 
 def test_patients_of_the_training_are_said_to_be(made, tmp_path, capsys):
     folder, tree = made
-    assert predict.main([str(folder), str(tree), "--out", str(tmp_path)]) == 0
+    assert predictions.main([str(folder), str(tree), "--out", str(tmp_path)]) == 0
     split = json.loads((folder / "split.json").read_text())
     parts = {name: row["part"] for name, row in rows(tmp_path / "predictions.csv").items()}
     assert parts == {name: part for part in ("train", "val", "test") for name in split[part]}
@@ -167,7 +183,7 @@ def test_masks_have_the_size_and_the_format_asked_for_and_overlays_both_outlines
             wide = image.resize((75, 50), Image.Resampling.NEAREST)
         wide.save(file)
     out = tmp_path / "out"
-    assert predict.main([str(made[0]), str(folder), "--out", str(out), "--format", "png", "--overlays"]) == 0
+    assert predictions.main([str(made[0]), str(folder), "--out", str(out), "--format", "png", "--overlays"]) == 0
     names = [file.stem for file in images(folder)]
     assert {file.name for file in (out / folder.name).iterdir()} == {
         f"{name}{kind}" for name in names for kind in ("_mask.png", "_overlay.png")
@@ -194,29 +210,29 @@ def test_without_truth_there_are_volumes_and_no_metrics(made, tree, tmp_path, ca
     folder = tree / patients(tree)[0]
     for file in folder.glob("*_mask.png"):
         file.unlink()
-    assert predict.main([str(made[0]), str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert predictions.main([str(made[0]), str(folder), "--out", str(tmp_path / "out")]) == 0
     (row,) = rows(tmp_path / "out" / "predictions.csv").values()
     assert set(row) == {"part", "slices", "volume_pixels"}
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(folder, elsewhere)
-    assert predict.main([str(made[0]), str(elsewhere), "--out", str(tmp_path / "other")]) == 0
+    assert predictions.main([str(made[0]), str(elsewhere), "--out", str(tmp_path / "other")]) == 0
     assert {row["part"] for row in rows(tmp_path / "other" / "predictions.csv").values()} == {"new"}
     assert "Dice" not in capsys.readouterr().out
 
 
 def test_a_patients_name_is_no_formula_in_the_table(made, tree, tmp_path, capsys):
     (tree / patients(tree)[0]).rename(tree / "=1+1")
-    assert predict.main([str(made[0]), str(tree / "=1+1"), "--out", str(tmp_path / "out")]) == 0
+    assert predictions.main([str(made[0]), str(tree / "=1+1"), "--out", str(tmp_path / "out")]) == 0
     assert list(rows(tmp_path / "out" / "predictions.csv")) == ["'=1+1"]
 
 
 def test_files_given_one_by_one_are_said_to_be_normalised_among_themselves(made, tmp_path, capsys):
     folder, tree = made
     file = images(tree / patients(tree)[0])[3]
-    assert predict.main([str(folder), str(file), "--out", str(tmp_path)]) == 0
+    assert predictions.main([str(folder), str(file), "--out", str(tmp_path)]) == 0
     assert (tmp_path / file.parent.name / f"{file.stem}_mask.tif").exists()
     assert "here over the files given" in capsys.readouterr().out
-    assert predict.main([str(folder), str(file.parent), "--out", str(tmp_path)]) == 0
+    assert predictions.main([str(folder), str(file.parent), "--out", str(tmp_path)]) == 0
     assert "here over the files given" not in capsys.readouterr().out
 
 
@@ -251,7 +267,7 @@ def test_a_bad_file_is_named_and_the_others_are_predicted(made, tree, tmp_path, 
     bad, *good = images(tree / first)
     spoil(bad)
     out = tmp_path / "out"
-    assert predict.main([str(made[0]), str(tree), "--out", str(out)]) == 1
+    assert predictions.main([str(made[0]), str(tree), "--out", str(out)]) == 1
     shown = capsys.readouterr().err
     (line,) = shown.splitlines()
     assert line.startswith(f"Error: {bad}: ")
@@ -269,13 +285,13 @@ def test_a_patient_without_a_usable_slice_and_paths_that_are_not_there(made, tre
         text(file)
     (tmp_path / "empty").mkdir()
     given = [tree / first, tree / second, tmp_path / "empty", tmp_path / "nowhere"]
-    assert predict.main([str(made[0]), *map(str, given), "--out", str(tmp_path / "out")]) == 1
+    assert predictions.main([str(made[0]), *map(str, given), "--out", str(tmp_path / "out")]) == 1
     shown = capsys.readouterr().err
     assert f"patient {first}: none of its 8 slices can be used" in shown
     assert f"{tmp_path / 'empty'}: no image in it" in shown
     assert f"{tmp_path / 'nowhere'}: no such file or folder" in shown
     assert list(rows(tmp_path / "out" / "predictions.csv")) == [second]
-    assert predict.main([str(made[0]), str(tmp_path / "nowhere"), "--out", str(tmp_path / "none")]) == 1
+    assert predictions.main([str(made[0]), str(tmp_path / "nowhere"), "--out", str(tmp_path / "none")]) == 1
     assert not (tmp_path / "none" / "predictions.csv").exists()
 
 
@@ -286,7 +302,7 @@ def test_a_bad_mask_costs_the_metrics_of_its_patient_alone(made, tree, tmp_path,
     mask = mask.with_name(f"{mask.stem}_mask.png")
     Image.fromarray(np.resize(np.array(values, np.uint8), (32, 32))).save(mask)
     out = tmp_path / "out"
-    assert predict.main([str(made[0]), str(tree / first), str(tree / second), "--out", str(out)]) == 1
+    assert predictions.main([str(made[0]), str(tree / first), str(tree / second), "--out", str(out)]) == 1
     shown = capsys.readouterr().err
     assert f"{mask}: a mask with the values {', '.join(map(str, values[:4]))}" in shown
     table = rows(out / "predictions.csv")
@@ -299,7 +315,7 @@ def test_a_patient_with_some_masks_has_no_metrics(made, tree, tmp_path, capsys):
     first = patients(tree)[0]
     mask = next((tree / first).glob("*_mask.png"))
     mask.unlink()
-    assert predict.main([str(made[0]), str(tree / first), "--out", str(tmp_path / "out")]) == 1
+    assert predictions.main([str(made[0]), str(tree / first), "--out", str(tmp_path / "out")]) == 1
     assert f"patient {first}: no metrics, since there is no mask of" in capsys.readouterr().err
     assert "dice" not in next(iter(rows(tmp_path / "out" / "predictions.csv").values()))
 
@@ -310,7 +326,7 @@ def test_nothing_that_is_read_is_overwritten(made, tree, capsys, place):
     before = {file: file.read_bytes() for file in tree.rglob("*.png")}
     out = tree / place.replace("first", first)
     given = [str(tree)] if place == "beside" else [str(tree / first)]
-    assert predict.main([str(made[0]), *given, "--out", str(out), "--format", "png"]) == 1
+    assert predictions.main([str(made[0]), *given, "--out", str(out), "--format", "png"]) == 1
     assert "give another folder" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in tree.rglob("*.png")} == before
 
@@ -353,7 +369,7 @@ def test_a_checkpoint_of_another_version_is_named_with_both_versions(made, run, 
     info["versions"]["segsweep"] = "0.0.7"
     artifacts.write_json(run / "run.json", info)
     spoil_checkpoint(kind, run)
-    assert predict.main([str(run), str(made[1]), "--out", str(tmp_path / "out")]) == 1
+    assert predictions.main([str(run), str(made[1]), "--out", str(tmp_path / "out")]) == 1
     shown = capsys.readouterr().err
     assert str(run / named) in shown
     assert said in shown
@@ -406,7 +422,7 @@ def test_a_record_whose_places_are_damaged_is_refused_in_a_sentence(run, found):
 
 def test_what_a_run_lacks_is_said(made, run, tmp_path, capsys):
     (run / "best.pt").unlink()
-    assert predict.main([str(run), str(made[1]), "--out", str(tmp_path / "out"), "--weights", "best"]) == 1
+    assert predictions.main([str(run), str(made[1]), "--out", str(tmp_path / "out"), "--weights", "best"]) == 1
     assert "best.pt: no such checkpoint; there is --weights last" in capsys.readouterr().err
     (run / "last.pt").rename(run / "kept.pt")
     with pytest.raises(SegsweepError, match=r"last\.pt: .*: the run is finished, and its weights are neither here nor"):

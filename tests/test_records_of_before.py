@@ -13,7 +13,7 @@ from PIL import Image
 
 from segsweep.report.__main__ import main as report
 from segsweep.segmentation.export import main as export
-from segsweep.segmentation.predict import main as predict
+from segsweep.segmentation.predictions import main as predict
 
 RECORD = Path(__file__).parent / "records_of_before"
 

@@ -16,7 +16,7 @@ from test_run import TINY, do, same
 from segsweep.config.schema import conf_dir
 from segsweep.core.signature import at_rest
 from segsweep.report import __main__ as report
-from segsweep.segmentation import export, predict
+from segsweep.segmentation import export, predictions
 from segsweep.segmentation.data import cache, images
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.folder import Folder
@@ -162,7 +162,7 @@ def test_the_area_mean_is_over_what_lies_in_the_region():
 
 
 def test_a_run_with_a_region_predicts_its_tests_numbers_and_nothing_outside(made, root, tmp_path, capsys):
-    assert predict.main([str(made), str(root), "--out", str(tmp_path), "--overlays", "--format", "png"]) == 0
+    assert predictions.main([str(made), str(root), "--out", str(tmp_path), "--overlays", "--format", "png"]) == 0
     tested, found = (
         {row["patient"]: row for row in table(file)} for file in (made / "patients.csv", tmp_path / "predictions.csv")
     )
@@ -179,7 +179,7 @@ def test_a_run_with_a_region_predicts_its_tests_numbers_and_nothing_outside(made
 def test_an_image_to_predict_without_its_region_is_named_and_the_others_are_predicted(made, root, tmp_path, capsys):
     shutil.copytree(root, tmp_path / "data")
     (tmp_path / "data" / "field" / "p0_0.png").unlink()
-    assert predict.main([str(made), str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 1
+    assert predictions.main([str(made), str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "images/p0_0.png: no file of its region of interest, outside which the run counts nothing" in line
     assert len(list((tmp_path / "out").rglob("*_mask.tif"))) == 2 * PATIENTS - 1

@@ -13,7 +13,7 @@ from test_run import TINY, do
 
 from segsweep.core.errors import DataError
 from segsweep.report import __main__ as report
-from segsweep.segmentation import predict
+from segsweep.segmentation import predictions
 from segsweep.segmentation.data import cache, images
 from segsweep.segmentation.data.batches import Batches
 from segsweep.segmentation.data.folder import Folder
@@ -70,7 +70,9 @@ def test_a_run_of_several_sizes_learns_and_predicts_its_tests_numbers_at_the_fil
     assert info["data"]["image_shape"] in ([40, 44, 1], [32, 40, 1])
     tested = {row["patient"]: row for row in table(made / "patients.csv")}
     assert max(float(row["dice"]) for row in tested.values()) > 0.5
-    assert predict.main([str(made), str(root), "--out", str(tmp_path / "out"), "--overlays", "--format", "png"]) == 0
+    assert (
+        predictions.main([str(made), str(root), "--out", str(tmp_path / "out"), "--overlays", "--format", "png"]) == 0
+    )
     found = {row["patient"]: row for row in table(tmp_path / "out" / "predictions.csv")}
     for name, row in tested.items():
         assert {key: found[name][key] for key in row} == row
@@ -191,7 +193,7 @@ def test_slices_that_do_not_lie_on_one_another_have_each_a_distance_of_their_own
     assert rows[0] != rows[1]  # through the first slice the second's surface is nearer
     outcome = train(tmp_path, root, f"data.patient='{pattern}'", "epochs=4")
     assert outcome.status == "finished", outcome.error
-    assert predict.main([str(outcome.folder), str(root), "--out", str(tmp_path / "out")]) == 0
+    assert predictions.main([str(outcome.folder), str(root), "--out", str(tmp_path / "out")]) == 0
     predicted = {row["patient"]: row for row in table(tmp_path / "out" / "predictions.csv")}
     for row in table(outcome.folder / "patients.csv"):
         assert {key: predicted[row["patient"]][key] for key in row} == row
