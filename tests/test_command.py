@@ -15,7 +15,7 @@ from commands import until
 
 from segsweep.core import child, program
 from segsweep.segmentation.task import Segmentation
-from segsweep.sweeps import sweep
+from segsweep.sweeps import command, sweep
 from segsweep.tracking import store, ui
 
 ROOT = Path(__file__).parents[1]
@@ -83,10 +83,10 @@ def test_no_hint_is_of_a_checkout_alone():
 
 def test_one_looks_at_a_store_by_a_command_that_names_it_if_it_is_another(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["segsweep"])
-    assert sweep.look(store.PLACE) == "segsweep ui"
-    assert sweep.look("sqlite:///other.db") == "segsweep ui --store sqlite:///other.db"
-    assert "word" not in sweep.look("postgresql://me:word@host/runs")
-    assert sweep.look("https://host/runs") == ""
+    assert command.look(store.PLACE) == "segsweep ui"
+    assert command.look("sqlite:///other.db") == "segsweep ui --store sqlite:///other.db"
+    assert "word" not in command.look("postgresql://me:word@host/runs")
+    assert command.look("https://host/runs") == ""
 
 
 def test_a_sweep_ends_with_what_one_would_type_next(monkeypatch, tmp_path):

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segsweep.config.components import check
 from segsweep.config.schema import conf_dir
+from segsweep.core import artifacts
 from segsweep.core.artifacts import PRUNING
 from segsweep.core.errors import ConfigError
 from segsweep.core.session import session
@@ -24,7 +25,7 @@ from segsweep.runs.run import Outcome, run
 from segsweep.search import pruning
 from segsweep.search.study import open_storage
 from segsweep.segmentation.metrics import SPEC
-from segsweep.sweeps import sweep as sweeps
+from segsweep.sweeps import entry
 from segsweep.sweeps.plan import Planner, table
 from segsweep.sweeps.preflight import preflight
 from segsweep.task import Metric, Spec
@@ -96,9 +97,9 @@ def test_a_run_that_is_pruned_while_it_is_trained_anew_is_told_as_that_and_the_f
     whole = do(tmp_path, BAD)
     anew = do(tmp_path, *HALVING, BAD, "reuse=false", sweep="anew")
     assert (anew.status, anew.folder) == ("pruned", whole.folder / ".anew")
-    job = sweeps.open_job(tmp_path / "runs" / "anew" / "0", 0, [])
-    sweeps.close_job(tmp_path / "runs" / "anew" / "0", job, anew, 1.0)
-    sweeps.artifacts.write_json(tmp_path / "runs" / "anew" / "sweep.json", {"name": "anew", "jobs": 1})
+    job = entry.open_job(tmp_path / "runs" / "anew" / "0", 0, [])
+    entry.close_job(tmp_path / "runs" / "anew" / "0", job, anew, 1.0)
+    artifacts.write_json(tmp_path / "runs" / "anew" / "sweep.json", {"name": "anew", "jobs": 1})
     (told,) = records.read([tmp_path / "runs" / "anew"]).jobs
     assert (told.status, told.run.metrics["val/dice"]) == ("pruned", anew.metrics["val/dice"])
     assert do(tmp_path, BAD).folder == whole.folder

@@ -29,8 +29,8 @@ from segsweep.core import artifacts
 from segsweep.core.masks import hide, reference
 from segsweep.core.session import session
 from segsweep.plugins._jobs import Job, without_value
+from segsweep.sweeps.command import raw
 from segsweep.sweeps.job import job_name, score_of
-from segsweep.sweeps.sweep import raw
 from segsweep.sweeps.worker import in_folder
 
 LOOK = 0.5

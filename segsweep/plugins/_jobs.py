@@ -18,7 +18,7 @@ from segsweep.config.compose import Composer, Own
 from segsweep.config.schema import engine
 from segsweep.core import artifacts, child, locks
 from segsweep.core.masks import first_line
-from segsweep.sweeps import sweep
+from segsweep.sweeps.entry import close_job
 from segsweep.sweeps.job import from_record
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Job:
         outcome = Outcome(status, failure=failure, error=error)
         if self.point and self.began:
             outcome.signature, outcome.folder = self.point.signature, self.point.folder
-        sweep.close_job(self.folder, entry, outcome, time.monotonic() - self.began if self.began else 0.0)
+        close_job(self.folder, entry, outcome, time.monotonic() - self.began if self.began else 0.0)
 
     def fail(self, failure: str, reason: str) -> None:
         """Write the failure down, in the run folder too, unless another process works there by now."""

@@ -28,7 +28,8 @@ from segsweep.core.masks import first_line
 from segsweep.core.session import session, thread
 from segsweep.core.signature import IGNORED, OWN
 from segsweep.plugins._jobs import Job, oom_kills, without_value
-from segsweep.sweeps import sweep, worker
+from segsweep.sweeps import worker
+from segsweep.sweeps.command import milestones, raw
 from segsweep.sweeps.plan import Planner
 from segsweep.sweeps.worker import Worker
 from segsweep.tracking import recall
@@ -354,7 +355,7 @@ def _side_by_side(config: DictConfig) -> int:
     if f"${{{epochs}}}" in OmegaConf.to_yaml(OmegaConf.masked_copy(config, own)):
         return jobs
     # runs that differ in their length alone are one trajectory, whose epochs are trained once, one after another
-    return max(1, jobs // max(1, len(sweep.milestones(sweep.raw(config.hydra.overrides.task), epochs))))
+    return max(1, jobs // max(1, len(milestones(raw(config.hydra.overrides.task), epochs))))
 
 
 def _at_once(asked: int | str, visible: list[str | None], jobs: int) -> int:

@@ -13,10 +13,10 @@ from segsweep.config.compose import Composer
 from segsweep.config.schema import engine, under
 from segsweep.core.errors import SegsweepError
 from segsweep.plugins._jobs import without_value
+from segsweep.sweeps.command import raw
 from segsweep.sweeps.job import job_name
 from segsweep.sweeps.overrides import searching
 from segsweep.sweeps.plan import Planner, Point, table
-from segsweep.sweeps.sweep import raw
 from segsweep.tracking.recall import finished
 
 

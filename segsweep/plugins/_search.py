@@ -29,7 +29,7 @@ from segsweep.search.objective import direction
 from segsweep.search.sampler import make_sampler
 from segsweep.search.space import Foreign, read_space, watched
 from segsweep.search.study import Seeded, StorageGone, Study, counted, reaching, shown
-from segsweep.sweeps import sweep
+from segsweep.sweeps.command import command
 from segsweep.task import Spec
 from segsweep.tracking.store import STATE
 
@@ -146,7 +146,7 @@ class Search:
             lead = session().sweep
             raise CompactHydraException(
                 f"{gone}\nThe search stops; what ran went on to its end and is recorded. "
-                f"To go on when the storage is back: {lead.asked if lead else sweep.command()}"
+                f"To go on when the storage is back: {lead.asked if lead else command()}"
             ) from None
         finally:
             self._settle()

@@ -105,13 +105,14 @@ def _main(raising: bool) -> int:
     if _in_workers(sys.argv[1:]):
         pool.start_early()
     from segsweep.sweeps import sweep
+    from segsweep.sweeps.command import command
     from segsweep.sweeps.display import Display
     from segsweep.sweeps.job import job
     from segsweep.sweeps.preflight import preflight
 
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]  # argparse wants them first
     sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]
-    asked = sweep.command()
+    asked = command()
     try:
         whitelist.own()
         checked = preflight(sys.argv[1:])

@@ -19,7 +19,8 @@ from segsweep.core import artifacts, child, masks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.program import pasted
 from segsweep.core.session import session
-from segsweep.sweeps import sweep
+from segsweep.sweeps.command import hide_passwords, named, program, raw
+from segsweep.sweeps.entry import close_job, entry, open_job
 from segsweep.sweeps.plan import Point
 from segsweep.task import Spec
 
@@ -47,10 +48,10 @@ def job(cfg: DictConfig) -> Any:
         os.chdir(settings.runtime.cwd)
     record = artifacts.read_json(folder.parent / "sweep.json") or {}
     at = under(cfg)
-    overrides = sweep.raw(settings.overrides.task)
+    overrides = raw(settings.overrides.task)
     number = 0 if OmegaConf.is_missing(settings.job, "num") else settings.job.num
     name = job_name(overrides, record.get("overrides", []), at)
-    entry = sweep.open_job(folder, number, overrides)
+    opened = open_job(folder, number, overrides)
     session().job = number
     session().emit("start", name=name)
     began = time.perf_counter()
@@ -59,13 +60,13 @@ def job(cfg: DictConfig) -> Any:
         choices=choices_of(cfg, settings),
         name=name,
         command=_command(
-            [*sweep.named(), *own_folder(settings), *_environment(settings)]
+            [*named(), *own_folder(settings), *_environment(settings)]
             + [o for o in overrides if not o.startswith(f"{at}search.")]
         ),
         sweep=folder.parent,
         milestones=set(record.get("milestones", [])),
     )
-    sweep.close_job(folder, entry, outcome, time.perf_counter() - began)
+    close_job(folder, opened, outcome, time.perf_counter() - began)
     here = session()
     if here.copier and here.sweep is None:  # in a launcher's process, which may be ended at any time from here
         here.copier.flush()
@@ -93,10 +94,10 @@ def from_record(
     done = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
     done.return_value = _value(values["search"], outcome, point.spec)
     ended = _ended(outcome, point.spec)
-    entry = sweep.entry(number, overrides)
-    artifacts.write_text(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(entry["overrides"])))
+    opened = entry(number, overrides)
+    artifacts.write_text(folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(opened["overrides"])))
     session().emit("start", job=number, name=job_name(overrides, lead.overrides if lead else [], under(cfg)))
-    sweep.close_job(folder, entry, outcome, time.perf_counter() - began)
+    close_job(folder, opened, outcome, time.perf_counter() - began)
     Mirror(point.folder, asked.tracking, folder.parent).__exit__()
     session().emit("end", job=number, **ended)
     return done
@@ -125,17 +126,17 @@ def _environment(settings: Any) -> list[str]:
 
 def _command(arguments: list[str]) -> str:
     """What trains a job alone."""
-    return f"{sweep.program()} {pasted(map(masks.masked, arguments))}".strip()
+    return f"{program()} {pasted(map(masks.masked, arguments))}".strip()
 
 
 def _describe(cfg: DictConfig, settings: Any, folder: Path) -> None:
     """`.hydra` as Hydra has it, less the passwords: it would write them where a job is killed before it is here."""
-    sweep.hide_passwords(folder.parent / "multirun.yaml")  # of Hydra's own sweeper
+    hide_passwords(folder.parent / "multirun.yaml")  # of Hydra's own sweeper
     if settings.output_subdir is None:
         for name, node in (("config", cfg), ("hydra", {"hydra": settings}), ("overrides", settings.overrides.task)):
             artifacts.write_text(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(node))
     else:
-        sweep.hide_passwords(*(folder / settings.output_subdir).glob("*.yaml"))
+        hide_passwords(*(folder / settings.output_subdir).glob("*.yaml"))
 
 
 def _value(search: Any, outcome: Any, spec: Spec) -> Any:

@@ -5,7 +5,6 @@ which the command calls itself.
 """
 
 import contextlib
-import dataclasses
 import logging
 import os
 import sys
@@ -14,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,13 +24,13 @@ from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import KEYS, first_line, hide, learn, masked
 from segsweep.core.program import pasted, typed
 from segsweep.core.session import session, thread
+from segsweep.sweeps.command import look, milestones, named, program, raw
+from segsweep.sweeps.entry import ROOM, interrupted
 from segsweep.task import Spec
-from segsweep.tracking.store import PLACE, Columns, columns, database
+from segsweep.tracking.store import Columns, columns, database
 
 log = logging.getLogger(__name__)
 
-ROOM = ".room"
-"""File of a sweep's folder that holds nothing: its room is for the records of what fails when the disk is full."""
 FIRST_JOB_TRAINS = 8.0
 """Seconds after which nobody waits for this process any more."""
 NICE = 5
@@ -172,7 +170,7 @@ class Sweep:
         from segsweep.report.table import table
 
         (folder / ROOM).unlink(missing_ok=True)
-        _interrupted(folder)
+        interrupted(folder)
         ended = artifacts.jobs(folder)
         bad = [job for job in ended if job["status"] not in artifacts.DONE]
         record = read([folder])
@@ -337,93 +335,6 @@ def _columns(config: DictConfig, spec: Spec | None) -> Columns | None:
     except OmegaConfBaseException:  # of a value that only the jobs have
         return None
     return columns(spec, factors(without(plain, left_out(under(own), spec)), chosen), chosen)
-
-
-def hide_passwords(*files: Path) -> None:
-    """Out of what Hydra itself writes, where a command line has it do so."""
-    for file in files:
-        if file.is_file() and masked(text := file.read_text(encoding="utf-8")) != text:
-            artifacts.write_text(file, text)
-
-
-def command() -> str:
-    """The command line that started this process, as one would type it."""
-    return masked(f"{program()} {pasted(sys.argv[1:])}".strip())
-
-
-def raw(overrides: Any) -> list[str]:
-    """As they were given: to look one up would put an address in the place of its name."""
-    found: Any = OmegaConf.to_container(overrides, resolve=False)
-    return found
-
-
-def look(uri: str) -> str:
-    """How one looks at what MLflow keeps at `uri`, from the working directory; "" where its address says it."""
-    if uri.startswith(("http:", "https:")):
-        return ""
-    return f"{typed('ui')}{'' if uri == PLACE else f' --store {pasted([masked(uri)])}'}"
-
-
-def program() -> str:
-    """The command less its arguments."""
-    return pasted(door.program if (door := session().door) else ("python", "-m", "segsweep"))
-
-
-def named() -> list[str]:
-    """Arguments that say which configuration an application begins with, where they were given."""
-    return list(door.named) if (door := session().door) else []
-
-
-def milestones(overrides: list[str], key: str = "epochs") -> list[int]:
-    """Every value of `epochs` that a command line asks for, by the `key` it has there: the states to keep on the way to
-    the longest."""
-    found: set[int] = set()
-    for override in OverridesParser.create().parse_overrides(overrides):
-        if override.key_or_group == key:
-            values = override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]
-            found |= {int(str(v)) for v in values if str(v).isdigit()}
-    return sorted(found)
-
-
-def _keep(file: Path, job: dict[str, Any]) -> None:
-    """Write job.json, on a full disk in the room that the sweep set aside; what cannot be written even so is said in
-    the log, and the sweep goes on."""
-    try:
-        artifacts.write_json(file, job)
-    except OSError:
-        (file.parents[1] / ROOM).unlink(missing_ok=True)
-        try:
-            artifacts.write_json(file, job)
-        except OSError as error:
-            log.error("%s cannot be written: %s", file, error.strerror)
-
-
-def entry(number: int, overrides: list[str]) -> dict[str, Any]:
-    """The record of a job that begins."""
-    job = {"number": number, "overrides": [masked(override) for override in overrides]}
-    return job | {"status": "running", "started": artifacts.now(), "pid": os.getpid()}
-
-
-def open_job(folder: Path, number: int, overrides: list[str]) -> dict[str, Any]:
-    _keep(folder / "job.json", job := entry(number, overrides))
-    return job
-
-
-def close_job(folder: Path, job: dict[str, Any], outcome: Any, seconds: float) -> None:
-    """`outcome`: a `run.Outcome`."""
-    facts = {f.name: getattr(outcome, f.name) for f in dataclasses.fields(outcome)}
-    run = facts.pop("folder")
-    job |= facts | {"seconds": seconds, "class": facts.pop("failure")}
-    job["run"] = os.path.relpath(run, folder) if run else None
-    _keep(folder / "job.json", job)
-
-
-def _interrupted(folder: Path) -> None:
-    """Jobs of a sweep that was stopped, whose own process could not say so any more."""
-    for path in folder.glob("*/job.json"):
-        job = artifacts.read_json(path)
-        if job and job["status"] == "running":
-            _keep(path, job | {"status": "interrupted"})
 
 
 def _summary(report: Path) -> str:
