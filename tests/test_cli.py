@@ -260,7 +260,12 @@ def test_a_ctrl_c_before_the_first_job_is_an_exception_for_who_calls_it(monkeypa
     monkeypatch.setattr(sys, "argv", ["segsweep"])
     monkeypatch.setattr("segsweep.sweeps.preflight.preflight", meets_one)
     monkeypatch.setattr("os._exit", lambda code: pytest.fail("the kernel of a notebook would be gone"))
-    assert cli.main() == 130
+    # the tests may have been started by a script with &, and hear none
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert cli.main() == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_argument_that_is_not_utf_8_is_told(monkeypatch, capsys):
