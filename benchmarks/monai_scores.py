@@ -51,8 +51,10 @@ def compared(folder: Path, data: Path) -> Iterator[dict[str, Any]]:
     files, problems = find([data], trained.config.data)
     files = {name: slices for name, slices in files.items() if trained.part(name) == "test"}
     labels = trained.labels
-    for group in groups(read(files, trained.size, trained.channels, problems, labels, trained.room)):
-        found, start, about = predict(trained, group, torch.device("cpu")), 0, stacks(group, trained.size)
+    several = read(files, trained.size, trained.channels, problems, labels, trained.room)
+    for group in groups(several, trained.millimetres):
+        found, start = predict(trained, group, torch.device("cpu")), 0
+        about = stacks(group, trained.size, trained.millimetres)
         for patient, ours in zip(group, found.rows, strict=True):
             part = slice(start, start + len(patient.slices))
             start = part.stop

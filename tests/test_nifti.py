@@ -3,10 +3,12 @@
 import gzip
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from test_classes import table
 from test_run import TINY, do
 
@@ -16,6 +18,7 @@ from segsweep.segmentation import predictions
 from segsweep.segmentation.data import cache, volume
 from segsweep.segmentation.data.nifti import Nifti
 from segsweep.segmentation.evaluate import Evaluation, patient_table
+from segsweep.segmentation.inputs import find
 from segsweep.segmentation.metrics import hd95
 
 nibabel = pytest.importorskip("nibabel")
@@ -163,10 +166,14 @@ def test_a_run_is_tested_in_millimetres_and_predicts_volumes_in_their_place(made
     assert len(list(out.rglob("*_overlay.png"))) == 72
 
 
-def test_a_single_volume_is_predicted_without_truth(made, root, tmp_path):
-    assert predictions.main([str(made), str(root / "p0_frame01.nii.gz"), "--out", str(tmp_path / "out")]) == 0
-    (row,) = table(tmp_path / "out" / "predictions.csv")
-    assert (row["slices"], "dice" in row) == ("6", False)
+def test_a_single_volume_has_the_truth_that_the_runs_pattern_finds_beside_it_and_else_none(made, root, tmp_path):
+    (tmp_path / "alone").mkdir()
+    shutil.copy(root / "p0_frame01.nii.gz", tmp_path / "alone")
+    for folder, truth in ((root, True), (tmp_path / "alone", False)):
+        out = tmp_path / f"out_{truth}"
+        assert predictions.main([str(made), str(folder / "p0_frame01.nii.gz"), "--out", str(out)]) == 0
+        (row,) = table(out / "predictions.csv")
+        assert (row["patient"], row["slices"], "dice" in row) == ("p0", "6", truth)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "p1_frame01.nii.gz").write_bytes(b"no volume")
     assert predictions.main([str(made), str(tmp_path / "bad"), "--out", str(tmp_path / "none")]) == 1
@@ -289,3 +296,73 @@ def test_distances_in_millimetres_are_monais():
         one, other = (torch.from_numpy(volume)[None, None].float() for volume in (found, truth))
         expected = hausdorff(one, other, include_background=True, percentile=95, spacing=spacing).item()
         assert hd95(truth, found, spacing) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_patients_distances_are_in_the_runs_unit_whoever_is_predicted_with_it(made, root, tmp_path):
+    """And the columns are of all patients, not of the first."""
+    given = tmp_path / "data"
+    for name in ("p0_frame01", "p0_frame01_gt"):
+        given.mkdir(exist_ok=True)
+        shutil.copy(root / f"{name}.nii.gz", given)
+    assert predictions.main([str(made), str(given), "--out", str(tmp_path / "alone")]) == 0
+    (alone,) = table(tmp_path / "alone" / "predictions.csv")
+    assert float(alone["truth_ml/core"]) > 0
+    for company, shape in (("a0", (24, 28, 6)), ("a1", (26, 28, 6))):  # of the same group but for the spacing, and not
+        for name, array in zip((f"{company}_frame01", f"{company}_frame01_gt"), body(1, 1, shape), strict=True):
+            save(given / f"{name}.nii.gz", array, spacing=(1, 1, 1), origin=(0, 0, 0))
+    patterns = OmegaConf.load(made / "config.yaml")
+    patterns.data.patient = patterns.data.patient.replace(r"p\d", r"[ap]\d")
+    run = shutil.copytree(made, tmp_path / "run")
+    OmegaConf.save(patterns, run / "config.yaml")
+    assert predictions.main([str(run), str(given), "--out", str(tmp_path / "all")]) == 0
+    found = {row["patient"]: row for row in table(tmp_path / "all" / "predictions.csv")}
+    assert {key: found["p0"][key] for key in alone} == alone
+    assert [found[name]["truth_ml/core"] for name in ("a0", "a1")] == ["", ""]
+
+
+def test_a_patients_folder_has_the_masks_that_the_run_finds_in_it(tmp_path):
+    """The patterns and the expression begin above it."""
+    image, truth = body(0, 1)
+    for name, array in (("img/t1", image), ("img/t1_2", image), ("seg/t1", truth), ("seg/t1_2", truth)):
+        save(tmp_path / "data" / "p0" / f"{name}.nii", array)
+    node = {"_target_": "segsweep.segmentation.data.nifti.Nifti", "axis": 2}
+    node |= {"images": "*/img/*.nii", "masks": "*/seg/*.nii"}
+    node |= {"patient": r"(?P<patient>p\d)/\w+/(?P<volume>\w+)\.nii"}
+    trained = data(tmp_path / "data", **{key: node[key] for key in ("images", "masks", "patient")}).scan(tmp_path)
+    for given in (["data"], ["data/p0"], ["data/p0/img"], ["data/p0/img/t1_2.nii", "data/p0/img/t1.nii"]):
+        found, problems = find([tmp_path / place for place in given], node)
+        assert problems == []
+        assert [item.name for item in found["p0"]] == trained.patients["p0"]
+        assert {item.truth.parent.name for item in found["p0"]} == {"seg"}
+
+
+def test_a_truth_that_cannot_be_used_costs_no_image(tmp_path, capsys):
+    image, truth = body(0, 1)
+    node = {"_target_": "segsweep.segmentation.data.nifti.Nifti", "axis": 2}
+    save(tmp_path / "x.nii.gz", image)
+    for spoil, said in (
+        (lambda file: file.write_bytes(b"nothing"), "not a NIfTI volume"),
+        (lambda file: save(file, truth, spacing=(3.0, 3.0, 3.0)), "lies elsewhere in the patient"),
+        (lambda file: save(file, truth), ""),
+    ):
+        spoil(tmp_path / "x_mask.nii.gz")
+        for given in ([tmp_path], [tmp_path / "x.nii.gz"], sorted(tmp_path.glob("*.nii.gz"))):
+            found, problems = find(given, node)
+            (slices,) = found.values()
+            assert (len(slices), len(problems)) == (6, bool(said))
+            assert all((item.truth is None) == bool(said) for item in slices)
+            assert all(said in problem and "The image is predicted" in problem for problem in problems)
+
+
+def test_the_order_of_bytes_in_a_file_changes_nothing(tmp_path):
+    for name, array in (("int16", np.array([-3, 7, 300])), ("uint16", np.array([0, 7, 40_000]))):
+        values = np.broadcast_to(array, (4, 5, 3))
+        for order in "<>":
+            kind = np.dtype(name).newbyteorder(order)
+            head = nibabel.Nifti1Header(endianness=order)
+            image = nibabel.Nifti1Image(values.astype(kind), np.diag([2.0, 2, 2, 1]), head)
+            image.set_data_dtype(kind)
+            nibabel.save(image, tmp_path / f"{name}{order}.nii")
+        little, big = (str(tmp_path / f"{name}{order}.nii") for order in "<>")
+        assert volume.header(little, 2).stored == volume.header(big, 2).stored == name
+        np.testing.assert_array_equal(volume.slices(little, 2, False, 0), volume.slices(big, 2, False, 0))

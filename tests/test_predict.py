@@ -574,3 +574,11 @@ def test_each_group_gets_the_masks_of_its_own_images_where_a_device_keeps_them(m
     for found, right in zip(masks(), expected, strict=True):
         np.testing.assert_array_equal(found, right)
     np.testing.assert_array_equal(kept[device][1], several[-1])
+
+
+@pytest.mark.parametrize("node", [{"masks": "*_mask.png"}, {"patient": "1"}, {"patient": "("}, {"patient": ["a"]}])
+def test_keys_of_a_data_set_of_ones_own_may_mean_something_else(tmp_path, node):
+    (tmp_path / "p").mkdir()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "p" / "1.png")
+    found, problems = find([tmp_path], {"_target_": "my.Set", **node})
+    assert (list(found), problems) == (["p"], [])

@@ -157,8 +157,8 @@ def test_the_area_mean_is_over_what_lies_in_the_region():
     region = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 1]], bool)
     assert images.resize(grey, 2, region)[..., 0].tolist() == [[20, 0], [5, 5]]
     small, codes = images.sized(grey, np.array([1, 0, 1, 0, 1, 1, 0, 1, 1], np.uint8), 2, labels(None), region, "m")
-    assert codes.tolist() == [[1, OUTSIDE], [OUTSIDE, 1]]  # the lower left is half outside, and half of that 1
-    assert small[..., 0].tolist() == [[20, 0], [0, 5]]
+    assert codes.tolist() == [[1, OUTSIDE], [1, 1]]  # the lower left is half inside, and half of that 1
+    assert small[..., 0].tolist() == [[20, 0], [5, 5]]
 
 
 def test_a_run_with_a_region_predicts_its_tests_numbers_and_nothing_outside(made, root, tmp_path, capsys):
@@ -266,3 +266,20 @@ def test_what_lies_outside_has_no_value_after_augmentation_either(tmp_path, root
     assert torch.equal(y == VOID, outside)
     assert not x.masked_select(outside).any()
     assert x.masked_select(~outside).min() > 0
+
+
+@pytest.mark.parametrize("size", [9, [11, 13]])
+def test_what_lies_outside_in_a_smaller_image_does_not_depend_on_the_labels(size):
+    """Prediction has none, and sees what training saw."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    region = np.hypot(y - HEIGHT / 2 + 0.5, x - WIDTH / 2 + 0.5) < 16
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    four = labels(["background", "a", "b", "c"])
+    found = [
+        images.sized(image, codes, size, four, region, "a mask")
+        for codes in (np.zeros(region.sum(), np.uint8), rng.integers(0, 4, region.sum()).astype(np.uint8))
+    ]
+    assert (found[0][1] == OUTSIDE).any()
+    np.testing.assert_array_equal(found[0][1] == OUTSIDE, found[1][1] == OUTSIDE)
+    np.testing.assert_array_equal(found[0][0], found[1][0])

@@ -3,10 +3,13 @@
 Training refuses a data set with one bad file; here a bad file costs that file alone, and is named.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from segsweep.segmentation.data.source import Size, is_pattern, listed, named, n
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".gif", ".bmp")
 MASK = "_mask"
+PREDICTED = "The image is predicted, its patient has no metrics"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class Patient:
     empty: np.ndarray
 
 
+def absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
 def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list[Slice]], list[str]]:
     """Patients by name with their slices in anatomical order, and what is wrong with the rest of `given`.
 
@@ -67,21 +75,28 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
     roots: dict[str, Path] = {}
     problems: list[str] = []
     taken: set[Path] = set()
-    suffixes = volume.SUFFIXES if (cut := str(data.get("_target_")).endswith(".Nifti")) else SUFFIXES
+    masks: list[Path] = []
+    truths: set[Path] = set()
+    axis = data.get("axis") if str(data.get("_target_")).endswith(".Nifti") else None
+    suffixes = SUFFIXES if axis is None else volume.SUFFIXES
     for path in given:
         if path.is_dir():
             root = next((path / place for place in PLACES[1:] if (path / place).is_dir()), path)
-            files = [p for p in sorted(root.rglob("*")) if p.name.lower().endswith(suffixes) and p.is_file()]
+            names = (p for p in sorted(root.rglob("*")) if p.is_file())
+            files = [p for p in names if (p.name if axis is not None else p.name.lower()).endswith(suffixes)]
         elif path.exists():
             root, files = path.parent, [path]
         else:
             problems.append(f"{path}: no such file or folder")
             continue
-        slices = _slices(root, files, data)
-        if cut:
-            slices = [part for item in slices for part in _cut(item, data["axis"], problems)]
-        if not slices:
+        slices = _slices(root := _root(root, files, data), files, data)
+        if not slices and files == [path]:
+            masks.append(path)
+        elif not slices:
             problems.append(f"{path}: no image in it; expected files {', '.join(suffixes)} that are not masks")
+        truths |= {item.truth.resolve() for item in slices if item.truth}
+        if axis is not None:
+            slices = [part for item in slices for part in _cut(item, axis, problems)]
         for item in slices:
             resolved = item.file.resolve()
             if resolved in taken:
@@ -94,7 +109,10 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
                 )
                 continue
             found.setdefault(item.patient, []).append(item)
-    ordered = {name: sorted(found[name], key=lambda item: natural(item.name)) for name in sorted(found)}
+    for path in masks:  # `PATIENT/*.png` of a shell gives those of its images, too
+        if path.resolve() not in truths:
+            problems.append(f"{path}: no image in it; expected files {', '.join(suffixes)} that are not masks")
+    ordered = {name: sorted(found[name], key=partial(_place, axis is not None)) for name in sorted(found)}
     for name, patient in ordered.items():
         stems = Counter(volume.stem(item.file) for item in patient)
         for item in [item for item in patient if stems[volume.stem(item.file)] > 1]:
@@ -103,12 +121,52 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
     return {name: patient for name, patient in ordered.items() if patient}, problems
 
 
+def _place(cut: bool, item: Slice) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """Among the slices of a patient: as training has them, volume by volume where volumes were cut."""
+    return natural(item.name.rpartition("_")[0] if cut else ""), natural(item.name)
+
+
+def _expression(data: Mapping[str, Any]) -> re.Pattern[str] | None:
+    """`data.patient`, where it tells patients as those of this program's data sets do."""
+    given = data.get("patient")
+    try:
+        found = re.compile(given) if isinstance(given, str) else None
+    except re.error:
+        return None
+    return found if found and "patient" in found.groupindex else None
+
+
+def _root(root: Path, files: Sequence[Path], data: Mapping[str, Any]) -> Path:
+    """Where the run's patterns and its expression begin for `files`: the folder `root`, which may be a patient's, or
+    the nearest one above it below which they find an image."""
+    if not (expression := _expression(data)) or not (data.get("images") and data.get("masks")):
+        return root
+    here = absolute(root)
+    for above in (here, *here.parents):
+        for file in files:
+            inside = absolute(file).relative_to(above)
+            if _matches(inside.parts, Path(data["images"]).parts) and expression.search(inside.as_posix()):
+                return root if above == here else above
+    return root
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the pattern of a glob finds a path, both in parts."""
+    if not pattern or pattern[0] != "**":
+        return parts == pattern == () or (
+            bool(parts and pattern) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+        )
+    return any(_matches(parts[n:], pattern[1:]) for n in range(len(parts)))
+
+
 def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slice]:
-    expression = data.get("patient")
+    """Of `files`, all or one of what lies below `root`, those that are no masks."""
+    expression = _expression(data)
+    suffixes = SUFFIXES + volume.SUFFIXES
 
     def all_of(path: Path) -> tuple[str, str, str]:
-        inside = path.relative_to(root)
-        if expression and (match := re.search(expression, inside.as_posix())) and match["patient"]:
+        inside = absolute(path).relative_to(absolute(root))
+        if expression and (match := expression.search(inside.as_posix())) and match["patient"]:
             return named(match)
         folder = inside.parent.as_posix()
         return root.resolve().name if folder == "." else folder, "", volume.stem(path).removesuffix(MASK)
@@ -117,40 +175,58 @@ def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slic
         patient, _, name = all_of(path)
         return patient, name
 
-    def masked(path: Path) -> bool:
-        image = path.stem.removesuffix(MASK)
-        return image != path.stem and any(path.with_name(image + suffix).exists() for suffix in SUFFIXES)
+    def found(pattern: str) -> dict[Path, Path]:
+        return {absolute(path): path for path in root.glob(data[pattern])}
 
-    regions = set(root.glob(data["roi"])) if data.get("roi") else set()
-    files = [p for p in files if p not in regions]
-    masks = {p for p in files if masked(p)}
-    if data.get("masks") and len(files) > 1:
-        masks |= set(root.glob(data["masks"]))
-        wanted = set(root.glob(data["images"]))
-        files = [p for p in files if p in wanted] or files
-    truths = {key(p): p for p in masks}
+    def masked(path: Path) -> bool:
+        image = volume.stem(path).removesuffix(MASK)
+        return image != volume.stem(path) and any(path.with_name(image + suffix).exists() for suffix in suffixes)
+
+    regions = found("roi") if data.get("roi") else {}
+    files = [p for p in files if absolute(p) not in regions]
+    masks = {absolute(p): p for p in files if masked(p)}
+    truths = {key(p): p for p in masks.values()}
+    if data.get("masks") and data.get("images"):
+        theirs = found("masks")
+        truths |= {key(p): p for p in theirs.values()}
+        wanted = {path: p for path, p in found("images").items() if path not in theirs}
+        if len(files) > 1:
+            masks |= theirs
+            files = [p for p in files if absolute(p) in wanted] or files
+        elif files and absolute(files[0]) in theirs and key(files[0]) in map(key, wanted.values()):
+            masks |= theirs
     for image in files:  # a single image's mask was not given, and lies beside it
-        beside = image.with_name(f"{image.stem}{MASK}{image.suffix}")
+        stem = volume.stem(image)
+        beside = image.with_name(f"{stem}{MASK}{image.name.removeprefix(stem)}")
         if beside.exists():
             truths.setdefault(key(image), beside)
-    areas = {key(p): p for p in regions}
-    return [Slice(p, *key(p), truths.get(key(p)), areas.get(key(p)), all_of(p)[1]) for p in files if p not in masks]
+    areas = {key(p): p for p in regions.values()}
+    return [
+        Slice(p, *key(p), truth if (truth := truths.get(key(p))) != p else None, areas.get(key(p)), all_of(p)[1])
+        for p in files
+        if absolute(p) not in masks
+    ]
 
 
 def _cut(item: Slice, axis: int, problems: list[str]) -> list[Slice]:
     """The slices of a volume, named as training names them."""
+    truth = item.truth
     try:
-        depth = volume.header(str(item.file), axis).shape[0]
-        if item.truth and (its := volume.header(str(item.truth), axis).shape[0]) != depth:
-            raise DataError(f"{item.truth}: {its} slices along data.axis={axis}, its image {item.file} {depth}")
+        head = volume.header(str(item.file), axis)
     except DataError as error:
         problems.append(str(error))
         return []
+    try:
+        if truth:
+            volume.check_mask(str(truth), str(item.file), head, axis)
+    except DataError as error:
+        problems.append(f"{error}. {PREDICTED}")
+        truth = None
     before = f"{item.name}_" * (item.name != item.patient)
-    files = (item.file, *([item.truth] if item.truth else []))
+    files = (item.file, *([truth] if truth else []))
     return [
         Slice(one, item.patient, f"{before}{k + 1:03}", more[0] if more else None, stack=str(item.file))
-        for k in range(depth)
+        for k in range(head.shape[0])
         for one, *more in [[Path(volume.address(file, axis, k)) for file in files]]
     ]
 
@@ -180,7 +256,7 @@ def read(
                 blank = np.zeros(pixels.shape[:2] if region is None else region.sum(), np.uint8)
                 image, empty = images.sized(pixels, blank, size, labels, region, str(item.region or item.file))
             except DataError as error:
-                problems.append(str(error))
+                _add(problems, str(error))
                 continue
             truth = None
             if item.truth:
@@ -188,7 +264,7 @@ def read(
                     files = (str(item.file), str(item.truth)) + ((str(item.region),) if labels.roi else ())
                     truth = images.decode(name, [files], size, channels, labels)[1][0]
                 except DataError as error:
-                    problems.append(f"{error}. The image is predicted, its patient has no metrics")
+                    _add(problems, f"{error}. {PREDICTED}")
             good.append((item, image, truth, pixels.shape[:2], empty))
         if not good:
             problems.append(f"patient {name}: none of its {len(slices)} slices can be used")
@@ -217,6 +293,12 @@ def read(
             sizes=[part[3] for part in good],
             empty=np.stack([part[4] for part in good]),
         )
+
+
+def _add(problems: list[str], text: str) -> None:
+    """Once: every slice of a volume would say the same."""
+    if text not in problems:
+        problems.append(text)
 
 
 def _region(item: Slice, labels: Labels) -> str:

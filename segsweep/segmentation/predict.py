@@ -73,7 +73,7 @@ def predict(
         digest="",
         key=f"predict-{next(_count)}",
         labels=trained.labels,
-        **stacks(patients, trained.size),
+        **stacks(patients, trained.size, trained.millimetres),
     )
     if trained.room:
         volumes.sizes = sizes_of(volumes.masks)
@@ -118,19 +118,27 @@ def measured_by(trained: Trained) -> tuple[dict[str, Any], list[str]]:
     return found, lacking
 
 
-def stacks(patients: list[Patient], size: Any) -> dict[str, np.ndarray]:
-    """As in `cache.Volumes`, where slices of a patient may not all lie on one another."""
+def stacks(patients: list[Patient], size: Any, millimetres: bool) -> dict[str, np.ndarray]:
+    """As in `cache.Volumes`, where slices of a patient may not all lie on one another. millimetres: where the run has
+    its distances in them."""
     items = [(patient.name, item) for patient in patients for item in patient.slices]
     if not any(item.stack for _, item in items):
         return {}
     known = [(name, item.stack) for name, item in items]
     found = {"stack": np.array([list(dict.fromkeys(known)).index(one) for one in known])}
-    several = [volume.ADDRESS.match(str(item.file)) for _, item in items]
-    heads = {one: volume.header(*one) for one in {(m["file"], int(m["axis"])) for m in several if m}}
+    if not millimetres:
+        return found
+    heads = _headers(item for _, item in items)
     spacing = {one[0]: head.at(target(head.shape[1:], size)) for one, head in heads.items()}
     if None in spacing.values() or not spacing:
         return found
     return found | {"spacing": np.array([spacing[item.stack] for _, item in items])}
+
+
+def _headers(slices: Iterable[Slice]) -> dict[tuple[str, int], volume.Header]:
+    """Of the volumes that slices are of, by file and axis."""
+    several = [volume.ADDRESS.match(str(item.file)) for item in slices]
+    return {one: volume.header(*one) for one in {(m["file"], int(m["axis"])) for m in several if m}}
 
 
 class _Zero(nn.Module):
@@ -140,17 +148,19 @@ class _Zero(nn.Module):
         return logits.new_zeros(())
 
 
-def groups(patients: Iterable[Patient]) -> Iterator[list[Patient]]:
-    """Patients that are predicted together: of one shape and type, and no more than memory should hold."""
+def groups(patients: Iterable[Patient], millimetres: bool = False) -> Iterator[list[Patient]]:
+    """Patients that are predicted together: of one shape and type, no more than memory should hold, and, where a run
+    has its distances in millimetres, all with a spacing or none."""
     held: list[Patient] = []
+    before: Any = None
     for patient in patients:
-        kind, size = (patient.images.shape[1:], patient.images.dtype), patient.images.nbytes
-        if held and (
-            kind != (held[0].images.shape[1:], held[0].images.dtype) or size + sum(p.images.nbytes for p in held) > HELD
-        ):
+        spaced = millimetres and all(head.spacing for head in _headers(patient.slices).values())
+        kind, size = (patient.images.shape[1:], patient.images.dtype, spaced), patient.images.nbytes
+        if held and (kind != before or size + sum(p.images.nbytes for p in held) > HELD):
             yield held
             held = []
         held.append(patient)
+        before = kind
     if held:
         yield held
 
@@ -202,7 +212,8 @@ def predict_paths(trained: Trained, given: list[Path], device: torch.device) -> 
     patients, problems = find(given, trained.config.data)
     trained.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     found: dict[str, list[np.ndarray]] = {}
-    for group in groups(read(patients, trained.size, trained.channels, problems, trained.labels, trained.room)):
+    several = read(patients, trained.size, trained.channels, problems, trained.labels, trained.room)
+    for group in groups(several, trained.millimetres):
         masks, start = predict(trained, group, device).masks, 0
         for patient in group:
             stop = start + len(patient.slices)

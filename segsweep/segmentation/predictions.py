@@ -141,7 +141,8 @@ def predict_files(
     rows: list[dict[str, Any]] = []
     scores: dict[str, dict[str, Any]] = {}
     labels = trained.labels
-    for group in groups(read(patients, trained.size, trained.channels, problems, labels, trained.room)):
+    several = read(patients, trained.size, trained.channels, problems, labels, trained.room)
+    for group in groups(several, trained.millimetres):
         found = predict(trained, group, device, probabilities, measured)
         scores |= {row["patient"]: row for row in found.rows}
         start = 0
@@ -154,7 +155,7 @@ def predict_files(
             known = {"patient": patient.name, "part": trained.part(patient.name), "slices": len(patient.slices)}
             rows.append(known | volumes)
             start = stop
-    columns: dict[str, Any] = next(iter(scores.values()), {})
+    columns = dict.fromkeys(key for row in scores.values() for key in row)  # one patient has a spacing, another none
     for row in rows:
         row |= {key: scores.get(row["patient"], {}).get(key) for key in columns if key not in row}
     if rows:

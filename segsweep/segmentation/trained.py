@@ -58,6 +58,11 @@ class Trained:
         return str(self.info.get("precision") or "fp32")
 
     @property
+    def millimetres(self) -> bool:
+        """Whether the run knew the spacing of all its volumes."""
+        return (self.info.get("data") or {}).get("unit") == "mm"
+
+    @property
     def parts(self) -> int:
         """In how many parts its batches went through the network in the end, for want of memory."""
         result = artifacts.read_json(self.folder / "result.json") or {}

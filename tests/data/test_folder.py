@@ -289,3 +289,22 @@ def test_a_file_called_as_a_slice_of_a_volume_is_refused(tmp_path):
     (tmp_path / "images" / "a-2.nii#2:1").write_bytes(b"x")
     with pytest.raises(DataError, match="kept for slices of volumes"):
         data_set(tmp_path).scan(tmp_path / "cache")
+
+
+def test_the_working_folder_as_the_root_is_the_folder_that_it_is(tmp_path, monkeypatch):
+    """Two patients' files of one name are two files, also in what is remembered of them."""
+    for patient, side in (("01", 8), ("02", 8), ("03", 9)):
+        (tmp_path / "data" / patient).mkdir(parents=True)
+        for name, value in (("1.png", 90), ("1_mask.png", 255)):
+            Image.fromarray(np.full((side, 8), value, np.uint8)).save(tmp_path / "data" / patient / name)
+    monkeypatch.chdir(tmp_path / "data")
+
+    def scan(root):
+        given = {"images": "*/*.png", "masks": "*/*_mask.png", "patient": r"(?P<patient>\d+)/(?P<slice>\d)"}
+        return Folder(root=root, image_size=None, normalise="zscore", model_width=4, **given).scan(tmp_path / "cache")
+
+    before = scan(".")
+    assert before.digest == scan(str(tmp_path / "data")).digest == scan(".").digest
+    assert (before.shapes, before.room) == (((8, 8), (9, 8)), (9, 8))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save("02/1_mask.png")
+    assert scan(".").digest == scan(str(tmp_path / "data")).digest != before.digest

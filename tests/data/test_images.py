@@ -157,3 +157,24 @@ def test_what_pillow_would_start_a_program_for_is_no_image(tmp_path, monkeypatch
     with pytest.raises(DataError, match="not an image"):
         images.read(str(tmp_path / "a.png"))
     assert images.look((tmp_path / "a.png").read_bytes()) == (True, None)
+
+
+@pytest.mark.parametrize("kind", ["bmp", "rgb", "turned"])
+@pytest.mark.parametrize("first", ["empty", "symmetric"])
+def test_one_file_whose_pixels_do_not_tell_how_they_lie_decides_of_no_other(tmp_path, kind, first):
+    """Upside down in the file, three bytes a pixel, or to be turned when it is shown: all three are the same in a mask
+    that is empty, or the same from below."""
+    options = {"tiffinfo": {images.ORIENTATION: 3}} if kind == "turned" else {}
+    plain, mask = np.zeros((16, 16), np.uint8), np.zeros((16, 16), np.uint8)
+    plain[4:12, 4:12] = 255 * (first == "symmetric")
+    mask[1:4, 2:5] = 255
+    suffix = "bmp" if kind == "bmp" else "tif"
+    files = [tmp_path / f"{n}.{suffix}" for n in range(2)]
+    for file, pixels in zip(files, (plain, mask), strict=True):
+        save(file, np.dstack([pixels] * 3) if kind == "rgb" else pixels, **options)
+    images._layouts.clear()
+    alone = images.read(str(files[1]), mask=True)
+    images._layouts.clear()
+    images.read(str(files[0]), mask=True)
+    np.testing.assert_array_equal(images.read(str(files[1]), mask=True), alone)
+    np.testing.assert_array_equal(alone, mask[::-1, ::-1] if kind == "turned" else mask)

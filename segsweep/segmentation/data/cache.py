@@ -32,8 +32,9 @@ from segsweep.core.source import hashes, reached
 from segsweep.segmentation.data.labels import PADDED, VOID, Labels, counted, labels_of, sizes, unseen
 from segsweep.segmentation.data.source import Manifest, listed
 
-FORMAT = 2
-"""Changes with the meaning of the cached files, so that older ones are not read. 2: masks hold nothing but 0 and 1."""
+FORMAT = 3
+"""Changes with the meaning of the cached files, so that older ones are not read. 2: masks hold nothing but 0 and 1. 3:
+a pixel is OUTSIDE by its region alone; files that lie otherwise (BMP, big-endian NIfTI) are read as they are meant."""
 QUANTILES = (0.005, 0.995)
 WORTH_A_PROCESS = 0.5
 """Seconds of decoding below which another process, which takes 0.15 s to start, does not pay."""

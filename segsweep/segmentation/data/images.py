@@ -46,7 +46,9 @@ def read(file: str, mask: bool = False) -> np.ndarray:
     try:
         with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
             warnings.simplefilter("ignore")  # of odd tags: what cannot be read raises
-            tiles, frames, pixels = list(image.tile), getattr(image, "n_frames", 1), _pixels(image, mask)
+            turned = getattr(image, "tag_v2", {}).get(ORIENTATION, 1) != 1  # Pillow turns it, and has forgotten then
+            tiles, mode = list(image.tile), image.mode
+            frames, pixels = getattr(image, "n_frames", 1), _pixels(image, mask)
     except Exception as error:  # Pillow raises a dozen kinds for broken files
         raise DataError(f"{file}: truncated, or not an image: {error}. Copy it again from the original") from error
     if frames != 1:
@@ -62,13 +64,25 @@ def read(file: str, mask: bool = False) -> np.ndarray:
         pixels = pixels[..., 0]
     elif not mask and pixels.ndim == 2:
         pixels = pixels[..., None]
-    if tiles and all(tile[0] == "raw" for tile in tiles) and pixels.dtype == np.uint8:
+    if tiles and not turned and pixels.dtype == np.uint8 and _lies(tiles, mode, pixels):
         start, end = tiles[0][2], tiles[0][2] + pixels.size
         if data[start:end] == pixels.tobytes():
             _layouts[len(data), mask] = data[:start], data[end:], pixels.shape
     return pixels
 
 
+def _lies(tiles: Sequence[Any], mode: str, pixels: np.ndarray) -> bool:
+    """Whether a file has `pixels` as they are, row after row from the first: what they are does not tell, where they
+    are all alike, or the same upside down."""
+    start, row = tiles[0][2], pixels[0].size
+    return row == pixels.shape[1] * {"L": 1, "P": 1, "RGB": 3}.get(mode, 0) and all(
+        (codec, left, right, place) == ("raw", 0, pixels.shape[1], start + top * row) and args in (mode, (mode, 0, 1))
+        for codec, (left, top, right, _), place, args in tiles
+    )
+
+
+ORIENTATION = 274
+"""Tag of a TIFF: where the first row and column are, 1 at the top and left."""
 _STRIPS = ((273, 324), (279, 325))
 """Tags of a TIFF: where its strips, or tiles, begin, and how long they are."""
 
@@ -157,14 +171,15 @@ def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
 
 def resize_labels(labels: np.ndarray, size: Size) -> np.ndarray:
     """(H, W) uint8 of classes, OUTSIDE and VOID to its `target`: what has the largest share of the area; of equal
-    shares the later class, VOID last of all."""
+    shares the later class, VOID last of all. OUTSIDE where more than half of the area is, whatever the classes."""
     rows, columns = target(labels.shape, size)
     if labels.shape == (rows, columns):
         return labels
     present = np.unique(labels)
-    ordered = [*present[present < OUTSIDE][::-1], *present[present >= OUTSIDE]]
+    ordered = [*present[present < OUTSIDE][::-1], *present[present == VOID]]
     shares = _area_mean(labels[..., None] == np.array(ordered, np.uint8), rows, columns)
-    return np.array(ordered, np.uint8)[(shares + np.linspace(1e-6, 0, len(ordered))).argmax(axis=2)]
+    small = np.array(ordered, np.uint8)[(shares + np.linspace(1e-6, 0, len(ordered))).argmax(axis=2)]
+    return np.where(resize_mask(labels != OUTSIDE, size), small, np.uint8(OUTSIDE))
 
 
 def padded(

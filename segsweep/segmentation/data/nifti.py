@@ -90,17 +90,7 @@ class Nifti(Folder):
                 f"{head.stored}: choose zscore or percentile"
             )
         for other in several[1:]:
-            its = volume.header(other, self.axis)
-            if its.shape != head.shape:
-                raise DataError(
-                    f"{other} is {' x '.join(map(str, its.shape))} along data.axis={self.axis}, its image {several[0]} "
-                    f"is {' x '.join(map(str, head.shape))}; expected the same shape"
-                )
-            if not np.allclose(its.affine, head.affine, atol=1e-2):
-                raise DataError(
-                    f"{other}: lies elsewhere in the patient than its image {several[0]} (their affines differ by up "
-                    f"to {np.abs(its.affine - head.affine).max():.3g}); resample it, or mend the header"
-                )
+            volume.check_mask(other, several[0], head, self.axis)
 
 
 def told(head: volume.Header) -> str:

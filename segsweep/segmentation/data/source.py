@@ -140,7 +140,7 @@ def folder(root: str) -> Path:
     """`data.root` as an existing folder; DataError says what of the path is there."""
     path = Path(str(root)).expanduser()
     if path.is_dir():
-        return path
+        return path.absolute() if path == Path() else path  # paths below `.` do not begin with it
     if path.exists():
         raise DataError(f"data.root={root}: this is a file; expected a folder. Unpack it, and give the folder")
     there, missing = lacking(path)

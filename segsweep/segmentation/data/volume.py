@@ -108,11 +108,26 @@ def header(file: str, axis: int) -> Header:
     if not np.allclose(image.affine, np.eye(4)):
         factor = MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1.0)
         spacing = tuple(float(sides[k]) * factor for k in places)
-    stored, scaled = str(image.get_data_dtype()), image.header.get_slope_inter()
+    stored, scaled = image.get_data_dtype().newbyteorder("=").name, image.header.get_slope_inter()
     plain = scaled[0] in (None, 1) and scaled[1] in (None, 0)
     affine = image.affine @ inv_ornt_aff(orientation, image.shape[:3])
     shape = tuple(image.shape[k] for k in places)
     return Header(shape, spacing, affine, stored if plain else "scaled numbers")  # type: ignore[arg-type]
+
+
+def check_mask(file: str, image: str, head: Header, axis: int) -> None:
+    """Raise DataError naming a label volume that does not lie where its `image` does, whose header is `head`."""
+    its = header(file, axis)
+    if its.shape != head.shape:
+        raise DataError(
+            f"{file} is {' x '.join(map(str, its.shape))} along data.axis={axis}, its image {image} is "
+            f"{' x '.join(map(str, head.shape))}; expected the same shape"
+        )
+    if not np.allclose(its.affine, head.affine, atol=1e-2):
+        raise DataError(
+            f"{file}: lies elsewhere in the patient than its image {image} (their affines differ by up to "
+            f"{np.abs(its.affine - head.affine).max():.3g}); resample it, or mend the header"
+        )
 
 
 def _order(axis: int) -> tuple[int, int, int]:
@@ -134,6 +149,7 @@ def slices(file: str, axis: int, mask: bool, stamp: int) -> np.ndarray:
         pixels = apply_orientation(np.asanyarray(image.dataobj), io_orientation(image.affine))
         if pixels.dtype.kind not in "iufb":
             raise ValueError(f"values of type {pixels.dtype}; expected plain numbers")
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
         low, high = pixels.min(), pixels.max()
         whole = pixels.dtype.kind in "iu" or bool(np.isfinite([low, high]).all() and (pixels == np.rint(pixels)).all())
     except Exception as error:  # nibabel, gzip and zlib raise a dozen kinds
