@@ -204,6 +204,18 @@ def test_folders_are_numbered_whatever_it_calls_them_and_chdir_is_its_own(throug
     assert next(tmp_path.glob("outputs/*/0/here"))
 
 
+def test_what_is_copied_while_a_job_works_in_its_folder_goes_where_the_command_says(through, conf, app, tmp_path):
+    """In this process: MLflow's store is below the working folder of the command."""
+    (conf / "config.yaml").write_text(CONFIG + "hydra: {job: {chdir: true}}\n")
+    source = app.replace("    seen", "    until(lambda: any(Path(PLACE).rglob('mlflow.db')))\n    seen")
+    source = f"from pathlib import Path\nfrom commands import until\nPLACE = {str(tmp_path)!r}\n{source}"
+    code, said, _ = through(source, "-m", "lr=1,2", "hydra.sweep.dir=sweep", "hydra/launcher=basic", QUIET[1])
+    assert code == 0, said
+    assert [file.relative_to(tmp_path) for file in tmp_path.rglob("mlflow.db")] == [Path("mlruns/mlflow.db")]
+    assert [file.parent.name for file in tmp_path.rglob("sweep.json") if "artifacts" not in file.parts] == ["sweep"]
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["mlflow"]["run_id"]
+
+
 def test_epochs_are_shared_and_kept_in_one_place_where_jobs_have_a_folder_of_their_own(through, conf, app, tmp_path):
     (conf / "config.yaml").write_text(CONFIG + "hydra: {job: {chdir: true}}\n")
     source = app.replace("start(cfg):", "start(cfg, run):").replace(

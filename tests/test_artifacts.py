@@ -8,6 +8,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZipFile
@@ -20,7 +21,7 @@ from segsweep.config.schema import conf_dir
 from segsweep.core import artifacts, locks
 from segsweep.core.checkpoints import Checkpoints, check
 from segsweep.core.errors import SegsweepError
-from segsweep.core.session import session
+from segsweep.core.session import begin, session
 
 
 def state(epoch: int) -> dict:
@@ -206,6 +207,40 @@ with locks.lock(Path({str(tmp_path)!r})):
         pass
     assert not locks.held(tmp_path)
     assert not locks.held(tmp_path / "never")
+
+
+def test_a_lock_ends_with_its_block_though_a_forked_process_still_has_its_file(tmp_path):
+    """As the workers of a data loader that is kept do."""
+    over, told = os.pipe()
+    with locks.lock(tmp_path):
+        if (child := os.fork()) == 0:
+            os.close(told)
+            os.read(over, 1)
+            os._exit(0)
+        os.close(over)
+    try:
+        assert locks.held(tmp_path) is False
+    finally:
+        os.close(told)
+        os.waitpid(child, 0)
+
+
+def test_a_lock_whose_file_was_taken_away_while_it_was_waited_for_is_taken_of_the_one_that_is_there(tmp_path):
+    has, waits = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with locks.lock(tmp_path):
+            has.set()
+            waits.wait(20)
+            (tmp_path / "lock").unlink()
+
+    holder = threading.Thread(target=first)
+    holder.start()
+    has.wait(20)
+    begin(SimpleNamespace(wait=lambda seconds: waits.set()))  # of a session: who waits for the lock asks it
+    with locks.lock(tmp_path):
+        assert locks.held(tmp_path)
+    holder.join()
 
 
 def test_two_writers_of_one_file_do_not_meet_though_their_processes_have_one_number(tmp_path, monkeypatch):

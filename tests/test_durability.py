@@ -17,9 +17,10 @@ import torch
 import toy_task
 from omegaconf import OmegaConf
 
-from segsweep.core import artifacts
+from segsweep.core import artifacts, locks
+from segsweep.core.session import Session, begin
 from segsweep.runs.loop import Loop
-from segsweep.sweeps.sweep import Sweep
+from segsweep.sweeps.sweep import Sweep, _behind_the_jobs
 
 
 @pytest.fixture
@@ -345,6 +346,35 @@ def test_a_sweep_whose_folder_cannot_be_made_ends_with_one_line(tmp_path, capsys
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"{tmp_path}/file/sweep cannot be written (Not a directory)\n"
     assert sweep.abandon()
+
+
+def test_a_sweep_that_is_stopped_while_it_waits_for_its_folder_has_none_and_touches_nothing(tmp_path):
+    """Hydra makes a warning of an exception; of a Ctrl-C it does not."""
+    begin(Session()).stop()
+    sweep = Sweep()
+    with locks.lock(tmp_path / "sweep"), pytest.raises(KeyboardInterrupt):
+        sweep.open(tmp_path / "sweep", OmegaConf.create({"report": False}), parent=False)
+    assert sweep.finish(stopped=True) == 130
+    assert os.listdir(tmp_path / "sweep") == ["lock"]
+
+
+def test_a_command_that_runs_behind_all_others_ends_though_it_may_not_take_more(monkeypatch):
+    """As under `nice`, where no thread may have a better place than its process."""
+    asked = []
+    monkeypatch.setattr(os, "getpriority", lambda *_: 10)
+    monkeypatch.setattr(os, "setpriority", lambda kind, who, nice: asked.append(nice))
+    _behind_the_jobs()
+    assert asked == [10]
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    place = {"uri": "sqlite:///x.db", "experiment": "e", "run_id": None, "error": None}
+    sweep = Sweep()
+    sweep._open_parent(Path("x"), {"name": "x", "command": "", "mlflow": place}, None)
+    assert sweep._imported.is_set()
+    assert place["error"] == "[Errno 13] Permission denied"
 
 
 SIZES = (24, 100, 115, 130, 145, 160, 175, 190, 205, 220) if os.environ.get("SEGSWEEP_SOAK") else (24, 130, 180)

@@ -1,9 +1,10 @@
 """The session: one object for all parts of a process, threads included, and another for each who begins one."""
 
 import contextvars
+import os
 import threading
 
-from segsweep.core.session import Session, begin, session, thread
+from segsweep.core.session import Session, begin, importing, session, thread
 
 
 def test_where_none_was_begun_there_is_one_that_tells_nobody_and_stays():
@@ -53,3 +54,23 @@ def test_who_begins_another_changes_nothing_for_threads_that_run():
     started.join(20)
     assert found == [first]
     assert not first.stopping()
+
+
+def test_who_forks_waits_until_a_thread_has_imported():
+    """Else the child would have modules that are locked for ever."""
+    begun, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with importing():
+            begun.set()
+            done.wait(0.2)
+            done.set()
+
+    started = thread(work)
+    begun.wait(20)
+    if (child := os.fork()) == 0:
+        with importing():
+            os._exit(0 if done.is_set() else 1)
+    assert done.is_set()
+    assert os.waitpid(child, 0)[1] == 0
+    started.join()

@@ -11,6 +11,8 @@ from test_imports import PACKAGE, dotted
 
 CACHES = {  # what may be kept for a process, as to forget it would change no result
     "segsweep.core.session._session": "the one holder of all that a process's parts share",
+    "segsweep.core.session._importing": "a lock between threads",
+    "segsweep.core.session._forking": "whether the fork that a thread is about to make has waited for an import",
     "segsweep.config.components._right": "groups that were found without a mistake, by their text",
     "segsweep.segmentation.data.batches._on_gpu": "the decoded set that a GPU holds, by the set's key",
     "segsweep.segmentation.data.images._layouts": "how files of one length are laid out",

@@ -3,9 +3,10 @@
 import errno
 import fcntl
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -35,7 +36,7 @@ def made(file: Path, make: Callable[[Path], None]) -> Iterator[None]:
 def alone(file: Path) -> Iterator[bool]:
     """For the block, no other process or thread is in one of this file; waits. False where no locks are, and nobody
     waits."""
-    with file.open("a") as guard:
+    with _opened(file, "a") as guard:
         yield bool(_taken(guard, wait=True))
 
 
@@ -51,22 +52,49 @@ def lock(folder: Path) -> Iterator[None]:
 
     Raises Interrupted where this process is asked to stop while it waits, SegsweepError where the folder is not to be
     written. Where a file system has no locks that is said, and nobody waits."""
+    said = False
+    while True:
+        with ExitStack() as stack:
+            try:
+                _make(folder)
+                file = stack.enter_context(_opened(folder / "lock", "a"))
+            except OSError as error:
+                if error.errno not in artifacts.DENIED:
+                    raise
+                raise SegsweepError(artifacts.denied(error, folder)) from error
+            if (taken := _taken(file)) is None:
+                log.warning("%s: its file system has no locks; start no two commands that want one run", folder)
+            elif not taken:
+                if not said:
+                    log.warning("%s is being trained by another process: waiting for it", folder.name)
+                said = True
+                while not _taken(file):
+                    if session().wait(0.2):
+                        raise Interrupted(0)
+            if taken is not None and not _names(folder / "lock", file):
+                continue  # whoever had it took the file away, and what was waited for is nobody's any more
+            yield
+            return
+
+
+@contextmanager
+def _opened(path: Path, mode: str) -> Iterator[IO[str]]:
+    """A file whose lock ends with the block, also where a process that was forked meanwhile still has it open."""
+    with path.open(mode) as file:
+        here = os.getpid()
+        try:
+            yield file
+        finally:
+            if os.getpid() == here:
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _names(path: Path, file: IO[str]) -> bool:
     try:
-        _make(folder)
-        file = (folder / "lock").open("a")
-    except OSError as error:
-        if error.errno not in artifacts.DENIED:
-            raise
-        raise SegsweepError(artifacts.denied(error, folder)) from error
-    with file:
-        if (taken := _taken(file)) is None:
-            log.warning("%s: its file system has no locks; start no two commands that want one run", folder)
-        elif not taken:
-            log.warning("%s is being trained by another process: waiting for it", folder.name)
-            while not _taken(file):
-                if session().wait(0.2):
-                    raise Interrupted(0)
-        yield
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _make(folder: Path) -> None:
@@ -95,7 +123,7 @@ def held(folder: Path) -> bool | None:
     is not to be looked at."""
     for mode in ("r+", "r"):  # some file systems lock nothing that is open for reading alone
         try:
-            with (folder / "lock").open(mode) as file:
+            with _opened(folder / "lock", mode) as file:
                 taken = _taken(file)
                 return None if taken is None else not taken
         except FileNotFoundError:
@@ -109,5 +137,5 @@ def held(folder: Path) -> bool | None:
 def free(file: Path) -> Iterator[str]:
     """For the block, a lock that nobody else has: gives "" then, else why not. Raises OSError where `file` cannot be
     opened."""
-    with file.open("a") as guard:
+    with _opened(file, "a") as guard:
         yield {True: "", False: IN_USE, None: "its file system has no locks, so it may be in use"}[_taken(guard)]

@@ -250,7 +250,8 @@ def _secrets() -> Iterator[str]:
 def _kept() -> list[str]:
     """Addresses with a secret that this process knows."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    kept = [value for name, value in os.environ.items() if name.startswith(KEPT)]
+    names = [name for name in list(os.environ) if name.startswith(KEPT)]
+    kept = [value for name in names if (value := os.environ.get(name))]  # another thread may take one back
     return [*kept, *([given] if has_secret(given) else [])]
 
 

@@ -4,10 +4,13 @@ One object that a context variable holds, so that nothing of it is a module's. T
 `thread`.
 """
 
+import contextlib
 import contextvars
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ class Session:
     raised KeyboardInterrupt. foreign: whether the command line names a folder that is not trusted, so that each job's
     composition is looked at, and hold: what it is held against. sweep: that this process leads. copier, restorer, pool:
     to MLflow, from it, and of workers; made where they are first needed. door: by which one's own code came here; None:
-    this program's command."""
+    this program's command. place: the working folder of the command while a job's function has another."""
 
     sink: Sink = lambda event: None
     job: int = 0
@@ -59,6 +62,7 @@ class Session:
     restorer: "Restorer | None" = None
     pool: "Pool | None" = None
     door: "Door | None" = None
+    place: Path | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def emit(self, kind: str, **facts: Any) -> None:
@@ -100,3 +104,29 @@ def thread(target: Callable[..., Any], *given: Any, name: str | None = None) -> 
     started = threading.Thread(target=run, args=(target, *given), name=name, daemon=True)
     started.start()
     return started
+
+
+PATIENCE = 10.0
+"""Seconds that a fork waits for an import at most, whose thread may wait for a module that the forking one has."""
+_importing = threading.RLock()
+_forking = threading.local()
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """For what a thread beside the jobs imports: nobody forks meanwhile. A child would find modules locked by a thread
+    that it has not, and wait for ever where it imports one of them, as a data loader's may."""
+    with _importing:
+        yield
+
+
+def _before_fork() -> None:
+    _forking.taken = _importing.acquire(timeout=PATIENCE)
+
+
+def _after_fork() -> None:
+    if _forking.taken:
+        _importing.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -255,7 +255,9 @@ class Search:
                     continue
             first = self._first()
             known = [t for t in first if t.number < trial.number and t.state is not TrialState.FAIL]
-            again = [t for t in known if t.params == trial.params and "instead_of" not in trial.user_attrs]
+            # not of `trial`, to which the thread that beats writes
+            instead = any("instead_of" in t.user_attrs for t in first if t.number == trial.number)
+            again = [t for t in known if t.params == trial.params and not instead]
             if not again or self.sampler.repeats == REPEATS:
                 self.sampler.repeats = 0
                 elsewhere = [t for t in first if t.state.is_finished() and t.number not in self.told]

@@ -78,7 +78,9 @@ def open_storage(url: str) -> BaseStorage:
         if kind == "journal":
             file.parent.mkdir(parents=True, exist_ok=True)
             _whole(file)
-            return JournalStorage(JournalFileBackend(str(file)))
+            return JournalStorage(
+                JournalFileBackend(str(file.absolute()))
+            )  # of a job another folder may be the working one
         if kind.startswith("sqlite"):
             with locks.made(file, locks.share):
                 return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})

@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -24,6 +24,9 @@ from segsweep.core import child, masks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.program import COMMANDS, typed
 from segsweep.core.session import session
+
+if TYPE_CHECKING:
+    from segsweep.sweeps.sweep import Sweep
 
 FULL = "HYDRA_FULL_ERROR"
 ASKS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc"}
@@ -106,8 +109,6 @@ def _main(raising: bool) -> int:
         pool.start_early()
     from segsweep.sweeps import sweep
     from segsweep.sweeps.command import command
-    from segsweep.sweeps.display import Display
-    from segsweep.sweeps.job import job
     from segsweep.sweeps.preflight import preflight
 
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]  # argparse wants them first
@@ -124,6 +125,17 @@ def _main(raising: bool) -> int:
     sys.argv[1:] = checked.argv
     session().foreign, session().hold = checked.foreign, checked.hold
     lead = session().sweep = sweep.Sweep(checked.jobs, asked)
+    try:
+        return _led(lead, checked, raising)
+    finally:
+        lead.release()
+
+
+def _led(lead: "Sweep", checked: Any, raising: bool) -> int:
+    """Have Hydra launch what was checked, and close the record."""
+    from segsweep.sweeps.display import Display
+    from segsweep.sweeps.job import job
+
     stopped, code = False, 0
     with Display(checked.jobs, plain=raising or (checked.here and session().door is not None)) as display:
         session().sink = display.handle
@@ -138,7 +150,8 @@ def _main(raising: bool) -> int:
             if not stopped and lead.abandon():
                 return code
         finally:
-            pool.close()
+            if pool := session().pool:
+                pool.close()
             _on(signal.SIGINT, _interrupt)
     return max(lead.finish(stopped), code)
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segsweep.core import contents
 from segsweep.core.errors import ConfigError, DataError, NotFiniteError, SegsweepError, TaskError
+from segsweep.core.session import session
 from segsweep.core.signature import OWN
 from segsweep.task import PARTS, WORD, Data, Metric, Result, Spec
 
@@ -200,8 +201,13 @@ def _in_its_folder() -> Iterator[None]:
     if hydra is None or not hydra.job.chdir:
         yield
         return
-    with contextlib.chdir(hydra.runtime.output_dir):
-        yield
+    here = session()
+    here.place = Path.cwd()
+    try:
+        with contextlib.chdir(hydra.runtime.output_dir):
+            yield
+    finally:
+        here.place = None
 
 
 def _result(found: Any, spec: Spec, name: str, run: Any) -> Result:

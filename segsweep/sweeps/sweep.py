@@ -23,7 +23,7 @@ from segsweep.core import artifacts, locks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import KEYS, first_line, hide, learn, masked
 from segsweep.core.program import pasted, typed
-from segsweep.core.session import session, thread
+from segsweep.core.session import Interrupted, importing, session, thread
 from segsweep.sweeps.command import look, milestones, named, program, raw
 from segsweep.sweeps.entry import ROOM, interrupted
 from segsweep.task import Spec
@@ -58,6 +58,7 @@ class Sweep:
         self._preparing: threading.Timer | None = None
         self._imported = threading.Event()
         self._noting = threading.Lock()
+        self._abandoned = False
         self._held = contextlib.ExitStack()
 
     def open(self, folder: Path, config: DictConfig, parent: bool) -> None:
@@ -65,19 +66,22 @@ class Sweep:
         from segsweep.config import components  # not for what only answers
 
         own = engine(config)
-        self.folder, self.reported, self.spec = folder, own.report, components.spec_of(config)
+        self.reported, self.spec = own.report, components.spec_of(config)
         self.storage = OmegaConf.select(own, "search.storage")
         learn(*(OmegaConf.select(own, key) for key in KEYS))
         self.parent, self.repeats = parent, {f"{under(config)}seed", *(self.spec.repeats if self.spec else ())}
         self.plus = "+" if under(config) and "experiment" not in config.hydra.runtime.choices else ""
         try:
+            self._held.enter_context(locks.lock(folder))  # while it is held, the sweep is alive
+            self.folder = folder
             self._begin(folder, config, parent)
+        except Interrupted:  # of another command in this folder, which is waited for: nothing here is this one's
+            raise KeyboardInterrupt from None
         except (SegsweepError, OSError) as error:
             print(error if isinstance(error, SegsweepError) else artifacts.full(error, folder), file=sys.stderr)
             raise SystemExit(1) from None  # Hydra would make a warning of the error, and go on
 
     def _begin(self, folder: Path, config: DictConfig, parent: bool) -> None:
-        self._held.enter_context(locks.lock(folder))  # while it is held, the sweep is alive
         # of another sweep, in a folder that was named by hand
         for earlier in (*folder.glob("*/job.json"), *folder.glob(f"{artifacts.PRUNING}*")):
             earlier.unlink()
@@ -103,10 +107,11 @@ class Sweep:
             self._preparing.start()
         if tracking.uri and parent:
             # the first job need not wait for a new database
-            self._opening = thread(self._open_parent, folder, record, _columns(config, self.spec), name="mlflow parent")
+            self._opening = thread(
+                self._open_parent, folder.absolute(), record, _columns(config, self.spec), name="mlflow parent"
+            )
 
     def _open_parent(self, folder: Path, record: dict[str, Any], shown: Columns | None) -> None:
-        _behind_the_jobs()
         place = record["mlflow"]
         from segsweep.tracking.copying import copier
         from segsweep.tracking.mirrors import close_dead, start_parent
@@ -114,6 +119,7 @@ class Sweep:
 
         copier().at_once()  # MLflow is imported here in any case
         try:
+            _behind_the_jobs()
             load()
             self._imported.set()
             close_dead(place["uri"], place["experiment"], folder.parent)
@@ -121,18 +127,30 @@ class Sweep:
             place["run_id"] = start_parent(place["uri"], place["experiment"], *about, shown)
         except Exception as error:  # MLflow is a mirror: the sweep runs without it
             place["error"] = first_line(error)
+        finally:
             self._imported.set()
+        if self._abandoned:
+            _take_back(place)
         with contextlib.suppress(OSError):  # a full disk: the end of the sweep says so
             self.note(mlflow=place)
 
     def note(self, **facts: Any) -> None:
         """Add to its record, where it has one."""
-        if self.folder:
-            with self._noting:
-                artifacts.write_json(self.folder / "sweep.json", self._record() | facts)
+        with self._noting:
+            if (file := self._file) and not self._abandoned:
+                artifacts.write_json(file, self._record() | facts)
+
+    @property
+    def _file(self) -> Path | None:
+        """Its record, where it was begun."""
+        return Path(session().place or "", self.folder, "sweep.json") if self.folder else None
 
     def _record(self) -> dict[str, Any]:
-        return (artifacts.read_json(self.folder / "sweep.json") or {}) if self.folder else {}
+        return (artifacts.read_json(file) or {}) if (file := self._file) else {}
+
+    def release(self) -> None:
+        """Its folder, for another command or the next call of this process."""
+        self._held.close()
 
     def abandon(self) -> bool:
         """Whether nothing was begun in it; then no record stays."""
@@ -140,14 +158,13 @@ class Sweep:
             return True
         if any(folder.glob("*/job.json")):
             return False
+        if self._preparing:
+            self._preparing.cancel()
         if self._opening:
             self._opening.join(SHORT)
-        place = self._record().get("mlflow") or {}
-        if place.get("run_id"):
-            from segsweep.tracking.store import connect
-
-            with contextlib.suppress(Exception):  # MLflow is a mirror
-                connect(place["uri"]).delete_run(place["run_id"])
+        with self._noting:
+            place, self._abandoned = self._record().get("mlflow") or {}, True
+        _take_back(place)
         with contextlib.suppress(OSError):  # somebody's own folder, which is not empty, or one that was never made
             for name in ("sweep.json", "lock", ROOM):
                 (folder / name).unlink(missing_ok=True)
@@ -310,8 +327,17 @@ def _lead(folder: Path, config: DictConfig, parent: bool) -> None:
 def _prepare() -> None:
     """Import what the report needs, a second or two, while the jobs train."""
     _behind_the_jobs()
-    with contextlib.suppress(ImportError):  # the report says so itself
+    with contextlib.suppress(ImportError), importing():  # the report says so itself
         import segsweep.report.files  # noqa: F401
+
+
+def _take_back(place: dict[str, Any]) -> None:
+    """The MLflow run of a sweep that was abandoned."""
+    if place.get("run_id"):
+        from segsweep.tracking.store import connect
+
+        with contextlib.suppress(Exception):  # MLflow is a mirror
+            connect(place["uri"]).delete_run(place["run_id"])
 
 
 def _behind_the_jobs() -> None:
@@ -319,7 +345,8 @@ def _behind_the_jobs() -> None:
     is taken from one is lost on both. Autogroups (Linux's sched(7)) make this count within a session alone, and workers
     stay in this one's."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        here = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, here, max(NICE, os.getpriority(os.PRIO_PROCESS, here)))  # more nobody may take
 
 
 def _columns(config: DictConfig, spec: Spec | None) -> Columns | None:

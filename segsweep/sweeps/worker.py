@@ -67,6 +67,12 @@ class Worker:
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for _ in range(100):  # what it had forked has its locks until it is gone
+            try:
+                os.killpg(self.process.pid, 0)
+            except OSError:
+                break
+            time.sleep(0.01)
         self.ended = True
         self.connection.close()
         self.output.close()

@@ -33,7 +33,8 @@ class Mirror:
 
     def __init__(self, folder: Path, tracking: Any, sweep: Path | None):
         # absolute: of one run there is one latest, whoever tells of it
-        self.folder, self.uri, self.experiment, self.sweep = folder.absolute(), tracking.uri, tracking.experiment, sweep
+        self.folder, self.sweep = folder.absolute(), sweep and sweep.absolute()
+        self.uri, self.experiment = tracking.uri, tracking.experiment
         self.final = False
 
     @property

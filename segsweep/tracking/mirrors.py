@@ -80,7 +80,7 @@ def _push(folder: Path, uri: str, experiment: str, sweep: Path | None, final: bo
         if found and state.get("anew"):
             client.delete_run(found.info.run_id)
             found = None
-        made = "" if found else _create(client, experiment, run, folder, sweep)
+        made = "" if found else _create(client, experiment, run, folder, _parent(sweep, uri))
         run_id = found.info.run_id if found else _first(client, experiment, folder.name, made)
         state = {"uri": masked(uri), "experiment": experiment, "status": None, "run_id": run_id}
         state["sweeps"] = sweeps_of(found) if found else []
@@ -205,7 +205,7 @@ def close_dead(uri: str, experiment: str, runs: Path) -> None:
             client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder: Path, sweep: Path | None) -> str:
+def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder: Path, parent: str | None) -> str:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
     from mlflow.exceptions import MlflowException
 
@@ -216,7 +216,7 @@ def _create(client: "MlflowClient", experiment: str, run: dict[str, Any], folder
     tags |= {"split.leaks": str(run["split"]["leaks"]).lower(), "versions": json.dumps(run["versions"])}
     if run.get("commit"):
         tags["mlflow.source.git.commit"] = run["commit"]
-    if parent := _parent(sweep, uri=client.tracking_uri):
+    if parent:
         tags["mlflow.parentRunId"] = parent
     place = experiment_id(client, experiment, columns_of(run))
     made = client.create_run(place, tags=tags, run_name=run["name"])

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from segsweep.core import artifacts, locks
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import masked, near, reach
+from segsweep.core.session import importing, session
 from segsweep.task import Spec
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ def connect(uri: str) -> "MlflowClient":
     opened = _clients.get(uri)
     if opened and file.exists() and file.stat().st_ino == opened[0]:
         return opened[1]
-    with locks.made(file, _make):
-        client = MlflowClient(uri if "?" in uri else uri + QUERY)
+    with locks.made(file, _make), importing():  # of the store's own code
+        whole = f"sqlite:///{file}?{uri.partition('?')[2]}".rstrip("?") if session().place else uri
+        client = MlflowClient(whole if "?" in whole else whole + QUERY)
         client.search_experiments(max_results=1)
         _clients[uri] = file.stat().st_ino, client
         return client
@@ -72,8 +74,9 @@ def connect(uri: str) -> "MlflowClient":
 
 def load() -> None:
     """Import MLflow, which takes seconds, and what is used of it."""
-    import mlflow.entities
-    import mlflow.tracking  # noqa: F401
+    with importing():
+        import mlflow.entities
+        import mlflow.tracking  # noqa: F401
 
 
 def default() -> str:
@@ -100,8 +103,10 @@ def vouched(uri: str, *own: str | None) -> str:
 
 
 def database(uri: str) -> Path | None:
-    """The file of an SQLite store, None for a server."""
-    return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
+    """The file of an SQLite store, from the command's working folder; None for a server."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(session().place or "", uri.removeprefix("sqlite:///").split("?")[0])
 
 
 def here(uri: str) -> bool:
