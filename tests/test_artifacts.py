@@ -21,7 +21,7 @@ from segsweep.config.schema import conf_dir
 from segsweep.core import artifacts, locks
 from segsweep.core.checkpoints import Checkpoints, check
 from segsweep.core.errors import SegsweepError
-from segsweep.core.session import begin, session
+from segsweep.core.session import Session, begin, session
 
 
 def state(epoch: int) -> dict:
@@ -237,9 +237,12 @@ def test_a_lock_whose_file_was_taken_away_while_it_was_waited_for_is_taken_of_th
     holder = threading.Thread(target=first)
     holder.start()
     has.wait(20)
-    begin(SimpleNamespace(wait=lambda seconds: waits.set()))  # of a session: who waits for the lock asks it
+    events = []
+    here = begin(Session(sink=events.append))
+    here.wait = lambda seconds: waits.set()  # whoever waits for a lock asks it
     with locks.lock(tmp_path):
         assert locks.held(tmp_path)
+    assert [event["text"] for event in events] == [locks.WAITING]
     holder.join()
 
 

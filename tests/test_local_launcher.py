@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 from segsweep.config.schema import conf_dir
 from segsweep.config.whitelist import hydras
-from segsweep.core import artifacts
+from segsweep.core import artifacts, locks
 from segsweep.core.session import session, thread
 from segsweep.plugins import _cluster, _jobs, _local, _plan, cluster, local, plan
 from segsweep.plugins._local import Job, LocalLauncher
@@ -508,3 +508,14 @@ def test_what_hydra_finds_of_a_launcher_gives_the_launcher():
     assert type(cluster.RayLauncher(ray={})) is _cluster.RayLauncher
     slurm = cluster.SlurmLauncher("local", timeout_min=3)
     assert (type(slurm), slurm.executor, slurm.params) == (_cluster.SlurmLauncher, "local", {"timeout_min": 3})
+
+
+def test_the_time_of_a_job_stands_still_while_it_waits_for_another_command(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    job = Job(0, [], Path())
+    job.start()
+    for seconds, text in ((5, locks.WAITING), (60, "training"), (7, "testing")):
+        clock[0] += seconds
+        job.hear({"kind": "note", "text": text})
+    assert clock[0] - job.began == 5 + 7

@@ -46,6 +46,10 @@ def share(file: Path) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
 
 
+WAITING = "waiting for another command"
+"""Note of a run that does."""
+
+
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Exclusive use of `folder`; waits for its holder, and the system frees it when the holder dies.
@@ -67,6 +71,7 @@ def lock(folder: Path) -> Iterator[None]:
             elif not taken:
                 if not said:
                     log.warning("%s is being trained by another process: waiting for it", folder.name)
+                    session().emit("note", text=WAITING)
                 said = True
                 while not _taken(file):
                     if session().wait(0.2):

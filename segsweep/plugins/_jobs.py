@@ -4,10 +4,10 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
@@ -39,6 +39,7 @@ class Job:
     failure: str | None = None
     tries: Counter[str] = field(default_factory=Counter)
     began: float = 0.0
+    waits: float = 0.0
     oom_kills: int = 0
     quick: bool = False
     result: JobReturn | None = None
@@ -84,6 +85,15 @@ class Job:
 
     def start(self) -> None:
         self.began, self.failure, self.oom_kills = time.monotonic(), None, oom_kills()
+        self.waits = 0.0
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """While it waits for another command its time stands still."""
+        now = time.monotonic()
+        if self.waits:
+            self.began, self.waits = self.began + now - self.waits, 0.0
+        if event.get("text") == locks.WAITING:
+            self.waits = now
 
     def close(self, status: str, failure: str | None, error: str) -> None:
         """Write job.json for a job that cannot."""

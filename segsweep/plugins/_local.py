@@ -166,7 +166,7 @@ class LocalLauncher(Launcher):
             raise KeyboardInterrupt
         for each in list(self.workers):
             job = self.running.get(each)
-            if job and time.monotonic() - job.began > self.timeout:
+            if job and not job.waits and time.monotonic() - job.began > self.timeout:
                 self._lose(each, "timeout", f"stopped after timeout_min={self.timeout / 60:g} minutes")
             elif each.process.poll() is not None and not each.connection.poll():
                 self._lose(each, "killed")
@@ -183,6 +183,8 @@ class LocalLauncher(Launcher):
         elif kind == "event":
             (event,) = content
             job = self.running.get(sender)
+            if job:
+                job.hear(event)
             if job and event["kind"] == "end":
                 job.failure = event.get("failure")
                 if self._left(job):
