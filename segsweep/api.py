@@ -50,7 +50,8 @@ class Results:
     def runs(self) -> pd.DataFrame:
         """One line a job, as in the report's `runs.csv`: `sweep`, `job` (its number), `status`, `row` (what the report
         calls its configuration), `signature`, `group`, `folder`, its settings by their keys, its final metrics by part
-        and name (`val/dice`, `test/dice`; own units), `total_seconds` and the like, and `error`."""
+        and name (`val/dice`, `test/dice`; own units), `total_seconds` and the like, and `error`. A setting that is
+        called as one of these is `setting.NAME`, a number that is called as a setting `result.NAME`."""
         return pd.DataFrame(lines_of_runs(self._record, self._found.comparison))
 
     @cached_property
@@ -63,12 +64,12 @@ class Results:
 
     @cached_property
     def units(self) -> pd.DataFrame:
-        """One line a unit of a finished run's test: `signature`, `row`, `seed`, the unit under its kind (`patient`),
-        and its scores by name (`dice`); NaN where one is undefined."""
+        """One line a unit of a finished run's test: `signature`, `row`, `seed`, the unit under its kind (`patient`; one
+        called `row` or `seed` is `unit.row` here), and its scores by name (`dice`); NaN where one is undefined."""
         return self._frame(
-            pd.DataFrame([{run.spec.unit: unit, **scores} for unit, scores in run.units.items()]).assign(
-                **self._of(run)
-            )
+            pd.DataFrame(
+                [{_apart(run.spec.unit, self._of(run)): unit, **scores} for unit, scores in run.units.items()]
+            ).assign(**self._of(run))
             for run in self._record.runs
             if run.units
         )
@@ -92,7 +93,7 @@ class Results:
         if len(self.sources) > 1:
             raise SegsweepError(f"{len(self.sources)} sweeps have no common best: load the one that it is to be of")
         folder, _ = find(f"best:{self.sources[0]}", Path("multirun"))
-        return next(line for _, line in self.runs.iterrows() if _same(line.get("folder"), folder))
+        return next(line for _, line in self.runs.iterrows() if _same(line["folder"], folder))
 
     def model(self, run: Any = None, weights: str | None = None) -> Any:
         """The trained network of a run, a torch.nn.Module in evaluation mode on the CPU: (B, C, H, W) float32,
@@ -155,6 +156,10 @@ def _line(c: Contrast) -> dict[str, Any]:
     values = (c.factor, c.a, c.b, c.mean, low, high, c.p, c.p_holm, c.signed_rank, c.units, len(c.pairs), c.seeds)
     values += (c.repeats, mean, least, most, p, c.p_repeats_holm, c.verdict, c.where)  # type: ignore[assignment]
     return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _apart(unit: str, taken: dict[str, Any]) -> str:
+    return f"unit.{unit}" if unit in taken else unit
 
 
 def _same(place: Any, folder: Path) -> bool:

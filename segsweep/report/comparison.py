@@ -1,8 +1,8 @@
 """Runs gathered into configurations: repeats (seeds) and folds pooled, so that a unit of the test counts once in each.
 
-Scores lie in one array (configurations, seeds, units) with NaN where a unit was not tested: a comparison of the same
-units is then a subtraction. A task without a score for each unit is compared by its runs' own numbers: its seeds then
-stand in the place of units.
+Scores lie in one array (configurations, trainings, units) with NaN where a unit was not tested, a training being a seed
+and a fold: a comparison of the same units is then a subtraction, in which what one side alone has takes no part. A task
+without a score for each unit is compared by its runs' own numbers: its seeds then stand in the place of units.
 """
 
 import json
@@ -48,13 +48,13 @@ class Configuration:
 
     @property
     def seeds(self) -> list[Any]:
-        return sorted({run.seed for run in self.runs}, key=str)
+        return sorted({run.seed for run in self.runs}, key=ordered)
 
     @property
     def repeats(self) -> dict[str, list[Any]]:
         """Beside the seed: the key of a kind of repeat, such as a fold, -> its values in these runs."""
         values = zip(self.runs[0].spec.repeats, zip(*(run.repeat for run in self.runs), strict=True), strict=False)
-        found = {key: sorted({value for value in several if value is not None}, key=str) for key, several in values}
+        found = {key: sorted({value for value in several if value is not None}, key=ordered) for key, several in values}
         return {key: several for key, several in found.items() if several}
 
     @property
@@ -95,7 +95,9 @@ class Comparison:
     Args:
         part: which part the compared numbers are of: `test`, and `val` where no run has a number of a test.
         units: (digest of the data, unit).
-        scores: metric -> (rows, seeds, units); where seeds stand in the place of units, (rows, 1, seeds).
+        cells: metric -> (rows, trainings, units); seed_of: (trainings,) which of the seeds a training has.
+        scores: metric -> (rows, seeds, units), means over a seed's trainings; where seeds stand in the place of units,
+            (rows, 1, seeds).
         best: metric -> one an arena.
     """
 
@@ -104,7 +106,9 @@ class Comparison:
     part: str
     seeds: list[Any]
     units: list[tuple[str, str]]
-    scores: dict[str, np.ndarray]
+    cells: dict[str, np.ndarray]
+    seed_of: np.ndarray
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
     best: dict[str, list[Best]] = field(default_factory=dict)
 
     @property
@@ -120,6 +124,17 @@ class Comparison:
     def primary(self) -> np.ndarray:
         """Its scores."""
         return self.scores[self.spec.primary]
+
+    def less(self, a: Any, b: Any, metric: str | None = None) -> np.ndarray:
+        """(..., seeds, units): row `a`, or rows, minus `b`, of each seed the mean over the trainings that both have."""
+        cells = self.cells[metric or self.spec.primary]
+        return self._of_seeds(cells[a] - cells[b])
+
+    def _of_seeds(self, cells: np.ndarray) -> np.ndarray:
+        seeds = range(int(self.seed_of.max(initial=-1)) + 1)
+        if len(self.seed_of) == len(seeds):  # one training each
+            return cells
+        return np.stack([statistics.nanmean(cells[..., self.seed_of == seed, :], -2) for seed in seeds], -2)
 
     @property
     def alone(self) -> bool:
@@ -171,30 +186,33 @@ def compare(record: Record) -> Comparison:
 
     tested = any(f"test/{spec.primary}" in run.metrics or run.units for row in rows for run in row.runs)
     part = "test" if tested or spec.scores else "val"
-    seeds = sorted({run.seed for row in rows for run in row.runs}, key=str)
+    seeds = sorted({run.seed for row in rows for run in row.runs}, key=ordered)
+
+    def training(run: Run) -> tuple[int, Any]:
+        """The place of its seed, and its fold."""
+        return seeds.index(run.seed) if spec.scores else 0, run.repeat
+
+    trainings = sorted({training(run) for row in rows for run in row.runs}, key=lambda cell: (cell[0], key(cell[1])))
     each = {id(run): _scores(run, spec, part) for row in rows for run in row.runs}
     units = sorted({(digest(run, "data"), unit) for row in rows for run in row.runs for unit in each[id(run)]})
     place = {unit: i for i, unit in enumerate(units)}
-    sums = {
-        metric: np.zeros((2, len(rows), len(seeds) if spec.scores else 1, len(units)))
-        for metric in spec.scores or (spec.primary,)
-    }
+    shape = len(rows), len(trainings), len(units)
+    cells = {metric: np.full(shape, np.nan) for metric in spec.scores or (spec.primary,)}
     for i, row in enumerate(rows):
         for run in row.runs:
-            data, seed = digest(run, "data"), seeds.index(run.seed) if spec.scores else 0
+            data, cell = digest(run, "data"), trainings.index(training(run))
             for unit, values in each[id(run)].items():
-                for metric, total in sums.items():
-                    value = values.get(metric, np.nan)
-                    if not np.isnan(value):
-                        total[:, i, seed, place[data, unit]] += value, 1
-    scores = {m: np.where(count > 0, total / np.maximum(count, 1), np.nan) for m, (total, count) in sums.items()}
-    comparison = Comparison(record, rows, part, seeds, units, scores)
+                for metric, known in cells.items():
+                    known[i, cell, place[data, unit]] = values.get(metric, np.nan)
+    comparison = Comparison(record, rows, part, seeds, units, cells, np.array([seed for seed, _ in trainings], int))
+    comparison.scores = {metric: comparison._of_seeds(known) for metric, known in cells.items()}
     means = [comparison.mean(i) for i in range(len(rows))]
     ranks = [(row.leaks, mean != mean, -sign * np.nan_to_num(mean)) for row, mean in zip(rows, means, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: (*ranks[i], rows[i].label))
     comparison.rows = [rows[i] for i in order]
-    comparison.scores = {metric: values[order] for metric, values in scores.items()}
-    comparison.best = {metric: _best(comparison, metric) for metric in scores}
+    comparison.cells = {metric: values[order] for metric, values in cells.items()}
+    comparison.scores = {metric: values[order] for metric, values in comparison.scores.items()}
+    comparison.best = {metric: _best(comparison, metric) for metric in cells}
     return comparison
 
 
@@ -227,11 +245,10 @@ def _file(row: Configuration, module: str) -> str:
 
 
 def _scores(run: Run, spec: Spec, part: str) -> dict[str, dict[str, float]]:
-    """Unit -> metric -> score; of a task without any, the run's own number under its seed and fold."""
+    """Unit -> metric -> score; of a task without any, the run's own number under its seed."""
     if spec.scores:
         return run.units
-    name = ", ".join([str(run.seed), *(str(value) for value in run.repeat if value is not None)])
-    return {name: {spec.primary: _float(run.metrics.get(f"{part}/{spec.primary}"))}}
+    return {str(run.seed): {spec.primary: _float(run.metrics.get(f"{part}/{spec.primary}"))}}
 
 
 def scale(factors: dict[str, Any], metric: Metric) -> str:
@@ -259,11 +276,16 @@ def _best(comparison: Comparison, metric: str) -> list[Best]:
         if len(members) < 2:
             continue
         leader = max(members, key=lambda i: sign * comparison.mean(i, metric))
+        unscored = [comparison.mean(i, metric) for i, other in enumerate(arenas) if other == arena and not scored[i]]
+        if any(sign * mean > sign * comparison.mean(leader, metric) for mean in unscored):
+            continue  # who leads has no score of a unit left, and is tested against nobody
         rivals = [i for i in members if i != leader]
-        paired = scores[leader][None] - scores[rivals]  # (rivals, seeds, units)
+        paired = comparison.less([leader], rivals, metric)  # (rivals, seeds, units)
         over = [statistics.crossed_interval(d[~np.isnan(d).all(1)]) for d in paired]
         ahead = sign * statistics.nanmean(statistics.nanmean(paired, 1), 1) > 0  # on the units that both have
-        p = np.delete(statistics.sign_flip_leader(scores[members], members.index(leader)), members.index(leader))
+        p = np.delete(
+            statistics.sign_flip_leader(comparison.cells[metric][members], members.index(leader)), members.index(leader)
+        )
         pairs = len(members) * len(rivals) // 2
         again = statistics.holm(np.array([o.p if o else np.nan for o in over]), pairs)
         tied = [
@@ -273,6 +295,13 @@ def _best(comparison: Comparison, metric: str) -> list[Best]:
         ]
         found.append(Best(leader, tied, len(rivals), all(o is not None for o in over)))
     return found
+
+
+def ordered(value: Any) -> tuple[int, float, str]:
+    """Sort key of a seed or a fold: numbers as numbers, and before words."""
+    if isinstance(value, int | float) and value == value:
+        return 0, float(value), ""
+    return 1, 0.0, str(value)
 
 
 def digest(run: Run, part: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from segsweep.core.program import pasted
 from segsweep.report import statistics
-from segsweep.report.comparison import Comparison, Configuration, digest, key, scale, scales, show
+from segsweep.report.comparison import Comparison, Configuration, digest, key, ordered, scale, scales, show
 from segsweep.report.record import Run
 from segsweep.report.statistics import LEVEL, Interval
 
@@ -117,7 +117,6 @@ def analyse(comparison: Comparison, limit: int = 12) -> Analysis:
     count = differs.sum(-1)
     pooled: dict[tuple[str, str, str, str], list[Pair]] = {}
     unpaired = 0
-    scores = comparison.primary
     levels = {name: len({key(row.factors[name]) for row in rows if name in row.factors}) for name in names}
     searched = comparison.record.searched
     continuous = [name for name in names if levels[name] > (1 if name in searched else CONTINUUM)]
@@ -127,7 +126,7 @@ def analyse(comparison: Comparison, limit: int = 12) -> Analysis:
         if factor in (*pseudo, *continuous, *apart):
             continue
         a, b = sorted((int(i), int(j)), key=lambda row: _order(level(rows[row], factor)))
-        both = scores[b] - scores[a]  # (seeds, units): NaN unless both have this unit at this seed
+        both = comparison.less(b, a)  # (seeds, units): NaN unless both have this unit at this seed
         if np.isnan(both).all():
             unpaired += 1
             continue
@@ -157,7 +156,7 @@ def correct(contrasts: list[Contrast]) -> None:
 
 def over_pairs(factor: str, pairs: list[Pair], comparison: Comparison) -> Contrast:
     """The contrast that matched pairs of the same two levels give together, not yet corrected."""
-    rows, scores = comparison.rows, comparison.primary
+    rows = comparison.rows
     values = statistics.nanmean(np.array([pair.values for pair in pairs]), 0)
     named = isinstance(level(rows[pairs[0].a], factor), str)
     if (
@@ -165,7 +164,7 @@ def over_pairs(factor: str, pairs: list[Pair], comparison: Comparison) -> Contra
     ):  # options have no order: the better one is `b`, so that the sign reads well
         pairs, values = [Pair(p.b, p.a, p.seeds, -p.values) for p in pairs], -values
     matched = np.array(
-        [scores[p.b] - scores[p.a] for p in pairs if p.seeds == max(q.seeds for q in pairs)]
+        [comparison.less(p.b, p.a) for p in pairs if p.seeds == max(q.seeds for q in pairs)]
     )  # (pairs, seeds, units)
     seeds = statistics.nanmean(matched, 0)
     seeds = seeds[~np.isnan(seeds).all(1)]
@@ -322,7 +321,7 @@ def settling_command(a: Configuration, b: Configuration, factor: str) -> str:
             for name in typed
             if name.startswith(factor + ".") and name in b.factors and name not in {*a.factors, *classes}
         }
-    seeds = sorted({*a.seeds} & {*b.seeds}, key=str) or a.seeds
+    seeds = sorted({*a.seeds} & {*b.seeds}, key=ordered) or a.seeds
     first = dict(zip(a.runs[0].spec.repeats, a.runs[0].repeat, strict=True)) | {a.runs[0].seed_key: a.runs[0].seed}
     for name, values in {a.runs[0].seed_key: seeds, **a.repeats}.items():
         if len(values) > 1 or (values and values[0] != first[name]):

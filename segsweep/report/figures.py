@@ -13,7 +13,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import EngFormatter, FixedFormatter, MaxNLocator
 
 from segsweep.report.content import Figure, joined
 from segsweep.report.statistics import Interval, nanmean
@@ -44,6 +45,15 @@ PANEL = (4.2, 2.9)  # inches
 WIDE = 5.0
 
 
+def _as_written(axes: Any) -> None:
+    """No text but the numbers of an axis is a formula: a value of a setting may have two `$`."""
+    axis = [a for a in (axes.xaxis, axes.yaxis) if not isinstance(a.get_major_formatter(), FixedFormatter)]
+    numbers = {id(text) for a in axis for text in a.findobj(Text) if text is not a.label}
+    for text in axes.findobj(Text):
+        if id(text) not in numbers:
+            text.set_parse_math(False)
+
+
 def _plot(
     name: str, alt: str, caption: str, size: tuple[float, float], draw: Callable[[Any], None], left: float = 0.62
 ) -> Figure:
@@ -53,6 +63,7 @@ def _plot(
         width, height = size
         axes = canvas.add_axes((left / width, 0.46 / height, 1 - (left + 0.14) / width, 1 - 0.76 / height))
         draw(axes)
+        _as_written(axes)
         if max(map(abs, axes.get_ylim())) >= 1e4:  # 1.9M: there is no room for more
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         png, svg = BytesIO(), BytesIO()

@@ -52,8 +52,16 @@ def table_of_runs(record: Record, comparison: Comparison) -> str:
     return text.getvalue()
 
 
+REPORTS = frozenset(
+    ("sweep", "job", "status", "row", "signature", "group", "folder", "split.leaks", "command", "device", "commit")
+    + ("stopped", "accepted", "error", "error_class")
+)
+"""Columns of the report's own; a task's settings may have the same names."""
+
+
 def lines_of_runs(record: Record, comparison: Comparison) -> list[dict[str, Any]]:
-    """One a job: where it is, its settings and all its final metrics."""
+    """One a job: where it is, its settings and all its final metrics. A setting that is called as a column of REPORTS
+    is `setting.NAME` here, a number of the result that is called as one or as a setting `result.NAME`."""
     titles = {id(run): row.label for row in comparison.rows for run in row.runs}
     lines = []
     for job in record.jobs:
@@ -62,7 +70,11 @@ def lines_of_runs(record: Record, comparison: Comparison) -> list[dict[str, Any]
         line["row"] = titles.get(id(run), "")
         if run:
             line |= {"signature": run.signature, "group": run.group, "folder": str(run.folder)}
-            line |= run.settings | run.metrics | {"split.leaks": run.leaks, "command": run.command}
+            line |= {f"setting.{k}" if k in REPORTS else k: value for k, value in run.settings.items()}
+            line |= {
+                f"result.{k}" if k in run.settings or k in REPORTS else k: value for k, value in run.metrics.items()
+            }
+            line |= {"split.leaks": run.leaks, "command": run.command}
             line |= {"device": run.info.get("device"), "commit": run.info.get("commit")}
             line |= {"stopped": stopped} if (stopped := artifacts.stopped(run.result)) else {}
             line |= {"accepted": accepted.told(run.accepted[-1])} if run.accepted else {}

@@ -46,6 +46,12 @@ class Findings:
         return analyse(self.comparison)
 
     @property
+    def of_leaks(self) -> list[Contrast]:
+        """The contrasts of a split that leaks and one that does not."""
+        rows, found = self.rows, self.analysis.contrasts
+        return [c for c in found if c.factor == "split" and all(rows[p.a].leaks != rows[p.b].leaks for p in c.pairs)]
+
+    @property
     def spec(self) -> Spec:
         return self.comparison.spec
 

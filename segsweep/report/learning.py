@@ -20,7 +20,8 @@ FEWEST_RUNS = 10  # below this many finished runs, no importance is worked out
 
 @dataclass(frozen=True)
 class Overfitting:
-    """Gap of train to evaluation in the last epoch, mean over the runs: positive = better on what it was trained on."""
+    """Gap of train to evaluation in each run's last epoch, mean over the runs: positive = better on what it was trained
+    on."""
 
     part: str  # val or test
     score: float  # of the primary metric
@@ -30,26 +31,30 @@ class Overfitting:
 
 def overfitting(row: Configuration, metric: str) -> Overfitting | None:
     """By `metric` and by the loss, if the task has one. None where the histories lack one side of `metric`. The trend
-    is Kendall's test of the gap against the epoch, at 5 %."""
+    is Kendall's test of the mean gap against the epoch, at 5 %, over the epochs that all runs have."""
     part, spec = row.runs[0].evaluated_on, row.runs[0].spec
 
     def gaps(name: str) -> np.ndarray:
-        """(epochs,)"""
+        """(runs, epochs), of the runs that have any."""
         train, other = row.curves(f"train/{name}"), row.curves(f"{part}/{name}")
         if train.shape != other.shape or name not in spec.metrics:
-            return np.empty(0)
-        return statistics.nanmean(spec.metrics[name].sign * (train - other), 0)
+            return np.empty((0, 0))
+        several = spec.metrics[name].sign * (train - other)
+        return several[~np.isnan(several).all(1)]
 
-    gap, loss_gap = gaps(metric), gaps("loss")
-    seen = np.flatnonzero(~np.isnan(gap))
-    if not len(seen):
+    def last(several: np.ndarray) -> float:
+        return float(statistics.nanmean(np.array([run[~np.isnan(run)][-1] for run in several] or [np.nan])))
+
+    several = gaps(metric)
+    if not len(several):
         return None
+    gap = several.mean(0)
+    seen = np.flatnonzero(~np.isnan(gap))
     trend = "too few epochs"
     if len(seen) >= 5:
         tau, p = stats.kendalltau(seen, gap[seen]) if np.ptp(gap[seen]) > 0 else (0.0, 1.0)
         trend = ("widening" if tau > 0 else "closing") if p < statistics.LEVEL else "no trend shown"
-    last = seen[-1]
-    return Overfitting(part, float(gap[last]), float(loss_gap[last]) if last < len(loss_gap) else float("nan"), trend)
+    return Overfitting(part, last(several), last(gaps("loss")), trend)
 
 
 @dataclass(frozen=True)

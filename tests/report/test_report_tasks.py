@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from houses import ALONE, HOUSES, House, errors, in_memory, levels, write
 
+from segsweep.api import load
 from segsweep.report import statistics
 from segsweep.report.comparison import compare
 from segsweep.report.content import a, inside, plural, plus
@@ -620,3 +621,75 @@ def test_words_of_any_unit():
     assert [plus(value, form) for value, form in ((1234.5, ",.0f"), (-0.1, ".1%"), (0.0, ".3f"))] == [
         *("+1,234", "-10.0%", "+0.000")
     ]
+
+
+def test_only_the_folds_that_both_rows_have_are_compared():
+    """A house is tested in each part; the later ones are harder for everybody, and one row has the first alone."""
+    rng = np.random.default_rng(0)
+    level = levels(rng)
+
+    def run(trees: int, part: int) -> House:
+        scores = {f"h{i:02}": v + 30 * (part > 0) + rng.normal() for i, v in enumerate(level)}
+        return House({"trees": trees, "cv.part": part}, scores)
+
+    found = Findings(compare(in_memory([run(100, 0), run(100, 1), run(100, 2), run(200, 0)])))
+    (contrast,) = found.analysis.contrasts
+    assert abs(contrast.mean) < 1
+    assert contrast.verdict == "none"
+    (best,) = found.comparison.best["rmse"]
+    assert len(best.tied) == 1
+
+
+def test_folds_of_one_seed_are_no_seeds():
+    rng = np.random.default_rng(0)
+    spec = replace(ALONE, repeats=("cv.part",))
+    runs = [
+        House({"features": f, "cv.part": part, "seed": seed}, {"all": 200 + 30 * (f == "few") + rng.normal()}, spec)
+        for f, part, seed in itertools.product(["all", "few"], range(6), [0])
+    ]
+    found = Findings(compare(in_memory(runs)))
+    assert [c.verdict for c in found.analysis.contrasts] == ["none"]
+    assert [len(row.seeds) for row in found.rows] == [1, 1]
+    assert found.intervals == [None, None]
+
+
+def test_a_row_that_leads_and_lost_its_units_leaves_no_other_in_the_lead():
+    rng = np.random.default_rng(0)
+    level = levels(rng)
+    runs = [House({"lr": lr}, errors(rng, shift, level=level)) for lr, shift in ((0.1, 60), (0.2, 90), (0.3, 0))]
+    record = in_memory(runs)
+    record.runs[2].units.clear()
+    found = Findings(compare(record))
+    assert found.rows[0].factors["lr"] == 0.3
+    assert found.comparison.best["rmse"] == []
+    assert "has the lowest mean" not in " ".join({s.anchor: s for s in make(found)}["summary"].blocks[0])
+
+
+def test_a_gap_is_the_mean_over_the_runs_each_in_its_own_last_epoch():
+    runs = [House({"seed": seed, "epochs": 6}, errors(np.random.default_rng(seed)), ahead=0.2) for seed in range(3)]
+    record = in_memory(runs)
+    lasts = []
+    for run, length in zip(record.runs, (6, 3, 2), strict=True):
+        run.history = {name: column[:length] for name, column in run.history.items()}
+        lasts.append(run.history["val/rmse"][-1] - run.history["train/rmse"][-1])
+    found = Findings(compare(record))
+    (gap,) = found.overfitting
+    assert gap.score == pytest.approx(np.mean(lasts))
+    assert gap.trend == "too few epochs"  # two that all have
+
+
+def test_settings_that_are_called_as_columns_of_the_table_keep_their_values(tmp_path):
+    names = {"job": "night", "status": "new", "row": 3, "group": 1, "folder": "a", "objective": "squared"}
+    run = House(names, errors(np.random.default_rng(0)))
+    folder = write(tmp_path, [run])
+    (line,) = load(folder).runs.to_dict("records")
+    kept = {name: line["objective" if name == "objective" else f"setting.{name}"] for name in names}
+    assert kept == names
+    assert (line["job"], line["status"]) == (0, "finished")
+
+
+def test_a_value_with_two_dollars_is_no_formula(tmp_path):
+    rng = np.random.default_rng(0)
+    grid = itertools.product(["^a$|^c_$", "^b$"], [0.1, 0.2])
+    runs = [House({"features": f, "lr": lr}, errors(rng)) for f, lr in grid]
+    assert build([write(tmp_path, runs)], tmp_path / "out").exists()

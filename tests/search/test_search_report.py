@@ -20,7 +20,8 @@ from segsweep.core import artifacts
 from segsweep.core.errors import ConfigError
 from segsweep.core.program import typed
 from segsweep.report import winner
-from segsweep.report.search import pages
+from segsweep.report.search import figures, pages
+from segsweep.report.search.trials import Found
 from segsweep.runs.run import Outcome, run
 from segsweep.sweeps import sweep
 from segsweep.sweeps.preflight import preflight
@@ -328,3 +329,16 @@ def test_a_search_prunes_and_is_read_at_its_end(tmp_path):
     client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     parent = json.loads((folder / "sweep.json").read_text())["mlflow"]["run_id"]
     assert {"search.html", "best.yaml", "history-0.png"} <= {file.path for file in client.list_artifacts(parent)}
+
+
+def test_a_trial_over_a_limit_is_never_called_the_best():
+    study = optuna.create_study(direction="maximize")
+    for value, over in ((0.7, -0.5), (0.8, -0.2), (0.95, 1.0), (0.85, 0.0)):
+        trial = study.ask({"width": optuna.distributions.IntDistribution(1, 10**6)})
+        trial.set_constraint("parameters", over)
+        study.tell(trial, value)
+    found = Found(study, "sqlite:///x", None)
+    assert [t.number for t in found.best] == [3]
+    said = figures.history(found).blocks[0][0].alt + figures.slices(found).blocks[-1][0].alt
+    assert "0.85 in the end, reached at trial 3. 1 trial over a limit is never the best." in said
+    assert f"the best has {study.trials[3].params['width']}." in said.replace(",", "")

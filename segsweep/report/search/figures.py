@@ -19,12 +19,12 @@ COLOURS = {TrialState.COMPLETE: figures.COLOURS[0], TrialState.PRUNED: figures.C
 
 def history(found: Found) -> Section | None:
     """Scores in order of the trials, with the best so far."""
-    if not found.complete:
+    if not found.within:
         return None
     plots = []
     for i, name in enumerate(found.objectives):
         scored = [t for t in found.trials if not math.isnan(found.score(t, i))]
-        best = [found.score(t, i) for t in found.complete]
+        best = [found.score(t, i) for t in found.within]
         running = np.maximum.accumulate(best) if found.sign(i) > 0 else np.minimum.accumulate(best)
 
         def draw(axes: Any, i: int = i, name: str = name, scored: Any = scored, running: Any = running) -> None:
@@ -40,16 +40,16 @@ def history(found: Found) -> Section | None:
                         markersize=4,
                         label=state.name.lower(),
                     )
-            axes.step(
-                [t.number for t in found.complete], running, where="post", color=figures.GREY, label="best so far"
-            )
+            axes.step([t.number for t in found.within], running, where="post", color=figures.GREY, label="best so far")
             axes.set_xlabel("trial")
             axes.set_title(name)
             _large(axes.yaxis, running)
             axes.legend(loc="best")
 
         text = f"{name} of each trial. Best so far: {running[0]:.4g} at first, {running[-1]:.4g} in the end, reached"
-        text += f" at trial {found.complete[int(np.argmax(running == running[-1]))].number}."
+        text += f" at trial {found.within[int(np.argmax(running == running[-1]))].number}."
+        if over := len(found.complete) - len(found.within):
+            text += f" {plural(over, 'trial')} over a limit {'is' if over == 1 else 'are'} never the best."
         plots.append(figures._plot(f"history-{i}", text, text, (6.0, 3.2), draw))
     return Section("history", "History", [plots])
 
@@ -121,7 +121,7 @@ def _slice(found: Found, objective: int, name: str, param: str, trials: list[Fro
         axes.set_title(name)
         _large(axes.yaxis, [found.score(t, objective) for t in trials])
 
-    done = [t for t in trials if t.state is TrialState.COMPLETE]
+    done = [t for t in trials if t in found.within]
     top = max(done, key=lambda t: found.sign(objective) * found.score(t, objective), default=trials[0])
     text = f"{name} against {param} in {plural(len(trials), 'trial')}; the best has {short(top.params[param])}."
     key = "".join(c if c.isalnum() else "-" for c in param)
@@ -225,6 +225,8 @@ def pareto(found: Found) -> Section | None:
 
         text = f"{a} against {b}; the Pareto front in blue, with the trials' numbers: no other trial is better in one"
         text += " and as good in the other."
+        if len(found.within) < len(found.complete):
+            text = text.replace("no other trial", "no other trial within all limits")
         plots.append(figures._plot(f"pareto-{j}", text, text, (6.0, 3.4), draw))
     rows: list[list[Cell | str]] = [
         [Cell(str(t.number), t.number), *(Cell(score(v), v) for v in t.values), point(t)] for t in found.best

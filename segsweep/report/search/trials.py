@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from segsweep.core import artifacts
 from segsweep.core.errors import SegsweepError, nearest
+from segsweep.core.signature import OWN
 from segsweep.report.content import joined
 from segsweep.search.study import ASKED, counted, open_storage, reason, shown
 
@@ -34,8 +35,13 @@ class Found:
         return [t for t in self.trials if t.state is TrialState.COMPLETE and all(map(math.isfinite, t.values))]
 
     @cached_property
+    def within(self) -> list[FrozenTrial]:
+        """The complete ones that are over no limit, of which the best is one."""
+        return [t for t in self.complete if self.state(t) != "over a limit"]
+
+    @cached_property
     def objectives(self) -> list[str]:
-        asked = self.asked.get("search.objective")
+        asked = self.asked.get("search.objective") or self.asked.get(f"{OWN}.search.objective")
         names = [name.strip() for name in asked.split(",")] if asked else self.study.metric_names or []
         count = len(self.study.directions)
         return (

@@ -91,7 +91,7 @@ def _leaks(found: Findings) -> str:
     usual = f"In their splits {a(sample)} of {a(unit)} may be in training and another in test."
     means = found.word("leaking", usual if unit != sample else f"In their splits some {many(unit)} are in two parts.")
     text = f"**Leaks:** {joined(leaking[:12])}{f' and {len(leaking) - 12} more' if len(leaking) > 12 else ''}. {means}"
-    effects = [c for c in found.analysis.contrasts if c.factor == "split"]
+    effects = found.of_leaks
     for c in effects:
         same = f"on the same {c.units} {found.units}, all else equal."
         text += f" Measured: {c.b} minus {c.a}, {found.score} {found.signed(c)} {same}"

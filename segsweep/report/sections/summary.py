@@ -258,7 +258,7 @@ def _cautions(found: Findings) -> list[str]:
             f" the figures is {known}."
         )
     if any(row.leaks for row in found.rows):
-        leak = next((c for c in found.analysis.contrasts if c.factor == "split"), None)
+        leak = next(iter(found.of_leaks), None)
         effect = f" Measured on the same {plural(leak.units, found.unit)}: {leak.b} less {leak.a}," if leak else ""
         none = ", not shown to differ" if leak and leak.verdict == "none" else ""
         effect += f" {found.score} {widest(found, leak)}{none}." if leak else ""

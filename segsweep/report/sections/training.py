@@ -105,10 +105,11 @@ def _ends(found: Findings, rows: list[tuple[str, Configuration, str]], metric: s
     texts, form = [], about.mean_format or about.format
     for title, row, part in rows:
         column = f"{part}/{metric}"
-        mean = nanmean(row.curves(column), 0)
+        each = [run.history[column] for run in row.runs if column in run.history and len(run.history[column])]
         none = "not measured" if any(run.lacks(column) for run in row.runs) else "undefined"
-        if mean.size:
-            first, last = (none if np.isnan(value) else f"{value:{form}}" for value in mean[[0, -1]])
+        if each:
+            ends = (float(nanmean(np.array([values[place] for values in each]))) for place in (0, -1))
+            first, last = (none if np.isnan(value) else f"{value:{form}}" for value in ends)
             texts.append(f"{side or title}: {first} in the first epoch, {last} in the last")
     return "; ".join(texts) + "." if texts else ""
 
@@ -208,9 +209,9 @@ def learning_rate(found: Findings) -> Section | None:
     for series in found.rates[:8]:
         best = series.best(comparison)
         means = [float(found.means[row]) for row in series.rows]
-        scores, form = comparison.primary, found.form
-        p = np.delete(sign_flip_leader(scores[series.rows], best), best) * len(found.rates)
-        less = np.array([nanmean(nanmean(scores[series.rows[best]] - scores[row], 0)) for row in series.rows])
+        cells, form = comparison.cells[comparison.spec.primary], found.form
+        p = np.delete(sign_flip_leader(cells[series.rows], best), best) * len(found.rates)
+        less = np.array([nanmean(nanmean(comparison.less(series.rows[best], row), 0)) for row in series.rows])
         ahead = found.metric.sign * less > 0
         tied = int(((p >= LEVEL) | ~np.delete(ahead, best)).sum())
         text = (
