@@ -90,7 +90,7 @@ def test_a_signal_ends_the_sweep_with_its_state_saved_and_says_how_to_go_on(tmp_
     assert "To go on: python -m segsweep -m model=unet,r2unet" in output
     begun = [file.parent for file in cwd.glob("multirun/runs/*/history.jsonl")]
     ended = {True: "FINISHED", False: "KILLED"}
-    assert begun
+    assert begun, output
     known = {run.name: ended[(run / "result.json").exists()] for run in begun}
     assert in_mlflow(cwd) == known, ([copying.lacking(run) for run in begun], output)
     output = finish(start(cwd, *SWEEP))

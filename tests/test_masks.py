@@ -191,12 +191,8 @@ def test_an_address_of_a_record_is_reached_from_the_environment_and_else_asked_f
 
 WRITERS = {  # module.function -> why it does not go by artifacts.write_text
     "segsweep.core.artifacts.write_text": "this is it",
-    "segsweep.core.locks.alone": "a lock, which stays empty",
-    "segsweep.core.locks.free": "a lock, which stays empty",
     "segsweep.core.artifacts.flush": "opened to be flushed, and not written to",
     "segsweep.core.artifacts.link": "weights, a second time",
-    "segsweep.core.locks.lock": "a lock, which stays empty",
-    "segsweep.core.locks.held": "a lock, which stays empty",
     "segsweep.segmentation.data.cache.__init__": "opened to be locked, and not written to",
     "segsweep.core.checkpoints.save": "weights and states of optimizers",
     "segsweep.core.checkpoints.end": "a mark, which stays empty",
@@ -210,6 +206,7 @@ WRITERS = {  # module.function -> why it does not go by artifacts.write_text
     "segsweep.segmentation.data.cache._work": "a mark, which stays empty",
     "segsweep.segmentation.data.cache._help": "statistics, to the process that asked",
     "segsweep.segmentation.data.cache._store": "pixels",
+    "segsweep.core.locks._opened": "a lock, which stays empty",
     "segsweep.core.environment.reset_peak_memory": "one digit, for the kernel",
     "segsweep.segmentation.export.to_onnx": "a network",
     "segsweep.segmentation.export.export": "a network",

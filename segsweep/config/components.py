@@ -116,6 +116,15 @@ def _from_the_top(node: Mapping[str, Any]) -> list[str]:
     return [name for name in inspect.signature(locate(node["_target_"], KINDS["task"])).parameters if name not in node]
 
 
+def of_length(cfg: DictConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """`values`, of a configuration, with the length of training under the task too where its constructor takes it as
+    `epochs`: what it does with it is known to nobody, so runs of other lengths share no epochs."""
+    node = values.get("task")
+    if OWN in cfg or not isinstance(node, dict) or "epochs" in node or "epochs" not in arguments(cfg):
+        return values
+    return values | {"task": node | {"epochs": cfg.epochs}}
+
+
 def _check_task(cfg: DictConfig) -> tuple[list[str], set[str], dict[str, Any]]:
     """The mistakes of a task's settings, the top-level keys that are arguments of it, and the arguments without one."""
     try:

@@ -48,7 +48,7 @@ class Asked:
         self.data: Data = self.task.data()
         meant = {group: option for group, option in self.data.choices.items() if choices.get(group) == "auto"}
         self.choices = {**choices, **meant}
-        self.whole = resolved(cfg, (), str(sweep.absolute()) if sweep else "")
+        self.whole = components.of_length(cfg, resolved(cfg, (), str(sweep.absolute()) if sweep else ""))
         self.epochs = self.engine.epochs if self.task.spec.epochs else 1
         self.identity = identity(cfg, self.task.spec, self.data, sweep, self.whole)
         self.runs = runs

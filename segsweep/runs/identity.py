@@ -12,6 +12,7 @@ from yaml import YAMLError
 
 from segsweep.config import whitelist
 from segsweep.config.before import spec_of
+from segsweep.config.components import of_length
 from segsweep.config.schema import resolved, under
 from segsweep.core import artifacts, source
 from segsweep.core.errors import SegsweepError
@@ -102,7 +103,8 @@ def identity(
     at = under(cfg)
     apart, settings = left_out(at, spec), dict(data.settings)
     place = str(folder.absolute()) if folder else ""
-    whole = without((resolved(cfg, (), place) if at or values is None else values) | settings, apart)
+    given = of_length(cfg, resolved(cfg, (), place) if at or values is None else values)
+    whole = without(given | settings, apart)
     config, rest = deciding(whole, spec), at_rest(whole, spec)
     like = deciding(without(resolved(cfg, repeats(spec, at), place) | settings, apart), spec) if at else config
     like = without(like, repeats(spec, at))

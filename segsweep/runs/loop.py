@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from segsweep.core import environment
-from segsweep.core.checkpoints import Checkpoints
-from segsweep.core.errors import NotFiniteError, TaskError, nearest
+from segsweep.core.checkpoints import Checkpoints, check
+from segsweep.core.errors import NotFiniteError, SegsweepError, TaskError, nearest
 from segsweep.core.masks import first_line
 from segsweep.core.session import session
 from segsweep.task import PARTS, WORD, Spec, Stateful
@@ -263,6 +263,12 @@ class Loop:
         file = self.checkpoints.best(len(self.history))
         if not file.exists():
             raise NotFiniteError(f"{self.spec.select} had no value in any epoch, so that none of them is the best")
+        try:
+            check(file)
+        except ValueError as error:
+            raise SegsweepError(
+                f"{file}: damaged ({error}): nothing is tested by it. reuse=false trains anew"
+            ) from error
         found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)["model"]
         return found
 

@@ -67,6 +67,7 @@ def fit(
     tested: Evaluation | None = None
     shown = average.module if average is not None and scored == "ema" else model
     states: dict[str, Any] = {"model": shown, "optimizer": optimizer, "scheduler": scheduler}
+    states |= {"loss": loss} if loss.state_dict() else {}  # one's own may remember what it has seen
     if average is not None:
         states |= {"trained": model} if shown is not model else {"average": average.module}
     epochs = run.epochs(**states)

@@ -61,11 +61,13 @@ def connect(uri: str) -> "MlflowClient":
     file = database(uri)
     if file is None:
         return MlflowClient(uri)
+    # now, as another thread may go to another folder; MLflow knows stores by their addresses, too
+    file = Path(session().place or Path.cwd(), file)
     opened = _clients.get(uri)
     if opened and file.exists() and file.stat().st_ino == opened[0]:
         return opened[1]
     with locks.made(file, _make), importing():  # of the store's own code
-        whole = f"sqlite:///{file}?{uri.partition('?')[2]}".rstrip("?") if session().place else uri
+        whole = uri if "?" in str(file) else "?".join([f"sqlite:///{file}", *uri.split("?")[1:]])
         client = MlflowClient(whole if "?" in whole else whole + QUERY)
         client.search_experiments(max_results=1)
         _clients[uri] = file.stat().st_ino, client

@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -185,14 +185,27 @@ def _unused(place: Path) -> contextlib.AbstractContextManager[str]:
 def _key(dataset: DataSet, manifest: Manifest) -> str:
     """Everything that decides the cached bytes: not where the files lie, nor how they are normalised."""
     own = {f.name: getattr(dataset, f.name) for f in fields(dataset)}  # type: ignore[arg-type]
-    for name in ("root", "normalise", "model_width", "patch"):
-        own.pop(name, None)
+    own.pop("root", None)
     module = type(dataset).__module__
     made: Any = module.rpartition(".")[2]
-    if not module.startswith("segsweep."):  # an edited class decodes anew; this program's say so by FORMAT
-        made = [module, fingerprint(hashes(reached(module)))]
+    if module.startswith("segsweep."):
+        for name in ("normalise", "model_width", "patch"):  # which decoding does not look at
+            own.pop(name, None)
+    else:  # an edited class, or one of its parts, decodes anew; this program's say so by FORMAT
+        made = [module, fingerprint(hashes(reached(module, *sorted(set(_modules(own))))))]
     parts = [FORMAT, made, type(dataset).__qualname__, own, manifest.digest]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _modules(value: Any) -> Iterator[str]:
+    """Of the classes of an object and what it has."""
+    if isinstance(value, Mapping | list | tuple | set):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _modules(item)
+    elif (module := type(value).__module__) not in sys.stdlib_module_names:
+        yield module
+        if is_dataclass(value):
+            yield from _modules([getattr(value, f.name) for f in fields(value)])
 
 
 def statistics(images: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
