@@ -330,3 +330,68 @@ def test_a_result_without_its_keys_is_taken_for_absent(tmp_path, record):
     again = do(tmp_path)
     assert (again.error, again.metrics) == (None, first.metrics)
     assert json.loads((first.folder / "result.json").read_text())["metrics"] == whole["metrics"]
+
+
+def test_what_a_loss_of_ones_own_remembers_goes_on_with_it(tmp_path, monkeypatch, allow):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    allow("loss_of_run.*")
+    (tmp_path / "loss_of_run.py").write_text(
+        "import torch\nfrom torch.nn.functional import binary_cross_entropy_with_logits as bce\n"
+        "class Running(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.register_buffer('rare', torch.tensor(1.0))\n"
+        "    def forward(self, logits, target):\n"
+        "        if logits.requires_grad:\n"
+        "            self.rare.mul_(0.9).add_(0.1 / target.mean().clamp(min=0.02))\n"
+        "        return bce(logits.float(), target, pos_weight=self.rare)\n"
+    )
+    asked = ["loss=bce", "loss._target_=loss_of_run.Running", "scheduler=constant"]
+    first = do(tmp_path / "one", "epochs=1", *asked)
+    assert first.error is None
+    longer, fresh = do(tmp_path / "one", "epochs=2", *asked), do(tmp_path / "two", "epochs=2", *asked)
+    assert (longer.status, fresh.status) == ("continued", "finished")
+    assert same(weights(longer), weights(fresh))
+
+
+def test_a_task_that_is_given_the_length_shares_no_epochs_with_another_length(tmp_path, monkeypatch, allow):
+    """Its YAML does not say `epochs: ${epochs}`; the constructor takes it from the top all the same."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    allow("length_of_run.*")
+    (tmp_path / "length_of_run.py").write_text(
+        "from segsweep.task import Data, Metric, Result, Spec\n"
+        "class Once:\n"
+        "    spec = Spec(metrics={'loss': Metric(title='Loss', direction='min')}, select='val/loss', epochs=LOOPS)\n"
+        "    def __init__(self, *, epochs):\n        self.total = epochs\n"
+        "    def data(self):\n        return Data(digest='x', split='y', parts={'train': 1, 'val': 1, 'test': 1})\n"
+        "    def train(self, run):\n"
+        "        for epoch in run.epochs() if self.spec.epochs else ():\n"
+        "            epoch.report({'val/loss': 1 / self.total})\n"
+        "        return Result({'val/loss': 1 / self.total, 'test/loss': 1 / self.total})\n"
+    )
+    source_of = (tmp_path / "length_of_run.py").read_text()
+    for loops in (True, False):
+        (tmp_path / "length_of_run.py").write_text(source_of.replace("LOOPS", str(loops)))
+        sys.modules.pop("length_of_run", None)
+        (tmp_path / "conf" / "task").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "conf" / "task" / "once.yaml").write_text("_target_: length_of_run.Once\n")
+        asked = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "task=once"]
+        place = tmp_path / str(loops)
+        done = [do(place, f"epochs={n}", *asked, tiny=False) for n in (1, 4, 4)]
+        assert [outcome.error for outcome in done] == [None] * 3
+        assert [outcome.status for outcome in done] == ["finished", "finished", "reused"]
+        assert [outcome.metrics["test/loss"] for outcome in done] == [1.0, 0.25, 0.25]
+
+
+def test_nothing_is_tested_by_best_weights_that_are_damaged(tmp_path):
+    asked = "test_weights=best"
+    first = do(tmp_path, asked)
+    (best,) = (tmp_path / "runs").glob("trajectories/*/best_0002.pt")
+    weight = next(v for k, v in weights(first, "best.pt").items() if k.endswith("running_mean")).numpy().tobytes()
+    content = best.read_bytes()
+    best.write_bytes(content.replace(weight, bytes([weight[0] ^ 1]) + weight[1:]))
+    for name in ("result.json", "best.pt"):
+        (first.folder / name).unlink()
+    again = do(tmp_path, asked)
+    assert again.status == "failed"
+    assert "fails its checksum): nothing is tested by it. reuse=false trains anew" in again.error
+    assert do(tmp_path, asked, "reuse=false").metrics == first.metrics

@@ -1,6 +1,7 @@
 """The decoded set on disk: what is in it, who writes it, and what damage does."""
 
 import errno
+import importlib
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from segsweep.core.errors import DataError
 from segsweep.segmentation.data import cache
 from segsweep.segmentation.data.lgg import LGG
 from segsweep.segmentation.data.phantom import Phantom
+from segsweep.segmentation.data.source import Manifest
 
 
 def data_set(**changes):
@@ -439,3 +441,22 @@ def test_nobody_else_can_enter_the_folders(lgg, tmp_path):
     made = [path for path in (tmp_path / "cache", *(tmp_path / "cache").iterdir()) if path.is_dir()]
     assert len(made) == 3
     assert {path.stat().st_mode & 0o777 for path in made} == {0o700}
+
+
+def test_what_a_data_set_of_ones_own_has_decides_its_pixels_and_so_does_the_code_of_its_parts(tmp_path, monkeypatch):
+    """Its decoding may look at any argument; a part may be a class of another module."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    part, own = f"part_{tmp_path.name}", f"own_{tmp_path.name}"
+    (tmp_path / f"{part}.py").write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Window:\n    width: int = 1\n"
+    )
+    (tmp_path / f"{own}.py").write_text(
+        "from dataclasses import dataclass\nfrom typing import Any\n"
+        "@dataclass(frozen=True)\nclass Own:\n    normalise: str\n    window: Any = None\n"
+    )
+    window = importlib.import_module(part).Window()
+    made, manifest = importlib.import_module(own).Own, Manifest(digest="d", patients={}, files={})
+    keys = [cache._key(made(normalise=kind, window=window), manifest) for kind in ("unit", "zscore")]
+    assert len(set(keys)) == 2
+    (tmp_path / f"{part}.py").write_text((tmp_path / f"{part}.py").read_text().replace("= 1", "= 2"))
+    assert cache._key(made(normalise="unit", window=window), manifest) != keys[0]
