@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from segsweep.config.start import start
+from segsweep.core import source
 from segsweep.core.errors import SegsweepError
 from segsweep.core.masks import masked
 from segsweep.core.session import Session, begin, session
@@ -190,6 +191,8 @@ def sweep(overrides: str | Sequence[str] = ()) -> Results | None:
     asking = {word.split("=")[0] for word in words} & cli.ASKS
     if asking:
         raise SegsweepError(f"{min(asking)}: a question, for the command line: segsweep {min(asking)}")
+    if not any("hydra/launcher=basic" in word for word in words):  # whose jobs run what is loaded here
+        source.code.cache_clear()  # modules may have been edited since; workers load them anew
     with _alone(["-m", *words]):
         try:
             code = cli.main(raising=True)

@@ -29,6 +29,12 @@ def fit(run: Run, trainer: Any, module: Any, *data: Any, **more: Any) -> None:
         )
     if trainer.world_size > 1:
         raise TaskError(f"Trainer with {trainer.world_size} processes: a run is one process; use Trainer(devices=1)")
+    for each in trainer.callbacks:
+        if type(each).on_save_checkpoint.__qualname__ != "Callback.on_save_checkpoint":  # which does nothing
+            raise TaskError(
+                f"Trainer(callbacks=...): {type(each).__name__} keeps something in Lightning's own checkpoints "
+                "(on_save_checkpoint), which a run has none of: leave it out, or have it say so in its state_dict"
+            )
     base = next(kind for kind in type(trainer).__mro__ if kind.__name__ == "Trainer")
     callbacks = importlib.import_module(f"{base.__module__.partition('.trainer')[0]}.callbacks")
     made = type("Epochs", (_Epochs, callbacks.Callback), {})(run, trainer, module)
@@ -94,6 +100,7 @@ class _Progress:
             "schedulers": [entry.scheduler.state_dict() for entry in trainer.lr_scheduler_configs],
             "precision": trainer.precision_plugin.state_dict(),
             "callbacks": {each.state_key: state for each in trainer.callbacks if (state := each.state_dict())},
+            "data": trainer.datamodule.state_dict() if trainer.datamodule else {},
             "loops": trainer.fit_loop.state_dict(),
             "module": own,
         }
@@ -108,6 +115,8 @@ class _Progress:
         for each in trainer.callbacks:
             if each.state_key in state["callbacks"]:
                 each.load_state_dict(state["callbacks"][each.state_key])
+        if trainer.datamodule and state.get("data"):
+            trainer.datamodule.load_state_dict(state["data"])
         self.module.on_load_checkpoint(state["module"])
         trainer.fit_loop.load_state_dict(state["loops"])
         trainer.fit_loop.epoch_progress.reset_on_restart()  # the next had begun

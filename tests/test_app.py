@@ -788,3 +788,15 @@ def test_the_example_says_what_hydra_wants_to_know(tmp_path, file, grid):
     done = sweep(Path(shutil.copytree(EXAMPLE, tmp_path / "app")), file, "-m", grid, *QUIET, quiet=False)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stdout + done.stderr
+
+
+def test_what_lies_in_the_working_folder_is_told_apart_by_its_name(through, conf, app):
+    """Of what `hydra:` gives the rest is of one job alone."""
+    two = "file=${hydra:runtime.cwd}/two.txt"
+    (conf / "config.yaml").write_text(CONFIG + "file: ${hydra:runtime.cwd}/one.txt\n")
+    _, _, module = through(app, *QUIET)
+    for more, called in (((), 0), ((two,), 1), ((two,), 0)):
+        sys.argv[1:] = [*QUIET, *more]
+        module.seen.clear()
+        module.start()
+        assert len(module.seen) == called, more

@@ -122,3 +122,48 @@ def test_a_trainer_with_an_end_of_its_own_is_told(tmp_path, more):
     run = Loop(SPEC, "val", epochs=1, seed=3, checkpoints=Checkpoints(tmp_path))
     with pytest.raises(TaskError, match="leave both out"):
         fit(run, trainer(**more), Net())
+
+
+def test_a_callback_that_keeps_something_only_in_lightnings_own_checkpoints_is_refused(tmp_path):
+    run = Loop(SPEC, "val", epochs=1, seed=3, checkpoints=Checkpoints(tmp_path))
+    average = lightning.pytorch.callbacks.EMAWeightAveraging(decay=0.99)
+    with pytest.raises(TaskError, match="EMAWeightAveraging keeps something in Lightning's own checkpoints"):
+        fit(run, trainer(callbacks=[average]), Net())
+
+
+class Points(lightning.LightningDataModule):
+    """Its samples are others with every epoch that it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def _loader(self, size: int):
+        x = torch.linspace(-1, 1, 60)[:, None]
+        return torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(x, x[:, 0].sin() + self.seen), batch_size=size
+        )
+
+    def train_dataloader(self):
+        self.seen += 1
+        return self._loader(16)
+
+    def val_dataloader(self):
+        return self._loader(60)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+def test_what_a_data_module_remembers_goes_on_with_it(tmp_path):
+    seen = {}
+    for epochs in (2, 4):
+        run = Loop(SPEC, "val", epochs=epochs, seed=3, checkpoints=Checkpoints(tmp_path))
+        torch.manual_seed(3)
+        points = Points()
+        fit(run, trainer(reload_dataloaders_every_n_epochs=1), Net(), datamodule=points)
+        seen[epochs] = points.seen
+    assert seen == {2: 2, 4: 4}

@@ -50,6 +50,7 @@ def engine(cfg: DictConfig) -> DictConfig:
 _PASSING = re.compile(r"\$\{\s*(hydra|now)\s*:")
 _CHOICE = re.compile(r"\$\{\s*hydra\s*:\s*runtime\.choices\.([^\s{}]+)\s*\}")
 """The option of a group, which decides as any value does."""
+_HERE = re.compile(r"\$\{\s*hydra\s*:\s*runtime\.cwd\s*\}")
 _MARK = "<of one job alone>"
 
 
@@ -85,6 +86,8 @@ def resolved(cfg: DictConfig, apart: tuple[str, ...] = (), folder: str = "") -> 
 def _marked(node: Any, apart: tuple[str, ...], at: str = "") -> Any:
     if at in apart:
         return _MARK
+    if isinstance(node, str):  # by whatever name, it is the folder that all jobs are started in
+        node = _HERE.sub(".", node)
     if isinstance(node, dict):
         return {key: _marked(item, apart, f"{at}.{key}" if at else str(key)) for key, item in node.items()}
     if isinstance(node, list):
