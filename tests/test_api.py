@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import segsweep
-from segsweep.core import artifacts
+from segsweep.core import artifacts, source
 from segsweep.core.errors import SegsweepError
 from segsweep.core.session import session
 from segsweep.report.files import write
@@ -231,3 +231,13 @@ def test_the_notebook_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("['shown'] True\n")
+
+
+@pytest.mark.parametrize(("launcher", "forgotten"), [("", True), ("hydra/launcher=basic", False)])
+def test_code_that_was_edited_between_two_sweeps_is_read_again_where_workers_load_it(monkeypatch, launcher, forgotten):
+    """Jobs in this process run what it has loaded: there a new hash would be a wrong one."""
+    source.code()
+    kept = []
+    monkeypatch.setattr("segsweep.sweeps.cli.main", lambda raising: kept.append(source.code.cache_info().currsize) or 0)
+    segsweep.sweep([launcher] if launcher else [])
+    assert (kept == [0]) is forgotten

@@ -332,10 +332,22 @@ def test_a_result_without_its_keys_is_taken_for_absent(tmp_path, record):
     assert json.loads((first.folder / "result.json").read_text())["metrics"] == whole["metrics"]
 
 
-def test_what_a_loss_of_ones_own_remembers_goes_on_with_it(tmp_path, monkeypatch, allow):
+@pytest.fixture
+def module(tmp_path, monkeypatch, allow):
+    """`module(NAME, SOURCE)`: one of one's own that may be named, as it is now."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    allow("loss_of_run.*")
-    (tmp_path / "loss_of_run.py").write_text(
+
+    def write(name: str, text: str) -> None:
+        (tmp_path / f"{name}.py").write_text(text)
+        sys.modules.pop(name, None)
+        allow(f"{name}.*")
+
+    return write
+
+
+def test_what_a_loss_of_ones_own_remembers_goes_on_with_it(tmp_path, module):
+    module(
+        "loss_of_run",
         "import torch\nfrom torch.nn.functional import binary_cross_entropy_with_logits as bce\n"
         "class Running(torch.nn.Module):\n"
         "    def __init__(self):\n        super().__init__()\n"
@@ -343,7 +355,7 @@ def test_what_a_loss_of_ones_own_remembers_goes_on_with_it(tmp_path, monkeypatch
         "    def forward(self, logits, target):\n"
         "        if logits.requires_grad:\n"
         "            self.rare.mul_(0.9).add_(0.1 / target.mean().clamp(min=0.02))\n"
-        "        return bce(logits.float(), target, pos_weight=self.rare)\n"
+        "        return bce(logits.float(), target, pos_weight=self.rare)\n",
     )
     asked = ["loss=bce", "loss._target_=loss_of_run.Running", "scheduler=constant"]
     first = do(tmp_path / "one", "epochs=1", *asked)
@@ -353,11 +365,9 @@ def test_what_a_loss_of_ones_own_remembers_goes_on_with_it(tmp_path, monkeypatch
     assert same(weights(longer), weights(fresh))
 
 
-def test_a_task_that_is_given_the_length_shares_no_epochs_with_another_length(tmp_path, monkeypatch, allow):
+def test_a_task_that_is_given_the_length_shares_no_epochs_with_another_length(tmp_path, module):
     """Its YAML does not say `epochs: ${epochs}`; the constructor takes it from the top all the same."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    allow("length_of_run.*")
-    (tmp_path / "length_of_run.py").write_text(
+    source = (
         "from segsweep.task import Data, Metric, Result, Spec\n"
         "class Once:\n"
         "    spec = Spec(metrics={'loss': Metric(title='Loss', direction='min')}, select='val/loss', epochs=LOOPS)\n"
@@ -368,10 +378,8 @@ def test_a_task_that_is_given_the_length_shares_no_epochs_with_another_length(tm
         "            epoch.report({'val/loss': 1 / self.total})\n"
         "        return Result({'val/loss': 1 / self.total, 'test/loss': 1 / self.total})\n"
     )
-    source_of = (tmp_path / "length_of_run.py").read_text()
     for loops in (True, False):
-        (tmp_path / "length_of_run.py").write_text(source_of.replace("LOOPS", str(loops)))
-        sys.modules.pop("length_of_run", None)
+        module("length_of_run", source.replace("LOOPS", str(loops)))
         (tmp_path / "conf" / "task").mkdir(parents=True, exist_ok=True)
         (tmp_path / "conf" / "task" / "once.yaml").write_text("_target_: length_of_run.Once\n")
         asked = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "task=once"]

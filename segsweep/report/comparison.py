@@ -196,11 +196,12 @@ def compare(record: Record) -> Comparison:
     each = {id(run): _scores(run, spec, part) for row in rows for run in row.runs}
     units = sorted({(digest(run, "data"), unit) for row in rows for run in row.runs for unit in each[id(run)]})
     place = {unit: i for i, unit in enumerate(units)}
+    number = {cell: i for i, cell in enumerate(trainings)}
     shape = len(rows), len(trainings), len(units)
     cells = {metric: np.full(shape, np.nan) for metric in spec.scores or (spec.primary,)}
     for i, row in enumerate(rows):
         for run in row.runs:
-            data, cell = digest(run, "data"), trainings.index(training(run))
+            data, cell = digest(run, "data"), number[training(run)]
             for unit, values in each[id(run)].items():
                 for metric, known in cells.items():
                     known[i, cell, place[data, unit]] = values.get(metric, np.nan)

@@ -23,6 +23,8 @@ from segsweep.segmentation.data.source import Size, is_pattern, listed, named, n
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".gif", ".bmp")
 MASK = "_mask"
+ABOVE = 3
+"""Folders: a patient's, one of a kind of files in it, and one of a visit between them."""
 PREDICTED = "The image is predicted, its patient has no metrics"
 
 
@@ -79,6 +81,7 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
     truths: set[Path] = set()
     axis = data.get("axis") if str(data.get("_target_")).endswith(".Nifti") else None
     suffixes = SUFFIXES if axis is None else volume.SUFFIXES
+    none = f"no image in it; expected files {', '.join(suffixes)} that are not masks"
     for path in given:
         if path.is_dir():
             root = next((path / place for place in PLACES[1:] if (path / place).is_dir()), path)
@@ -93,7 +96,7 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
         if not slices and files == [path]:
             masks.append(path)
         elif not slices:
-            problems.append(f"{path}: no image in it; expected files {', '.join(suffixes)} that are not masks")
+            problems.append(f"{path}: {none}")
         truths |= {item.truth.resolve() for item in slices if item.truth}
         if axis is not None:
             slices = [part for item in slices for part in _cut(item, axis, problems)]
@@ -111,7 +114,7 @@ def find(given: Sequence[Path], data: Mapping[str, Any]) -> tuple[dict[str, list
             found.setdefault(item.patient, []).append(item)
     for path in masks:  # `PATIENT/*.png` of a shell gives those of its images, too
         if path.resolve() not in truths:
-            problems.append(f"{path}: no image in it; expected files {', '.join(suffixes)} that are not masks")
+            problems.append(f"{path}: {none}")
     ordered = {name: sorted(found[name], key=partial(_place, axis is not None)) for name in sorted(found)}
     for name, patient in ordered.items():
         stems = Counter(volume.stem(item.file) for item in patient)
@@ -138,11 +141,11 @@ def _expression(data: Mapping[str, Any]) -> re.Pattern[str] | None:
 
 def _root(root: Path, files: Sequence[Path], data: Mapping[str, Any]) -> Path:
     """Where the run's patterns and its expression begin for `files`: the folder `root`, which may be a patient's, or
-    the nearest one above it below which they find an image."""
+    the nearest of the ABOVE above it below which they find an image: a run may be anybody's, and looks no further."""
     if not (expression := _expression(data)) or not (data.get("images") and data.get("masks")):
         return root
     here = absolute(root)
-    for above in (here, *here.parents):
+    for above in (here, *here.parents[:ABOVE]):
         for file in files:
             inside = absolute(file).relative_to(above)
             if _matches(inside.parts, Path(data["images"]).parts) and expression.search(inside.as_posix()):
@@ -152,11 +155,11 @@ def _root(root: Path, files: Sequence[Path], data: Mapping[str, Any]) -> Path:
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     """Whether the pattern of a glob finds a path, both in parts."""
-    if not pattern or pattern[0] != "**":
-        return parts == pattern == () or (
-            bool(parts and pattern) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-        )
-    return any(_matches(parts[n:], pattern[1:]) for n in range(len(parts)))
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[n:], pattern[1:]) for n in range(len(parts)))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _slices(root: Path, files: list[Path], data: Mapping[str, Any]) -> list[Slice]:
